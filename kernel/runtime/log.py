@@ -1,0 +1,7 @@
+"""The one logger of the project."""
+
+from __future__ import annotations
+
+import logging
+
+LOG = logging.getLogger("kernel")
