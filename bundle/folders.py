@@ -1,0 +1,64 @@
+"""Folders that are there whole or not at all."""
+
+from __future__ import annotations
+
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from kernel.errors import InputError
+
+
+@contextmanager
+def scratch_folder(parent: Path, name: str) -> Iterator[Path]:
+    """A new folder below `parent` (made if need be) that is gone afterwards, whatever happened.
+
+    Raises InputError where `parent` cannot be written.
+    """
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=parent))
+    except OSError as error:
+        raise InputError(f"cannot write into {parent}: {error.strerror}; choose another folder") from error
+    try:
+        yield folder
+    finally:
+        remove_folder(folder)
+
+
+def replace_folder(new: Path, target: Path) -> None:
+    """Put the finished folder `new` in `target`'s place; both must lie on one file system.
+
+    Until then `target` is as it was. Raises InputError where `target` is a file.
+    """
+    if target.exists() and not target.is_dir():
+        raise InputError(f"{target} is a file, and a folder is to be written there: move it away")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    new.chmod(0o755)  # a scratch folder is for its owner only
+    if not target.exists():
+        new.rename(target)
+        return
+    with scratch_folder(target.parent, "replaced") as away:
+        target.rename(away / "old")
+        new.rename(target)
+
+
+def make_read_only(folder: Path) -> None:
+    """Take away the right to write from the folder and all in it; files with other names elsewhere are left alone."""
+    for path in [folder, *folder.rglob("*")]:
+        mode = path.stat()
+        if path.is_dir() or mode.st_nlink == 1:
+            path.chmod(stat.S_IMODE(mode.st_mode) & ~0o222)
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a folder, read-only ones in it included. Nothing there: nothing to do."""
+    if not folder.exists():
+        return
+    for path in [folder, *folder.rglob("*")]:
+        if path.is_dir() and not path.is_symlink():
+            path.chmod(0o755)
+    shutil.rmtree(folder)

@@ -1,0 +1,132 @@
+"""What Kaggle's client is told: kernel-metadata.json, and checks of a dataset folder before it is published.
+
+The client checks little, ignores keys that it does not know, and exits with 0 where the server refused; so what
+can be known beforehand is checked here. Standard library only.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from kernel.errors import InputError
+from kernel.manifest import Manifest
+
+KERNEL_METADATA_NAME = "kernel-metadata.json"
+DATASET_METADATA_NAME = "dataset-metadata.json"
+SCRIPT_NAME = "kernel.py"
+#: The owner that weights_manifest.json names until its user fills in an own one.
+PLACEHOLDER_OWNER = "your-kaggle-name"
+#: The image of a kernel's first version stays: what was tried is what is scored.
+DOCKER_PINNING = "original"
+#: The licenses that the client's documentation names, as far as they suit code and weights.
+DATASET_LICENSES = ("apache-2.0", "CC0-1.0", "CC-BY-SA-4.0", "other", "unknown")
+TITLE_LENGTHS = range(6, 51)
+SUBTITLE_LENGTHS = range(20, 81)
+#: Archives that the server unpacks, so that the mount does not hold what was uploaded.
+UNPACKED_SUFFIXES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z")
+
+
+def slug_of_title(title: str) -> str:
+    """The slug that Kaggle makes of an ASCII title: lower case, hyphens for all that is no letter or digit."""
+    plain = re.sub(r"(?<=[0-9]),(?=[0-9])", "", title.lower())  # 1,000 is one word
+    return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
+
+
+def kernel_metadata(manifest: Manifest, code_file: str = SCRIPT_NAME) -> dict[str, Any]:
+    """What kernel-metadata.json says, for `kaggle kernels push`. Only `code_file` is uploaded with it.
+
+    Raises InputError where the title and the id would give the kernel two names.
+    """
+    identity = manifest.kernel
+    slug = identity.id.split("/")[1]
+    if slug_of_title(identity.title) != slug:
+        raise InputError(
+            f"kernel.title {identity.title!r} has the slug {slug_of_title(identity.title)!r}, kernel.id says {slug!r}: "
+            "Kaggle would go by one of them; make them agree in the manifest"
+        )
+    return {
+        "id": identity.id,
+        "title": identity.title,
+        "code_file": code_file,
+        "language": "python",
+        "kernel_type": "script",
+        "is_private": identity.private,
+        "enable_gpu": True,
+        "enable_tpu": False,
+        "enable_internet": False,  # the client's default is true, and the competition forbids it
+        "machine_shape": identity.accelerator,
+        "docker_image_pinning_type": DOCKER_PINNING,
+        "dataset_sources": list(dict.fromkeys([*manifest.all_weight_datasets, manifest.wheels_dataset])),
+        "competition_sources": [identity.competition],
+        "kernel_sources": [],
+        "model_sources": [],
+    }
+
+
+def check_dataset_folder(folder: Path, dataset: str) -> None:
+    """Check a folder that `kaggle datasets create -p` is to publish as `dataset` ("owner/slug").
+
+    Raises InputError that lists what the client or the server would refuse, skip or change.
+    """
+    path = folder / DATASET_METADATA_NAME
+    try:
+        metadata = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"no {path}: a dataset needs one") from error
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON: {error}") from error
+    problems = []
+    if metadata.get("id") != dataset:
+        problems.append(f"id: found {metadata.get('id')!r}, expected {dataset!r}, as the manifest says")
+    title = metadata.get("title")
+    if not isinstance(title, str) or len(title) not in TITLE_LENGTHS:
+        problems.append(f"title: found {title!r}, expected 6 to 50 characters")
+    subtitle = metadata.get("subtitle")
+    if subtitle and len(subtitle) not in SUBTITLE_LENGTHS:
+        problems.append(f"subtitle: found {len(subtitle)} characters, expected 20 to 80, or none")
+    licenses = metadata.get("licenses")
+    if not isinstance(licenses, list) or len(licenses) != 1 or licenses[0].get("name") not in DATASET_LICENSES:
+        problems.append(
+            f"licenses: found {licenses!r}, expected exactly one, [{{'name': NAME}}], NAME one of "
+            + ", ".join(DATASET_LICENSES)
+        )
+    for entry in sorted(folder.iterdir()):
+        if entry.is_dir():
+            problems.append(f"{entry.name}/: folders are skipped by the client; put the files beside each other")
+        elif entry.name.endswith(UNPACKED_SUFFIXES):
+            problems.append(f"{entry.name}: the server unpacks archives; give it another form")
+    if problems:
+        raise InputError(
+            f"{folder} cannot be published as a dataset:\n" + "\n".join(f"  - {line}" for line in problems)
+        )
+
+
+def unverified_points(manifest: Manifest) -> list[str]:
+    """What a build cannot know to be right, in words, for the user to see to before the push."""
+    points = []
+    for field, name in (("kernel.id", manifest.kernel.id), ("wheels_dataset", manifest.wheels_dataset)):
+        if name.split("/")[0] == PLACEHOLDER_OWNER:
+            points.append(f"{field} is {name}: put your own Kaggle user name there")
+    nameless = [member.name for member in manifest.members if member.file is None]
+    unsummed = [member.name for member in manifest.members if member.file is not None and member.sha256 is None]
+    homeless = [member.name for member in manifest.members if member.dataset is None]
+    if nameless:
+        points.append(
+            f"{len(nameless)} member(s) name no weight file, so the kernel must recognise theirs by content when it "
+            f"starts, and fails where several suit; --weights-dir fills them in: {', '.join(nameless)}"
+        )
+    if unsummed:
+        points.append(f"the weights of {len(unsummed)} member(s) have no sha256: {', '.join(unsummed)}")
+    if homeless:
+        points.append(
+            f"{len(homeless)} member(s) name no dataset and are looked for in {', '.join(manifest.weight_datasets)}: "
+            + ", ".join(homeless)
+        )
+    points.append(
+        "whether the datasets exist and may be used by the kernel's owner: read what `kaggle kernels push` prints, it "
+        "exits with 0 even when it drops one"
+    )
+    return points

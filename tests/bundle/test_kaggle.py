@@ -1,0 +1,245 @@
+"""Kernel and dataset metadata, tried with the real client against a stub of Kaggle's server on loopback."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bundle.kaggle import (
+    DATASET_METADATA_NAME,
+    KERNEL_METADATA_NAME,
+    check_dataset_folder,
+    kernel_metadata,
+    slug_of_title,
+    unverified_points,
+)
+from kernel.errors import InputError
+from kernel.manifest import parse_manifest
+
+ROOT = Path(__file__).resolve().parents[2]
+MANIFEST = parse_manifest((ROOT / "weights_manifest.json").read_text(encoding="utf-8"), "weights_manifest.json")
+CLIENT = Path(sys.executable).parent / "kaggle"
+needs_client = pytest.mark.skipif(not CLIENT.is_file(), reason="the kaggle client is not installed")
+
+#: What the server answers, by the last part of the path.
+REPLIES = {
+    "SaveKernel": {
+        "ref": "/code/me/kernel",
+        "url": "http://localhost/code/me/kernel",
+        "versionNumber": 1,
+        "error": "",
+        "invalidTags": [],
+        "invalidDatasetSources": [],
+        "invalidCompetitionSources": [],
+        "invalidKernelSources": [],
+    },
+    "CreateDataset": {"ref": "me/wheels", "url": "http://localhost/datasets/me/wheels", "status": "ok", "error": ""},
+}
+
+
+class StubHandler(BaseHTTPRequestHandler):
+    """Records requests; answers like Kaggle, as far as the client asks."""
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        request = json.loads(body) if body[:1] == b"{" else {}
+        self.server.requests.append((self.path, request))
+        name = self.path.rsplit("/", 1)[-1]
+        if name == "StartBlobUpload":
+            self.answer(200, {"token": "token", "createUrl": "http://localhost/upload"})
+        elif name in REPLIES:
+            self.answer(200, REPLIES[name])
+        else:  # GetDatasetStatus among them: no such dataset yet
+            self.answer(404, {"code": 404, "message": "not found"})
+
+    def do_PUT(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.answer(200, {})
+
+    def answer(self, status: int, reply: dict[str, Any]) -> None:
+        content = json.dumps(reply).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+class StubServer(ThreadingHTTPServer):
+    """A Kaggle of our own."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), StubHandler)
+        self.requests: list[tuple[str, dict[str, Any]]] = []
+
+
+@pytest.fixture
+def stub() -> Iterator[StubServer]:
+    with StubServer() as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def run_client(server: StubServer, config: Path, *arguments: str) -> str:
+    """Run the client against the stub; returns what it prints, for it exits with 0 whatever happens."""
+    proxy = f"http://127.0.0.1:{server.server_address[1]}"
+    environment = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
+    environment |= {"KAGGLE_API_ENVIRONMENT": "LOCALHOST", "HTTP_PROXY": proxy, "http_proxy": proxy}
+    environment |= {"KAGGLE_USERNAME": "me", "KAGGLE_KEY": "made-up", "KAGGLE_CONFIG_DIR": str(config)}
+    done = subprocess.run(
+        [str(CLIENT), *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return done.stdout + done.stderr
+
+
+@needs_client
+def test_push_as_the_server_sees_it(tmp_path: Path, stub: StubServer) -> None:
+    folder = tmp_path / "kernel"
+    folder.mkdir()
+    (folder / "kernel.py").write_text("print('é')\n", encoding="utf-8")
+    (folder / KERNEL_METADATA_NAME).write_text(json.dumps(kernel_metadata(MANIFEST)), encoding="utf-8")
+    told = run_client(stub, tmp_path, "kernels", "push", "-p", str(folder))
+    assert "Kernel version 1 successfully pushed" in told
+    assert not re.search(r"title does not resolve|not valid|error", told), told
+    [(path, request)] = [entry for entry in stub.requests if entry[0].endswith("SaveKernel")]
+    assert path.endswith("/api/v1/kernels.KernelsApiService/SaveKernel")
+    expected = {
+        "slug": MANIFEST.kernel.id,
+        "newTitle": MANIFEST.kernel.title,
+        "text": "print('é')\n",
+        "language": "python",
+        "kernelType": "script",
+        "isPrivate": True,
+        "enableGpu": True,
+        "enableInternet": False,
+        "machineShape": "NvidiaTeslaT4",
+        "dockerImagePinningType": "original",
+        "datasetDataSources": [*MANIFEST.weight_datasets, MANIFEST.wheels_dataset],
+        "competitionDataSources": ["sartorius-cell-instance-segmentation"],
+    }
+    assert {key: request.get(key) for key in expected} == expected
+
+
+@needs_client
+def test_wheel_dataset_as_the_server_sees_it(tmp_path: Path, stub: StubServer) -> None:
+    folder = write_dataset(tmp_path / "wheels")
+    told = run_client(stub, tmp_path, "datasets", "create", "-p", str(folder))
+    requests = [request for path, request in stub.requests if path.endswith("CreateDataset")]
+    assert requests, told
+    assert requests[-1]["ownerSlug"] == "me" and requests[-1]["slug"] == "wheels"
+    assert requests[-1]["licenseName"] == "other"
+    assert len(requests[-1]["files"]) == 1
+
+
+# kernel-metadata.json
+
+
+def test_metadata_names_every_source_once() -> None:
+    manifest = replace(
+        MANIFEST,
+        weight_datasets=(),
+        members=tuple(replace(member, dataset="me/weights") for member in MANIFEST.members),
+    )
+    assert kernel_metadata(manifest)["dataset_sources"] == ["me/weights", MANIFEST.wheels_dataset]
+
+
+def test_title_and_id_must_agree() -> None:
+    manifest = replace(MANIFEST, kernel=replace(MANIFEST.kernel, title="Another title"))
+    with pytest.raises(InputError, match=r"slug 'another-title', kernel\.id says 'sartorius-in-network-ensemble'"):
+        kernel_metadata(manifest)
+
+
+@pytest.mark.parametrize(
+    ("title", "slug"),
+    [
+        ("", ""),
+        ("Sartorius in-network ensemble", "sartorius-in-network-ensemble"),
+        ("  Cells: 1,000 of O'Hara's, v2_final! ", "cells-1000-of-o-hara-s-v2-final"),
+    ],
+)
+def test_slug_of_title(title: str, slug: str) -> None:
+    assert slug_of_title(title) == slug
+    assert pytest.importorskip("slugify", reason="comes with the kaggle client").slugify(title) == slug
+
+
+def test_unverified_points_of_the_published_manifest() -> None:
+    told = "\n".join(unverified_points(MANIFEST))
+    assert "put your own Kaggle user name" in told
+    assert "13 member(s) name no weight file" in told and "cascade_efficientnet_b6_cort" in told
+
+
+def test_unverified_points_of_a_full_manifest() -> None:
+    members = tuple(
+        replace(member, dataset="me/weights", file=f"{member.name}.pt", sha256="0" * 64) for member in MANIFEST.members
+    )
+    kernel = replace(MANIFEST.kernel, id="me/sartorius-in-network-ensemble")
+    manifest = replace(MANIFEST, kernel=kernel, wheels_dataset="me/wheels", members=members)
+    assert len(unverified_points(manifest)) == 1
+
+
+# dataset-metadata.json
+
+METADATA: dict[str, Any] = {"id": "me/wheels", "title": "Some wheels", "licenses": [{"name": "other"}]}
+
+
+def write_dataset(folder: Path, **changes: Any) -> Path:
+    folder.mkdir()
+    (folder / "some-1.0-py3-none-any.whl").write_bytes(b"PK")
+    (folder / DATASET_METADATA_NAME).write_text(json.dumps(METADATA | changes), encoding="utf-8")
+    return folder
+
+
+def test_a_good_dataset_folder_passes(tmp_path: Path) -> None:
+    check_dataset_folder(write_dataset(tmp_path / "wheels"), "me/wheels")
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"id": "me/others"}, "id: found 'me/others', expected 'me/wheels'"),
+        ({"title": "short"}, "title: found 'short', expected 6 to 50"),
+        ({"title": "x" * 51}, "title: found"),
+        ({"subtitle": "too short"}, "subtitle: found 9 characters"),
+        ({"licenses": []}, "licenses: found []"),
+        ({"licenses": [{"name": "mine"}]}, "licenses: found [{'name': 'mine'}]"),
+    ],
+)
+def test_a_wrong_dataset_folder_is_told(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(InputError, match=re.escape(told)):
+        check_dataset_folder(write_dataset(tmp_path / "wheels", **changes), "me/wheels")
+
+
+def test_what_the_server_would_change_is_told(tmp_path: Path) -> None:
+    folder = write_dataset(tmp_path / "wheels")
+    (folder / "sources").mkdir()
+    (folder / "mmcv.tar.gz").write_bytes(b"")
+    with pytest.raises(InputError, match=r"mmcv\.tar\.gz: the server unpacks archives") as caught:
+        check_dataset_folder(folder, "me/wheels")
+    assert "sources/: folders are skipped" in str(caught.value)
+
+
+def test_no_metadata(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="a dataset needs one"):
+        check_dataset_folder(tmp_path, "me/wheels")

@@ -1,0 +1,53 @@
+"""The vendored wheels for every test: built once into dist/wheels, installed once, importable as `mmcv` and `mmdet`.
+
+This is how the kernel gets them too, so the tests run on what Kaggle would run on.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from bundle.site import DIST, site_folder, use_vendored_packages
+from bundle.vendor import FetchError, load_lock
+from kernel.runtime.wheels import verify_wheels
+
+# No example has a time limit: how long one takes says more about the machine's load than about the code.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
+
+# Why there are no wheels in this session; empty when there are.
+NO_WHEELS = pytest.StashKey[str]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    reason = ""
+    # xdist's workers start after the controller has built and installed.
+    if hasattr(config, "workerinput") and not site_folder().is_dir():
+        reason = "the wheels could not be built; see the session's own message"
+    else:
+        try:
+            use_vendored_packages()
+        except FetchError as error:
+            reason = f"the wheels are not in the cache, and pip could not fetch them: {error}"
+    config.stash[NO_WHEELS] = reason
+
+
+@pytest.fixture(scope="session")
+def wheels_site(request: pytest.FixtureRequest) -> Path:
+    """A folder with the wheels installed, which is on sys.path in this session; for PYTHONPATH of other processes.
+
+    Skips without network and cache.
+    """
+    if request.config.stash[NO_WHEELS]:
+        pytest.skip(request.config.stash[NO_WHEELS])
+    return site_folder()
+
+
+@pytest.fixture(scope="session")
+def wheels_dir(wheels_site: Path) -> Path:
+    """dist/wheels, verified."""
+    verify_wheels(DIST / "wheels", load_lock())
+    return DIST / "wheels"
