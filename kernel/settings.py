@@ -1,0 +1,66 @@
+"""What can be tuned: one frozen dataclass of thresholds per cell type, and the ensemble's switches.
+
+Figures without another origin are those of the published solution (its last ensemble).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+#: The competition's cell types; a type's place here is its label.
+CELL_TYPES = ("shsy5y", "astro", "cort")
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Every threshold of one cell type, from proposals to the finished mask."""
+
+    rpn_nms_pre: int = 5000  # best positions kept per FPN level before NMS
+    rpn_iou_threshold: float = 0.7  # proposals overlapping more than this (box IoU) are merged by NMS
+    rpn_score_threshold: float = 0.9  # proposals must score above this
+    rpn_max_per_img: int | None = None  # at most so many proposals; None: all
+    rcnn_iou_threshold: float = 0.7  # high on purpose: the mask NMS decides
+    rcnn_score_threshold: float = 0.2  # boxes must score above this
+    mask_threshold: float = 0.45  # a pixel is inside above this probability
+    mask_nms_threshold: float = 0.1  # a mask whose IoU with a better one is above this goes; 0: no mask NMS
+    confidence: float = 0.3  # masks of a lower score go
+    min_size: int = 70  # masks of so many pixels or fewer go
+    corrupt: bool = False  # fill each outline as if it were convex, as the astro annotations are
+
+
+#: The published ensemble's thresholds, by cell type.
+DEFAULT_THRESHOLDS = {
+    "shsy5y": Thresholds(),
+    "astro": Thresholds(
+        rpn_nms_pre=2000, rpn_iou_threshold=0.75, rpn_score_threshold=0.9,
+        rcnn_iou_threshold=0.9, rcnn_score_threshold=0.25,
+        mask_nms_threshold=0.1, confidence=0.4, corrupt=True,
+    ),
+    "cort": Thresholds(
+        rpn_nms_pre=1000, rpn_iou_threshold=0.6, rpn_score_threshold=0.95,
+        rcnn_iou_threshold=0.6, rcnn_score_threshold=0.5,
+        mask_nms_threshold=0.05, confidence=0.7,
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class CellTypeRule:
+    """How the cell type follows from the number of confident positions of the merged RPN maps."""
+
+    score: float = 0.7  # a position counts when its best anchor scores above this
+    astro_above: int = 10  # more than this on the two coarsest levels together: astro
+    cort_below_total: int = 4500  # otherwise fewer than this in all ...
+    cort_below_second: int = 750  # ... and fewer than this on the second level: cort; else shsy5y
+
+
+@dataclass(frozen=True)
+class EnsembleSettings:
+    """How the members are averaged."""
+
+    use_tta: bool = True  # boxes from the four flips, not from the identity view alone
+    use_tta_masks: bool = True  # masks as well
+    bbox_nms: bool = True  # without it boxes are only sorted by score
+    num_classes: int = len(CELL_TYPES)  # the first so many of the detector's classes count
+    thresholds: dict[str, Thresholds] = field(default_factory=lambda: dict(DEFAULT_THRESHOLDS))
+    cell_type_rule: CellTypeRule = CellTypeRule()
