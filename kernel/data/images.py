@@ -1,0 +1,171 @@
+"""Finding and reading images: PNG, TIFF or JPEG, gray or colour, of any depth, as (H, W, 3) uint8 BGR."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from kernel.errors import InputError
+from kernel.runtime.log import LOG
+
+#: File name endings that count as images, in any case.
+IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_JPEG_SIGNATURE = b"\xff\xd8\xff"
+
+
+def list_images(folder: Path) -> list[Path]:
+    """The images directly in a folder, sorted by name; hidden files and sub-folders are passed over.
+
+    Raises:
+        InputError: the folder does not exist or holds no image, or two images differ only in their ending
+            (an image is known by its name without it).
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"No folder {folder}: give a folder that holds {', '.join(IMAGE_SUFFIXES)} files.")
+    entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    images = [path for path in entries if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
+    if not images:
+        shown = ", ".join(path.name for path in entries[:5]) + (", ..." if len(entries) > 5 else "")
+        found = f"it holds {len(entries)} other entries ({shown})" if entries else "it is empty"
+        allowed = ", ".join(IMAGE_SUFFIXES)
+        raise InputError(f"No image in {folder}: {found}. Put {allowed} files directly into it.")
+    by_stem: dict[str, Path] = {}
+    for path in images:
+        other = by_stem.setdefault(path.stem, path)
+        if other is not path:
+            raise InputError(
+                f"Two images in {folder} have the same name without ending: {other.name} and {path.name}. "
+                "The submission knows an image by that name: rename or remove one."
+            )
+    return images
+
+
+def read_image(path: Path) -> np.ndarray:
+    """One image as (H, W, 3) uint8, channels B, G, R: gray is repeated, alpha dropped, of a stack the first page read.
+
+    8 bit values stay as they are. Other depths are stretched linearly so that the image's own darkest value
+    becomes 0 and its brightest 255: cameras of 10, 12 and 14 bits store their values in 16, so dividing by the
+    depth's full range would leave most images nearly black. The channels share one stretch, which keeps colours; a
+    constant image becomes 128, the gray of the competition's backgrounds; not-a-number counts as the darkest.
+
+    Raises:
+        InputError: the file is missing, empty, truncated, or no image that OpenCV reads.
+    """
+    path = Path(path)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"Cannot read the image {path}: {error.strerror}. Check the path and its permissions."
+        ) from error
+    flaw = _image_flaw(content)
+    if flaw:
+        raise InputError(f"Cannot read the image {path}: {flaw}. Replace it by an intact PNG, TIFF or JPEG file.")
+    # IMREAD_UNCHANGED ignores a JPEG's orientation tag on purpose: masks lie on the pixels as they are stored.
+    pixels = _decoded(np.frombuffer(content, np.uint8))
+    if pixels is None or pixels.size == 0:
+        raise InputError(
+            f"Cannot read the image {path}: OpenCV cannot decode it, it is damaged or of an uncommon kind. "
+            "Save it again as an 8 or 16 bit PNG or TIFF."
+        )
+    if content.startswith(_TIFF_SIGNATURES):
+        pages = _tiff_pages(content)
+        if pages > 1:
+            LOG.warning("%s has %d pages: only the first is used", path.name, pages)
+    return _three_channels(_eight_bit(pixels))
+
+
+def _decoded(content: np.ndarray) -> np.ndarray | None:
+    """Pixels as they are stored, or None; OpenCV's own warnings are held back, they would only repeat our error."""
+    level = cv2.utils.logging.getLogLevel()
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        return cv2.imdecode(content, cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:  # sizes beyond OpenCV's limits
+        LOG.debug("OpenCV: %s", error)
+        return None
+    finally:
+        cv2.utils.logging.setLogLevel(level)
+
+
+def _image_flaw(content: bytes) -> str:
+    """What is visibly wrong with a file, or nothing; OpenCV fills a truncated PNG or JPEG up in silence."""
+    if not content:
+        return "the file is empty"
+    if content.startswith(_PNG_SIGNATURE):
+        return "" if _png_is_whole(content) else "the PNG is truncated or damaged"
+    if content.startswith(_JPEG_SIGNATURE):
+        # Cameras may append data after the end marker, never cut it off.
+        return "" if b"\xff\xd9" in content[-65536:] else "the JPEG is truncated"
+    if content.startswith(_TIFF_SIGNATURES):
+        return ""  # OpenCV refuses a TIFF whose strips are missing
+    return f"it is no PNG, TIFF or JPEG (it starts with {content[:8]!r})"
+
+
+def _png_is_whole(content: bytes) -> bool:
+    """Whether every chunk up to the closing one is there in full, with the right checksum."""
+    view = memoryview(content)
+    at = len(_PNG_SIGNATURE)
+    while at + 12 <= len(content):
+        length, kind = struct.unpack(">I4s", view[at : at + 8])
+        end = at + 12 + length  # length, kind, data, checksum
+        if end > len(content):
+            return False
+        (checksum,) = struct.unpack(">I", view[end - 4 : end])
+        if zlib.crc32(view[at + 4 : end - 4]) != checksum:
+            return False
+        if kind == b"IEND":
+            return True
+        at = end
+    return False
+
+
+def _tiff_pages(content: bytes) -> int:
+    """How many pages a classic TIFF chains together; 1 where that cannot be told."""
+    if content[2:4] not in (b"*\0", b"\0*"):
+        return 1  # BigTIFF
+    order = "<" if content[:2] == b"II" else ">"
+    seen: set[int] = set()
+    (at,) = struct.unpack(order + "I", content[4:8])
+    while at and at not in seen and at + 2 <= len(content):
+        seen.add(at)
+        (entries,) = struct.unpack(order + "H", content[at : at + 2])
+        link = at + 2 + 12 * entries
+        if link + 4 > len(content):
+            break
+        (at,) = struct.unpack(order + "I", content[link : link + 4])
+    return max(1, len(seen))
+
+
+def _eight_bit(pixels: np.ndarray) -> np.ndarray:
+    """Any depth as uint8, see read_image."""
+    if pixels.dtype == np.uint8:
+        return pixels
+    colour = pixels[..., :3] if pixels.ndim == 3 else pixels  # alpha is no gray level
+    values = colour.astype(np.float64)
+    finite = np.isfinite(values)
+    if not finite.any():
+        return np.full(values.shape, 128, np.uint8)
+    low, high = float(values[finite].min()), float(values[finite].max())
+    if high == low:
+        return np.full(values.shape, 128, np.uint8)
+    values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
+    # Halves first: the difference of two large floats may not fit.
+    return np.rint((values / 2 - low / 2) / (high / 2 - low / 2) * 255).astype(np.uint8)
+
+
+def _three_channels(pixels: np.ndarray) -> np.ndarray:
+    """(H, W), (H, W, 1), (H, W, 2), (H, W, 3) or (H, W, 4) as contiguous (H, W, 3)."""
+    if pixels.ndim == 2:
+        pixels = pixels[..., None]
+    if pixels.shape[2] in (1, 2):  # gray, or gray with alpha
+        pixels = np.repeat(pixels[..., :1], 3, axis=2)
+    return np.ascontiguousarray(pixels[..., :3])
