@@ -1,0 +1,146 @@
+"""Encoders: what a detector sees with. Built without weights and without network.
+
+Every encoder's first convolution has its stride removed, so that its feature maps have twice the usual
+resolution and the smallest cells are found: strides 2, 4, 8 and 16 instead of 4, 8, 16 and 32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+#: Strides of the four feature maps after the first convolution's stride is removed.
+ENCODER_STRIDES = (2, 4, 8, 16)
+
+
+@dataclass(frozen=True)
+class ResNetPlan:
+    """One member of the ResNet family, in the terms of mmdet's `ResNet` and `ResNeXt`."""
+
+    depth: int
+    groups: int = 1  # above 1: a ResNeXt of this many groups ...
+    base_width: int = 64  # ... of this width each
+    base_channels: int = 64
+    norm_eval: bool = False  # BatchNorm keeps its running statistics in training
+
+
+RESNET_PLANS: Mapping[str, ResNetPlan] = {
+    "resnet50": ResNetPlan(50, norm_eval=True),
+    "resnet101": ResNetPlan(101, norm_eval=True),
+    "resnext50": ResNetPlan(50, groups=32, base_width=4),
+    "resnext101": ResNetPlan(101, groups=32, base_width=4),
+    "resnext101_64x4": ResNetPlan(101, groups=64, base_width=4),
+    "resnext101_32x8": ResNetPlan(101, groups=32, base_width=8),
+    # A third of the width of a resnet18: small enough to ship with the demo, quick enough for two cores.
+    "resnet18_narrow": ResNetPlan(18, base_channels=24),
+}
+
+#: timm's names. The published EfficientNets were trained from noisy-student weights; the architecture is the same.
+TIMM_NAMES: Mapping[str, str] = {
+    "efficientnet_b4": "tf_efficientnet_b4",
+    "efficientnet_b5": "tf_efficientnet_b5",
+    "efficientnet_b6": "tf_efficientnet_b6",
+    "efficientnet_lite0": "efficientnet_lite0",
+}
+
+
+class TimmEncoder(nn.Module):
+    """A timm EfficientNet that returns its last feature map of each reduction 4, 8, 16 and 32.
+
+    timm's whole classifier is kept, although `conv_head`, `bn2` and `classifier` are never run: the published
+    checkpoints hold them.
+    """
+
+    def __init__(self, timm_name: str):
+        super().__init__()
+        self.effnet: Any = timm.create_model(timm_name, pretrained=False)
+        self.effnet.conv_stem.stride = (1, 1)
+        last_of_reduction = {
+            info["reduction"]: (int(info["module"].split(".")[1]), info["num_chs"])
+            for info in self.effnet.feature_info
+            if info["reduction"] >= 4
+        }
+        self.stages = tuple(stage for stage, _ in last_of_reduction.values())
+        self.channels = tuple(channels for _, channels in last_of_reduction.values())
+
+    def init_weights(self) -> None:
+        """mmdet calls this on every part; timm has drawn its weights already."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Map normalised images (B, 3, H, W) to four feature maps of strides 2, 4, 8, 16."""
+        x = self.effnet.bn1(self.effnet.conv_stem(x))
+        features = []
+        for stage, blocks in enumerate(self.effnet.blocks):
+            x = blocks(x)
+            if stage in self.stages:
+                features.append(x)
+        return tuple(features)
+
+
+def build_encoder(name: str) -> tuple[nn.Module, tuple[int, ...]]:
+    """Build the encoder `name` with random weights.
+
+    Returns the module, mapping (B, 3, H, W) to four maps of strides `ENCODER_STRIDES`, and their channels.
+    `name` is one of `RESNET_PLANS` or `TIMM_NAMES`.
+    """
+    if name in TIMM_NAMES:
+        encoder = TimmEncoder(TIMM_NAMES[name])
+        return encoder, encoder.channels
+    from mmdet.models.backbones import ResNet, ResNeXt
+
+    plan = RESNET_PLANS[name]
+    options: dict[str, Any] = dict(
+        depth=plan.depth,
+        base_channels=plan.base_channels,
+        num_stages=4,
+        out_indices=(0, 1, 2, 3),
+        frozen_stages=-1,
+        norm_cfg=dict(type="BN", requires_grad=True),
+        norm_eval=plan.norm_eval,
+        style="pytorch",
+    )
+    if plan.groups > 1:
+        resnet = ResNeXt(groups=plan.groups, base_width=plan.base_width, **options)
+    else:
+        resnet = ResNet(**options)
+    resnet.conv1.stride = (1, 1)
+    expansion = resnet.block.expansion
+    return resnet, tuple(plan.base_channels * expansion * 2**stage for stage in range(4))
+
+
+def encoder_signature(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Any, ...]:
+    """Tell encoders apart by a state dict's `{key: shape}`: blocks per stage and a few shapes that differ.
+
+    `shapes` are a bare detector's (keys `backbone.*`). Unknown layouts give a signature that matches none.
+    """
+    if "backbone.effnet.conv_stem.weight" in shapes:
+        stage_prefix, width_key = "backbone.effnet.blocks.", "backbone.effnet.conv_stem.weight"
+    else:
+        stage_prefix, width_key = "backbone.layer", "backbone.layer1.0.conv2.weight"
+    blocks = {tuple(key[len(stage_prefix) :].split(".")[:2]) for key in shapes if key.startswith(stage_prefix)}
+    stages = sorted({stage for stage, _ in blocks})
+    depths = tuple(sum(1 for stage, _ in blocks if stage == wanted) for wanted in stages)
+    return (stage_prefix, depths, shapes.get(width_key))
+
+
+_RESNET_LAYER, _EFFNET_BLOCKS = "backbone.layer", "backbone.effnet.blocks."
+
+#: What `encoder_signature` says of each encoder. A test derives the table anew from the built encoders.
+ENCODER_SIGNATURES: Mapping[tuple[Any, ...], str] = {
+    (_RESNET_LAYER, (2, 2, 2, 2), (24, 24, 3, 3)): "resnet18_narrow",
+    (_RESNET_LAYER, (3, 4, 6, 3), (64, 64, 3, 3)): "resnet50",
+    (_RESNET_LAYER, (3, 4, 23, 3), (64, 64, 3, 3)): "resnet101",
+    (_RESNET_LAYER, (3, 4, 6, 3), (128, 4, 3, 3)): "resnext50",
+    (_RESNET_LAYER, (3, 4, 23, 3), (128, 4, 3, 3)): "resnext101",
+    (_RESNET_LAYER, (3, 4, 23, 3), (256, 4, 3, 3)): "resnext101_64x4",
+    (_RESNET_LAYER, (3, 4, 23, 3), (256, 8, 3, 3)): "resnext101_32x8",
+    (_EFFNET_BLOCKS, (1, 2, 2, 3, 3, 4, 1), (32, 3, 3, 3)): "efficientnet_lite0",
+    (_EFFNET_BLOCKS, (2, 4, 4, 6, 6, 8, 2), (48, 3, 3, 3)): "efficientnet_b4",
+    (_EFFNET_BLOCKS, (3, 5, 5, 7, 7, 9, 3), (48, 3, 3, 3)): "efficientnet_b5",
+    (_EFFNET_BLOCKS, (3, 6, 6, 8, 8, 11, 3), (56, 3, 3, 3)): "efficientnet_b6",
+}
