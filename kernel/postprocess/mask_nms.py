@@ -1,0 +1,118 @@
+"""Greedy non-maximum suppression by mask IoU, on crops."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from kernel.postprocess.instances import CellMasks
+
+CropWindow = Sequence[int]  # y0, x0, y1, x1 of a crop in its image, the end exclusive
+
+
+def common_slices(window: CropWindow, other: CropWindow) -> tuple[tuple[slice, slice], tuple[slice, slice]] | None:
+    """What two crops have in common, as slices into the one and into the other; None if nothing."""
+    top, left = max(window[0], other[0]), max(window[1], other[1])
+    bottom, right = min(window[2], other[2]), min(window[3], other[3])
+    if top >= bottom or left >= right:
+        return None
+    ours = slice(top - window[0], bottom - window[0]), slice(left - window[1], right - window[1])
+    theirs = slice(top - other[0], bottom - other[0]), slice(left - other[1], right - other[1])
+    return ours, theirs
+
+
+def count_common_pixels(crop: np.ndarray, window: CropWindow, other_crop: np.ndarray, other: CropWindow) -> int:
+    """Pixels that two masks share, given their crops (bool) and windows."""
+    slices = common_slices(window, other)
+    return int(np.count_nonzero(crop[slices[0]] & other_crop[slices[1]])) if slices else 0
+
+
+def windows_common_area(window: np.ndarray, windows: np.ndarray) -> np.ndarray:
+    """(N,) int64, pixels that `window` (4,) shares with each of `windows` (N, 4); y0, x0, y1, x1."""
+    height = np.minimum(window[2], windows[:, 2]) - np.maximum(window[0], windows[:, 0])
+    width = np.minimum(window[3], windows[:, 3]) - np.maximum(window[1], windows[:, 1])
+    return np.maximum(height, 0) * np.maximum(width, 0)
+
+
+class MaskOverlaps:
+    """Pixels shared by the masks of one image, counted when first asked for and then remembered.
+
+    One NMS asks only for the few pairs that could matter; the tuning shares the counts between its thresholds.
+    """
+
+    def __init__(self, masks: CellMasks) -> None:
+        self.masks = masks
+        self.sizes = masks.sizes
+        self.windows = masks.windows
+        self._window_rows = self.windows.tolist()  # plain integers: indexing arrays one by one is slow
+        self._known: dict[tuple[int, int], int] = {}
+
+    def common_pixels(self, first: int, second: int) -> int:
+        """Pixels shared by the masks at two indices."""
+        pair = (first, second) if first < second else (second, first)
+        if pair not in self._known:
+            self._known[pair] = count_common_pixels(
+                self.masks.crops[pair[0]], self._window_rows[pair[0]],
+                self.masks.crops[pair[1]], self._window_rows[pair[1]],
+            )  # fmt: skip
+        return self._known[pair]
+
+    def exceeds(self, index: int, others: np.ndarray, iou_threshold: float) -> bool:
+        """Whether the IoU of mask `index` with any of `others` is strictly above the threshold."""
+        size, sizes = self.sizes[index], self.sizes[others]
+        bound = np.minimum(windows_common_area(self.windows[index], self.windows[others]), np.minimum(size, sizes))
+        # The IoU cannot be more than if all of the windows' common area (or of the smaller mask) were shared.
+        possible = (bound > 0) & (bound > iou_threshold * (size + sizes - bound) * (1 - 1e-9))
+        for other in others[possible].tolist():
+            common = self.common_pixels(index, other)
+            if common / (size + self.sizes[other] - common) > iou_threshold:
+                return True
+        return False
+
+    def intersects(self, index: int, others: np.ndarray) -> np.ndarray:
+        """(len(others),) bool: which of the masks at `others` share a pixel with mask `index`."""
+        near = windows_common_area(self.windows[index], self.windows[others]) > 0
+        near[near] = [self.common_pixels(index, other) > 0 for other in others[near].tolist()]
+        return near
+
+
+def best_first(masks: CellMasks) -> np.ndarray:
+    """(N,) int64 indices by falling score.
+
+    Equal scores are ordered by what the mask is (larger first, then place and pixels), so that the result does not
+    depend on the order of the input.
+    """
+    sizes, offsets, scores = masks.sizes.tolist(), masks.offsets_yx.tolist(), masks.scores.tolist()
+
+    def key(index: int) -> tuple:
+        crop = masks.crops[index]
+        return -scores[index], -sizes[index], offsets[index], crop.shape, crop.tobytes()
+
+    return np.array(sorted(range(len(masks)), key=key), dtype=np.int64)
+
+
+def mask_nms(masks: CellMasks, iou_threshold: float, overlaps: MaskOverlaps | None = None) -> np.ndarray:
+    """Greedy NMS: from the best score down, a mask goes whose IoU with a kept one is strictly above the threshold.
+
+    Classes are not told apart. An empty mask has an IoU of 0 with every other.
+
+    Args:
+        masks: N masks in any order.
+        iou_threshold: 0 to 1; at 0 there is no NMS and all are kept.
+        overlaps: of the same masks, to share counts between calls.
+
+    Returns:
+        Indices of the kept masks, best first, int64.
+    """
+    order = best_first(masks)
+    if iou_threshold == 0:
+        return order
+    overlaps = overlaps or MaskOverlaps(masks)
+    kept = np.empty(len(order), dtype=np.int64)
+    count = 0
+    for index in order.tolist():
+        if not overlaps.exceeds(index, kept[:count], iou_threshold):
+            kept[count] = index
+            count += 1
+    return kept[:count].copy()

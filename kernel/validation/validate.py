@@ -1,0 +1,125 @@
+"""Score an ensemble, or each of its members alone, on annotated images by the competition's metric."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tqdm import tqdm
+
+from kernel.data.annotated import AnnotatedImage
+from kernel.data.images import read_image
+from kernel.ensemble.ensemble import CLS_USE, Ensemble
+from kernel.postprocess.instances import CellMasks, Instances
+from kernel.runtime.pictures import draw_picture
+from kernel.segment import segment_image
+from kernel.settings import CELL_TYPES, Thresholds
+from kernel.validation.metric import MetricScores, image_score, mean_scores
+from kernel.validation.tuning import DEFAULT_GRID, ThresholdGrid, best_thresholds, mean_score_grid
+
+
+@dataclass(frozen=True)
+class ImageResult:
+    """What came of one image."""
+
+    image_id: str
+    cell_type: str  # the true one
+    found_type: str | None  # of the masks; None where nothing was found
+    counted_type: str  # by the proposals' counts, or by the first pass
+    cells: int  # annotated
+    found_cells: int
+    score: float
+    seconds: float
+    level_counts: tuple[int, ...]
+
+
+def validate_ensemble(
+    ensemble: Ensemble, images: Sequence[AnnotatedImage], pictures: Path | None = None
+) -> list[ImageResult]:
+    """Segment each image as the kernel does and score its masks; `pictures`: an existing folder for outlines."""
+    results = []
+    for entry in tqdm(images, unit="image", mininterval=2):
+        image = read_image(entry.path)
+        found = segment_image(ensemble, image)
+        truth = entry.annotations.masks()
+        result = ImageResult(
+            image_id=entry.image_id,
+            cell_type=entry.cell_type,
+            found_type=found.masks.cell_type,
+            counted_type=found.prediction.cell_type,
+            cells=len(truth),
+            found_cells=len(found.masks),
+            score=image_score(found.masks.masks, truth),
+            seconds=sum(found.prediction.seconds.values()),
+            level_counts=found.prediction.level_counts,
+        )
+        results.append(result)
+        if pictures is not None:
+            caption = (
+                f"{result.image_id}, {result.cell_type}: {result.found_cells} cells found, {result.cells} annotated, "
+                f"score {result.score:.3f}"
+            )
+            draw_picture(pictures / f"{result.cell_type}_{result.image_id}.png", image, found.masks.rles(), caption)
+    return results
+
+
+def lone_member(ensemble: Ensemble, name: str) -> Ensemble:
+    """An ensemble of the one member `name`, used for every cell type, with the same settings."""
+    (member,) = (member for member in ensemble.members if member.name == name)
+    alone = replace(member, use_for=frozenset((*CELL_TYPES, CLS_USE)))
+    return Ensemble([alone], ensemble.settings, ensemble.device, ensemble.dtype, ensemble.views_per_batch)
+
+
+def tune_ensemble(
+    ensemble: Ensemble, images: Sequence[AnnotatedImage], grid: ThresholdGrid = DEFAULT_GRID
+) -> dict[str, tuple[Thresholds, float, float]]:
+    """Per cell type among `images`: the best thresholds of the post-processing, the mean score before and after.
+
+    Cells are those that the ensemble's own box thresholds let through. Both scores are of the images tuned on, so
+    the second one is too good; what the thresholds are worth shows on others.
+    """
+    by_type: dict[str, list[tuple[Instances, CellMasks, float]]] = {}
+    for entry in tqdm(images, unit="image", mininterval=2):
+        found, truth = segment_image(ensemble, read_image(entry.path)), entry.annotations.masks()
+        by_type.setdefault(entry.cell_type, []).append((found.instances, truth, image_score(found.masks.masks, truth)))
+    tuned = {}
+    for cell_type, seen in by_type.items():
+        base = ensemble.settings.thresholds[cell_type]
+        scores = mean_score_grid(((soft, truth) for soft, truth, _ in seen), grid, corrupt=base.corrupt)
+        before = sum(score for *_, score in seen) / len(seen)
+        tuned[cell_type] = (best_thresholds(grid, scores, base), before, float(scores.max()))
+    return tuned
+
+
+def scores_of(results: Sequence[ImageResult]) -> MetricScores:
+    """The metric over all images and per cell type."""
+    return mean_scores((result.cell_type, result.score) for result in results)
+
+
+def describe_scores(name: str, results: Sequence[ImageResult]) -> str:
+    """One line: overall and per type scores, cell types found, seconds per image."""
+    scores = scores_of(results)
+    types = ", ".join(f"{cell_type} {score:.4f}" for cell_type, score in sorted(scores.per_type.items()))
+    right = sum(result.found_type == result.cell_type for result in results)
+    seconds = sum(result.seconds for result in results) / max(len(results), 1)
+    return (
+        f"{name}: {scores.overall:.4f} on {scores.images} images ({types}); "
+        f"cell type right on {right}; {seconds:.1f} s per image"
+    )
+
+
+def results_to_csv(results: Sequence[ImageResult]) -> str:
+    """The results as CSV text, a row per image."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(
+        ["id", "cell_type", "found_type", "counted_type", "cells", "found_cells", "score", "seconds", "level_counts"]
+    )
+    for r in results:
+        counts = " ".join(map(str, r.level_counts))
+        row = [r.image_id, r.cell_type, r.found_type or "", r.counted_type, r.cells, r.found_cells]
+        writer.writerow([*row, f"{r.score:.6f}", f"{r.seconds:.2f}", counts])
+    return stream.getvalue()

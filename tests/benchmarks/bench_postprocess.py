@@ -1,0 +1,93 @@
+"""Crops against full frames: the same post-processing of one image of 800 masks at 520 x 704, timed once each.
+
+    PYTHONPATH=.:tests python tests/benchmarks/bench_postprocess.py [count]
+
+It compares the results as well, and prints the ratio of the times.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import numpy as np
+from oracles import full_corrupt, full_remove_overlaps, random_instances
+
+from kernel.postprocess.clean import (
+    binarise,
+    corrupt_masks,
+    drop_empty,
+    postprocess_instances,
+    remove_overlaps,
+    remove_small,
+)
+from kernel.postprocess.instances import Instances
+from kernel.postprocess.mask_nms import best_first, mask_nms
+from kernel.settings import Thresholds
+
+SHAPE = (520, 704)
+
+
+def timed(function, *arguments):
+    start = time.perf_counter()
+    result = function(*arguments)
+    return result, time.perf_counter() - start
+
+
+def scattered_cells(count: int) -> Instances:
+    """Cells of a small canvas, moved to random places."""
+    rng = np.random.default_rng(0)
+    small = random_instances(rng, count, (32, 32))
+    offsets = small.offsets_yx + np.stack([rng.integers(0, SHAPE[side] - 32, count) for side in (0, 1)], axis=1)
+    return Instances(small.crops, offsets, small.boxes_xyxy, small.scores, small.labels, SHAPE)
+
+
+def full_frame_nms(frames: np.ndarray, threshold: float) -> np.ndarray:
+    """Vectorised over the kept masks: the pair by pair oracle would take hours here."""
+    flat = frames.reshape(len(frames), -1)
+    sizes = flat.sum(axis=1)
+    kept: list[int] = []
+    for index in range(len(flat)):
+        common = np.array([np.count_nonzero(flat[index] & flat[other]) for other in kept])
+        union = sizes[index] + sizes[kept] - common
+        if not (common > threshold * np.maximum(union, 1)).any():
+            kept.append(index)
+    return np.array(kept)
+
+
+def main(count: int) -> None:
+    thresholds = Thresholds(confidence=0.0, min_size=20, corrupt=True)
+    instances = scattered_cells(count)
+    found, whole = timed(postprocess_instances, instances, thresholds)
+    print(f"{count} masks at {SHAPE[0]} x {SHAPE[1]}: {len(found)} left, in crops {whole * 1e3:.1f} ms in all")
+
+    masks, binarised = timed(binarise, instances, thresholds.mask_threshold)
+    masks, ordered = timed(lambda: masks.select(best_first(masks)))
+    kept, suppressed = timed(mask_nms, masks, thresholds.mask_nms_threshold)
+    large, _ = timed(lambda: remove_small(masks.select(kept), thresholds.min_size))
+    corrupted, corruption = timed(corrupt_masks, large)
+    final, overlap = timed(remove_overlaps, corrupted)
+
+    frames = masks.full_frames()
+    full_kept, full_suppressed = timed(full_frame_nms, frames, thresholds.mask_nms_threshold)
+    np.testing.assert_array_equal(full_kept, kept)
+    full_corrupted, full_corruption = timed(lambda: np.stack([full_corrupt(frame) for frame in large.full_frames()]))
+    np.testing.assert_array_equal(full_corrupted, corrupted.full_frames())
+    some = full_corrupted[:100]  # quadratic in full frames: a part of it, scaled up
+    full_final, part = timed(full_remove_overlaps, some)
+    np.testing.assert_array_equal(full_final, final.full_frames()[: len(some)])
+    full_overlap = part * (len(full_corrupted) / len(some)) ** 2
+
+    print(f"binarise {binarised * 1e3:.1f} ms, sort {ordered * 1e3:.1f} ms")
+    for name, ours, full in (
+        ("mask NMS", suppressed, full_suppressed),
+        ("corruption", corruption, full_corruption),
+        ("overlap removal (full frames extrapolated from 100)", overlap, full_overlap),
+        ("together", suppressed + corruption + overlap, full_suppressed + full_corruption + full_overlap),
+    ):
+        print(f"{name}: crops {ours * 1e3:.1f} ms, full frames {full:.2f} s, ratio {full / ours:.0f}")
+    assert len(drop_empty(final)) == len(found)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 800)
