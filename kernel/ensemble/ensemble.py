@@ -1,0 +1,301 @@
+"""The ensemble: members, which of them an image needs, and the stages from image to mask probabilities."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from kernel.ensemble.boxes import Detections, MergedBoxes, merge_boxes, predict_view_boxes, select_boxes
+from kernel.ensemble.masks import merge_masks, predict_view_masks
+from kernel.ensemble.proposals import Proposals, compute_rpn_maps, merge_rpn_maps, select_proposals
+from kernel.ensemble.views import ALL_VIEWS, IDENTITY, View, view_images
+from kernel.errors import InputError
+from kernel.models.detectors import Detector, ViewFeatures, compute_features, mask_size
+from kernel.settings import CELL_TYPES, EnsembleSettings
+
+#: The use of a member that decides the cell type in a first pass.
+CLS_USE = "cls"
+
+
+@dataclass(frozen=True)
+class Member:
+    """A loaded detector and what it is used for."""
+
+    name: str
+    kind: str  # a key of DETECTOR_KINDS
+    detector: Detector
+    use_for: frozenset[str]  # of CELL_TYPES and "cls"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the ensemble says of one image. N cells, best first; all tensors float32 on the CPU, labels int64."""
+
+    image_shape: tuple[int, int]  # (H, W)
+    cell_type: str  # whose members and thresholds were used
+    level_counts: tuple[int, ...]  # confident positions per FPN level
+    boxes_xyxy: torch.Tensor  # (N, 4) pixels
+    scores: torch.Tensor  # (N,)
+    labels: torch.Tensor  # (N,) indices into CELL_TYPES
+    mask_probs: torch.Tensor  # (N, 28, 28) probability of the box's own class
+    members: tuple[str, ...]  # the names of the members that were run
+    seconds: Mapping[str, float]  # per stage: features, proposals, boxes, masks
+
+
+class StageClock:
+    """Adds up seconds per stage. On a GPU it waits for the device, so that each stage is charged its own work."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Charge the body to `name`, less what nested stages are charged."""
+        start, charged = time.perf_counter(), sum(self.seconds.values())
+        yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.seconds[name] += time.perf_counter() - start - (sum(self.seconds.values()) - charged)
+
+
+class ImageFeatures:
+    """The members' features of one image: computed when first asked for, kept for the later stages within a budget.
+
+    Beyond `budget_bytes` features are computed anew each time, which costs time and changes nothing else.
+    """
+
+    def __init__(self, ensemble: Ensemble, image_bgr: np.ndarray, clock: StageClock, budget_bytes: int):
+        self.ensemble = ensemble
+        self.image_bgr = image_bgr
+        self.image_shape: tuple[int, int] = image_bgr.shape[:2]
+        self.clock = clock
+        self.budget_bytes = budget_bytes
+        self.used: list[str] = []
+        self._kept: dict[tuple[str, tuple[View, ...]], ViewFeatures] = {}
+        self._inputs: dict[tuple[View, ...], torch.Tensor] = {}
+
+    def get(self, member: Member, views: tuple[View, ...]) -> ViewFeatures:
+        """The member's features of `views` as one batch."""
+        key = (member.name, views)
+        if key in self._kept:
+            return self._kept[key]
+        if member.name not in self.used:
+            self.used.append(member.name)
+        with self.clock.stage("features"):
+            if views not in self._inputs:
+                self._inputs[views] = view_images(self.image_bgr, views, self.ensemble.device).contiguous(
+                    memory_format=torch.channels_last
+                )
+            features = self.ensemble.compute_features(member, self._inputs[views])
+        size = features_bytes(features)
+        if size <= self.budget_bytes:
+            self.budget_bytes -= size
+            self._kept[key] = features
+        return features
+
+
+def features_bytes(features: ViewFeatures) -> int:
+    """The memory that features take."""
+    tensors = [*features.levels, *([] if features.semantic is None else [features.semantic])]
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+class Ensemble:
+    """Members that are averaged inside the network.
+
+    Parameters:
+        members: at least one for each cell type. They must agree on anchors, number of classes and mask size.
+        settings: thresholds per cell type and what is averaged over which views.
+        device: where the members run.
+        dtype: of the encoders' and necks' arithmetic. float32 is exact; float16 (CUDA) and bfloat16 run them under
+            autocast. Heads, boxes and masks stay float32.
+        views_per_batch: how many views go through a network at once; 1 needs the least memory.
+        feature_budget_bytes: features kept between the stages of one image; more are computed anew.
+
+    Raises InputError where members do not fit together.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        settings: EnsembleSettings,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        views_per_batch: int = 1,
+        feature_budget_bytes: int = 4 << 30,
+    ):
+        check_members_agree(members, settings)
+        self.settings = settings
+        self.device = torch.device(device)
+        self.dtype = dtype
+        self.views_per_batch = views_per_batch
+        self.feature_budget_bytes = feature_budget_bytes
+        self.members = tuple(members)
+        for member in self.members:
+            member.detector.to(self.device, memory_format=torch.channels_last).eval()
+
+    def members_for(self, use: str) -> tuple[Member, ...]:
+        """The members used for a cell type, or for "cls"."""
+        return tuple(member for member in self.members if use in member.use_for)
+
+    @property
+    def needs_first_pass(self) -> bool:
+        """Whether the cell type must be known before the members can be: where they differ by type."""
+        return any(self.members_for(cell_type) != self.members for cell_type in CELL_TYPES)
+
+    def compute_features(self, member: Member, images: torch.Tensor) -> ViewFeatures:
+        """A member's features of normalised images (V, 3, H, W), as float32."""
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            features = compute_features(member.detector, images)
+        semantic = None if features.semantic is None else features.semantic.float()
+        return ViewFeatures(tuple(level.float() for level in features.levels), semantic)
+
+    def view_batches(self, all_views: bool) -> tuple[tuple[View, ...], ...]:
+        """The views of a stage in batches: the four, or identity alone.
+
+        Identity is always a batch of its own, since proposals need it without the others.
+        """
+        flips = ALL_VIEWS[1:] if all_views else ()
+        step = self.views_per_batch
+        return ((IDENTITY,), *(tuple(flips[i : i + step]) for i in range(0, len(flips), step)))
+
+    def image_features(self, image_bgr: np.ndarray) -> ImageFeatures:
+        """Start on an image (H, W, 3) uint8 BGR: what `propose`, `box` and `mask` take."""
+        return ImageFeatures(self, image_bgr, StageClock(self.device), self.feature_budget_bytes)
+
+    def propose(self, features: ImageFeatures, members: Sequence[Member]) -> Proposals:
+        """Proposals of the members' averaged RPN maps on the identity view."""
+        with features.clock.stage("proposals"):
+            merged = merge_rpn_maps(compute_rpn_maps(m.detector, features.get(m, (IDENTITY,)).levels) for m in members)
+            return select_proposals(
+                merged,
+                members[0].detector.rpn_head,
+                features.image_shape,
+                self.settings.cell_type_rule,
+                self.settings.thresholds,
+            )
+
+    def box(self, features: ImageFeatures, members: Sequence[Member], boxes_xyxy: torch.Tensor) -> MergedBoxes:
+        """The members' and views' averaged answer to proposals (N, 4)."""
+        with features.clock.stage("boxes"):
+            if len(boxes_xyxy) == 0:
+                return MergedBoxes(boxes_xyxy, boxes_xyxy.new_zeros((0, self.settings.num_classes)))
+            return merge_boxes(
+                (
+                    len(views),
+                    predict_view_boxes(
+                        member.kind,
+                        member.detector,
+                        features.get(member, views),
+                        views,
+                        boxes_xyxy,
+                        features.image_shape,
+                        self.settings.num_classes,
+                    ),
+                )
+                for member in members
+                for views in self.view_batches(self.settings.use_tta)
+            )
+
+    def mask(self, features: ImageFeatures, members: Sequence[Member], boxes: Detections) -> torch.Tensor:
+        """The members' and views' averaged mask probabilities (N, 28, 28) of final boxes."""
+        with features.clock.stage("masks"):
+            if len(boxes.boxes_xyxy) == 0:
+                return boxes.boxes_xyxy.new_zeros((0, *mask_size(members[0].detector)))
+            return merge_masks(
+                (
+                    len(views),
+                    predict_view_masks(
+                        member.kind,
+                        member.detector,
+                        features.get(member, views),
+                        views,
+                        boxes.boxes_xyxy,
+                        boxes.labels,
+                        features.image_shape,
+                    ),
+                )
+                for member in members
+                for views in self.view_batches(self.settings.use_tta_masks)
+            )
+
+    @torch.inference_mode()
+    def decide_cell_type(self, features: ImageFeatures) -> str:
+        """The first pass, by the members marked "cls": the most frequent label among their boxes.
+
+        Where they find no box, what the counts of their maps say.
+        """
+        members = self.members_for(CLS_USE)
+        proposals = self.propose(features, members)
+        merged = self.box(features, members, proposals.boxes_xyxy)
+        boxes = select_boxes(merged, self.settings.thresholds[proposals.cell_type], self.settings.bbox_nms)
+        if len(boxes.labels) == 0:
+            return proposals.cell_type
+        return CELL_TYPES[int(boxes.labels.bincount().argmax())]
+
+    @torch.inference_mode()
+    def predict(self, image_bgr: np.ndarray) -> Prediction:
+        """Find the cells of an image (H, W, 3) uint8 BGR of any size. Only the members that it needs are run."""
+        features = self.image_features(image_bgr)
+        cell_type = self.decide_cell_type(features) if self.needs_first_pass else None
+        members = self.members if cell_type is None else self.members_for(cell_type)
+        proposals = self.propose(features, members)
+        cell_type = cell_type or proposals.cell_type
+        merged = self.box(features, members, proposals.boxes_xyxy)
+        boxes = select_boxes(merged, self.settings.thresholds[cell_type], self.settings.bbox_nms)
+        masks = self.mask(features, members, boxes)
+        return Prediction(
+            image_shape=features.image_shape,
+            cell_type=cell_type,
+            level_counts=proposals.level_counts,
+            boxes_xyxy=boxes.boxes_xyxy.cpu(),
+            scores=boxes.scores.cpu(),
+            labels=boxes.labels.cpu(),
+            mask_probs=masks.cpu(),
+            members=tuple(features.used),
+            seconds=dict(features.clock.seconds),
+        )
+
+
+def check_members_agree(members: Sequence[Member], settings: EnsembleSettings) -> None:
+    """Raise InputError unless all members can be averaged: same anchors, classes, mask size; each type has some."""
+    uses = [*CELL_TYPES, *([CLS_USE] if len({m.use_for - {CLS_USE} for m in members}) > 1 else [])]
+    for use in uses:
+        if not any(use in member.use_for for member in members):
+            raise InputError(f"no member is used for {use!r}: add it to some member's `use_for` in the manifest")
+    first = members[0]
+    for member in members:
+        ours, theirs = averaging_signature(first.detector), averaging_signature(member.detector)
+        for what, expected in ours.items():
+            if theirs[what] != expected:
+                raise InputError(
+                    f"members {first.name} and {member.name} cannot be averaged: their {what} differ "
+                    f"({expected} and {theirs[what]})"
+                )
+        if theirs["number of classes"] < settings.num_classes:
+            raise InputError(
+                f"member {member.name} knows {theirs['number of classes']} classes, "
+                f"the ensemble needs {settings.num_classes}"
+            )
+
+
+def averaging_signature(detector: Detector) -> dict[str, Any]:
+    """What members must have in common to be averaged."""
+    generator = detector.rpn_head.prior_generator
+    heads = detector.roi_head.bbox_head
+    box_head = heads[0] if isinstance(heads, nn.ModuleList) else heads
+    return {
+        "anchors": [anchors.tolist() for anchors in generator.base_anchors],
+        "strides": [tuple(stride) for stride in generator.strides],
+        "number of classes": box_head.num_classes,
+        "mask size": mask_size(detector),
+    }

@@ -1,0 +1,36 @@
+"""Masks: what all members and views predict for the same final boxes, un-flipped and averaged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from kernel.ensemble.views import View, boxes_into_view, masks_out_of_view
+from kernel.models.detectors import DETECTOR_KINDS, Detector, ViewFeatures
+
+
+def predict_view_masks(
+    kind: str,
+    detector: Detector,
+    features: ViewFeatures,
+    views: tuple[View, ...],
+    boxes_xyxy: torch.Tensor,
+    labels: torch.Tensor,
+    image_shape: tuple[int, int],
+) -> torch.Tensor:
+    """One member's mean mask probabilities (N, 28, 28) over `views`, for boxes (N, 4) of the image.
+
+    Each box's own class `labels` (N,) int64 is predicted and no other: all members are asked about the same class,
+    so choosing it before the average changes nothing.
+    """
+    in_views = torch.stack([boxes_into_view(boxes_xyxy, view, image_shape) for view in views])
+    masks = DETECTOR_KINDS[kind].predict_masks(detector, features, in_views, labels)
+    return torch.stack([masks_out_of_view(m, view) for m, view in zip(masks, views, strict=True)]).mean(dim=0)
+
+
+def merge_masks(predictions: Iterable[tuple[int, torch.Tensor]]) -> torch.Tensor:
+    """Average mask probabilities (N, 28, 28), each given with the number of views that it is the mean of."""
+    predictions = list(predictions)
+    total = sum(views for views, _ in predictions)
+    return torch.stack([masks * (views / total) for views, masks in predictions]).sum(dim=0)

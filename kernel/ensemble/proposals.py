@@ -1,0 +1,100 @@
+"""Proposals of the merged RPN, and the cell type that the merged maps tell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torchvision.ops import batched_nms
+
+from kernel.models.detectors import Detector
+from kernel.settings import CELL_TYPES, CellTypeRule, Thresholds
+
+
+@dataclass(frozen=True)
+class RpnMaps:
+    """An RPN's output for one view, before the sigmoid; or the mean of several members'."""
+
+    scores: tuple[torch.Tensor, ...]  # per level (A, h, w) logits of A anchors
+    deltas: tuple[torch.Tensor, ...]  # per level (4 A, h, w)
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """Class-agnostic boxes that all members are asked about."""
+
+    boxes_xyxy: torch.Tensor  # (N, 4) float32 pixels of the identity view, best score first
+    scores: torch.Tensor  # (N,) float32 in 0..1
+    cell_type: str  # what the counts say
+    level_counts: tuple[int, ...]  # confident positions per level
+
+
+def compute_rpn_maps(detector: Detector, levels: Sequence[torch.Tensor]) -> RpnMaps:
+    """Run a detector's RPN on its feature maps (1, C, h, w) of the identity view."""
+    scores, deltas = detector.rpn_head(levels)
+    return RpnMaps(tuple(s[0].float() for s in scores), tuple(d[0].float() for d in deltas))
+
+
+def merge_rpn_maps(maps: Iterable[RpnMaps]) -> RpnMaps:
+    """Average score and delta maps over members: logits, so before the sigmoid."""
+    maps = list(maps)
+    return RpnMaps(
+        tuple(torch.stack(level).mean(dim=0) for level in zip(*(m.scores for m in maps), strict=True)),
+        tuple(torch.stack(level).mean(dim=0) for level in zip(*(m.deltas for m in maps), strict=True)),
+    )
+
+
+def count_confident_positions(maps: RpnMaps, score: float) -> tuple[int, ...]:
+    """Per level, how many positions have an anchor whose score is above `score`."""
+    return tuple(int((level.sigmoid().amax(dim=0) > score).sum()) for level in maps.scores)
+
+
+def cell_type_of_counts(level_counts: Sequence[int], rule: CellTypeRule) -> str:
+    """The cell type by the number of confident positions per level: big cells are astro, few are cort."""
+    if sum(level_counts[-2:]) > rule.astro_above:
+        return "astro"
+    if sum(level_counts) < rule.cort_below_total and level_counts[1] < rule.cort_below_second:
+        return "cort"
+    return "shsy5y"
+
+
+def select_proposals(
+    maps: RpnMaps,
+    rpn_head: Any,
+    image_shape: tuple[int, int],
+    rule: CellTypeRule,
+    thresholds: dict[str, Thresholds],
+) -> Proposals:
+    """Decode merged maps by the anchors of `rpn_head` and keep the best boxes, by the thresholds of the counts' type.
+
+    `image_shape` is the unpadded (H, W); boxes are clipped to it. Empty boxes are dropped, NMS keeps the levels
+    apart.
+    """
+    counts = count_confident_positions(maps, rule.score)
+    cell_type = cell_type_of_counts(counts, rule)
+    limits = thresholds[cell_type]
+    device = maps.scores[0].device
+    anchors = rpn_head.prior_generator.grid_priors([s.shape[-2:] for s in maps.scores], device=device)
+    boxes, scores, levels = [], [], []
+    for level, (score_map, delta_map) in enumerate(zip(maps.scores, maps.deltas, strict=True)):
+        level_scores = score_map.permute(1, 2, 0).reshape(-1).sigmoid()
+        level_deltas = delta_map.permute(1, 2, 0).reshape(-1, 4)
+        best, order = level_scores.topk(min(limits.rpn_nms_pre, len(level_scores)))
+        boxes.append(rpn_head.bbox_coder.decode(anchors[level][order], level_deltas[order], max_shape=image_shape))
+        scores.append(best)
+        levels.append(torch.full_like(order, level))
+    all_boxes, all_scores, all_levels = torch.cat(boxes), torch.cat(scores), torch.cat(levels)
+    # A box at or below the score threshold suppresses none above it, so it can go before NMS.
+    sized = (all_boxes[:, 2] > all_boxes[:, 0]) & (all_boxes[:, 3] > all_boxes[:, 1])
+    candidates = torch.nonzero(sized & (all_scores > limits.rpn_score_threshold))[:, 0]
+    all_boxes, all_scores, all_levels = all_boxes[candidates], all_scores[candidates], all_levels[candidates]
+    kept = batched_nms(all_boxes, all_scores, all_levels, limits.rpn_iou_threshold)
+    kept = kept[: limits.rpn_max_per_img]
+    return Proposals(all_boxes[kept], all_scores[kept], cell_type, counts)
+
+
+def label_of_cell_type(cell_type: str) -> int:
+    """The label that boxes of `cell_type` carry."""
+    return CELL_TYPES.index(cell_type)

@@ -1,0 +1,104 @@
+"""From a manifest to a loaded ensemble, and from an image to its masks: what kernel and commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from kernel.ensemble.ensemble import Ensemble, Member, Prediction
+from kernel.errors import InputError
+from kernel.inputs import find_dataset, find_weights, walk_paths
+from kernel.manifest import Manifest, MemberEntry
+from kernel.models.checkpoints import CHECKPOINT_SUFFIXES, load_detector, recognise_checkpoint
+from kernel.postprocess.clean import ImageMasks, postprocess_instances
+from kernel.postprocess.instances import Instances, paste_instances
+from kernel.runtime.log import LOG
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """One image's result: the masks of the submission, and the prediction they were made of."""
+
+    prediction: Prediction
+    instances: Instances  # soft masks, before the post-processing
+    masks: ImageMasks
+
+
+def segment_image(ensemble: Ensemble, image_bgr: np.ndarray) -> Segmentation:
+    """Find the cells of an image (H, W, 3) uint8 BGR and make the masks of its submission rows."""
+    prediction = ensemble.predict(image_bgr)
+    instances = instances_of_prediction(prediction)
+    return Segmentation(prediction, instances, postprocess_instances(instances, ensemble.settings.thresholds))
+
+
+def instances_of_prediction(prediction: Prediction) -> Instances:
+    """Paste the predicted masks into the image, each as a crop."""
+    return paste_instances(
+        prediction.mask_probs.numpy(),
+        prediction.boxes_xyxy.numpy(),
+        prediction.scores.numpy(),
+        prediction.labels.numpy(),
+        prediction.image_shape,
+    )
+
+
+def mounted_weights(manifest: Manifest, root: Path) -> dict[str, Path]:
+    """Where each member's weights lie under the input root, by member name.
+
+    A member whose file the manifest does not name is looked for by content. Raises InputError as `find_weights` and
+    `recognise_unnamed` do.
+    """
+    named = {
+        member.name: find_weights(root, manifest.datasets_for(member), member.file, member.sha256)
+        for member in manifest.members
+        if member.file is not None
+    }
+    unnamed = [member for member in manifest.members if member.file is None]
+    if not unnamed:
+        return named
+    folders = [find_dataset(root, dataset) for dataset in manifest.all_weight_datasets]
+    candidates = [path for folder in folders for path in walk_paths(folder) if path.suffix in CHECKPOINT_SUFFIXES]
+    return named | recognise_unnamed(unnamed, [path for path in candidates if path not in named.values()])
+
+
+def recognise_unnamed(members: Sequence[MemberEntry], candidates: Sequence[Path]) -> dict[str, Path]:
+    """Match members to files by the kind and encoder that the files hold.
+
+    Raises InputError where a member has no file or several, listing them: which of several it is must be said by
+    `file` in the manifest.
+    """
+    found = [recognise_checkpoint(path) for path in candidates]
+    weights: dict[str, Path] = {}
+    for member in members:
+        fitting = [info.path for info in found if (info.kind, info.encoder) == (member.kind, member.encoder)]
+        rivals = [m.name for m in members if (m.kind, m.encoder) == (member.kind, member.encoder)]
+        if len(fitting) != 1 or len(rivals) != 1:
+            files = ", ".join(path.name for path in fitting) or "none"
+            raise InputError(
+                f"members {', '.join(rivals)} ({member.kind} {member.encoder}) name no file, and the weight "
+                f"datasets hold these of that kind and encoder: {files}. Say which by `file` in the manifest."
+            )
+        weights[member.name] = fitting[0]
+    return weights
+
+
+def load_ensemble(
+    manifest: Manifest,
+    weights: dict[str, Path],
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    progress: Callable[[Sequence[MemberEntry]], Sequence[MemberEntry]] = lambda members: members,
+) -> Ensemble:
+    """Load the manifest's members from their files and join them. mmdet must be importable."""
+    members = []
+    for entry in progress(manifest.members):
+        path = weights[entry.name]
+        detector = load_detector(path, entry.kind, entry.encoder, entry.sha256)
+        members.append(Member(entry.name, entry.kind, detector, frozenset(entry.use_for)))
+        LOG.info("member %s: %s %s from %s", entry.name, entry.kind, entry.encoder, path.name)
+    on_gpu = torch.device(device).type == "cuda"
+    return Ensemble(members, manifest.ensemble, device=device, dtype=dtype, views_per_batch=3 if on_gpu else 1)
