@@ -1,0 +1,195 @@
+"""Build the offline Kaggle kernel: one readable script, its metadata, and the dataset of vendored wheels.
+
+    python build_kernel.py                                   # dist/kernel/ and dist/wheels/
+    python build_kernel.py --manifest mine.json --weights-dir weights
+    python build_kernel.py --weights-dir weights --dry-run --images images --limit 3 --device cpu
+
+A bare Python 3.11 or later with pip is enough to build. `--weights-dir` checks the members' weight files and fills in
+what the manifest leaves open; recognising files by content needs torch, and `--dry-run` the whole environment.
+
+Exit codes: 0 done, 1 something failed, 2 something given was wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bundle.dry_run import run_dry
+from bundle.folders import replace_folder, scratch_folder
+from bundle.inline import inline_package
+from bundle.kaggle import (
+    KERNEL_METADATA_NAME,
+    SCRIPT_NAME,
+    check_dataset_folder,
+    kernel_metadata,
+    unverified_points,
+)
+from bundle.weights import FoundWeights, resolve_weights
+from kernel.errors import InputError, RunError
+from kernel.manifest import Manifest, manifest_to_json, read_manifest
+from kernel.runtime.wheels import parse_locked_wheels, verify_wheels
+
+ROOT = Path(__file__).resolve().parent
+ENTRY = ROOT / "kernel" / "main.py"
+LOCK = ROOT / "bundle" / "wheels.lock.json"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line. Returns the exit code."""
+    if sys.version_info < (3, 11):  # noqa: UP036 - whoever starts it with an older one is told so
+        print(f"build_kernel.py needs Python 3.11 or later, this is {sys.version.split()[0]}", file=sys.stderr)
+        return 2
+    options = parse_arguments(arguments)
+    try:
+        return run_build(options)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except RunError as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(
+        prog="build_kernel.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--manifest",
+        type=Path,
+        default=ROOT / "weights_manifest.json",
+        help="the ensemble and the kernel's identity (default: weights_manifest.json)",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "dist", help="where results go (default: dist beside this file)"
+    )
+    parser.add_argument(
+        "--weights-dir",
+        type=Path,
+        help="folder of weight files: <slug>/<file>, <owner>/<slug>/<file> or <file> (a dry run's default: the folder "
+        "`weights` beside the manifest)",
+    )
+    dry = parser.add_argument_group("dry run")
+    dry.add_argument("--dry-run", action="store_true", help="run the built script here, as Kaggle would")
+    dry.add_argument(
+        "--images",
+        type=Path,
+        default=ROOT / "bundle" / "demo" / "images",
+        help="folder of PNG, TIFF or JPEG images (default: the demo's)",
+    )
+    dry.add_argument("--limit", type=int, help="only the first so many images")
+    dry.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the script's choice)")
+    return parser.parse_args(arguments)
+
+
+def run_build(options: argparse.Namespace) -> int:
+    """Build, and run dry if asked to. Returns the exit code of the dry run's script, 0 without."""
+    given = read_manifest(options.manifest)
+    manifest, weights = given, ()
+    folder = weights_folder(options)
+    if folder is not None:
+        manifest, weights = resolve_weights(given, folder)
+
+    write_kernel(manifest, options.out / "kernel")
+    print(f"kernel: {options.out / 'kernel'}")
+    write_wheels(manifest, options.out / "wheels")
+    print(f"wheels: {options.out / 'wheels'}")
+    if manifest != given:
+        filled = options.out / "manifest.json"
+        filled.write_text(manifest_to_json(manifest), encoding="utf-8")
+        print(f"manifest with what was found in {folder} filled in: {filled}")
+    code = 0
+    if options.dry_run:
+        code = report_dry_run(options, manifest, weights)
+    print_next_steps(manifest, options.out)
+    return code
+
+
+def weights_folder(options: argparse.Namespace) -> Path | None:
+    """Where weights are to be looked for; None where none are needed."""
+    if options.weights_dir is not None or not options.dry_run:
+        return options.weights_dir
+    beside = options.manifest.resolve().parent / "weights"
+    if beside.is_dir():
+        return beside
+    raise InputError(
+        f"--dry-run needs the members' weights: give their folder by --weights-dir (there is no {beside} either)"
+    )
+
+
+def write_kernel(manifest: Manifest, target: Path) -> None:
+    """Write the folder that `kaggle kernels push -p` takes: the script and its metadata."""
+    if not LOCK.is_file():
+        raise InputError(f"no {LOCK}: it is part of the checkout, restore it")
+    embedded = {
+        "MANIFEST_JSON": manifest_to_json(manifest),
+        "WHEELS_LOCK_JSON": LOCK.read_text(encoding="utf-8"),
+    }
+    script = inline_package(ENTRY, embedded)
+    metadata = json.dumps(kernel_metadata(manifest), indent=2) + "\n"
+    with scratch_folder(target.parent, target.name) as scratch:
+        new = scratch / "new"
+        new.mkdir()
+        (new / SCRIPT_NAME).write_text(script, encoding="utf-8", newline="\n")
+        (new / KERNEL_METADATA_NAME).write_text(metadata, encoding="utf-8", newline="\n")
+        replace_folder(new, target)
+
+
+def write_wheels(manifest: Manifest, target: Path) -> None:
+    """Write the wheel dataset, unless a whole one for the same dataset is there already."""
+    from bundle.vendor import build_wheels
+
+    try:
+        lock = parse_locked_wheels(json.loads(LOCK.read_text(encoding="utf-8")), str(LOCK))
+    except ValueError as error:
+        raise InputError(f"{LOCK} is not JSON ({error}): restore it") from error
+    try:
+        verify_wheels(target, lock)
+        check_dataset_folder(target, manifest.wheels_dataset)
+    except InputError:
+        build_wheels(target, manifest.wheels_dataset)
+        check_dataset_folder(target, manifest.wheels_dataset)
+
+
+def report_dry_run(options: argparse.Namespace, manifest: Manifest, weights: Sequence[FoundWeights]) -> int:
+    """Run the built script, and print what it found and where that is. Returns the script's exit code."""
+    done = run_dry(
+        options.out / "kernel" / SCRIPT_NAME,
+        manifest,
+        options.out / "wheels",
+        weights,
+        options.images,
+        options.out,
+        options.limit,
+        options.device,
+    )
+    print(f"\ndry run: {sum(done.cells.values())} cells in {len(done.cells)} images")
+    for image_id, count in done.cells.items():
+        print(f"  {image_id}: {count} {done.cell_types.get(image_id, '')}".rstrip())
+    for what in ("submission.csv", "pictures", "summary.json"):
+        if (done.folder / what).exists():
+            print(f"  {done.folder / what}")
+    if done.exit_code:
+        print(f"  the script ended with exit code {done.exit_code}: see its log above, and summary.json")
+    return done.exit_code
+
+
+def print_next_steps(manifest: Manifest, out: Path) -> None:
+    """Print what is left to do, and what nobody has checked."""
+    print("\nunverified:")
+    for point in unverified_points(manifest):
+        print(f"  - {point}")
+    print("\nnext, once (later: `kaggle datasets version -p ... -m MESSAGE`):")
+    print(f"  kaggle datasets create -p {out / 'wheels'}")
+    print("then, for each version of the kernel:")
+    print(f"  kaggle kernels push -p {out / 'kernel'}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,181 @@
+"""The built script on this machine, as Kaggle would run it: same file, same mounts, its own process, offline.
+
+What it leaves is checked and drawn. Only drawing and checking need numpy and OpenCV.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bundle.folders import make_read_only, replace_folder, scratch_folder
+from bundle.weights import FoundWeights
+from kernel.errors import InputError, RunError
+from kernel.manifest import Manifest
+
+if TYPE_CHECKING:
+    import numpy as np
+
+#: Files above this are linked into the staged mounts where that is possible, not copied.
+LINK_ABOVE_BYTES = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What a dry run left behind."""
+
+    folder: Path  # submission.csv, summary.json, pictures/
+    exit_code: int  # the script's own
+    cells: Mapping[str, int]  # cells per image
+    cell_types: Mapping[str, str]  # by image, where the script says
+
+
+def run_dry(
+    script: Path,
+    manifest: Manifest,
+    wheels: Path,
+    weights: Sequence[FoundWeights],
+    images: Path,
+    out: Path,
+    limit: int | None = None,
+    device: str | None = None,
+) -> DryRun:
+    """Run the built `script` on the images of a folder; the results are in `out`/dry-run when it returns.
+
+    The mounts are staged read-only in a scratch folder below `out`: the competition's test images, the wheel
+    dataset, the weight datasets. `limit`: only the first so many images by name. `device`: as KERNEL_DEVICE;
+    None: the script's choice.
+
+    Raises InputError for a folder without images; RunError where the script leaves no submission, or one that
+    Kaggle would refuse.
+    """
+    chosen = choose_images(images, limit)
+    with scratch_folder(out, "dry-run") as scratch:
+        inputs, working, results = scratch / "input", scratch / "working", scratch / "results"
+        working.mkdir()
+        results.mkdir()
+        stage_mounts(inputs, manifest, wheels, weights, chosen)
+        code = run_script(script, inputs, working, device)
+        submission, summary = working / "submission.csv", working / "summary.json"
+        if not submission.is_file():
+            raise RunError(f"the script ended with exit code {code} and left no submission.csv; see its log above")
+        told = read_summary(summary)
+        types = cell_types_of(told)
+        cells = check_and_draw(submission, chosen, types, results / "pictures")
+        shutil.copyfile(submission, results / "submission.csv")
+        if told is not None:
+            shutil.copyfile(summary, results / "summary.json")
+        replace_folder(results, out / "dry-run")
+    return DryRun(out / "dry-run", code, cells, types)
+
+
+def choose_images(folder: Path, limit: int | None = None) -> list[Path]:
+    """The images of a folder, by name, at most `limit`. Raises InputError as `kernel.data.images.list_images`."""
+    from kernel.data.images import list_images
+
+    if limit is not None and limit < 1:
+        raise InputError(f"--limit {limit}: it must be at least 1")
+    return list_images(folder)[:limit]
+
+
+def stage_mounts(
+    inputs: Path, manifest: Manifest, wheels: Path, weights: Sequence[FoundWeights], images: Sequence[Path]
+) -> None:
+    """Lay out `inputs` as Kaggle does, from files on this machine, and make it read-only."""
+    test = inputs / "competitions" / manifest.kernel.competition / "test"
+    test.mkdir(parents=True)
+    for path in images:
+        stage_file(path, test / path.name)
+    for dataset in dict.fromkeys([manifest.wheels_dataset, *manifest.all_weight_datasets]):
+        (inputs / "datasets" / dataset).mkdir(parents=True)
+    for path in sorted(wheels.glob("*.whl")):
+        stage_file(path, inputs / "datasets" / manifest.wheels_dataset / path.name)
+    for found in weights:
+        home = inputs / "datasets" / manifest.datasets_for(found.member)[0]
+        stage_file(found.path, home / str(found.member.file))
+    make_read_only(inputs)
+
+
+def stage_file(source: Path, target: Path) -> None:
+    """Put a file in its place: a copy, or for large ones a hard link where the file system allows it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.stat().st_size > LINK_ABOVE_BYTES:
+        try:
+            target.hardlink_to(source.resolve())
+        except OSError:  # another file system, or one without links
+            shutil.copyfile(source, target)
+    else:
+        shutil.copyfile(source, target)
+
+
+def run_script(script: Path, inputs: Path, working: Path, device: str | None) -> int:
+    """Run the script as a process of its own, its log going where ours goes. Returns its exit code.
+
+    `-I` keeps this checkout, the user's packages and PYTHON* variables away from it.
+    """
+    environment = dict(os.environ)
+    environment["KERNEL_INPUT_ROOT"] = str(inputs.resolve())
+    environment["KERNEL_WORKING"] = str(working.resolve())
+    environment.pop("KERNEL_DEVICE", None)
+    if device is not None:
+        environment["KERNEL_DEVICE"] = device
+    sys.stdout.flush()
+    done = subprocess.run([sys.executable, "-I", str(script.resolve())], env=environment, cwd=working, check=False)
+    return done.returncode
+
+
+def read_summary(path: Path) -> dict[str, Any] | None:
+    """The script's summary, None where it wrote none."""
+    if not path.is_file():
+        return None
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(f"the script's {path.name} is not JSON: {error}") from error
+    return summary if isinstance(summary, dict) else None
+
+
+def cell_types_of(summary: Mapping[str, Any] | None) -> dict[str, str]:
+    """Each image's cell type, as the summary has it under "images"; images that failed have none."""
+    images = (summary or {}).get("images", {})
+    return {image_id: told["cell_type"] for image_id, told in images.items()}
+
+
+def check_and_draw(
+    submission: Path, images: Sequence[Path], cell_types: Mapping[str, str], pictures: Path
+) -> dict[str, int]:
+    """Check a submission against the images and draw a picture of each that can be read. Returns cells per image.
+
+    Raises RunError where Kaggle would refuse the submission.
+    """
+    from kernel.data.images import read_image
+    from kernel.postprocess.submission import validate_submission
+    from kernel.runtime.pictures import draw_picture
+
+    pixels: dict[str, np.ndarray] = {}
+    for path in images:
+        try:
+            pixels[path.stem] = read_image(path)
+        except InputError:
+            continue  # the script has said so, and given the image its empty row
+    shapes = {path.stem: (0, 0) for path in images}
+    for image_id, image in pixels.items():
+        shapes[image_id] = (image.shape[0], image.shape[1])
+    try:
+        rles = validate_submission(submission, shapes)
+    except InputError as error:
+        raise RunError(f"the script's submission is not valid: {error}") from error
+    pictures.mkdir(parents=True)
+    for image_id, image in pixels.items():
+        kind = cell_types.get(image_id)
+        count = len(rles[image_id])
+        caption = f"{image_id}: {count} cell{'' if count == 1 else 's'}" + (f", {kind}" if kind else "")
+        draw_picture(pictures / f"{image_id}.png", image, rles[image_id], caption)
+    return {image_id: len(texts) for image_id, texts in rles.items()}

@@ -1,0 +1,48 @@
+"""Pictures for people: an image with the outline of each of its masks."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from kernel.errors import RunError
+from kernel.postprocess.rle import decode_rle_crop
+
+#: Pictures are enlarged to about this many pixels on the longer side, so that outlines stay thin beside cells.
+PICTURE_SIDE = 1400
+CAPTION_HEIGHT = 44
+
+
+def draw_picture(path: Path, image_bgr: np.ndarray, rles: Sequence[str], caption: str) -> None:
+    """Write a PNG of the image, (H, W, 3) uint8, with each mask's outline in its own colour and a caption below.
+
+    Gray levels are stretched for the eye, from the 0.5th to the 99.5th percentile.
+    """
+    height, width = image_bgr.shape[:2]
+    low, high = np.percentile(image_bgr, (0.5, 99.5))
+    stretched = np.clip((image_bgr.astype(np.float32) - low) * (255 / max(high - low, 1)), 0, 255)
+    scale = max(1, round(PICTURE_SIDE / max(height, width)))
+    picture = cv2.resize(stretched.astype(np.uint8), (width * scale, height * scale), interpolation=cv2.INTER_LINEAR)
+    for index, text in enumerate(rles):
+        crop, (top, left) = decode_rle_crop(text, (height, width))
+        enlarged = np.kron(crop.astype(np.uint8), np.ones((scale, scale), np.uint8))
+        outlines, _ = cv2.findContours(
+            enlarged, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE, offset=(left * scale, top * scale)
+        )
+        cv2.drawContours(picture, outlines, -1, outline_colour(index), 1)
+    strip = np.full((CAPTION_HEIGHT, picture.shape[1], 3), 24, np.uint8)
+    cv2.putText(strip, caption, (12, 30), cv2.FONT_HERSHEY_SIMPLEX, 0.8, (240, 240, 240), 1, cv2.LINE_AA)
+    written, encoded = cv2.imencode(".png", np.vstack([picture, strip]))
+    if not written:
+        raise RunError(f"OpenCV could not encode {path.name}")
+    path.write_bytes(encoded.tobytes())
+
+
+def outline_colour(index: int) -> tuple[int, int, int]:
+    """A bright colour, BGR, unlike those of the masks before: hues a golden section apart."""
+    red, green, blue = colorsys.hsv_to_rgb((index * 0.618034) % 1, 0.85, 1.0)
+    return round(blue * 255), round(green * 255), round(red * 255)

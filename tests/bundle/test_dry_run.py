@@ -1,0 +1,135 @@
+"""The dry run: mounts as on Kaggle, a process of its own, results whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from bundle.dry_run import DryRun, choose_images, run_dry
+from bundle.folders import remove_folder, replace_folder, scratch_folder
+from bundle.weights import FoundWeights
+from kernel.errors import InputError, RunError
+from kernel.manifest import KernelIdentity, Manifest, MemberEntry
+
+MEMBER = MemberEntry("one", "htc", "resnet50", ("shsy5y", "astro", "cort"), dataset="you/weights", file="run/a.pt")
+MANIFEST = Manifest(KernelIdentity("me/some-kernel", "Some kernel", "cells"), "me/wheels", (MEMBER,))
+
+#: What stands in for the built script: writes down what it sees, and a submission.
+SCRIPT = """
+import json, os, pathlib, sys
+root, working = pathlib.Path(os.environ["KERNEL_INPUT_ROOT"]), pathlib.Path(os.environ["KERNEL_WORKING"])
+seen = {str(p.relative_to(root)): oct(p.stat().st_mode)[-3:] for p in sorted(root.rglob("*")) if p.is_file()}
+ids = sorted(p.stem for p in (root / "competitions/cells/test").iterdir())
+rows = ["id,predicted"] + [f"{i},ROW" for i in ids]
+(working / "submission.csv").write_text("\\n".join(rows) + "\\n")
+images = {i: {"cell_type": "cort"} for i in ids}
+device, isolated, here = os.environ.get("KERNEL_DEVICE"), sys.flags.isolated, pathlib.Path.cwd().name
+told = {"images": images, "seen": seen, "device": device, "isolated": isolated, "cwd": here}
+(working / "summary.json").write_text(json.dumps(told))
+raise SystemExit(CODE)
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    """A folder with images, wheels and weights."""
+    (tmp_path / "images").mkdir()
+    for name in ("b", "a", "c"):
+        cv2.imwrite(str(tmp_path / "images" / f"{name}.png"), np.full((40, 60), 128, np.uint8))
+    (tmp_path / "images" / "notes.txt").write_text("no image", encoding="utf-8")
+    (tmp_path / "wheels").mkdir()
+    (tmp_path / "wheels" / "mmcv-1.whl").write_bytes(b"PK")
+    (tmp_path / "wheels" / "dataset-metadata.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "a.pt").write_bytes(b"weights")
+    return tmp_path
+
+
+def run_with(here: Path, row: str = "", code: int = 0, script: str = SCRIPT, **options: object) -> DryRun:
+    path = here / "script.py"
+    path.write_text(script.replace("ROW", row).replace("CODE", str(code)), encoding="utf-8")
+    weights = [FoundWeights(MEMBER, here / "a.pt")]
+    return run_dry(path, MANIFEST, here / "wheels", weights, here / "images", here / "out", **options)  # type: ignore[arg-type]
+
+
+def leftovers(out: Path) -> list[str]:
+    return sorted(path.name for path in out.iterdir() if path.name.startswith("."))
+
+
+def test_the_script_sees_kaggles_mounts(here: Path) -> None:
+    done = run_with(here, row="1 3 61 3", device="cpu", limit=2)
+    assert done.exit_code == 0 and done.cells == {"a": 1, "b": 1} and done.cell_types == {"a": "cort", "b": "cort"}
+    told = json.loads((done.folder / "summary.json").read_text(encoding="utf-8"))
+    assert set(told["seen"]) == {
+        "competitions/cells/test/a.png",
+        "competitions/cells/test/b.png",
+        "datasets/me/wheels/mmcv-1.whl",
+        "datasets/you/weights/run/a.pt",
+    }
+    assert set(told["seen"].values()) == {"444"}
+    assert (told["device"], told["isolated"], told["cwd"]) == ("cpu", 1, "working")
+    assert sorted(path.name for path in (done.folder / "pictures").iterdir()) == ["a.png", "b.png"]
+    assert (here / "images" / "a.png").stat().st_mode & 0o200, "the user's own files keep their rights"
+    assert leftovers(here / "out") == []
+
+
+def test_no_cells_and_an_unreadable_image(here: Path) -> None:
+    (here / "images" / "b.png").write_bytes(b"broken")
+    done = run_with(here, code=2)
+    assert done.exit_code == 2 and done.cells == {"a": 0, "b": 0, "c": 0}
+    assert sorted(path.name for path in (done.folder / "pictures").iterdir()) == ["a.png", "c.png"]
+
+
+@pytest.mark.parametrize(
+    ("script", "told"),
+    [
+        ("raise SystemExit(1)", "exit code 1 and left no submission"),
+        (SCRIPT.replace("ROW", "0 3"), "the script's submission is not valid"),
+        (SCRIPT.replace("json.dumps(told)", "'{'"), "summary.json is not JSON"),
+    ],
+)
+def test_a_failed_run_leaves_the_last_results(here: Path, script: str, told: str) -> None:
+    before = run_with(here).folder
+    kept = (before / "submission.csv").read_bytes()
+    with pytest.raises(RunError, match=told):
+        run_with(here, script=script)
+    assert (before / "submission.csv").read_bytes() == kept
+    assert leftovers(here / "out") == []
+
+
+def test_wrong_images_and_limit(here: Path) -> None:
+    with pytest.raises(InputError, match="at least 1"):
+        choose_images(here / "images", 0)
+    with pytest.raises(InputError, match="No folder"):
+        choose_images(here / "gone")
+    assert [path.name for path in choose_images(here / "images", 2)] == ["a.png", "b.png"]
+
+
+# bundle/folders.py
+
+
+def test_replacing_a_folder(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    for content in ("first", "second"):
+        with scratch_folder(tmp_path, "new") as scratch:
+            (scratch / "new").mkdir()
+            (scratch / "new" / content).touch()
+            replace_folder(scratch / "new", target)
+        assert [path.name for path in tmp_path.iterdir()] == ["target"]
+        assert [path.name for path in target.iterdir()] == [content]
+
+
+def test_a_file_is_never_replaced_by_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "target").touch()
+    (tmp_path / "new").mkdir()
+    with pytest.raises(InputError, match="is a file"):
+        replace_folder(tmp_path / "new", tmp_path / "target")
+    with pytest.raises(InputError, match="cannot write into"), scratch_folder(tmp_path / "target", "x"):
+        pass
+
+
+def test_removing_nothing(tmp_path: Path) -> None:
+    remove_folder(tmp_path / "gone")

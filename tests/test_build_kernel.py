@@ -1,0 +1,157 @@
+"""The command line: what it writes, what it says, and how it fails. The real dry run is tested elsewhere."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import build_kernel
+from kernel.manifest import parse_manifest
+
+ROOT = Path(__file__).resolve().parents[1]
+WHEEL = {
+    "name": "mmdet",
+    "version": "1",
+    "source": "mmdet-1.whl",
+    "source_sha256": "0" * 64,
+    "wheel": "mmdet-1.whl",
+    "wheel_sha256": "0" * 64,
+}
+
+
+@pytest.fixture
+def built_wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """A vendor that needs no network; the list grows by each folder that it writes."""
+    folders: list[Path] = []
+
+    def build_wheels(out: Path, dataset_id: str) -> list[Path]:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "mmdet-1.whl").write_bytes(b"PK")
+        metadata = {"id": dataset_id, "title": "Some wheels", "licenses": [{"name": "other"}]}
+        (out / "dataset-metadata.json").write_text(json.dumps(metadata), encoding="utf-8")
+        folders.append(out)
+        return [out / "mmdet-1.whl"]
+
+    vendor = ModuleType("bundle.vendor")
+    vendor.build_wheels = build_wheels  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "bundle.vendor", vendor)
+    lock = tmp_path / "wheels.lock.json"
+    lock.write_text(json.dumps({"packages": [WHEEL]}), encoding="utf-8")
+    monkeypatch.setattr(build_kernel, "LOCK", lock)
+    return folders
+
+
+def test_build_of_the_published_ensemble(
+    tmp_path: Path, built_wheels: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "dist"
+    assert build_kernel.main(["--out", str(out)]) == 0
+    assert sorted(path.name for path in (out / "kernel").iterdir()) == ["kernel-metadata.json", "kernel.py"]
+    metadata = json.loads((out / "kernel" / "kernel-metadata.json").read_text(encoding="utf-8"))
+    assert metadata["code_file"] == "kernel.py" and metadata["enable_internet"] is False
+    assert built_wheels == [out / "wheels"]
+    told = capsys.readouterr().out
+    assert f"kaggle kernels push -p {out / 'kernel'}" in told and f"kaggle datasets create -p {out / 'wheels'}" in told
+    assert "unverified:" in told and "13 member(s) name no weight file" in told
+
+
+def test_two_builds_have_the_same_bytes(tmp_path: Path, built_wheels: list[Path]) -> None:
+    written = []
+    for name in ("one", "two", "one"):
+        assert build_kernel.main(["--out", str(tmp_path / name)]) == 0
+        written.append([path.read_bytes() for path in sorted((tmp_path / name / "kernel").iterdir())])
+    assert written[0] == written[1] == written[2]
+    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["kernel", "wheels"]
+
+
+def test_the_script_carries_the_manifest(tmp_path: Path, built_wheels: list[Path]) -> None:
+    assert build_kernel.main(["--out", str(tmp_path)]) == 0
+    names: dict[str, object] = {}
+    script = (tmp_path / "kernel" / "kernel.py").read_text(encoding="utf-8")
+    head = script[script.index("MANIFEST_JSON =") : script.index("# ====", script.index("WHEELS_LOCK_JSON ="))]
+    exec(head, names)  # two assignments of literals
+    published = (ROOT / "weights_manifest.json").read_text(encoding="utf-8")
+    assert parse_manifest(str(names["MANIFEST_JSON"]), "script") == parse_manifest(published, "published")
+    assert json.loads(str(names["WHEELS_LOCK_JSON"])) == {"packages": [WHEEL]}
+
+
+def test_weights_are_filled_in(tmp_path: Path, built_wheels: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = tmp_path / "mine.json"
+    member = {"name": "one", "kind": "htc", "encoder": "resnet50", "use_for": ["shsy5y", "astro", "cort"]}
+    data = {
+        "kernel": {"id": "me/some-kernel", "title": "Some kernel", "competition": "cells"},
+        "wheels_dataset": "me/wheels",
+        "weight_datasets": ["me/weights"],
+        "members": [member | {"file": "a.pt"}],
+    }
+    manifest.write_text(json.dumps(data), encoding="utf-8")
+    (tmp_path / "files" / "weights").mkdir(parents=True)
+    (tmp_path / "files" / "weights" / "a.pt").write_bytes(b"x")
+    arguments = ["--manifest", str(manifest), "--out", str(tmp_path / "dist")]
+    assert build_kernel.main([*arguments, "--weights-dir", str(tmp_path / "files")]) == 0
+    filled = parse_manifest((tmp_path / "dist" / "manifest.json").read_text(encoding="utf-8"), "filled")
+    assert filled.members[0].dataset == "me/weights" and filled.members[0].sha256
+    assert "filled in" in capsys.readouterr().out
+    assert '"dataset": "me/weights"' in (tmp_path / "dist" / "kernel" / "kernel.py").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--manifest", "gone.json"], "error: no manifest gone.json: give one by --manifest"),
+        (["--manifest", "."], "error: . is no manifest"),
+        (["--manifest", "bad.json"], "bad.json:1:1: not JSON"),
+        (["--weights-dir", "gone"], "error: no folder gone: --weights-dir"),
+        (["--dry-run"], "error: --dry-run needs the members' weights"),
+        (["--out", "bad.json"], "error: cannot write into bad.json"),
+    ],
+)
+def test_what_is_wrong_is_told_without_traceback(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    built_wheels: list[Path],
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    told: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.json").write_text("no JSON", encoding="utf-8")
+    out = [] if "--out" in arguments else ["--out", "dist"]
+    assert build_kernel.main([*out, *arguments]) == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "dist" / "kernel").exists()
+
+
+def test_a_broken_rule_of_the_package_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, built_wheels: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    entry = tmp_path / "kernel" / "main.py"
+    entry.parent.mkdir()
+    entry.write_text("import pandas\n\n\ndef main(manifest, lock):\n    return pandas\n", encoding="utf-8")
+    monkeypatch.setattr(build_kernel, "ENTRY", entry)
+    assert build_kernel.main(["--out", str(tmp_path / "dist")]) == 2
+    assert "kernel/main.py:1: pandas is not in Kaggle's image" in capsys.readouterr().err
+
+
+def test_it_runs_from_anywhere_with_the_standard_library_alone(tmp_path: Path) -> None:
+    """-S leaves out every installed package, -I the current folder."""
+    script = "import sys; sys.path.insert(0, sys.argv.pop(1)); import build_kernel; build_kernel.main(sys.argv[1:])"
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", script, str(ROOT), "--help"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0 and "--weights-dir" in done.stdout, done.stderr
+
+
+def test_old_pythons_are_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "version_info", (3, 10, 1))
+    assert build_kernel.main([]) == 2
+    assert "needs Python 3.11" in capsys.readouterr().err
