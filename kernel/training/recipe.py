@@ -1,0 +1,81 @@
+"""Recipes: what detector to train and how, as a TOML file that can be read, kept and compared."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kernel.errors import InputError
+from kernel.manifest import ENCODER_NAMES, KIND_NAMES
+from kernel.models.detectors import DetectorSpec
+from kernel.training.trainer import TrainSettings
+
+#: Dtypes of encoder and neck in training.
+DTYPE_NAMES = ("float32", "bfloat16", "float16")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What detector to train, and how."""
+
+    detector: DetectorSpec
+    training: TrainSettings
+
+
+def read_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """Read a recipe of two tables, `[detector]` and `[training]`, whose keys are the fields of the dataclasses.
+
+    `overrides` maps field names of either to values that replace the file's.
+
+    Raises InputError for a file that is none, for unknown tables and keys (naming the nearest known one), and
+    for values of a wrong type or name.
+    """
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read the recipe {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is no recipe, which is a TOML file: {error}") from error
+    return recipe_of_tables(data, str(path), overrides or {})
+
+
+def recipe_of_tables(data: Mapping[str, Any], source: str, overrides: Mapping[str, Any]) -> Recipe:
+    """As `read_recipe`, from parsed tables; `source` names them in messages."""
+    tables = {"detector": DetectorSpec, "training": TrainSettings}
+    refuse_unknown(data, tables, source, "table")
+    made = {}
+    for table, target in tables.items():
+        known = {field.name: field for field in dataclasses.fields(target)}
+        values = dict(data.get(table, {}))
+        refuse_unknown(values, known, f"{source} [{table}]", "key")
+        values |= {key: value for key, value in overrides.items() if key in known and value is not None}
+        for key, value in values.items():
+            wanted = {"int": int, "float": (int, float), "str": str, "bool": bool}[str(known[key].type)]
+            if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
+                raise InputError(f"{source} [{table}] {key}: found {value!r}, expected {known[key].type}")
+        missing = [key for key, field in known.items() if field.default is dataclasses.MISSING and key not in values]
+        if missing:
+            raise InputError(f"{source} [{table}]: {', '.join(missing)} must be given")
+        made[table] = target(**values)
+    recipe = Recipe(made["detector"], made["training"])
+    for what, value, allowed in (
+        ("kind", recipe.detector.kind, KIND_NAMES),
+        ("encoder", recipe.detector.encoder, ENCODER_NAMES),
+        ("dtype", recipe.training.dtype, DTYPE_NAMES),
+    ):
+        if value not in allowed:
+            raise InputError(f"{source}: {what} {value!r} is not one of {', '.join(allowed)}")
+    return recipe
+
+
+def refuse_unknown(data: Mapping[str, Any], known: Mapping[str, Any], source: str, what: str) -> None:
+    """Raise InputError for a key of `data` that is not in `known`, with the nearest one that is."""
+    for key in data:
+        if key not in known:
+            nearest = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(known)}"
+            raise InputError(f"{source}: unknown {what} {key!r}; {hint}")
