@@ -7,24 +7,25 @@ It runs on Kaggle as one inlined script. The environment may say otherwise than 
     KERNEL_DEVICE       cpu, cuda, cuda:1 ... (default: cuda where there is one)
     KERNEL_DTYPE        of the encoders: float32 (default), float16 or bfloat16
 
-Exit codes: 0 all images done; 1 a failure; 2 wrong input, also where single images could not be read (their rows
-are empty, all others are there). In Kaggle's scoring run a complete submission always ends with 0, since anything
-else would discard it.
+Exit codes: 0 all images done; 1 a failure; 2 wrong input. Where single images failed or could not be read, their rows
+are empty, all others are there, and the code says which of the two it was. In Kaggle's scoring run a complete
+submission always ends with 0, since anything else would discard it.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import os
 import resource
 import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from tqdm import tqdm
@@ -35,18 +36,28 @@ from kernel.errors import InputError, RunError
 from kernel.inputs import find_competition, find_dataset, input_root
 from kernel.manifest import Manifest, parse_manifest
 from kernel.postprocess.submission import SubmissionWriter
-from kernel.runtime.log import LOG
+from kernel.runtime.log import LOG, show_log
 from kernel.runtime.wheels import install_wheels, parse_locked_wheels, verify_wheels
 from kernel.segment import Segmentation, load_ensemble, mounted_weights, segment_image
 
 #: Set by Kaggle in the run whose submission is scored.
 SCORING_RUN_VARIABLE = "KAGGLE_IS_COMPETITION_RERUN"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+#: What an image that is too much for us, or for a library below, may raise. It must not cost the others their rows.
+IMAGE_ERRORS = (RuntimeError, ValueError, IndexError, ArithmeticError, MemoryError, cv2.error, InputError)
+
+
+@dataclass(frozen=True)
+class FailedImage:
+    """Why an image has an empty row."""
+
+    reason: str
+    wrong_input: bool  # the file is at fault, not the run
 
 
 def main(manifest_json: str, wheels_lock_json: str) -> int:
     """Run the kernel; returns the exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stdout)
+    show_log(sys.stdout)
     try:
         return run_kernel(manifest_json, wheels_lock_json)
     except InputError as error:
@@ -86,44 +97,54 @@ def run_kernel(manifest_json: str, wheels_lock_json: str) -> int:
         summary["cells"], len(image_paths), len(failed), seconds, summary["peak_memory_gb"],
         working / "submission.csv",
     )  # fmt: skip
-    for image_id, reason in failed.items():
-        LOG.error("image %s has an empty row: %s", image_id, reason)
+    for image_id, failure in failed.items():
+        LOG.error("image %s has an empty row: %s", image_id, failure.reason)
     if failed and os.environ.get(SCORING_RUN_VARIABLE):
         LOG.warning("ending with exit code 0 all the same: a scoring run that fails has no score")
         return 0
+    if not all(failure.wrong_input for failure in failed.values()):
+        return 1
     return 2 if failed else 0
 
 
 def segment_all(
     ensemble: Ensemble, image_paths: list[Path], writer: SubmissionWriter, deadline: float
-) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+) -> tuple[dict[str, dict[str, Any]], dict[str, FailedImage]]:
     """Segment image after image, keeping only rows of text.
 
-    Returns what the summary says of each image done, and why each failed one failed: it cannot be read, does not
-    fit into memory, or its turn came after `deadline` (of `time.monotonic`). Failed images get their empty row.
+    Returns what the summary says of each image done, and why each failed one failed: it cannot be read, a library
+    below gave up on it, or its turn came after `deadline` (of `time.monotonic`). Failed images get their empty row.
     """
     done: dict[str, dict[str, Any]] = {}
-    failed: dict[str, str] = {}
+    failed: dict[str, FailedImage] = {}
     for path in tqdm(image_paths, unit="image", mininterval=10):
         image_id = path.stem
         if time.monotonic() > deadline:
-            failed[image_id] = "the time limit came first"
+            outcome = FailedImage("the time limit came first", wrong_input=False)
+        else:
+            outcome = attempt_image(ensemble, path, writer)
+        if isinstance(outcome, FailedImage):
+            failed[image_id] = outcome
             writer.add(image_id, [], (0, 0))
-            continue
-        try:
-            image = read_image(path)
-            result = segment_sparing_memory(ensemble, image)
-        except InputError as error:
-            failed[image_id] = str(error)
-        except torch.OutOfMemoryError as error:
-            failed[image_id] = f"out of memory: {error}"
-        if image_id in failed:
-            writer.add(image_id, [], (0, 0))
-            continue
-        writer.add(image_id, result.masks.rles(), result.prediction.image_shape)
-        done[image_id] = describe_image(result)
-        LOG.info("image %s: %s", image_id, json.dumps(done[image_id]))
+        else:
+            done[image_id] = describe_image(outcome)
+            LOG.info("image %s: %s", image_id, json.dumps(done[image_id]))
     return done, failed
+
+
+def attempt_image(ensemble: Ensemble, path: Path, writer: SubmissionWriter) -> Segmentation | FailedImage:
+    """Segment an image and add its rows; or say why not, having added none."""
+    try:
+        image = read_image(path)
+    except InputError as error:
+        return FailedImage(str(error), wrong_input=True)
+    try:
+        result = segment_sparing_memory(ensemble, image)
+        writer.add(path.stem, result.masks.rles(), result.prediction.image_shape)
+    except IMAGE_ERRORS as error:
+        LOG.error("image %s", path.stem, exc_info=True)
+        return FailedImage(f"{type(error).__name__}: {error}", wrong_input=False)
+    return result
 
 
 def segment_sparing_memory(ensemble: Ensemble, image: np.ndarray) -> Segmentation:
@@ -162,7 +183,7 @@ def summarise(
     device: torch.device,
     dtype: torch.dtype,
     done: Mapping[str, Mapping[str, Any]],
-    failed: Mapping[str, str],
+    failed: Mapping[str, FailedImage],
     seconds: float,
 ) -> dict[str, Any]:
     """The run in figures: summary.json."""
@@ -187,7 +208,7 @@ def summarise(
         "cells": sum(image["cells"] for image in done.values()),
         "images_by_type": {cell_type: types.count(cell_type) for cell_type in sorted(set(types))},
         "images": dict(done),
-        "failed": dict(failed),
+        "failed": {image_id: failure.reason for image_id, failure in failed.items()},
     }
 
 

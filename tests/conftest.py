@@ -5,6 +5,7 @@ This is how the kernel gets them too, so the tests run on what Kaggle would run 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import settings
 
 from bundle.site import DIST, site_folder, use_vendored_packages
 from bundle.vendor import FetchError, load_lock
+from kernel.runtime.log import LOG
 from kernel.runtime.wheels import verify_wheels
 
 # No example has a time limit: how long one takes says more about the machine's load than about the code.
@@ -33,6 +35,14 @@ def pytest_configure(config: pytest.Config) -> None:
         except FetchError as error:
             reason = f"the wheels are not in the cache, and pip could not fetch them: {error}"
     config.stash[NO_WHEELS] = reason
+
+
+@pytest.fixture(autouse=True)
+def own_log() -> Iterator[None]:
+    """Each test finds the project's logger as it is without a command line, which takes it over."""
+    before = LOG.handlers, LOG.level, LOG.propagate
+    yield
+    LOG.handlers, LOG.level, LOG.propagate = before
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import torch
 from torchvision.ops import batched_nms
 
 from kernel.models.detectors import Detector
-from kernel.settings import CELL_TYPES, CellTypeRule, Thresholds
+from kernel.settings import CellTypeRule, Thresholds
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,3 @@ def select_proposals(
     kept = batched_nms(all_boxes, all_scores, all_levels, limits.rpn_iou_threshold)
     kept = kept[: limits.rpn_max_per_img]
     return Proposals(all_boxes[kept], all_scores[kept], cell_type, counts)
-
-
-def label_of_cell_type(cell_type: str) -> int:
-    """The label that boxes of `cell_type` carry."""
-    return CELL_TYPES.index(cell_type)

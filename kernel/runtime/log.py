@@ -1,7 +1,23 @@
-"""The one logger of the project."""
+"""The one logger of the project, and how it reaches people."""
 
 from __future__ import annotations
 
 import logging
+import warnings
+from typing import TextIO
 
 LOG = logging.getLogger("kernel")
+
+
+def show_log(stream: TextIO, pattern: str = "%(asctime)s %(levelname)s %(message)s") -> None:
+    """Show the project's messages from INFO on, on `stream`; and none of mmcv's warnings about its own future.
+
+    The logger gets a handler of its own: mmcv silences those of the root logger when it is first used.
+    """
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(logging.Formatter(pattern))
+    LOG.handlers = [handler]
+    LOG.setLevel(logging.INFO)
+    LOG.propagate = False
+    warnings.filterwarnings("ignore", module=r"mmcv|mmdet")
+    warnings.filterwarnings("ignore", message=r"On January 1, 2023, MMCV")
