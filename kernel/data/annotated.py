@@ -1,13 +1,30 @@
-"""A folder of annotated images in the competition's layout: train.csv and train/<id>.png."""
+"""Folders of annotated images: as the competition has them (train.csv and train/<id>.png), or prepared."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
-from kernel.data.annotations import ImageAnnotations, read_annotations
+from kernel.data.annotations import read_annotations
+from kernel.data.coco import PREPARED_NAME, read_prepared
 from kernel.data.images import list_images
+from kernel.data.splits import FOLDS_NAME, select_folds
 from kernel.errors import InputError
+from kernel.postprocess.instances import CellMasks
+
+
+class Annotations(Protocol):
+    """The annotated cells of one image: an `ImageAnnotations` of train.csv, or a `PreparedImage`."""
+
+    @property
+    def image_id(self) -> str: ...
+
+    @property
+    def cell_type(self) -> str: ...
+
+    def masks(self, *, fill_holes: bool = False) -> CellMasks: ...
 
 
 @dataclass(frozen=True)
@@ -15,7 +32,7 @@ class AnnotatedImage:
     """An image file and what is annotated in it."""
 
     path: Path
-    annotations: ImageAnnotations
+    annotations: Annotations
 
     @property
     def image_id(self) -> str:
@@ -25,21 +42,73 @@ class AnnotatedImage:
     def cell_type(self) -> str:
         return self.annotations.cell_type
 
+    def masks(self, *, fill_holes: bool = False) -> CellMasks:
+        """The cells as crops; labels are places among the dataset's classes (the competition's: CELL_TYPES).
 
-def list_annotated(folder: Path) -> list[AnnotatedImage]:
-    """The annotated images of `folder`, in train.csv's order.
+        Args:
+            fill_holes: as for training; without, a competition folder gives the metric's truth. A prepared folder
+                gives its cells as they were prepared either way, which is filled.
 
-    Images without annotations are passed over; train.csv must not name images that are not there.
+        Raises:
+            InputError: run lengths that cannot be read.
+        """
+        return self.annotations.masks(fill_holes=fill_holes)
+
+
+def list_annotated(
+    folder: Path, folds: Collection[int] | None = None, folds_csv: Path | None = None
+) -> list[AnnotatedImage]:
+    """The annotated images of `folder`, in the order of its train.csv or annotations.json.
+
+    Images without annotations are passed over; train.csv and annotations.json must not name images that are not there.
+
+    Args:
+        folder: holds train.csv and train/, or annotations.json; not both.
+        folds: only images of these folds; None: all.
+        folds_csv: says which image is in which fold; None: folds.csv in `folder`.
 
     Raises:
-        InputError: no train.csv, no images, or an annotated image is missing.
+        InputError: neither or both of the two files, no images, or an annotated image is missing; for folds: no
+            folds.csv, a fold that it does not have, or none of its images in `folder`.
     """
-    annotations = read_annotations(folder / "train.csv")
-    paths = {path.stem: path for path in list_images(folder / "train")}
-    missing = [image_id for image_id in annotations if image_id not in paths]
+    table, prepared = folder / "train.csv", folder / PREPARED_NAME
+    if prepared.exists() and table.exists():
+        raise InputError(f"{folder} holds both {table.name} and {prepared.name}: which one is meant? Move one away")
+    if prepared.exists():
+        images = [AnnotatedImage(image.path, image) for image in read_prepared(folder).images]
+    else:
+        annotations = read_annotations(table)
+        paths = {path.stem: path for path in list_images(folder / "train")}
+        nowhere = folder / "train"
+        images = [
+            AnnotatedImage(paths.get(image_id, nowhere / f"{image_id}.png"), entry)
+            for image_id, entry in annotations.items()
+        ]
+    if folds is not None:
+        images = _of_folds(images, folder, folds_csv or folder / FOLDS_NAME, folds)
+    missing = [image for image in images if not image.path.is_file()]
     if missing:
+        named = prepared if prepared.exists() else table
+        place = missing[0].path.parent
         raise InputError(
-            f"{folder / 'train.csv'} names {len(missing)} image(s) that are not in {folder / 'train'}, "
-            f"{missing[0]!r} first: put them there, or take their rows out"
+            f"{named} names {len(missing)} image(s) that are not in {place}, "
+            f"{missing[0].image_id!r} first: put them there, or {_REMEDIES[named.name]}"
         )
-    return [AnnotatedImage(paths[image_id], entry) for image_id, entry in annotations.items()]
+    return images
+
+
+_REMEDIES = {"train.csv": "take their rows out", PREPARED_NAME: "prepare the folder again"}
+
+
+def _of_folds(
+    images: list[AnnotatedImage], folder: Path, folds_csv: Path, folds: Collection[int]
+) -> list[AnnotatedImage]:
+    wanted = select_folds(folds_csv, folds)
+    chosen = [image for image in images if image.image_id in wanted]
+    if len(chosen) < len(wanted):
+        absent = sorted(wanted - {image.image_id for image in chosen})
+        raise InputError(
+            f"{folds_csv} has {len(wanted)} images in the folds {', '.join(map(str, sorted(folds)))}, and "
+            f"{len(absent)} of them are not annotated in {folder}, '{absent[0]}' first: is this their folds.csv?"
+        )
+    return chosen

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from scipy.ndimage import binary_fill_holes
 
+from kernel.data.tables import TableRow, read_table
 from kernel.errors import InputError
 from kernel.postprocess.instances import CellMasks
 from kernel.postprocess.rle import decode_rle_crop
@@ -59,16 +59,73 @@ class ImageAnnotations:
         )
 
 
-def _annotation_row(row: dict[str, str | None], place: str) -> tuple[str, str, tuple[int, int], str]:
-    values = [row.get(column) for column in _NEEDED_COLUMNS]
-    if any(not value for value in values):
-        raise InputError(f"{place}: each of {', '.join(_NEEDED_COLUMNS)} must be filled in")
-    image_id, rle, width, height, cell_type = (str(value) for value in values)
-    if cell_type not in CELL_TYPES:
-        raise InputError(f"{place}: cell type '{cell_type}' is not one of {', '.join(CELL_TYPES)}")
-    if not (width.isdecimal() and height.isdecimal()):
-        raise InputError(f"{place}: width and height must be whole numbers, got '{width}' and '{height}'")
-    return image_id, cell_type, (int(height), int(width)), rle
+@dataclass(frozen=True)
+class CellRow:
+    """One row of train.csv: one cell, its run lengths not yet looked at."""
+
+    number: int  # the line in the file
+    image_id: str
+    cell_type: str
+    image_shape: tuple[int, int]  # height, width
+    rle: str
+    sample_id: str  # "" where the file has none
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that cannot be read, and why."""
+
+    number: int
+    image_id: str  # "" where that is missing
+    reason: str
+
+
+def read_cell_rows(path: Path) -> Iterator[CellRow | BadRow]:
+    """The rows of a train.csv. A row is bad in itself, or because it contradicts its image's first good row.
+
+    Raises:
+        InputError: no such file, a column is missing, or it is no CSV file.
+    """
+    heads: dict[str, tuple[str, tuple[int, int]]] = {}
+    sample_ids: dict[str, str] = {}
+    for row in read_table(path, _NEEDED_COLUMNS, "annotations", "the competition's train.csv"):
+        cell = _cell_row(row)
+        if isinstance(cell, CellRow):
+            head = cell.cell_type, cell.image_shape
+            first_head = heads.setdefault(cell.image_id, head)
+            first_sample = sample_ids.get(cell.image_id, "")
+            if cell.sample_id:
+                first_sample = sample_ids.setdefault(cell.image_id, cell.sample_id)
+            if first_head != head:
+                cell = BadRow(
+                    cell.number,
+                    cell.image_id,
+                    f"image '{cell.image_id}' is {cell.cell_type} {cell.image_shape} here and {first_head} above; "
+                    "an image has one cell type and one size",
+                )
+            elif cell.sample_id and cell.sample_id != first_sample:
+                cell = BadRow(
+                    cell.number,
+                    cell.image_id,
+                    f"image '{cell.image_id}' is of sample '{cell.sample_id}' here and '{first_sample}' above",
+                )
+        yield cell
+
+
+def _cell_row(row: TableRow) -> CellRow | BadRow:
+    image_id, rle, width, height, cell_type = (row.values[column] for column in _NEEDED_COLUMNS)
+    if not all((image_id, rle, width, height, cell_type)):
+        reason = f"each of {', '.join(_NEEDED_COLUMNS)} must be filled in"
+    elif row.surplus:
+        reason = f"it has {row.surplus} more fields than the header"
+    elif cell_type not in CELL_TYPES:
+        reason = f"cell type '{cell_type}' is not one of {', '.join(CELL_TYPES)}"
+    elif not (width.isdecimal() and height.isdecimal()):
+        reason = f"width and height must be whole numbers, got '{width}' and '{height}'"
+    else:
+        sample_id = row.values.get("sample_id", "").strip()
+        return CellRow(row.number, image_id, cell_type, (int(height), int(width)), rle, sample_id)
+    return BadRow(row.number, image_id, reason)
 
 
 def read_annotations(path: Path, *, exclude: Collection[str] = WRONGLY_ANNOTATED) -> dict[str, ImageAnnotations]:
@@ -83,24 +140,10 @@ def read_annotations(path: Path, *, exclude: Collection[str] = WRONGLY_ANNOTATED
     """
     heads: dict[str, tuple[str, tuple[int, int]]] = {}
     rles: dict[str, list[str]] = {}
-    try:
-        with Path(path).open(encoding="utf-8", newline="") as stream:
-            reader = csv.DictReader(stream)
-            missing = [column for column in _NEEDED_COLUMNS if column not in (reader.fieldnames or ())]
-            if missing:
-                raise InputError(f"{path} lacks the columns {', '.join(missing)}; expected the competition's train.csv")
-            for number, row in enumerate(reader, start=2):
-                image_id, cell_type, shape, rle = _annotation_row(row, f"{path}, row {number}")
-                if image_id in exclude:
-                    continue
-                if heads.setdefault(image_id, (cell_type, shape)) != (cell_type, shape):
-                    raise InputError(
-                        f"{path}, row {number}: image '{image_id}' is {cell_type} {shape} here and "
-                        f"{heads[image_id]} above; an image has one cell type and one size"
-                    )
-                rles.setdefault(image_id, []).append(rle)
-    except OSError as error:
-        raise InputError(f"cannot read annotations from {path}: {error.strerror}") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} is not a CSV file in UTF-8: {error}") from error
+    for row in read_cell_rows(path):
+        if isinstance(row, BadRow):
+            raise InputError(f"{path}, row {row.number}: {row.reason}")
+        if row.image_id not in exclude:
+            heads[row.image_id] = row.cell_type, row.image_shape
+            rles.setdefault(row.image_id, []).append(row.rle)
     return {image_id: ImageAnnotations(image_id, *heads[image_id], tuple(texts)) for image_id, texts in rles.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from tqdm import tqdm
 from kernel.data.annotated import list_annotated
 from kernel.data.images import read_image
 from kernel.ensemble.views import ALL_VIEWS, view_images
+from kernel.errors import InputError
 
 #: Cells of fewer pixels than this inside a crop are left out: what is left at the crop's edge.
 MIN_CELL_PIXELS = 12
@@ -35,18 +36,31 @@ class TrainingImage:
     cell_type: str
 
 
-def read_training_images(folder: Path) -> list[TrainingImage]:
-    """All annotated images of a folder in the competition's layout, the holes of their cells filled.
+def read_training_images(
+    folder: Path, folds: Collection[int] | None = None, folds_csv: Path | None = None
+) -> list[TrainingImage]:
+    """The annotated images of a folder, a competition's or a prepared one, the holes of their cells filled.
 
-    Raises InputError as `list_annotated` and `read_image` do.
+    `folds` and `folds_csv` select images as in `list_annotated`. Raises InputError as `list_annotated` and
+    `read_image` do.
     """
     images = []
-    for entry in tqdm(list_annotated(folder), unit="image", desc="reading", mininterval=1):
-        masks = entry.annotations.masks(fill_holes=True)
+    for entry in tqdm(list_annotated(folder, folds, folds_csv), unit="image", desc="reading", mininterval=1):
+        masks = entry.masks(fill_holes=True)
         images.append(
             TrainingImage(read_image(entry.path), masks.crops, masks.offsets_yx, masks.labels, entry.cell_type)
         )
     return images
+
+
+def check_classes(images: Sequence[TrainingImage], num_classes: int) -> None:
+    """Raise InputError for a label that a detector of so many classes has no output for."""
+    highest = max((int(image.labels.max()) for image in images if len(image.labels)), default=-1)
+    if highest >= num_classes:
+        raise InputError(
+            f"the training images have cells of class {highest + 1}, and the detector has {num_classes} classes: "
+            "raise num_classes in the recipe's [detector] (LIVECell has 8)"
+        )
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from kernel.data.annotated import AnnotatedImage
 from kernel.data.images import read_image
 from kernel.ensemble.ensemble import CLS_USE, Ensemble
+from kernel.errors import InputError
 from kernel.postprocess.instances import CellMasks, Instances
 from kernel.runtime.pictures import draw_picture
 from kernel.segment import segment_image
@@ -44,7 +45,7 @@ def validate_ensemble(
     for entry in tqdm(images, unit="image", mininterval=2):
         image = read_image(entry.path)
         found = segment_image(ensemble, image)
-        truth = entry.annotations.masks()
+        truth = entry.masks()
         result = ImageResult(
             image_id=entry.image_id,
             cell_type=entry.cell_type,
@@ -80,10 +81,18 @@ def tune_ensemble(
 
     Cells are those that the ensemble's own box thresholds let through. Both scores are of the images tuned on, so
     the second one is too good; what the thresholds are worth shows on others.
+
+    Raises InputError for a cell type that the ensemble has no thresholds of, as LIVECell's.
     """
+    foreign = sorted({entry.cell_type for entry in images} - set(ensemble.settings.thresholds))
+    if foreign:
+        raise InputError(
+            f"the images are of {', '.join(foreign)}, and thresholds are tuned for "
+            f"{', '.join(ensemble.settings.thresholds)}: give images of these"
+        )
     by_type: dict[str, list[tuple[Instances, CellMasks, float]]] = {}
     for entry in tqdm(images, unit="image", mininterval=2):
-        found, truth = segment_image(ensemble, read_image(entry.path)), entry.annotations.masks()
+        found, truth = segment_image(ensemble, read_image(entry.path)), entry.masks()
         by_type.setdefault(entry.cell_type, []).append((found.instances, truth, image_score(found.masks.masks, truth)))
     tuned = {}
     for cell_type, seen in by_type.items():

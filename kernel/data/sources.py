@@ -1,0 +1,221 @@
+"""Where annotated cells come from: the competition, or a submission as pseudo-labels. LIVECell has its own module.
+
+A source reads tables only. What is wrong in them is kept by name, so that the preparation can tell it; images
+and masks are looked at later, by several processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from kernel.data.annotations import WRONGLY_ANNOTATED, BadRow, CellRow, read_cell_rows
+from kernel.data.coco import read_json
+from kernel.data.images import list_images
+from kernel.data.tables import read_table
+from kernel.errors import InputError
+from kernel.settings import CELL_TYPES
+
+
+@dataclass(frozen=True)
+class SourceCell:
+    """One annotated cell as its file has it, not yet decoded."""
+
+    place: str  # "row 17" or "annotation 4711"
+    label: int
+    outline: Any  # str: the competition's row-major run lengths; else one of COCO's segmentations
+
+
+@dataclass(frozen=True)
+class SourceImage:
+    """An image file and the cells that are annotated in it."""
+
+    image_id: str
+    path: Path
+    cell_type: str
+    sample_id: str  # "" where unknown
+    image_shape: tuple[int, int] | None  # height, width as the annotations say; None: the file decides
+    cells: tuple[SourceCell, ...]
+    correction: Path | None = None  # an image whose third channel (of B, G, R: red) is zero where no cell is
+
+
+@dataclass(frozen=True)
+class DroppedImage:
+    """An image left out, why, and how many rows or annotations went with it that are not told one by one."""
+
+    image_id: str
+    reason: str
+    rows: int
+
+
+@dataclass(frozen=True)
+class DroppedCell:
+    """A cell left out: the file's row or annotation, and why."""
+
+    image_id: str  # "" where even that is unknown
+    place: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """What was read, and what could not be."""
+
+    name: str
+    class_names: tuple[str, ...]  # a class's place is its label
+    images: tuple[SourceImage, ...]
+    rows: int  # rows or annotations in the files
+    dropped_images: tuple[DroppedImage, ...] = ()
+    dropped_cells: tuple[DroppedCell, ...] = ()
+    images_without_annotations: tuple[str, ...] = ()
+    without_correction: tuple[str, ...] = ()  # images that a folder of corrections should have had, and has not
+
+
+def read_competition(folder: Path, astro_fix: Path | None = None) -> Source:
+    """The competition's training data: train.csv, one row per cell, and train/<id>.png.
+
+    Args:
+        folder: holds both.
+        astro_fix: corrected masks of the astro images, <id>.png.
+
+    Raises:
+        InputError: train.csv or the images cannot be read at all, or `astro_fix` has none of the astro images.
+    """
+    paths = {path.stem: path for path in list_images(folder / "train")}
+    rows: dict[str, list[CellRow]] = {}
+    bad: list[DroppedCell] = []
+    for row in read_cell_rows(folder / "train.csv"):
+        if isinstance(row, BadRow):
+            bad.append(DroppedCell(row.image_id, f"row {row.number}", row.reason))
+        else:
+            rows.setdefault(row.image_id, []).append(row)
+    images, dropped = [], _without_good_rows(bad, rows)
+    for image_id, cells in rows.items():
+        if image_id in WRONGLY_ANNOTATED:
+            reason = "its annotations are plainly wrong: the published solution leaves it out as well"
+            dropped.append(DroppedImage(image_id, reason, len(cells)))
+        elif image_id not in paths:
+            dropped.append(DroppedImage(image_id, f"no image of this name in {folder / 'train'}", len(cells)))
+        else:
+            first, label = cells[0], CELL_TYPES.index(cells[0].cell_type)
+            sample_id = next((cell.sample_id for cell in cells if cell.sample_id), "")
+            found = tuple(SourceCell(f"row {cell.number}", label, cell.rle) for cell in cells)
+            images.append(SourceImage(image_id, paths[image_id], first.cell_type, sample_id, first.image_shape, found))
+    named = {*rows, *(cell.image_id for cell in bad)}
+    source = Source(
+        name="competition",
+        class_names=CELL_TYPES,
+        images=tuple(images),
+        rows=sum(map(len, rows.values())) + len(bad),
+        dropped_images=tuple(dropped),
+        dropped_cells=tuple(bad),
+        images_without_annotations=tuple(stem for stem in paths if stem not in named),
+    )
+    return source if astro_fix is None else with_corrections(source, astro_fix)
+
+
+def _without_good_rows(bad: list[DroppedCell], rows: Mapping[str, object]) -> list[DroppedImage]:
+    lost = dict.fromkeys(cell.image_id for cell in bad if cell.image_id and cell.image_id not in rows)
+    return [DroppedImage(image_id, "none of its rows can be read", 0) for image_id in lost]
+
+
+def with_corrections(source: Source, folder: Path) -> Source:
+    """The same source, its astro images with their corrected masks from `folder`, <id>.png.
+
+    Raises:
+        InputError: no images in the folder, or none of an astro image.
+    """
+    paths = {path.stem: path for path in list_images(folder)}
+    images = tuple(
+        replace(image, correction=paths.get(image.image_id)) if image.cell_type == "astro" else image
+        for image in source.images
+    )
+    astro = [image for image in images if image.cell_type == "astro"]
+    if astro and not any(image.correction for image in astro):
+        raise InputError(
+            f"{folder} has a corrected mask of none of the {len(astro)} astro images, {astro[0].image_id}.png for one: "
+            "give the folder that holds <id>.png"
+        )
+    lacking = tuple(image.image_id for image in astro if image.correction is None)
+    return replace(source, images=images, without_correction=lacking)
+
+
+def read_pseudo_labels(submission: Path, images_folder: Path, cell_types: str) -> Source:
+    """The masks that a kernel found, taken for annotations.
+
+    Args:
+        submission: CSV file with id and predicted, run lengths as the competition wants them.
+        images_folder: the images, <id> with any of the known endings.
+        cell_types: one cell type for all images; or a CSV file with the columns id and cell_type; or the summary.json
+            that the kernel wrote beside the submission.
+
+    Raises:
+        InputError: one of the three cannot be read at all.
+    """
+    paths = {path.stem: path for path in list_images(images_folder)}
+    type_of = _cell_type_lookup(cell_types)
+    rows: dict[str, list[tuple[int, str]]] = {}
+    bad: list[DroppedCell] = []
+    count = 0
+    for row in read_table(submission, ("id", "predicted"), "pseudo-labels", "a submission.csv"):
+        count += 1
+        image_id = row.values["id"]
+        if not image_id or row.surplus:
+            reason = f"it has {row.surplus} more fields than the header" if image_id else "it has no image id"
+            bad.append(DroppedCell(image_id, f"row {row.number}", reason))
+        else:
+            rows.setdefault(image_id, []).append((row.number, row.values["predicted"].strip()))
+    images, dropped = [], _without_good_rows(bad, rows)
+    for image_id, texts in rows.items():
+        cell_type, found = type_of(image_id), [(number, text) for number, text in texts if text]
+        if not found:
+            dropped.append(DroppedImage(image_id, "nothing was found in it", len(texts)))
+            continue
+        bad.extend(
+            DroppedCell(image_id, f"row {number}", "it has no run lengths, and other rows of its image have")
+            for number, text in texts
+            if not text
+        )
+        if image_id not in paths:
+            dropped.append(DroppedImage(image_id, f"no image of this name in {images_folder}", len(found)))
+        elif cell_type not in CELL_TYPES:
+            told = f"its cell type is '{cell_type}' in {cell_types}" if cell_type else f"{cell_types} has no cell type"
+            allowed = ", ".join(CELL_TYPES)
+            dropped.append(DroppedImage(image_id, f"{told}; it must be one of {allowed}", len(found)))
+        else:
+            label = CELL_TYPES.index(cell_type)
+            cells = tuple(SourceCell(f"row {number}", label, text) for number, text in found)
+            images.append(SourceImage(image_id, paths[image_id], cell_type, "", None, cells))
+    named = {*rows, *(cell.image_id for cell in bad)}
+    return Source(
+        name="pseudo-labels",
+        class_names=CELL_TYPES,
+        images=tuple(images),
+        rows=count,
+        dropped_images=tuple(dropped),
+        dropped_cells=tuple(bad),
+        images_without_annotations=tuple(stem for stem in paths if stem not in named),
+    )
+
+
+def _cell_type_lookup(given: str) -> Callable[[str], str]:
+    """What tells an image's cell type by its id, "" where unknown."""
+    if given in CELL_TYPES:
+        return lambda image_id: given
+    path = Path(given)
+    if not path.is_file():
+        raise InputError(
+            f"cell types '{given}': give one of {', '.join(CELL_TYPES)}, or a file: a CSV with the columns id and "
+            "cell_type, or the kernel's summary.json"
+        )
+    if path.suffix.lower() == ".json":
+        told = read_json(path, "cell types").get("images")
+        if not isinstance(told, dict):
+            raise InputError(f'{path} has no "images": expected the summary.json that the kernel writes')
+        known = {key: str(image.get("cell_type") or "") for key, image in told.items() if isinstance(image, dict)}
+    else:
+        table = read_table(path, ("id", "cell_type"), "cell types", "a CSV file with these columns")
+        known = {row.values["id"]: row.values["cell_type"].strip() for row in table}
+    return lambda image_id: known.get(image_id, "")

@@ -1,0 +1,233 @@
+"""Cross-validation folds: which images are held out together, and folds.csv.
+
+Pictures of one well resemble each other more than pictures of two: a fold that shares wells with the training images
+promises too much. So the best split keeps plates and wells together, the next one samples; the last only balances cell
+types.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+import warnings
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kernel.data.tables import read_table, whole_text
+from kernel.errors import InputError
+from kernel.runtime.log import LOG
+
+FOLDS_NAME = "folds.csv"
+
+#: Names of the splits, the best first: by plate and well; by cell type with samples kept together; by cell type.
+SPLIT_NAMES = ("group", "stratified-group", "stratified")
+
+_FOLD_COLUMNS = ("id", "fold", "cell_type", "group")
+
+#: Sample ids that say plate and well: the competition's, as "shsy5y[diff]_E10-4_Vessel-714_Ph_3", where -4 is a place
+#: in the well; and LIVECell's file names, as "BT474_Phase_D3_1", which know the plate by its cell line.
+_SAMPLE_PATTERNS = (
+    re.compile(r"_(?P<well>[A-Z]+\d+)(?:-\d+)?_(?P<plate>Vessel-\d+)(?:_|$)"),
+    re.compile(r"^(?P<plate>[^_]+)_Phase_(?P<well>[A-Z]+\d+)(?:_|$)"),
+)
+
+
+@dataclass(frozen=True)
+class SampledImage:
+    """What a split knows of an image."""
+
+    image_id: str
+    cell_type: str
+    sample_id: str  # "" where unknown
+
+
+@dataclass(frozen=True)
+class FoldRow:
+    """One row of folds.csv."""
+
+    image_id: str
+    fold: int  # from 0
+    cell_type: str
+    group: str  # what was kept together; "" where nothing was
+
+
+@dataclass(frozen=True)
+class Split:
+    """The folds of a dataset and how they came about."""
+
+    name: str  # one of SPLIT_NAMES
+    folds: int
+    rows: tuple[FoldRow, ...]  # sorted by image
+    passed_over: tuple[str, ...]  # why each better split was not possible
+
+
+def plate_and_well(sample_id: str) -> str | None:
+    """The group of a sample id, as "Vessel-714_E10"; None where it does not say plate and well."""
+    for pattern in _SAMPLE_PATTERNS:
+        found = pattern.search(sample_id)
+        if found:
+            return f"{found['plate']}_{found['well']}"
+    return None
+
+
+def make_split(images: Sequence[SampledImage], name: str, folds: int, *, or_next_best: bool = False) -> Split:
+    """Distribute images over folds. The result does not depend on the order of `images` and draws nothing.
+
+    Args:
+        images: with ids that differ.
+        name: one of SPLIT_NAMES. group: GroupKFold by plate and well; stratified-group: StratifiedGroupKFold by cell
+            type, grouped by sample; stratified: StratifiedKFold by cell type.
+        folds: how many, at least 2.
+        or_next_best: where the split is not possible, take the next one of SPLIT_NAMES that is, with a warning.
+
+    Raises:
+        InputError: fewer than 2 folds, fewer images than folds, or the split is not possible.
+    """
+    if name not in SPLIT_NAMES:
+        raise InputError(f"split '{name}' is not one of {', '.join(SPLIT_NAMES)}")
+    if folds < 2:
+        raise InputError(f"{folds} folds: at least 2 are needed, one to train on and one to validate")
+    if len(images) < folds:
+        raise InputError(f"{len(images)} images cannot be split into {folds} folds: ask for fewer, or give more images")
+    images = sorted(images, key=lambda image: image.image_id)
+    passed_over: list[str] = []
+    for candidate in SPLIT_NAMES[SPLIT_NAMES.index(name) :]:
+        groups = _groups(images, candidate)
+        reason = _obstacle(images, groups, candidate, folds)
+        assigned = [] if reason else _assign_folds(images, groups, candidate, folds)
+        if not reason and len(set(assigned)) < folds:
+            reason = f"split '{candidate}' leaves one of the {folds} folds empty"
+        if not reason:
+            rows = tuple(
+                FoldRow(image.image_id, fold, image.cell_type, group or "")
+                for image, fold, group in zip(images, assigned, groups, strict=True)
+            )
+            return Split(candidate, folds, rows, tuple(passed_over))
+        if not or_next_best or candidate == SPLIT_NAMES[-1]:
+            raise InputError(f"{reason}. {_advice(candidate)}")
+        LOG.warning("%s: the next best split is tried", reason)
+        passed_over.append(reason)
+    raise AssertionError("the loop returns or raises")
+
+
+def _groups(images: Sequence[SampledImage], name: str) -> list[str | None]:
+    if name == "group":
+        return [plate_and_well(image.sample_id) for image in images]
+    if name == "stratified-group":
+        return [image.sample_id or None for image in images]
+    return [None] * len(images)
+
+
+def _obstacle(images: Sequence[SampledImage], groups: Sequence[str | None], name: str, folds: int) -> str:
+    """Why a split is not possible; "" where it is."""
+    if name != "stratified":
+        lacking = [image for image, group in zip(images, groups, strict=True) if group is None]
+        if lacking:
+            first = lacking[0]
+            named = f"'{first.sample_id}', which says no plate and well" if first.sample_id else "empty"
+            return (
+                f"split '{name}' needs the sample id of every image, and {len(lacking)} of {len(images)} lack it: "
+                f"that of '{first.image_id}' is {named}"
+            )
+        count = len(set(groups))
+        if count < folds:
+            what = "plates and wells" if name == "group" else "samples"
+            return f"split '{name}' keeps {what} together, and there are only {count} for {folds} folds"
+    if name != "group":
+        most = max(Counter(image.cell_type for image in images).values())
+        if most < folds:
+            return f"split '{name}' balances cell types, and none has {folds} images, one for each fold"
+    return ""
+
+
+def _advice(name: str) -> str:
+    if name == "stratified":
+        return "Ask for fewer folds"
+    others = " or ".join(f"'{other}'" for other in SPLIT_NAMES[SPLIT_NAMES.index(name) + 1 :])
+    return (
+        f"Fill in the column sample_id (as shsy5y[diff]_E10-4_Vessel-714_Ph_3), choose the split {others} "
+        "or fewer folds, or let the next best split be taken (--or-next-best)"
+    )
+
+
+def _assign_folds(images: Sequence[SampledImage], groups: Sequence[str | None], name: str, folds: int) -> list[int]:
+    # Here, because it takes a second to import and folds.csv is read without it.
+    from sklearn.model_selection import GroupKFold, StratifiedGroupKFold, StratifiedKFold
+
+    splitter = {"group": GroupKFold, "stratified-group": StratifiedGroupKFold, "stratified": StratifiedKFold}[name]
+    cell_types = [image.cell_type for image in images]
+    if name != "group":
+        rare = sorted(cell_type for cell_type, count in Counter(cell_types).items() if count < folds)
+        if rare:
+            LOG.warning("%s: fewer images than folds, so that some folds have none", ", ".join(rare))
+    assigned = [0] * len(images)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class", UserWarning)  # told above, by name
+        for fold, (_, held_out) in enumerate(
+            splitter(folds).split(cell_types, cell_types, None if name == "stratified" else groups)
+        ):
+            for index in held_out:
+                assigned[index] = fold
+    return assigned
+
+
+def write_folds(path: Path, rows: Sequence[FoldRow]) -> None:
+    """Write folds.csv, whole or not at all.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    with whole_text(path) as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(_FOLD_COLUMNS)
+        writer.writerows((row.image_id, row.fold, row.cell_type, row.group) for row in rows)
+
+
+def read_folds(path: Path) -> dict[str, int]:
+    """The fold of each image of a folds.csv.
+
+    Raises:
+        InputError: no such file, a row that cannot be read, or an image that is named twice.
+    """
+    folds: dict[str, int] = {}
+    for row in read_table(path, _FOLD_COLUMNS[:2], "folds", "the folds.csv that `python -m kernel prepare` writes"):
+        image_id, fold = row.values["id"], row.values["fold"]
+        if not image_id or not fold.isdecimal():
+            raise InputError(
+                f"{path}, row {row.number}: expected an id and a fold from 0, got '{image_id}' and '{fold}'"
+            )
+        if image_id in folds:
+            raise InputError(f"{path}, row {row.number}: image '{image_id}' is named twice")
+        folds[image_id] = int(fold)
+    return folds
+
+
+def select_folds(path: Path, wanted: Collection[int]) -> set[str]:
+    """The images of a folds.csv that are in one of the folds `wanted`.
+
+    Raises:
+        InputError: as `read_folds`; or a fold that the file does not have.
+    """
+    folds = read_folds(path)
+    _check_folds(path, folds, wanted)
+    return {image_id for image_id, fold in folds.items() if fold in wanted}
+
+
+def other_folds(path: Path, fold: int) -> frozenset[int]:
+    """All folds of a folds.csv but `fold`: those to train on.
+
+    Raises:
+        InputError: as `select_folds`.
+    """
+    folds = read_folds(path)
+    _check_folds(path, folds, [fold])
+    return frozenset(folds.values()) - {fold}
+
+
+def _check_folds(path: Path, folds: dict[str, int], wanted: Collection[int]) -> None:
+    known = sorted(set(folds.values()))
+    for fold in wanted:
+        if fold not in known:
+            raise InputError(f"{path} has no fold {fold}; it has {', '.join(map(str, known)) or 'none'}")

@@ -1,0 +1,586 @@
+"""The preparation against full frames: every mask written is the one annotated, mended; what is left out is told."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from pycocotools import mask as mask_utils
+from scipy.ndimage import binary_fill_holes
+
+from kernel.data.annotated import list_annotated
+from kernel.data.annotations import read_annotations
+from kernel.data.coco import read_prepared
+from kernel.data.images import read_image
+from kernel.data.livecell import LIVECELL_CLASSES, read_livecell
+from kernel.data.prepare import PrepareReport, prepare
+from kernel.data.sources import read_competition, read_pseudo_labels
+from kernel.data.splits import read_folds
+from kernel.data.synthetic import write_dataset
+from kernel.errors import InputError
+from kernel.postprocess.rle import decode_rle, encode_rle
+from kernel.postprocess.submission import write_submission
+from kernel.settings import CELL_TYPES
+from kernel.validation.metric import image_score
+
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+SHAPE = (64, 80)
+HEADER = "id,annotation,width,height,cell_type,plate_time,sample_date,sample_id,elapsed_timedelta\n"
+#: A ring, a cell within its hole, and a far one, in rows of 10.
+RING, INNER, FAR = "12 4 22 1 25 1 32 1 35 1 42 4", "23 1", "60 1"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("competition")
+    write_dataset(folder, {"shsy5y": 5, "astro": 9, "cort": 9}, seed=4, shape=SHAPE)
+    ids = list(read_annotations(folder / "train.csv"))
+
+    def in_wells_of_two(row: list[str]) -> list[str]:
+        index = ids.index(row[0])
+        sample = f"{row[4]}[synthetic]_{'ABCDEFGHIJKL'[index // 2]}1-{1 + index % 2}_Vessel-1_Ph_1"
+        return [*row[:7], sample, *row[8:]]
+
+    change_rows(folder, in_wells_of_two)
+    return folder
+
+
+@pytest.fixture
+def folder(made: Path, tmp_path: Path) -> Path:
+    """A copy that may be changed."""
+    return shutil.copytree(made, tmp_path / "data")
+
+
+def small_folder(tmp_path: Path, rows: str, images: tuple[str, ...] = ("a", "b")) -> Path:
+    """A competition folder of images of 6 x 10."""
+    folder = tmp_path / "small"
+    (folder / "train").mkdir(parents=True)
+    (folder / "train.csv").write_text(HEADER + rows)
+    for name in images:
+        cv2.imwrite(str(folder / "train" / f"{name}.png"), np.arange(60, dtype=np.uint8).reshape(6, 10))
+    return folder
+
+
+def change_rows(folder: Path, change: Callable[[list[str]], list[str] | None]) -> None:
+    """Let `change` alter a row's fields, or return None to leave it out."""
+    with (folder / "train.csv").open(newline="") as stream:
+        header, *rows = csv.reader(stream)
+    kept = [row for row in map(change, rows) if row is not None]
+    with (folder / "train.csv").open("w", newline="") as stream:
+        csv.writer(stream, lineterminator="\n").writerows([header, *kept])
+
+
+def frames_of(out: Path) -> dict[str, list[np.ndarray]]:
+    """Every mask of annotations.json by pycocotools alone, (H, W) bool, by the image's name."""
+    data = json.loads((out / "annotations.json").read_text())
+    names = {image["id"]: Path(image["file_name"]).stem for image in data["images"]}
+    frames: dict[str, list[np.ndarray]] = {name: [] for name in names.values()}
+    for annotation in data["annotations"]:
+        mask = mask_utils.decode(annotation["segmentation"]).astype(bool)
+        assert mask.sum() == annotation["area"] > 0
+        assert annotation["bbox"] == mask_utils.toBbox(annotation["segmentation"]).tolist()
+        frames[names[annotation["image_id"]]].append(mask)
+    return frames
+
+
+def filled_frames(folder: Path) -> dict[str, list[np.ndarray]]:
+    """The same of train.csv, holes filled in the full frame."""
+    return {
+        image_id: [np.asarray(binary_fill_holes(decode_rle(text, entry.image_shape))) for text in entry.rles]
+        for image_id, entry in read_annotations(folder / "train.csv").items()
+    }
+
+
+def assert_same_frames(found: dict[str, list[np.ndarray]], expected: dict[str, list[np.ndarray]]) -> None:
+    assert found.keys() == expected.keys()
+    for name, frames in expected.items():
+        np.testing.assert_array_equal(np.stack(found[name]), np.stack(frames))
+
+
+def assert_every_row_is_told(report: PrepareReport) -> None:
+    left_out = len(report.dropped_cells) + len(report.empty_masks) + sum(image.rows for image in report.dropped_images)
+    assert report.rows_read == report.cells + left_out
+
+
+def files_of(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in out.iterdir()}
+
+
+def test_every_mask_is_the_annotated_one_with_its_holes_filled(folder: Path, tmp_path: Path) -> None:
+    report = prepare(read_competition(folder), tmp_path / "out")
+    expected = filled_frames(folder)
+    assert_same_frames(frames_of(tmp_path / "out"), expected)
+    assert (report.images, report.cells) == (23, sum(map(len, expected.values())))
+    assert {key: value.images_written for key, value in report.by_type.items()} == {"shsy5y": 5, "astro": 9, "cort": 9}
+    raw = {entry.image_id: entry.masks().sizes for entry in list_annotated(folder)}
+    gained = [
+        frame.sum() - size for key, sizes in raw.items() for frame, size in zip(expected[key], sizes, strict=True)
+    ]
+    assert report.filled_pixels == sum(gained)
+    assert report.filled_cells == sum(gain > 0 for gain in gained)
+    assert_every_row_is_told(report)
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["cells"] == report.cells
+    folds = read_folds(tmp_path / "out" / "folds.csv")
+    assert set(folds) == set(expected)
+    assert report.split and sum(report.split["images"]) == 23
+
+
+def test_holes_are_counted(tmp_path: Path) -> None:
+    folder = small_folder(tmp_path, f"a,{RING},10,6,cort,,,,\na,{INNER},10,6,cort,,,,\n")
+    report = prepare(read_competition(folder), tmp_path / "out", split=None)
+    assert (report.filled_cells, report.filled_pixels) == (1, 4)
+    assert [frame.sum() for frame in frames_of(tmp_path / "out")["a"]] == [16, 1]
+    assert report.images_without_annotations == ("b",)
+    assert "holes filled: 4 pixels in 1 cells" in report.describe()
+
+
+def test_corrected_masks_clear_astro_after_filling(tmp_path: Path) -> None:
+    rows = "".join(f"{name},{rle},10,6,astro,,,,\n" for name in "abd" for rle in (RING, INNER, FAR))
+    folder = small_folder(tmp_path, rows + f"c,{RING},10,6,cort,,,,\n", tuple("abcd"))
+    fix = tmp_path / "hck_fix"
+    fix.mkdir()
+    corrected = np.full((6, 10, 3), 0, np.uint8)
+    corrected[..., 2] = 7  # red, of B, G, R
+    corrected[2, 2, 2] = 0  # within the ring's hole: the whole of INNER
+    corrected[1, 1, 2] = 0
+    corrected[4:, 5:, :2] = 99  # the other channels do not count
+    for name in "ac":
+        cv2.imwrite(str(fix / f"{name}.png"), corrected)
+    cv2.imwrite(str(fix / "d.png"), corrected[:4])
+    report = prepare(read_competition(folder, fix), tmp_path / "out", split=None)
+    found = frames_of(tmp_path / "out")
+    ring = np.zeros((6, 10), bool)
+    ring[1:5, 1:5] = True
+    far = decode_rle(FAR, (6, 10))
+    cleared = ring & (corrected[..., 2] > 0)
+    assert cleared.sum() == 14
+    np.testing.assert_array_equal(found["a"], [cleared, far])
+    np.testing.assert_array_equal(found["c"], [ring])  # not astro
+    np.testing.assert_array_equal(found["d"], found["b"])
+    assert (report.corrected_images, report.cleared_cells, report.cleared_pixels) == (1, 2, 3)
+    assert report.without_correction == ("b",)
+    assert "4 x 10, its image (6, 10)" in report.correction_flaws["d"]
+    (empty,) = report.empty_masks
+    assert (empty.image_id, empty.place) == ("a", "row 3") and "corrected mask" in empty.reason
+    assert_every_row_is_told(report)
+    for text in ("b", "row 3 (a)", "1 images, 3 pixels cleared in 2 cells"):
+        assert text in report.describe()
+    # What was cleared inside a cell is not filled again for training.
+    (image, *_) = list_annotated(tmp_path / "out")
+    assert image.masks(fill_holes=True).sizes.tolist() == [14, 1]
+
+
+def test_corrections_of_other_images_are_refused(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "fix").mkdir()
+    cv2.imwrite(str(tmp_path / "fix" / "unknown.png"), np.zeros(SHAPE, np.uint8))
+    with pytest.raises(InputError, match="none of the 9 astro images"):
+        read_competition(folder, tmp_path / "fix")
+
+
+def test_wrong_annotations_are_left_out_by_name(tmp_path: Path) -> None:
+    rows = f"03b27b381a5f,{RING},10,6,cort,,,,\n03b27b381a5f,{FAR},10,6,cort,,,,\na,{FAR},10,6,cort,,,,\n"
+    folder = small_folder(tmp_path, rows, ("a", "03b27b381a5f"))
+    report = prepare(read_competition(folder), tmp_path / "out", split=None)
+    assert list(frames_of(tmp_path / "out")) == ["a"]
+    (dropped,) = report.dropped_images
+    assert (dropped.image_id, dropped.rows) == ("03b27b381a5f", 2)
+    assert "03b27b381a5f: its annotations are plainly wrong" in report.describe()
+    assert_every_row_is_told(report)
+
+
+def test_bad_rows_are_named_and_the_rest_kept(tmp_path: Path) -> None:
+    rows = [
+        (f"a,{RING},10,6,cort,,,,", ""),
+        ("a,,10,6,cort,,,,", "each of id, annotation"),
+        ("a,1 x,10,6,cort,,,,", "must be whole numbers"),
+        ("a,60 2,10,6,cort,,,,", "leaves the image"),
+        ("a,1 1,10,6,neuron,,,,", "cell type 'neuron' is not one of"),
+        ("a,1 1,10,6,astro,,,,", "image 'a' is astro"),
+        ("a,1 1,10,7,cort,,,,", "an image has one cell type and one size"),
+        ("a,1 1,ten,6,cort,,,,", "must be whole numbers"),
+        (",1 1,10,6,cort,,,,", "must be filled in"),
+        ("a,1 1,10,6,cort,,,,,x", "1 more fields than the header"),
+        ("b,1 1 1 1,10,6,cort,,,,", "increasing order"),
+        ("", ""),  # an empty line is no row, and counts as a line
+        (f"a,{FAR},10,6,cort,,,shsy5y[diff]_E10-4_Vessel-714_Ph_3,", ""),
+        (f"a,{INNER},10,6,cort,,,shsy5y[diff]_E10-4_Vessel-715_Ph_3,", "is of sample"),
+    ]
+    folder = small_folder(tmp_path, "".join(f"{row}\n" for row, _ in rows))
+    report = prepare(read_competition(folder), tmp_path / "out", split=None)
+    assert [frame.sum() for frame in frames_of(tmp_path / "out")["a"]] == [16, 1]
+    told = {cell.place: cell.reason for cell in report.dropped_cells}
+    expected = {f"row {number}": reason for number, (_, reason) in enumerate(rows, start=2) if reason}
+    assert told.keys() == expected.keys()
+    for place, reason in expected.items():
+        assert reason in told[place]
+    (lost,) = report.dropped_images
+    assert (lost.image_id, lost.reason, lost.rows) == ("b", "no cell is left", 0)
+    assert_every_row_is_told(report)
+    assert "row 6 (a): cell type 'neuron'" in report.describe()
+
+
+def test_missing_broken_and_other_images_are_named_and_skipped(folder: Path, tmp_path: Path) -> None:
+    ids = list(read_annotations(folder / "train.csv"))
+    (folder / "train" / f"{ids[0]}.png").unlink()
+    whole = (folder / "train" / f"{ids[1]}.png").read_bytes()
+    (folder / "train" / f"{ids[1]}.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "train" / f"{ids[2]}.png").write_bytes(b"")
+    cv2.imwrite(str(folder / "train" / f"{ids[3]}.png"), np.zeros((64, 81), np.uint8))
+    change_rows(folder, lambda row: [row[0], "0 1", *row[2:]] if row[0] == ids[4] else row)
+    change_rows(folder, lambda row: [*row[:4], "x", *row[5:]] if row[0] == ids[5] else row)
+    report = prepare(read_competition(folder), tmp_path / "out", folds=3)
+    told = {image.image_id: image.reason for image in report.dropped_images}
+    assert set(told) == set(ids[:6])
+    for image_id, reason in zip(
+        ids,
+        (
+            "no image of this name in",
+            "truncated",
+            "the file is empty",
+            "64 x 81, and annotated as (64, 80)",
+            "no cell is left",
+            "none of its rows can be read",
+        ),
+        strict=False,
+    ):
+        assert reason in told[image_id]
+    assert_every_row_is_told(report)
+    change_rows(folder, lambda row: None if row[0] in ids[:6] else row)
+    expected = filled_frames(folder)
+    assert_same_frames(frames_of(tmp_path / "out"), expected)
+    assert set(read_folds(tmp_path / "out" / "folds.csv")) == set(expected)
+
+
+def test_nothing_left_is_told_and_nothing_written(tmp_path: Path) -> None:
+    folder = small_folder(tmp_path, "")
+    with pytest.raises(InputError, match="no image is left to prepare, of 0 rows read"):
+        prepare(read_competition(folder), tmp_path / "out")
+    (folder / "train.csv").write_text(HEADER + f"a,0 1,10,6,cort,,,,\nz,{FAR},10,6,cort,,,,\n")
+    with pytest.raises(InputError, match=r"z: no image of this name in .*; a: no cell is left"):
+        prepare(read_competition(folder), tmp_path / "out", split=None)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_impossible_split_is_told_before_the_work(folder: Path, tmp_path: Path) -> None:
+    change_rows(folder, lambda row: [*row[:7], "", *row[8:]] if row[4] == "cort" else row)
+    with pytest.raises(InputError, match=r"9 of 23 lack it.*--or-next-best"):
+        prepare(read_competition(folder), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    report = prepare(read_competition(folder), tmp_path / "out", or_next_best=True)
+    assert report.split and report.split["name"] == "stratified"
+    assert "split stratified: 5 folds" in report.describe() and "not a better one: split 'group'" in report.describe()
+
+
+def test_two_runs_and_any_number_of_workers_give_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+    ids = list(read_annotations(folder / "train.csv"))
+    (folder / "train" / f"{ids[7]}.png").write_bytes(b"x")
+    change_rows(folder, lambda row: [row[0], "0 1", *row[2:]] if row[0] == ids[11] else row)
+    for name, workers in (("one", 1), ("again", 1), ("two", 2)):
+        prepare(read_competition(folder), tmp_path / name, folds=3, workers=workers)
+    assert set(files_of(tmp_path / "one")) == {"annotations.json", "folds.csv", "report.json"}
+    assert files_of(tmp_path / "one") == files_of(tmp_path / "again") == files_of(tmp_path / "two")
+    with pytest.raises(InputError, match="0 workers"):
+        prepare(read_competition(folder), tmp_path / "none", folds=3, workers=0)
+
+
+def test_the_competition_folder_is_not_written_into(folder: Path) -> None:
+    before = sorted(folder.iterdir())
+    with pytest.raises(InputError, match=r"holds a train\.csv"):
+        prepare(read_competition(folder), folder)
+    assert sorted(folder.iterdir()) == before
+
+
+def test_folds_of_an_earlier_preparation_do_not_stay(folder: Path, tmp_path: Path) -> None:
+    prepare(read_competition(folder), tmp_path / "out")
+    prepare(read_competition(folder), tmp_path / "out", split=None)
+    assert not (tmp_path / "out" / "folds.csv").exists()
+
+
+def test_raw_and_prepared_folders_give_the_same_images(folder: Path, tmp_path: Path) -> None:
+    prepare(read_competition(folder), tmp_path / "out")
+    raw = {image.image_id: image for image in list_annotated(folder)}
+    prepared = list_annotated(tmp_path / "out")
+    assert {image.image_id for image in prepared} == set(raw)
+    for image in prepared:
+        assert image.cell_type == raw[image.image_id].cell_type
+        assert image.path.resolve() == raw[image.image_id].path.resolve()
+        one, other = image.masks(), raw[image.image_id].masks(fill_holes=True)
+        np.testing.assert_array_equal(one.full_frames(), other.full_frames())
+        np.testing.assert_array_equal(one.labels, other.labels)
+        np.testing.assert_array_equal(one.boxes_xyxy, other.boxes_xyxy)
+        assert image_score(one, other) == 1
+
+
+def test_the_truth_of_a_raw_folder_keeps_its_holes(tmp_path: Path) -> None:
+    folder = small_folder(tmp_path, f"a,{RING},10,6,cort,,,,\n")
+    (image,) = list_annotated(folder)
+    assert image.masks().sizes.tolist() == [12]
+    assert image.masks(fill_holes=True).sizes.tolist() == [16]
+
+
+def test_folds_select_images(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    prepare(read_competition(folder), out)
+    folds = read_folds(out / "folds.csv")
+    for fold in range(5):
+        wanted = {image_id for image_id, one in folds.items() if one == fold}
+        assert {image.image_id for image in list_annotated(out, [fold])} == wanted
+        raw = list_annotated(folder, [fold], out / "folds.csv")
+        assert {image.image_id for image in raw} == wanted
+    assert len(list_annotated(out, {0, 1, 2, 3, 4})) == 23
+    with pytest.raises(InputError, match="has no fold 5; it has 0, 1, 2, 3, 4"):
+        list_annotated(out, [0, 5])
+    with pytest.raises(InputError, match=r"cannot read folds from .*data/folds\.csv"):
+        list_annotated(folder, [0])
+    gone = next(image_id for image_id, one in folds.items() if one == 2)
+    change_rows(folder, lambda row: None if row[0] == gone else row)
+    with pytest.raises(InputError, match=f"1 of them are not annotated in .*, '{gone}' first"):
+        list_annotated(folder, [2], out / "folds.csv")
+    # An image that is not there matters where it is selected.
+    gone = next(image_id for image_id, one in folds.items() if one == 3)
+    (folder / "train" / f"{gone}.png").unlink()
+    assert len(list_annotated(out, [1])) > 0
+    with pytest.raises(InputError, match=r"names 1 image.* prepare the folder again"):
+        list_annotated(out, [3])
+
+
+def test_a_folder_of_both_kinds_is_refused(folder: Path, tmp_path: Path) -> None:
+    prepare(read_competition(folder), tmp_path / "out")
+    shutil.copy(tmp_path / "out" / "annotations.json", folder)
+    with pytest.raises(InputError, match=r"holds both train\.csv and annotations\.json"):
+        list_annotated(folder)
+
+
+# LIVECell
+
+
+def livecell_json(tmp_path: Path, name: str = "coco.json") -> Path:
+    """Three images in sub-folders, with annotations of every kind; their pixels are 6 x 10."""
+    images = ["BT474_Phase_D3_1_02d16h00m_1.tif", "SkBr3_Phase_G3_2_00d16h00m_4.tif", "other.tif"]
+    for number, file_name in enumerate(images):
+        path = tmp_path / "images" / f"part{number}" / file_name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), np.arange(60, dtype=np.uint8).reshape(6, 10))
+    square = [[2, 1, 6, 1, 6, 4, 2, 4]]
+    annotations = [
+        {"id": 1, "image_id": 10, "category_id": 4, "segmentation": square, "iscrowd": 0},
+        {"id": 2, "image_id": 10, "category_id": 4, "segmentation": {"size": [6, 10], "counts": [0, 60]}, "iscrowd": 1},
+        {"id": 3, "image_id": 20, "category_id": 4, "segmentation": square},
+        {"id": 4, "image_id": 20, "category_id": 2, "segmentation": {"size": [6, 10], "counts": [7, 2, 51]}},
+        {"id": 5, "image_id": 30, "category_id": 9, "segmentation": square, "iscrowd": 0},
+        {"id": 6, "image_id": 30, "category_id": 4, "segmentation": square, "iscrowd": 0},
+        {"id": 7, "image_id": 99, "category_id": 4, "segmentation": square, "iscrowd": 0},
+        {"id": 8, "image_id": 10, "category_id": 5, "segmentation": square, "iscrowd": 0},
+        {"id": 9, "image_id": 10, "category_id": 4, "segmentation": [[1, 2, 3]], "iscrowd": 0},
+        {"id": 10, "image_id": 10, "category_id": 4, "segmentation": [[2, 2, 2, 2, 2, 2]], "iscrowd": 0},
+        {"id": 11, "image_id": 40, "category_id": 4, "segmentation": square, "iscrowd": 0},
+    ]
+    data = {
+        "images": [
+            {"id": (number + 1) * 10, "file_name": name, "height": 6, "width": 10}
+            for number, name in enumerate([*images, "MCF7_Phase_A1_1_00d00h00m_1.tif"])
+        ],
+        "categories": [
+            {"id": 4, "name": "cell"},
+            {"id": 2, "name": "SHSY5Y"},
+            {"id": 9, "name": "a172"},
+            {"id": 5, "name": "yeast"},
+        ],
+        "annotations": annotations,
+    }
+    path = tmp_path / name
+    path.write_text(json.dumps(data))
+    return path
+
+
+def test_livecell_by_hand(tmp_path: Path) -> None:
+    source = read_livecell([livecell_json(tmp_path)], tmp_path / "images")
+    report = prepare(source, tmp_path / "out", split=None)
+    dataset = read_prepared(tmp_path / "out")
+    assert dataset.class_names == LIVECELL_CLASSES
+    assert LIVECELL_CLASSES == ("skbr3", "a172", "huh7", "bv2", "mcf7", "bt474", "skov3", "shsy5y")
+    data = json.loads((tmp_path / "out" / "annotations.json").read_text())
+    assert [(one["id"], one["name"]) for one in data["categories"]] == list(enumerate(LIVECELL_CLASSES, start=1))
+    assert {one["iscrowd"] for one in data["annotations"]} == {0}
+    square = np.zeros((6, 10), bool)
+    square[1:4, 2:6] = True
+    runs = np.zeros((6, 10), bool)
+    runs[1:3, 1] = True  # column-major: pixels 7 and 8, from 0
+    found = {image.image_id: image for image in dataset.images}
+    bt474, skbr3, other = (found[key] for key in sorted(found))
+    assert (bt474.cell_type, skbr3.cell_type, other.cell_type) == ("bt474", "skbr3", "a172")
+    assert [image.masks().labels.tolist() for image in (bt474, skbr3, other)] == [[5], [0, 7], [1]]
+    np.testing.assert_array_equal(bt474.masks().full_frames(), [square])
+    np.testing.assert_array_equal(skbr3.masks().full_frames(), [square, runs])
+    told = {cell.place: cell.reason for cell in report.dropped_cells}
+    assert set(told) == {"annotation 2", "annotation 6", "annotation 7", "annotation 8", "annotation 9"}
+    for place, reason in (
+        ("annotation 2", "a crowd, not a cell"),
+        ("annotation 6", "begins with none of skbr3"),
+        ("annotation 7", "its image (99) is not among those of coco.json"),
+        ("annotation 8", "its category is 'yeast'"),
+        ("annotation 9", "three corners"),
+    ):
+        assert reason in told[place]
+    assert [cell.place for cell in report.empty_masks] == ["annotation 10"]
+    (lost,) = report.dropped_images
+    assert (lost.image_id, lost.rows) == ("MCF7_Phase_A1_1_00d00h00m_1", 1) and "no image of this name" in lost.reason
+    assert_every_row_is_told(report)
+
+
+def test_livecell_files_that_repeat_and_images_found_twice(tmp_path: Path) -> None:
+    one, two = livecell_json(tmp_path), livecell_json(tmp_path, "again.json")
+    report = prepare(read_livecell([one, two], tmp_path / "images"), tmp_path / "out", split=None)
+    assert (report.images, report.cells, report.rows_read) == (3, 4, 22)
+    assert sum("once more" in image.reason for image in report.dropped_images) == 4
+    assert_every_row_is_told(report)
+    shutil.copytree(tmp_path / "images" / "part0", tmp_path / "images" / "copy")
+    source = read_livecell([one], tmp_path / "images")
+    assert any("two images have this name" in image.reason for image in source.dropped_images)
+
+
+def test_livecell_images_need_ids_of_their_own(tmp_path: Path) -> None:
+    path = livecell_json(tmp_path)
+    data = json.loads(path.read_text())
+    data["images"][1]["id"] = 10
+    data["images"][2]["id"] = [30]
+    data["images"][3]["height"] = 0
+    data["annotations"][7]["category_id"] = [4]
+    path.write_text(json.dumps(data))
+    source = read_livecell([path], tmp_path / "images")
+    assert [image.image_id for image in source.images] == ["BT474_Phase_D3_1_02d16h00m_1"]
+    told = {image.image_id: image.reason for image in source.dropped_images}
+    assert "the id 10, which must be" in told["SkBr3_Phase_G3_2_00d16h00m_4"]
+    assert "the id [30]" in told["other"] and "are 0 and 10" in told["coco.json, image 4"]
+    assert any("its category is None" in cell.reason for cell in source.dropped_cells)
+    assert_every_row_is_told(prepare(source, tmp_path / "out", split=None))
+
+
+def test_livecell_files_that_are_none(tmp_path: Path) -> None:
+    path = livecell_json(tmp_path)
+    with pytest.raises(InputError, match="cannot read annotations"):
+        read_livecell([tmp_path / "none.json"], tmp_path / "images")
+    with pytest.raises(InputError, match="No folder"):
+        read_livecell([path], tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="No image in"):
+        read_livecell([path], tmp_path / "empty")
+    path.write_text('{"images": [], "categories": []}')
+    with pytest.raises(InputError, match='no list "annotations"'):
+        read_livecell([path], tmp_path / "images")
+    # Some of LIVECell's files number their annotations.
+    path.write_text('{"images": [], "categories": [], "annotations": {"1": {"id": 1, "image_id": 2}}}')
+    assert read_livecell([path], tmp_path / "images").rows == 1
+
+
+@pytest.mark.skipif(not (SHARED / "livecell").is_dir(), reason="the LIVECell images are not on this machine")
+def test_real_livecell(tmp_path: Path) -> None:
+    files = sorted((SHARED / "livecell").glob("*.json"))
+    report = prepare(read_livecell(files, SHARED / "livecell" / "images"), tmp_path / "out", folds=3)
+    assert (report.images, report.cells, report.dropped_cells, report.dropped_images) == (15, 3701, (), ())
+    images = {image.image_id: image for image in list_annotated(tmp_path / "out")}
+    data = json.loads(files[0].read_text())
+    record = data["images"][0]
+    masks = images[Path(record["file_name"]).stem].masks()
+    polygons = [one["segmentation"] for one in data["annotations"] if one["image_id"] == record["id"]]
+    assert len(masks) == len(polygons)
+    for frame, polygon in zip(masks.full_frames()[:20], polygons, strict=False):
+        slow = mask_utils.decode(mask_utils.merge(mask_utils.frPyObjects(polygon, 520, 704)))
+        np.testing.assert_array_equal(frame, binary_fill_holes(slow))
+    assert {LIVECELL_CLASSES[label] for label in masks.labels} == {record["file_name"].split("_")[0].lower()}
+
+
+@pytest.mark.skipif(not (SHARED / "sartorius").is_dir(), reason="the competition's images are not on this machine")
+def test_real_competition(tmp_path: Path) -> None:
+    source = read_competition(SHARED / "sartorius")
+    with pytest.raises(InputError, match="33 of 34 lack it"):
+        prepare(source, tmp_path / "out")
+    report = prepare(source, tmp_path / "out", or_next_best=True)
+    assert (report.images, report.cells) == (34, 3093)
+    assert_every_row_is_told(report)
+    raw = {image.image_id: image for image in list_annotated(SHARED / "sartorius")}
+    for image in list_annotated(tmp_path / "out")[::8]:
+        masks = image.masks()
+        expected = raw[image.image_id].masks(fill_holes=True)
+        np.testing.assert_array_equal(masks.windows, expected.windows)
+        assert all((one == other).all() for one, other in zip(masks.crops, expected.crops, strict=True))
+    assert read_image(image.path).shape == (520, 704, 3)
+
+
+# Pseudo-labels
+
+
+def test_pseudo_labels_come_back(folder: Path, tmp_path: Path) -> None:
+    truth = {image.image_id: image for image in list_annotated(folder)}
+    shapes = dict.fromkeys(truth, SHAPE)
+    rows = []
+    for image_id, image in truth.items():
+        taken = np.zeros(SHAPE, bool)
+        texts = []
+        for frame in image.masks(fill_holes=True).full_frames():
+            left = np.asarray(binary_fill_holes(frame & ~taken)) & ~taken
+            taken |= left
+            texts.append(encode_rle(left, (0, 0), SHAPE))
+        rows.append((image_id, [text for text in texts if text]))
+    rows[3] = (rows[3][0], [])
+    write_submission(tmp_path / "submission.csv", rows, shapes)
+    types = tmp_path / "types.csv"
+    types.write_text("id,cell_type\n" + "".join(f"{key},{image.cell_type}\n" for key, image in truth.items()))
+    source = read_pseudo_labels(tmp_path / "submission.csv", folder / "train", str(types))
+    report = prepare(source, tmp_path / "out", split=None)
+    found = {image.image_id: image for image in list_annotated(tmp_path / "out")}
+    assert set(found) == set(truth) - {rows[3][0]}
+    for image_id, texts in rows:
+        if texts:
+            frames = found[image_id].masks().full_frames()
+            expected = [binary_fill_holes(decode_rle(text, SHAPE)) for text in texts]
+            np.testing.assert_array_equal(frames, expected)
+            assert found[image_id].cell_type == truth[image_id].cell_type
+            assert set(found[image_id].masks().labels) == {CELL_TYPES.index(truth[image_id].cell_type)}
+    (empty,) = report.dropped_images
+    assert (empty.image_id, empty.reason, empty.rows) == (rows[3][0], "nothing was found in it", 1)
+    assert_every_row_is_told(report)
+    summary = tmp_path / "summary.json"
+    told = {key: {"cell_type": image.cell_type} for key, image in truth.items()}
+    summary.write_text(json.dumps({"images": told}))
+    assert read_pseudo_labels(tmp_path / "submission.csv", folder / "train", str(summary)) == source
+
+
+def test_bad_pseudo_labels_are_named(tmp_path: Path) -> None:
+    folder = small_folder(tmp_path, "", ("a", "b", "d"))
+    submission = tmp_path / "submission.csv"
+    submission.write_text("id,predicted\na,1 2\na,\na,x\n,3 1\na,5 1,6\nb,7 1\nc,8 1\nd,9 1\na,61 1\n")
+    (tmp_path / "types.csv").write_text("id,cell_type\na,cort\nc,cort\nd,neuron\n")
+    source = read_pseudo_labels(submission, folder / "train", str(tmp_path / "types.csv"))
+    report = prepare(source, tmp_path / "out", split=None)
+    assert [frame.sum() for frame in frames_of(tmp_path / "out")["a"]] == [2]
+    assert {cell.place for cell in report.dropped_cells} == {f"row {number}" for number in (3, 4, 5, 6, 10)}
+    told = {image.image_id: image.reason for image in report.dropped_images}
+    assert set(told) == {"b", "c", "d"}
+    assert "has no cell type" in told["b"] and "no image of this name" in told["c"] and "'neuron'" in told["d"]
+    assert_every_row_is_told(report)
+    only = read_pseudo_labels(submission, folder / "train", "astro")
+    assert {image.cell_type for image in only.images} == {"astro"}
+
+
+def test_cell_types_that_are_none(tmp_path: Path) -> None:
+    folder = small_folder(tmp_path, "")
+    submission = tmp_path / "submission.csv"
+    submission.write_text("id,predicted\na,1 2\n")
+    with pytest.raises(InputError, match="cell types 'neuron': give one of shsy5y, astro, cort, or a file"):
+        read_pseudo_labels(submission, folder / "train", "neuron")
+    (tmp_path / "types.json").write_text("{}")
+    with pytest.raises(InputError, match=r'no "images": expected the summary\.json'):
+        read_pseudo_labels(submission, folder / "train", str(tmp_path / "types.json"))
+    (tmp_path / "types.csv").write_text("id,type\n")
+    with pytest.raises(InputError, match="lacks the columns cell_type"):
+        read_pseudo_labels(submission, folder / "train", str(tmp_path / "types.csv"))
+    submission.write_text("name\n")
+    with pytest.raises(InputError, match="lacks the columns id, predicted"):
+        read_pseudo_labels(submission, folder / "train", "cort")
