@@ -70,29 +70,54 @@ def test_jpeg(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", [".png", ".tif"])
-def test_16_bit_is_stretched_over_its_own_range(tmp_path: Path, ending: str) -> None:
-    pixels = np.array([[100, 1100], [2100, 4100]], np.uint16)
+@pytest.mark.parametrize(("gain", "offset"), [(1, 0), (16, 900), (100, 5000)])
+def test_16_bit_is_mapped_to_usual_gray_levels(tmp_path: Path, ending: str, gain: int, offset: int) -> None:
+    """Whatever the camera's gain and offset; a hot pixel does not matter."""
+    gray = np.random.default_rng(0).normal(100, 20, (60, 80)).clip(0, 255).astype(np.uint16)
+    pixels = gray * gain + offset
+    pixels[3, 4] = 65535
     path = tmp_path / ("a" + ending)
     cv2.imwrite(str(path), pixels)
-    np.testing.assert_array_equal(read_image(path)[..., 0], [[0, 64], [128, 255]])
+    image = read_image(path)[..., 0].astype(float)
+    assert image[3, 4] == 255
+    rest = np.delete(image.ravel(), 3 * 80 + 4)
+    assert rest.mean() == pytest.approx(128, abs=0.3) and rest.std() == pytest.approx(12, rel=0.03)
+    expected = 128 + (np.delete(gray.ravel(), 3 * 80 + 4) - 100.0) * 12 / 20
+    assert np.abs(rest - expected).max() <= 2
 
 
 def test_float_with_gaps_and_constant(tmp_path: Path) -> None:
-    pixels = np.array([[0.0, 0.5, 1.0, np.nan]], np.float32)
+    pixels = np.array([[0.0, 0.5, 1.0, np.nan, np.inf, -np.inf]], np.float32)
     path = tmp_path / "a.tif"
-    cv2.imwrite(str(path), pixels)
-    np.testing.assert_array_equal(read_image(path)[0, :, 0], [0, 128, 255, 0])
-    cv2.imwrite(str(path), np.full((3, 3), 7000, np.uint16))
-    assert (read_image(path) == 128).all()
+    for scale in (1.0, 1e38):
+        cv2.imwrite(str(path), pixels * np.float32(scale))
+        dark, middle, bright, gap, above, below = read_image(path)[0, :, 0].tolist()
+        assert dark < middle == gap == 128 < bright and (above, below) == (bright, dark)
+    for constant in (
+        np.full((3, 3), 7000, np.uint16),
+        np.zeros((2, 2), np.float32),
+        np.full((2, 2), np.nan, np.float32),
+    ):
+        cv2.imwrite(str(path), constant)
+        assert (read_image(path) == 128).all()
 
 
-def test_16_bit_alpha_does_not_stretch(tmp_path: Path) -> None:
+def test_few_differing_values_are_seen(tmp_path: Path) -> None:
+    """Where the usual percentiles are one value, the rest still shows."""
+    pixels = np.full((40, 40), 500, np.uint16)
+    pixels[20, 20] = 700
+    cv2.imwrite(str(tmp_path / "a.png"), pixels)
+    image = read_image(tmp_path / "a.png")
+    assert image[20, 20, 0] > 200 and (np.delete(image[..., 0].ravel(), 20 * 40 + 20) == 128).all()
+
+
+def test_16_bit_alpha_does_not_count(tmp_path: Path) -> None:
     pixels = np.zeros((2, 2, 4), np.uint16)
     pixels[..., :3] = np.array([[0, 1000], [500, 1000]])[..., None]
     pixels[..., 3] = 65535
-    path = tmp_path / "a.png"
-    cv2.imwrite(str(path), pixels)
-    np.testing.assert_array_equal(read_image(path)[..., 1], [[0, 255], [128, 255]])
+    cv2.imwrite(str(tmp_path / "with.png"), pixels)
+    cv2.imwrite(str(tmp_path / "without.png"), pixels[..., :3])
+    np.testing.assert_array_equal(read_image(tmp_path / "with.png"), read_image(tmp_path / "without.png"))
 
 
 def test_first_page_of_a_stack(tmp_path: Path, gray: np.ndarray, caplog: pytest.LogCaptureFixture) -> None:
