@@ -37,7 +37,7 @@ IMAGE_PACKAGES = frozenset(
 #: What the vendored wheels bring. Installed while the script runs, so not importable at its top.
 VENDORED_PACKAGES = frozenset({"mmcv", "mmdet"})
 #: Parts of the package that are never inlined: they need more than the image holds, or no kernel needs them.
-NOT_INLINED = ("training", "validation", "data.synthetic")
+NOT_INLINED = ("training", "validation", "commands", "data.synthetic")
 
 #: Names that mean another thing in a flattened script than in a module.
 MODULE_NAMES = frozenset(

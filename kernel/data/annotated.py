@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+
 from kernel.data.annotations import read_annotations
 from kernel.data.coco import PREPARED_NAME, read_prepared
-from kernel.data.images import list_images
+from kernel.data.images import list_images, read_image
 from kernel.data.splits import FOLDS_NAME, select_folds
 from kernel.errors import InputError
 from kernel.postprocess.instances import CellMasks
@@ -23,6 +25,9 @@ class Annotations(Protocol):
 
     @property
     def cell_type(self) -> str: ...
+
+    @property
+    def image_shape(self) -> tuple[int, int]: ...
 
     def masks(self, *, fill_holes: bool = False) -> CellMasks: ...
 
@@ -41,6 +46,20 @@ class AnnotatedImage:
     @property
     def cell_type(self) -> str:
         return self.annotations.cell_type
+
+    def read(self) -> np.ndarray:
+        """The pixels, (H, W, 3) uint8 BGR.
+
+        Raises:
+            InputError: the image cannot be read, or is of another size than its annotations.
+        """
+        pixels, expected = read_image(self.path), self.annotations.image_shape
+        if pixels.shape[:2] != expected:
+            raise InputError(
+                f"{self.path} has {pixels.shape[0]} rows and {pixels.shape[1]} columns, its annotations are of "
+                f"{expected[0]} and {expected[1]}: put the annotated image there"
+            )
+        return pixels
 
     def masks(self, *, fill_holes: bool = False) -> CellMasks:
         """The cells as crops; labels are places among the dataset's classes (the competition's: CELL_TYPES).

@@ -658,7 +658,12 @@ def write_dataset(out: Path, counts: dict[str, int], seed: int, shape: tuple[int
     Raises:
         InputError: as generate_image.
     """
-    (out / "train").mkdir(parents=True, exist_ok=True)
+    if seed < 0:
+        raise InputError(f"The seed of a data set is {seed}: give a whole number from 0 on.")
+    try:
+        (out / "train").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"Cannot write into {out}: {error.strerror}. Name another folder.") from error
     header = (
         "id", "annotation", "width", "height", "cell_type", "plate_time", "sample_date", "sample_id",
         "elapsed_timedelta",

@@ -74,7 +74,7 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
                 f"{path}: holds more than tensors and would run code when loaded, or is damaged; refused. "
                 f"Save a plain state dict, or better safetensors. ({str(error).splitlines()[0]})"
             ) from error
-        except (RuntimeError, EOFError, ValueError) as error:
+        except (RuntimeError, EOFError, ValueError, LookupError, AttributeError) as error:  # bytes that are no pickle
             raise InputError(f"{path}: not a readable PyTorch file ({error}); fetch it again") from error
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]

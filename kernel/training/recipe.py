@@ -12,10 +12,7 @@ from typing import Any
 from kernel.errors import InputError
 from kernel.manifest import ENCODER_NAMES, KIND_NAMES
 from kernel.models.detectors import DetectorSpec
-from kernel.training.trainer import TrainSettings
-
-#: Dtypes of encoder and neck in training.
-DTYPE_NAMES = ("float32", "bfloat16", "float16")
+from kernel.training.settings import TrainSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +47,10 @@ def recipe_of_tables(data: Mapping[str, Any], source: str, overrides: Mapping[st
     made = {}
     for table, target in tables.items():
         known = {field.name: field for field in dataclasses.fields(target)}
-        values = dict(data.get(table, {}))
+        given = data.get(table, {})
+        if not isinstance(given, Mapping):
+            raise InputError(f"{source}: {table} is {given!r}, expected a table [{table}]")
+        values = dict(given)
         refuse_unknown(values, known, f"{source} [{table}]", "key")
         values |= {key: value for key, value in overrides.items() if key in known and value is not None}
         for key, value in values.items():
@@ -65,10 +65,10 @@ def recipe_of_tables(data: Mapping[str, Any], source: str, overrides: Mapping[st
     for what, value, allowed in (
         ("kind", recipe.detector.kind, KIND_NAMES),
         ("encoder", recipe.detector.encoder, ENCODER_NAMES),
-        ("dtype", recipe.training.dtype, DTYPE_NAMES),
     ):
         if value not in allowed:
             raise InputError(f"{source}: {what} {value!r} is not one of {', '.join(allowed)}")
+    recipe.training.check(source)
     return recipe
 
 

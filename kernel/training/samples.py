@@ -13,8 +13,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from kernel.data.annotated import list_annotated
-from kernel.data.images import read_image
-from kernel.ensemble.views import ALL_VIEWS, view_images
+from kernel.ensemble.views import ALL_VIEWS, PAD_VALUE, PIXEL_MEAN, PIXEL_STD, view_images
 from kernel.errors import InputError
 
 #: Cells of fewer pixels than this inside a crop are left out: what is left at the crop's edge.
@@ -34,6 +33,7 @@ class TrainingImage:
     offsets_yx: np.ndarray  # (N, 2) int64, top-left of each crop in the image
     labels: np.ndarray  # (N,) int64
     cell_type: str
+    name: str = ""  # for messages
 
 
 def read_training_images(
@@ -48,7 +48,14 @@ def read_training_images(
     for entry in tqdm(list_annotated(folder, folds, folds_csv), unit="image", desc="reading", mininterval=1):
         masks = entry.masks(fill_holes=True)
         images.append(
-            TrainingImage(read_image(entry.path), masks.crops, masks.offsets_yx, masks.labels, entry.cell_type)
+            TrainingImage(
+                entry.read(),
+                masks.crops,
+                masks.offsets_yx,
+                masks.labels,
+                entry.cell_type,
+                entry.image_id,
+            )
         )
     return images
 
@@ -72,6 +79,7 @@ class Sample:
     labels: torch.Tensor  # (N,) int64
     masks: np.ndarray  # (N, S, S) uint8
     semantic: torch.Tensor  # (1, S / 4, S / 4) int64: 0 background, else 1 + class
+    name: str  # image and place, for messages
 
 
 def cut_sample(
@@ -102,7 +110,8 @@ def cut_sample(
     stacked[:, :height, :width] = inside[:, :: -1 if flip_y else 1, :: -1 if flip_x else 1].copy()
     view = next(v for v in ALL_VIEWS if (v.flip_x, v.flip_y) == flips)
     tensor = view_images(pixels, (view,))[0]
-    padded = torch.zeros(3, size, size)
+    padding = torch.tensor([(PAD_VALUE - mean) / std for mean, std in zip(PIXEL_MEAN, PIXEL_STD, strict=True)])
+    padded = padding[:, None, None].repeat(1, size, size)
     padded[:, : tensor.shape[1], : tensor.shape[2]] = tensor[:, :size, :size]
     label_array = np.asarray(labels, np.int64)
     return Sample(
@@ -111,6 +120,25 @@ def cut_sample(
         labels=torch.from_numpy(label_array),
         masks=stacked,
         semantic=semantic_map(stacked, label_array, num_classes),
+        name=f"{image.name or image.cell_type} at row {top}, column {left}",
+    )
+
+
+def flip_paste(
+    image: TrainingImage, top: int, left: int, size: int, flips: tuple[bool, bool], num_classes: int
+) -> Sample:
+    """The crop of `cut_sample` averaged with its mirror image (left to right); the cells of both are there."""
+    one = cut_sample(image, top, left, size, flips, num_classes)
+    other = cut_sample(image, top, left, size, (not flips[0], flips[1]), num_classes)
+    masks, labels = np.concatenate([one.masks, other.masks]), torch.cat([one.labels, other.labels])
+    return Sample(
+        # Normalising is linear, so the mean may be taken after it.
+        image=(one.image + other.image) / 2,
+        boxes_xyxy=torch.cat([one.boxes_xyxy, other.boxes_xyxy]),
+        labels=labels,
+        masks=masks,
+        semantic=semantic_map(masks, labels.numpy(), num_classes),
+        name=f"{one.name}, with its mirror image",
     )
 
 
@@ -149,10 +177,19 @@ def semantic_map(masks: np.ndarray, labels: np.ndarray, num_classes: int) -> tor
 class CropDataset(Dataset[Sample]):
     """Random crops: sample `index` is a function of the seed and the index alone, whatever worker makes it.
 
-    Cell types are drawn equally often, images of a type as well.
+    Cell types are drawn equally often, images of a type as well. `paste_chance` is that of `flip_paste`, which only
+    cort images take part in: their cells are sparse.
     """
 
-    def __init__(self, images: Sequence[TrainingImage], length: int, crop_size: int, num_classes: int, seed: int):
+    def __init__(
+        self,
+        images: Sequence[TrainingImage],
+        length: int,
+        crop_size: int,
+        num_classes: int,
+        seed: int,
+        paste_chance: float = 0.0,
+    ):
         self.by_type: dict[str, list[TrainingImage]] = {}
         for image in images:
             self.by_type.setdefault(image.cell_type, []).append(image)
@@ -160,6 +197,7 @@ class CropDataset(Dataset[Sample]):
         self.crop_size = crop_size
         self.num_classes = num_classes
         self.seed = seed
+        self.paste_chance = paste_chance
 
     def __len__(self) -> int:
         return self.length
@@ -169,12 +207,14 @@ class CropDataset(Dataset[Sample]):
         images = self.by_type[sorted(self.by_type)[index % len(self.by_type)]]
         image = images[rng.integers(len(images))]
         height, width = image.image_bgr.shape[:2]
+        may_paste = self.paste_chance > 0 and image.cell_type == "cort"
+        cut = flip_paste if may_paste and rng.random() < self.paste_chance else cut_sample
         sample = None
         for _ in range(CROP_TRIES):
             top = int(rng.integers(max(height - self.crop_size, 0) + 1))
             left = int(rng.integers(max(width - self.crop_size, 0) + 1))
             flips = (bool(rng.integers(2)), bool(rng.integers(2)))
-            sample = cut_sample(image, top, left, self.crop_size, flips, self.num_classes)
+            sample = cut(image, top, left, self.crop_size, flips, self.num_classes)
             if len(sample.labels):
                 break
         assert sample is not None
@@ -201,4 +241,5 @@ def collate(samples: Sequence[Sample]) -> dict[str, Any]:
         "gt_labels": [s.labels for s in samples],
         "gt_masks": [BitmapMasks(s.masks, size, size) for s in samples],
         "gt_semantic_seg": torch.stack([s.semantic for s in samples]),
+        "names": [s.name for s in samples],
     }

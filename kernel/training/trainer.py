@@ -1,72 +1,316 @@
-"""The training loop: crops, mmdet's losses, AdamW, warm-up and linear decay."""
+"""The training loop: crops, mmdet's losses, AdamW, warm-up and linear decay; stopped and resumed at any step."""
 
 from __future__ import annotations
 
 import json
 import logging
+import signal
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
-import safetensors.torch
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from kernel.data.annotated import AnnotatedImage
 from kernel.errors import InputError, RunError
-from kernel.models.checkpoints import read_state_dict
 from kernel.models.detectors import Detector, DetectorSpec, build_detector
 from kernel.runtime.log import LOG
+from kernel.training.evaluation import evaluate_detector
+from kernel.training.initialise import draw_weights, take_weights
 from kernel.training.losses import weighted_loss
-from kernel.training.samples import CropDataset, TrainingImage, collate
+from kernel.training.optimisation import WeightsMean, learning_rate_factor, parameter_groups
+from kernel.training.processes import ProcessGroup
+from kernel.training.record import RunRecord
+from kernel.training.samples import CropDataset, TrainingImage, check_classes, collate
+from kernel.training.settings import TrainSettings
+from kernel.training.state import RunState, fingerprint_of, read_state, save_state, write_weights
+
+#: Settings that may change when a run is resumed: they do not change what is computed.
+FREE_SETTINGS = {"workers": 0, "checkpoint_every": 0, "evaluate_every": 0}
 
 
 @dataclass(frozen=True)
-class TrainSettings:
-    """How a member is trained. Defaults are the published finetuning's."""
+class TrainingRun:
+    """What to train, on what, and where it goes."""
 
-    iterations: int = 4000
-    batch_size: int = 4
-    learning_rate: float = 2e-4
-    weight_decay: float = 0.01  # not on biases and norms
-    warmup_share: float = 0.05  # of the iterations, the learning rate rising linearly
-    clip_norm: float = 10.0
-    crop_size: int = 256
-    rpn_nms_pre: int = 2000  # best positions per FPN level that become proposals
-    rois_per_image: int = 512  # sampled for the box head, a quarter of them positive
-    epochs: int = 40  # 10 x batch size; only the loss weights know epochs
-    norm_eval: bool = False  # BatchNorm keeps its running statistics
-    dtype: str = "float32"  # of encoder and neck: float32, bfloat16 or float16
-    workers: int = 0
-    seed: int = 0
+    spec: DetectorSpec
+    settings: TrainSettings
+    images: Sequence[TrainingImage]
+    out: Path  # weights (.safetensors); log, state and pictures lie beside it
+    init: Path | None = None  # weights to start from
+    keep_classes: bool = False  # of `init`, also the layers that tell classes apart
+    device: str = "cpu"
+    half: bool = False  # write weights as float16
+    validation: Sequence[AnnotatedImage] = ()  # evaluated on every `evaluate_every` steps
+    resume: bool = False  # go on from the state beside `out`, if there is one
+
+    @property
+    def state_path(self) -> Path:
+        return self.out.with_suffix(".state")
+
+    @property
+    def best_path(self) -> Path:
+        return self.out.with_name(f"{self.out.stem}.best{self.out.suffix}")
+
+    def fingerprint(self) -> str:
+        """What a state must have been made with to go on from it."""
+        images = [[image.name, len(image.crops), *image.image_bgr.shape] for image in self.images]
+        settings = asdict(replace(self.settings, **FREE_SETTINGS))
+        return fingerprint_of(json.dumps(asdict(self.spec)), json.dumps(settings), json.dumps(images))
+
+    def check(self) -> None:
+        """Raise InputError for what cannot be trained."""
+        self.settings.check("the recipe")
+        if self.out.suffix != ".safetensors":
+            raise InputError(f"--out {self.out}: weights are written as .safetensors, name a file that ends so")
+        if self.out.is_dir():
+            raise InputError(f"--out {self.out} is a folder: name a file in it")
+        if self.init is not None and not self.init.is_file():
+            raise InputError(f"--init {self.init}: no such file")
+        try:
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"--out {self.out}: cannot write there ({error.strerror}), name another place") from error
+        if not any(len(image.crops) for image in self.images):
+            raise InputError("no annotated cell in the training images")
+        check_classes(self.images, self.spec.num_classes)
 
 
-def parameter_groups(detector: Detector, weight_decay: float) -> list[dict[str, object]]:
-    """Parameters with decay, and biases and norms without."""
-    with_decay, without = [], []
-    for parameter in detector.parameters():
-        if parameter.requires_grad:
-            (without if parameter.ndim <= 1 else with_decay).append(parameter)
-    return [
-        {"params": with_decay, "weight_decay": weight_decay},
-        {"params": without, "weight_decay": 0.0},
-    ]
+class Trainer:
+    """One run: all that changes from step to step. Its parts are saved and restored together."""
+
+    def __init__(self, run: TrainingRun):
+        run.check()
+        self.run, self.settings = run, run.settings
+        self.group = ProcessGroup(run.device)
+        self.device = self.group.device
+        torch.manual_seed(self.settings.seed)
+        self.detector: Detector = build_detector(run.spec)
+        draw_weights(self.detector)
+        if run.init is not None:
+            taken = take_weights(self.detector, run.init, run.keep_classes)
+            LOG.info("%s", taken.describe(str(run.init)))
+        set_proposal_counts(self.detector, self.settings)
+        self.detector.to(self.device, memory_format=torch.channels_last)
+        self.group.share_weights(self.detector)
+        self.optimizer = torch.optim.AdamW(
+            parameter_groups(self.detector, self.settings.weight_decay), lr=self.settings.learning_rate
+        )
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer,
+            lambda step: learning_rate_factor(step, self.settings.iterations, self.settings.warmup_share),
+        )
+        self.dtype = getattr(torch, self.settings.dtype)
+        self.scaler = torch.amp.grad_scaler.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+        self.mean = WeightsMean(self.detector, self.settings.ema_decay) if self.settings.ema_decay else None
+        self.step = 0
+        self.best_score = -1.0
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """What is saved, by name."""
+        parts = {
+            "detector": self.detector,
+            "optimizer": self.optimizer,
+            "scheduler": self.scheduler,
+            "scaler": self.scaler,
+        }
+        return parts | ({"mean": self.mean} if self.mean else {})
+
+    @property
+    def is_finished(self) -> bool:
+        return self.step == self.settings.iterations
+
+    @property
+    def is_evaluated(self) -> bool:
+        """Whether this step ends with an evaluation: each `evaluate_every`, and the last."""
+        every = self.settings.evaluate_every
+        return bool(every and self.run.validation) and (self.is_finished or self.step % every == 0)
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether this step ends with a state on disk: each `checkpoint_every`, and the last."""
+        every = self.settings.checkpoint_every
+        return self.is_finished or bool(every and self.step % every == 0)
+
+    def save(self) -> None:
+        """Write the weights, and the state to resume from."""
+        self.group.share_buffers(self.detector)
+        if not self.group.is_first:
+            return
+        write_weights(self.written_weights(), self.run.out, self.run.half)
+        parts = {name: part.state_dict() for name, part in self.parts.items()}
+        save_state(RunState(self.step, self.run.fingerprint(), parts, self.best_score), self.run.state_path)
+
+    def restore(self) -> None:
+        """Go on from the state beside the weights. Raises InputError where it is another run's."""
+        state = read_state(self.run.state_path, self.run.fingerprint())
+        for name, part in self.parts.items():
+            part.load_state_dict(state.parts[name])
+        self.step, self.best_score = state.step, state.best_score
+        LOG.info("resumed after step %d of %d", self.step, self.settings.iterations)
+
+    def written_weights(self) -> dict[str, torch.Tensor]:
+        """The weights that the run is for: the running mean, where one is kept."""
+        return self.mean.mean if self.mean else self.detector.state_dict()
+
+    def micro_batches(self) -> Iterator[list[int]]:
+        """The samples of this process's micro-batches, step after step, from where the run stands."""
+        size = self.settings.batch_size // self.settings.accumulation
+        for step in range(self.step, self.settings.iterations):
+            for micro in range(self.settings.accumulation):
+                first = self.micro_batch_number(step, micro) * size
+                yield list(range(first, first + size))
+
+    def micro_batch_number(self, step: int, micro: int) -> int:
+        """A micro-batch's number over all steps, processes and accumulations."""
+        return (step * self.settings.accumulation + micro) * self.group.size + self.group.rank
+
+    def loader(self) -> DataLoader:
+        """Makes the crops of `micro_batches`; the same ones whatever the number of workers."""
+        length = self.settings.iterations * self.settings.batch_size * self.group.size
+        dataset = CropDataset(
+            self.run.images,
+            length,
+            self.settings.crop_size,
+            self.run.spec.num_classes,
+            self.settings.seed,
+            self.settings.flip_paste,
+        )
+        return DataLoader(
+            dataset,
+            batch_sampler=list(self.micro_batches()),
+            collate_fn=collate,
+            num_workers=self.settings.workers,
+            pin_memory=self.device.type == "cuda",
+        )
+
+    def take_step(self, batches: Iterator[dict[str, Any]]) -> tuple[float, dict[str, float]]:
+        """One optimizer step. Returns the loss and its terms, means over this process's micro-batches.
+
+        Raises RunError, naming the batch, where the loss is no number.
+        """
+        settings = self.settings
+        epoch = 1 + self.step * settings.epochs // settings.iterations
+        total, sums = 0.0, dict[str, float]()
+        for micro in range(settings.accumulation):
+            # mmdet's samplers draw from torch: by its number each micro-batch draws the same in any run.
+            torch.manual_seed(settings.seed * 1_000_003 + self.micro_batch_number(self.step, micro))
+            batch = next(batches)
+            losses = compute_losses(self.detector, batch, self.dtype)
+            loss, terms = weighted_loss(losses, epoch, settings.epochs)
+            if self.group.any_says(not bool(torch.isfinite(loss))):
+                raise RunError(
+                    f"the loss is no number in step {self.step}; in this process it is {loss.item()}, of the terms "
+                    f"{terms}, on the crops {', '.join(batch['names'])}. Lower learning_rate, or look at these images"
+                )
+            self.scaler.scale(loss / settings.accumulation).backward()
+            total += loss.item() / settings.accumulation
+            for term, value in terms.items():
+                sums[term] = sums.get(term, 0.0) + value / settings.accumulation
+        self.group.average_gradients(self.detector.parameters())
+        self.scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(self.detector.parameters(), settings.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.scheduler.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        if self.mean:
+            self.mean.update(self.detector)
+        return total, sums
+
+    def evaluate(self, record: RunRecord | None) -> None:
+        """Score the weights so far on the validation images; keep them apart when they are the best so far."""
+        self.group.share_buffers(self.detector)
+        if record is None:
+            return
+        pictures = self.run.out.with_suffix("") / f"step_{self.step}"
+        with self.mean_weights():
+            results = evaluate_detector(self.detector, self.run.spec.kind, self.run.validation, self.device, pictures)
+        score = record.add_evaluation(self.step, results)
+        if score > self.best_score:
+            self.best_score = score
+            write_weights(self.written_weights(), self.run.best_path, self.run.half)
+
+    @contextmanager
+    def mean_weights(self) -> Iterator[None]:
+        """Put the running mean, where there is one, into the detector for a while."""
+        if self.mean is None:
+            yield
+            return
+        own = {key: value.clone() for key, value in self.detector.state_dict().items()}
+        self.detector.load_state_dict(self.mean.mean)
+        try:
+            yield
+        finally:
+            self.detector.load_state_dict(own)
 
 
-def learning_rate_factor(step: int, steps: int, warmup_share: float) -> float:
-    """Linear rise over the first `warmup_share` of `steps`, then linear fall to zero."""
-    warmup = max(round(steps * warmup_share), 1)
-    if step < warmup:
-        return (step + 1) / warmup
-    return max(0.0, (steps - step) / max(steps - warmup, 1))
+def train_detector(run: TrainingRun) -> Detector:
+    """Train, and write the weights to `run.out`; beside them the settings, a log, a picture of the loss, and the state.
+
+    On SIGINT or SIGTERM the state is saved and the run ends with a RunError that says how to go on.
+
+    Raises InputError for images or settings that cannot be trained, RunError where the loss stops being a number or
+    the disk is full.
+    """
+    trainer = Trainer(run)
+    settings = run.settings
+    try:
+        if run.resume and run.state_path.is_file():
+            trainer.restore()
+        elif trainer.group.is_first:
+            run.state_path.unlink(missing_ok=True)
+        record = RunRecord(run, trainer.step) if trainer.group.is_first else None
+        batches = iter(trainer.loader())
+        started, first_step = time.perf_counter(), trainer.step
+        steps = range(trainer.step, settings.iterations)
+        progress = tqdm(
+            steps, initial=trainer.step, total=settings.iterations, unit="step", mininterval=10,
+            disable=not trainer.group.is_first,
+        )  # fmt: skip
+        with stop_signals() as stopped:
+            for _ in progress:
+                set_training_mode(trainer.detector, settings.norm_eval)
+                loss, terms = trainer.take_step(batches)
+                seconds = time.perf_counter() - started
+                crops = (trainer.step - first_step) * settings.batch_size * trainer.group.size
+                if record:
+                    record.add_step(trainer.step, loss, terms, trainer.optimizer.param_groups[0]["lr"], crops / seconds)
+                progress.set_postfix(loss=f"{loss:.3f}", refresh=False)
+                if trainer.is_evaluated:
+                    trainer.evaluate(record)
+                stop = trainer.group.any_says(bool(stopped))
+                if stop or trainer.is_saved:
+                    trainer.save()
+                if stop and not trainer.is_finished:
+                    raise RunError(
+                        f"stopped after step {trainer.step} of {settings.iterations}; the same command with --resume "
+                        "goes on from there"
+                    )
+        if first_step == settings.iterations:
+            LOG.info("the run was complete already")
+        if record:
+            record.close()
+        if trainer.mean:
+            trainer.detector.load_state_dict(trainer.mean.mean)
+        return trainer.detector.eval()
+    finally:
+        trainer.group.close()
 
 
 def compute_losses(detector: Detector, batch: dict, dtype: torch.dtype) -> dict:
     """mmdet's losses of a batch; encoder and neck run in `dtype`, heads and losses in float32."""
     device = next(detector.parameters()).device
-    images = batch["images"].to(device, memory_format=torch.channels_last)
+    images = batch["images"].to(device, memory_format=torch.channels_last, non_blocking=True)
     boxes = [b.to(device) for b in batch["gt_bboxes"]]
     labels = [b.to(device) for b in batch["gt_labels"]]
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
@@ -92,95 +336,28 @@ def set_proposal_counts(detector: Detector, settings: TrainSettings) -> None:
         sampler.num = settings.rois_per_image
 
 
-def initialise(detector: Detector, init: Path | None) -> None:
-    """Draw weights as mmdet does; then take every tensor of `init` whose key and shape fit, and say how many."""
-    logging.getLogger("mmcv").setLevel(logging.WARNING)  # it lists every tensor
-    detector.init_weights()
-    if init is None:
-        return
-    own = detector.state_dict()
-    given = read_state_dict(init)
-    taken = {key: value for key, value in given.items() if key in own and own[key].shape == value.shape}
-    if not taken:
-        raise InputError(f"{init}: none of its {len(given)} tensors fits the detector to be trained")
-    detector.load_state_dict(taken, strict=False)
-    LOG.info("%s: %d of the detector's %d tensors taken", init, len(taken), len(own))
+def set_training_mode(detector: Detector, norm_eval: bool) -> None:
+    """Training mode; with `norm_eval` but for BatchNorm, which keeps its running statistics."""
+    detector.train()
+    if norm_eval:
+        for module in detector.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
 
 
-def save_weights(detector: Detector, path: Path, half: bool = False) -> None:
-    """Write a detector's state dict as safetensors, atomically; floating-point tensors as float16 if `half`."""
-    state = {
-        key: (value.half() if half and value.is_floating_point() else value).detach().cpu().contiguous()
-        for key, value in detector.state_dict().items()
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    safetensors.torch.save_file(state, temporary)
-    temporary.replace(path)
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of dying of the first one; a second SIGINT interrupts as usual."""
+    received: list[int] = []
 
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        logging.getLogger("kernel").warning("stopping after this step; a second Ctrl-C stops at once, unsaved")
 
-def train_detector(
-    spec: DetectorSpec,
-    images: Sequence[TrainingImage],
-    settings: TrainSettings,
-    out: Path,
-    init: Path | None = None,
-    device: str = "cpu",
-    half: bool = False,
-) -> Detector:
-    """Train a detector on annotated images and write its weights to `out` (safetensors).
-
-    `init` names weights to start from. The settings and a JSON line per 20 iterations go beside the weights.
-
-    Raises InputError for no images, RunError where the loss stops being finite.
-    """
-    if not any(len(image.crops) for image in images):
-        raise InputError("no annotated cell in the training images")
-    torch.manual_seed(settings.seed)
-    detector = build_detector(spec)
-    initialise(detector, init)
-    set_proposal_counts(detector, settings)
-    detector.to(device, memory_format=torch.channels_last).train()
-    optimizer = torch.optim.AdamW(parameter_groups(detector, settings.weight_decay), lr=settings.learning_rate)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: learning_rate_factor(step, settings.iterations, settings.warmup_share)
-    )
-    dataset = CropDataset(
-        images,
-        settings.iterations * settings.batch_size,
-        settings.crop_size,
-        spec.num_classes,
-        settings.seed,
-    )
-    loader = DataLoader(dataset, settings.batch_size, collate_fn=collate, num_workers=settings.workers)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    log_path = out.with_suffix(".jsonl")
-    log_path.write_text(json.dumps({"spec": asdict(spec), "settings": asdict(settings)}) + "\n")
-    start = time.perf_counter()
-    progress = tqdm(loader, total=settings.iterations, unit="it", mininterval=10)
-    for step, batch in enumerate(progress):
-        if settings.norm_eval:
-            for module in detector.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
-        epoch = 1 + step * settings.epochs // settings.iterations
-        loss, terms = weighted_loss(
-            compute_losses(detector, batch, getattr(torch, settings.dtype)), epoch, settings.epochs
-        )
-        if not torch.isfinite(loss):
-            raise RunError(f"the loss became {loss.item()} in iteration {step}: {terms}; lower the learning rate")
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(detector.parameters(), settings.clip_norm)
-        optimizer.step()
-        scheduler.step()
-        if step % 20 == 0:
-            progress.set_postfix(loss=f"{loss.item():.3f}")
-            line = {"step": step, "loss": loss.item(), **terms, "seconds": time.perf_counter() - start}
-            with log_path.open("a") as stream:
-                stream.write(json.dumps(line) + "\n")
-        if step and step % 500 == 0:
-            save_weights(detector, out, half)
-    detector.eval()
-    save_weights(detector, out, half)
-    return detector
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

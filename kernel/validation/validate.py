@@ -11,9 +11,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from kernel.data.annotated import AnnotatedImage
-from kernel.data.images import read_image
 from kernel.ensemble.ensemble import CLS_USE, Ensemble
 from kernel.errors import InputError
+from kernel.postprocess.clean import postprocess_instances
 from kernel.postprocess.instances import CellMasks, Instances
 from kernel.runtime.pictures import draw_picture
 from kernel.segment import segment_image
@@ -40,10 +40,13 @@ class ImageResult:
 def validate_ensemble(
     ensemble: Ensemble, images: Sequence[AnnotatedImage], pictures: Path | None = None
 ) -> list[ImageResult]:
-    """Segment each image as the kernel does and score its masks; `pictures`: an existing folder for outlines."""
+    """Segment each image as the kernel does and score its masks; `pictures`: an existing folder for outlines.
+
+    Raises InputError for an image that cannot be read.
+    """
     results = []
     for entry in tqdm(images, unit="image", mininterval=2):
-        image = read_image(entry.path)
+        image = entry.read()
         found = segment_image(ensemble, image)
         truth = entry.masks()
         result = ImageResult(
@@ -71,7 +74,14 @@ def lone_member(ensemble: Ensemble, name: str) -> Ensemble:
     """An ensemble of the one member `name`, used for every cell type, with the same settings."""
     (member,) = (member for member in ensemble.members if member.name == name)
     alone = replace(member, use_for=frozenset((*CELL_TYPES, CLS_USE)))
-    return Ensemble([alone], ensemble.settings, ensemble.device, ensemble.dtype, ensemble.views_per_batch)
+    return Ensemble(
+        [alone],
+        ensemble.settings,
+        ensemble.device,
+        ensemble.dtype,
+        ensemble.views_per_batch,
+        ensemble.feature_budget_bytes,
+    )
 
 
 def tune_ensemble(
@@ -80,7 +90,8 @@ def tune_ensemble(
     """Per cell type among `images`: the best thresholds of the post-processing, the mean score before and after.
 
     Cells are those that the ensemble's own box thresholds let through. Both scores are of the images tuned on, so
-    the second one is too good; what the thresholds are worth shows on others.
+    the second one is too good; what the thresholds are worth shows on others. Thresholds that nothing in the grid
+    beats stay.
 
     Raises InputError for a cell type that the ensemble has no thresholds of, as LIVECell's.
     """
@@ -90,16 +101,18 @@ def tune_ensemble(
             f"the images are of {', '.join(foreign)}, and thresholds are tuned for "
             f"{', '.join(ensemble.settings.thresholds)}: give images of these"
         )
-    by_type: dict[str, list[tuple[Instances, CellMasks, float]]] = {}
+    by_type: dict[str, list[tuple[Instances, CellMasks]]] = {}
     for entry in tqdm(images, unit="image", mininterval=2):
-        found, truth = segment_image(ensemble, read_image(entry.path)), entry.masks()
-        by_type.setdefault(entry.cell_type, []).append((found.instances, truth, image_score(found.masks.masks, truth)))
+        by_type.setdefault(entry.cell_type, []).append((segment_image(ensemble, entry.read()).instances, entry.masks()))
     tuned = {}
     for cell_type, seen in by_type.items():
         base = ensemble.settings.thresholds[cell_type]
-        scores = mean_score_grid(((soft, truth) for soft, truth, _ in seen), grid, corrupt=base.corrupt)
-        before = sum(score for *_, score in seen) / len(seen)
-        tuned[cell_type] = (best_thresholds(grid, scores, base), before, float(scores.max()))
+        scores = mean_score_grid(seen, grid, corrupt=base.corrupt)
+        before = sum(image_score(postprocess_instances(soft, base).masks, truth) for soft, truth in seen) / len(seen)
+        after = float(scores.max())
+        tuned[cell_type] = (
+            (best_thresholds(grid, scores, base), before, after) if after > before else (base, before, before)
+        )
     return tuned
 
 

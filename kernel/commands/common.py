@@ -1,0 +1,92 @@
+"""What several commands take: annotated images, and an ensemble."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from bundle.weights import resolve_weights
+from kernel.data.annotated import AnnotatedImage, list_annotated
+from kernel.data.splits import FOLDS_NAME
+from kernel.errors import InputError
+from kernel.manifest import read_manifest
+
+if TYPE_CHECKING:
+    from kernel.ensemble.ensemble import Ensemble
+
+
+def add_data_arguments(parser: argparse.ArgumentParser, fold_help: str) -> None:
+    """What names annotated images."""
+    parser.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        help="folder with train.csv and train/<id>.png, or one that prepare has written",
+    )
+    parser.add_argument("--fold", type=int, metavar="K", help=f"{fold_help} (default: all images)")
+    parser.add_argument(
+        "--folds-csv", type=Path, metavar="CSV", help="which image is in which fold (default: folds.csv in --data)"
+    )
+
+
+def add_ensemble_arguments(parser: argparse.ArgumentParser) -> None:
+    """What names an ensemble and annotated images."""
+    add_member_arguments(parser)
+    add_data_arguments(parser, "take the images of this fold alone: those that train --fold left out")
+
+
+def add_member_arguments(parser: argparse.ArgumentParser) -> None:
+    """What names an ensemble, and where it runs."""
+    parser.add_argument("--manifest", type=Path, required=True, help="the ensemble")
+    parser.add_argument("--weights-dir", type=Path, required=True, help="folder of its members' weight files")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
+
+
+def list_fold(options: argparse.Namespace) -> list[AnnotatedImage]:
+    """The images of --data, of --fold alone if that is given."""
+    images = list_annotated(options.data, None if options.fold is None else [options.fold], folds_file(options))
+    if not images:
+        raise InputError(f"{options.data} has no annotated image" + ("" if options.fold is None else " in this fold"))
+    return images
+
+
+def folds_file(options: argparse.Namespace) -> Path:
+    """Which image is in which fold; the file need not exist where no fold is asked for."""
+    if options.folds_csv is not None and options.fold is None:
+        raise InputError("--folds-csv belongs to --fold, which is not given")
+    return options.folds_csv or options.data / FOLDS_NAME
+
+
+def refuse_to_replace(out: Path, own: Collection[str]) -> None:
+    """Raise InputError where `out` is a file, or a folder with anything but `own`: it is replaced as a whole."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out} is a file, and a folder is to be written there: name another one")
+    others = sorted(path.name for path in out.iterdir() if path.name not in own) if out.is_dir() else []
+    if others:
+        raise InputError(
+            f"--out {out} holds other files ({', '.join(others[:5])}), and would be replaced as a whole: name a new or "
+            "empty folder"
+        )
+
+
+def check_device(name: str) -> str:
+    """The device `name`, as --device's type. Raises InputError where this machine has no such device."""
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:  # of an unknown name; of a CUDA that is not there
+        count = torch.cuda.device_count()
+        raise InputError(f"--device {name}: this machine has cpu and {count} GPU(s) (cuda, cuda:1, ...)") from error
+    return name
+
+
+def load_options_ensemble(options: argparse.Namespace) -> Ensemble:
+    """The ensemble that the command line names."""
+    from kernel.segment import load_ensemble
+
+    manifest, found = resolve_weights(read_manifest(options.manifest), options.weights_dir)
+    device = check_device(options.device)
+    return load_ensemble(manifest, {weights.member.name: weights.path for weights in found}, device)

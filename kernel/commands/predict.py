@@ -1,0 +1,41 @@
+"""`predict`: masks of a folder of images, for other programs to open."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from bundle.folders import replace_folder, scratch_folder
+from bundle.site import use_vendored_packages
+from kernel.commands.common import add_member_arguments, load_options_ensemble, refuse_to_replace
+from kernel.data.images import list_images
+from kernel.errors import InputError
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the command line's `commands`."""
+    parser = commands.add_parser(
+        "predict", help="write the masks of a folder of images: label images, outlines, a table, pictures"
+    )
+    parser.add_argument("images", type=Path, help="folder of PNG, TIFF or JPEG images")
+    parser.add_argument("--out", type=Path, required=True, help="the folder to write; an earlier one is replaced")
+    add_member_arguments(parser)
+    parser.set_defaults(run=run_predict)
+
+
+def run_predict(options: argparse.Namespace) -> None:
+    """Segment the images of a folder."""
+    use_vendored_packages()
+    from kernel.predict import predict_folder
+
+    images = list_images(options.images)
+    refuse_to_replace(options.out, ("labels", "outlines", "pictures", "cells.csv"))
+    ensemble = load_options_ensemble(options)
+    with scratch_folder(options.out.parent, options.out.name) as scratch:
+        (scratch / "new").mkdir()
+        failed = predict_folder(ensemble, images, scratch / "new")
+        replace_folder(scratch / "new", options.out)
+    print(f"{len(images) - len(failed)} images: labels/, outlines/, pictures/ and cells.csv in {options.out}")
+    if failed:
+        raise InputError(f"{len(failed)} image(s) could not be read and are not there: {', '.join(failed)}")

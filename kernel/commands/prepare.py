@@ -1,0 +1,127 @@
+"""`prepare`: annotations of any source in one form, with folds and a report."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from kernel.data.livecell import read_livecell
+from kernel.data.prepare import prepare
+from kernel.data.sources import read_competition, read_pseudo_labels
+from kernel.data.splits import SPLIT_NAMES
+from kernel.errors import InputError
+
+PREPARE_HELP = """\
+Make a folder that train, validate and tune take as --data: annotations.json (COCO, run lengths), folds.csv, and
+report.json, which says what was read, mended and dropped, by row and by image.
+
+    python -m kernel prepare --competition DIR [--astro-fix DIR/hck_fix] --out OUT
+    python -m kernel prepare --livecell-annotations train.json val.json --livecell-images DIR --out OUT
+    python -m kernel prepare --pseudo-labels submission.csv --images DIR --cell-types summary.json --out OUT
+
+The images stay where they are. validate's truth is the masks of --data, and prepared ones have their holes filled and
+corrections applied: to score one fold by the competition's own masks, give it the competition's folder and
+--folds-csv OUT/folds.csv."""
+
+#: prepare's sources, the options that belong to each, and whether these are needed.
+PREPARE_OPTIONS = {
+    "competition": {"astro_fix": False},
+    "livecell_annotations": {"livecell_images": True},
+    "pseudo_labels": {"images": True, "cell_types": True},
+}
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the command line's `commands`."""
+    add_prepare_arguments(
+        commands.add_parser(
+            "prepare",
+            help="make COCO annotations and folds of the competition's, LIVECell's or a submission's cells",
+            description=PREPARE_HELP,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+    )
+
+
+def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
+    """What prepare takes: one of three sources, and how to split it."""
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--competition", type=Path, metavar="DIR", help="train.csv and train/<id>.png")
+    source.add_argument("--livecell-annotations", type=Path, nargs="+", metavar="JSON", help="LIVECell's COCO files")
+    source.add_argument("--pseudo-labels", type=Path, metavar="CSV", help="a submission.csv: its masks as annotations")
+    parser.add_argument(
+        "--astro-fix",
+        type=Path,
+        metavar="DIR",
+        help="with --competition: corrected masks of its astro images, <id>.png; where the third channel (of B, G, R: "
+        "red) is zero, no mask keeps a pixel",
+    )
+    parser.add_argument(
+        "--livecell-images", type=Path, metavar="DIR", help="with --livecell-annotations; its sub-folders are searched"
+    )
+    parser.add_argument("--images", type=Path, metavar="DIR", help="with --pseudo-labels: the images that it is of")
+    parser.add_argument(
+        "--cell-types",
+        metavar="TYPE|FILE",
+        help="with --pseudo-labels: the type of all images, or a CSV of id and cell_type, or the kernel's summary.json",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="the folder to write")
+    parser.add_argument(
+        "--split",
+        choices=(*SPLIT_NAMES, "none"),
+        help="group: plates and wells stay together; stratified-group: samples "
+        "stay together, cell types are balanced; stratified: only that; none: no folds.csv "
+        "(default: group; none for pseudo-labels, which are trained on and never scored)",
+    )
+    parser.add_argument("--folds", type=int, default=5, metavar="N", help="how many (default: %(default)s)")
+    parser.add_argument(
+        "--or-next-best",
+        action="store_true",
+        help="where sample ids are missing or too few for the split: the "
+        "next one that is possible, of group, stratified-group, stratified",
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="processes; they do not change the result (default: one per core)",
+    )
+    parser.set_defaults(run=run_prepare)
+
+
+def run_prepare(options: argparse.Namespace) -> None:
+    """Prepare annotated images."""
+    for main_option, others in PREPARE_OPTIONS.items():
+        for other, needed in others.items():
+            given = getattr(options, other) is not None
+            if getattr(options, main_option) is None and given:
+                raise InputError(f"{flag(other)} belongs to {flag(main_option)}, which is not given")
+            if getattr(options, main_option) is not None and needed and not given:
+                raise InputError(
+                    f"{flag(main_option)} needs {flag(other)} as well: see python -m kernel prepare --help"
+                )
+    if options.competition:
+        source = read_competition(options.competition, options.astro_fix)
+    elif options.livecell_annotations:
+        source = read_livecell(options.livecell_annotations, options.livecell_images)
+    else:
+        source = read_pseudo_labels(options.pseudo_labels, options.images, options.cell_types)
+    split = options.split or ("none" if options.pseudo_labels else "group")
+    report = prepare(
+        source,
+        options.out,
+        None if split == "none" else split,
+        options.folds,
+        or_next_best=options.or_next_best,
+        workers=options.workers,
+    )
+    print(report.describe())
+    print(f"annotations.json, {'' if split == 'none' else 'folds.csv, '}report.json: {options.out}")
+
+
+def flag(name: str) -> str:
+    """An option as it is written."""
+    return "--" + name.replace("_", "-")

@@ -1,0 +1,118 @@
+"""`train`: train a member on annotated images."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from bundle.site import use_vendored_packages
+from kernel.commands.common import add_data_arguments, check_device, folds_file
+from kernel.data.annotated import list_annotated
+from kernel.data.splits import other_folds
+from kernel.errors import InputError
+from kernel.manifest import ENCODER_NAMES, FIRST_PASS_USE, KIND_NAMES
+from kernel.settings import CELL_TYPES
+
+TRAIN_HELP = """\
+Train a member. A recipe (TOML) says what and how; single settings can be given here instead. Beside the weights come
+the settings (.json), a log (.jsonl), its curves (.png) and the state from which --resume goes on (.state).
+
+    python -m kernel train --recipe R.toml --data prepared --fold 0 --out runs/cascade_0.safetensors
+
+Several processes, on one machine or many, share the work: each step takes as many crops from every process.
+
+    torchrun --nproc-per-node 2 -m kernel train ...
+
+Ctrl-C stops after the step, with the state saved."""
+
+#: Settings of a recipe that can be given on the command line instead.
+OVERRIDES = {
+    "iterations": int,
+    "batch_size": int,
+    "accumulation": int,
+    "learning_rate": float,
+    "dtype": str,
+    "ema_decay": float,
+    "flip_paste": float,
+    "evaluate_every": int,
+    "checkpoint_every": int,
+    "workers": int,
+    "seed": int,
+}
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the command line's `commands`."""
+    parser = commands.add_parser(
+        "train",
+        help="train a member on annotated images",
+        description=TRAIN_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_data_arguments(parser, "train on all folds but this one, which is evaluated on (recipe: evaluate_every)")
+    parser.add_argument("--recipe", type=Path, required=True, help="TOML file: what to train, and how")
+    parser.add_argument("--out", type=Path, required=True, help="the weights to write, ending in .safetensors")
+    parser.add_argument(
+        "--init", type=Path, help="weights to start from (a detector's or an encoder's): what fits is taken"
+    )
+    parser.add_argument(
+        "--keep-classes", action="store_true", help="of --init, also take the layers that tell classes apart"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on from the state beside --out, if there is one")
+    parser.add_argument("--kind", choices=KIND_NAMES, help="instead of the recipe's")
+    parser.add_argument("--encoder", choices=ENCODER_NAMES, help="instead of the recipe's")
+    for name, kind in OVERRIDES.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help="instead of the recipe's")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
+    parser.add_argument("--half", action="store_true", help="write the weights as float16: half the size")
+    parser.add_argument("--add-to", type=Path, metavar="MANIFEST", help="put the finished member into this manifest")
+    parser.add_argument(
+        "--use-for",
+        nargs="+",
+        choices=(*CELL_TYPES, FIRST_PASS_USE),
+        default=list(CELL_TYPES),
+        help="what the manifest says it is used for (default: all cell types)",
+    )
+    parser.set_defaults(run=run_train)
+
+
+def run_train(options: argparse.Namespace) -> None:
+    """Train a member, and say how a manifest names it."""
+    use_vendored_packages()
+    from kernel.training.enlist import add_to_manifest, manifest_entry
+    from kernel.training.processes import is_first_process
+    from kernel.training.recipe import read_recipe
+    from kernel.training.samples import read_training_images
+    from kernel.training.trainer import TrainingRun, train_detector
+
+    overrides = {key: getattr(options, key) for key in ("kind", "encoder", *OVERRIDES)}
+    recipe = read_recipe(options.recipe, overrides)
+    if options.add_to is not None and not options.add_to.is_file():
+        raise InputError(f"--add-to {options.add_to}: no such manifest")
+    folds_csv = folds_file(options)
+    training, validation = None, []
+    if options.fold is not None:
+        training = other_folds(folds_csv, options.fold)
+        validation = list_annotated(options.data, [options.fold], folds_csv)
+    run = TrainingRun(
+        spec=recipe.detector,
+        settings=recipe.training,
+        images=read_training_images(options.data, training, folds_csv),
+        out=options.out,
+        init=options.init,
+        keep_classes=options.keep_classes,
+        device=check_device(options.device),
+        half=options.half,
+        validation=validation,
+        resume=options.resume,
+    )
+    train_detector(run)
+    if not is_first_process():
+        return
+    entry = manifest_entry(options.out, recipe.detector, options.use_for)
+    print(f"weights: {options.out}\nas a member of a manifest:\n{json.dumps(entry, indent=2)}")
+    if options.add_to is not None:
+        add_to_manifest(options.add_to, entry)
+        print(f"added to {options.add_to}")

@@ -1,0 +1,115 @@
+"""A folder of images to masks that other programs open: label images (Fiji), outlines (QuPath), a table, pictures."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from kernel.data.images import read_image
+from kernel.ensemble.ensemble import Ensemble
+from kernel.errors import InputError, RunError
+from kernel.postprocess.clean import ImageMasks
+from kernel.runtime.log import LOG
+from kernel.runtime.pictures import draw_picture
+from kernel.segment import segment_image
+from kernel.settings import CELL_TYPES
+
+TABLE_COLUMNS = ("image", "cell", "cell_type", "score", "area_px", "centre_x", "centre_y", "x1", "y1", "x2", "y2")
+
+
+def predict_folder(ensemble: Ensemble, images: Sequence[Path], out: Path) -> dict[str, str]:
+    """Segment images and write, into the existing folder `out`:
+
+    - `labels/<name>.tif`: (H, W) uint16, 0 background, cell n has the value n; Fiji, QuPath, napari, CellProfiler
+    - `outlines/<name>.geojson`: a polygon per cell, as QuPath imports it
+    - `pictures/<name>.png`: the image with outlines
+    - `cells.csv`: a row per cell; areas in pixels, places in pixels from the top left corner
+
+    An image that cannot be read is passed over. Returns why, by name; empty where all went well.
+    """
+    for folder in ("labels", "outlines", "pictures"):
+        (out / folder).mkdir()
+    failed: dict[str, str] = {}
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(TABLE_COLUMNS)
+    for path in tqdm(images, unit="image", mininterval=2):
+        try:
+            image = read_image(path)
+        except InputError as error:
+            LOG.error("%s", error)
+            failed[path.stem] = str(error)
+            continue
+        masks = segment_image(ensemble, image).masks
+        write_labels(masks, out / "labels" / f"{path.stem}.tif")
+        outlines = json.dumps(outlines_of(masks))
+        (out / "outlines" / f"{path.stem}.geojson").write_text(outlines + "\n", encoding="utf-8")
+        caption = f"{path.stem}: {len(masks)} cells" + (f", {masks.cell_type}" if masks.cell_type else "")
+        draw_picture(out / "pictures" / f"{path.stem}.png", image, masks.rles(), caption)
+        writer.writerows(table_rows(path.stem, masks))
+    (out / "cells.csv").write_text(table.getvalue(), encoding="utf-8")
+    return failed
+
+
+def write_labels(masks: ImageMasks, path: Path) -> None:
+    """Write a label image: the pixels of the n-th mask, from 1, have the value n."""
+    if len(masks) > np.iinfo(np.uint16).max:
+        raise RunError(f"{path.name}: {len(masks)} cells are more than a label image of 16 bits can number")
+    labels = np.zeros(masks.image_shape, np.uint16)
+    for number, (crop, (y0, x0, y1, x1)) in enumerate(zip(masks.crops, masks.masks.windows, strict=True), start=1):
+        labels[y0:y1, x0:x1][crop] = number
+    if not cv2.imwrite(str(path), labels):
+        raise RunError(f"could not write {path}: is the disk full?")
+
+
+def outlines_of(masks: ImageMasks) -> dict[str, Any]:
+    """The masks as GeoJSON: per cell the outlines of its pieces, in pixels, corner to corner of the pixels' area."""
+    features = []
+    for number, (crop, offset, score, label) in enumerate(
+        zip(masks.crops, masks.offsets_yx, masks.scores, masks.labels, strict=True), start=1
+    ):
+        # On a grid of twice the density an outline runs along the pixels' edges, and no piece is without area.
+        dense = np.kron(crop.astype(np.uint8), np.ones((2, 2), np.uint8))
+        contours, _ = cv2.findContours(dense, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+        rings = []
+        for contour in contours:
+            points = (contour[:, 0, :] + 0.5) / 2 + (float(offset[1]), float(offset[0]))
+            rings.append([*points.tolist(), points[0].tolist()])
+        geometry = (
+            {"type": "Polygon", "coordinates": rings}
+            if len(rings) == 1
+            else {"type": "MultiPolygon", "coordinates": [[ring] for ring in rings]}
+        )
+        features.append(
+            {
+                "type": "Feature",
+                "geometry": geometry,
+                "properties": {
+                    "objectType": "annotation",
+                    "name": f"cell {number}",
+                    "classification": {"name": CELL_TYPES[int(label)]},
+                    "measurements": {"score": round(float(score), 4), "area_px": int(crop.sum())},
+                },
+            }
+        )
+    return {"type": "FeatureCollection", "features": features}
+
+
+def table_rows(name: str, masks: ImageMasks) -> list[list[Any]]:
+    """The rows of cells.csv for one image."""
+    rows = []
+    for number, (crop, (y0, x0, y1, x1), score, label) in enumerate(
+        zip(masks.crops, masks.masks.windows.tolist(), masks.scores, masks.labels, strict=True), start=1
+    ):
+        ys, xs = np.nonzero(crop)
+        place = [f"{x0 + xs.mean() + 0.5:.2f}", f"{y0 + ys.mean() + 0.5:.2f}", x0, y0, x1, y1]
+        rows.append([name, number, CELL_TYPES[int(label)], f"{float(score):.4f}", len(ys), *place])
+    return rows

@@ -1,0 +1,48 @@
+"""How good a detector is while it is trained: the kernel's own inference by it alone, scored by the metric."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from kernel.data.annotated import AnnotatedImage
+from kernel.ensemble.ensemble import CLS_USE, Ensemble, Member
+from kernel.models.detectors import Detector
+from kernel.settings import CELL_TYPES, EnsembleSettings, Thresholds
+from kernel.validation.validate import ImageResult, validate_ensemble
+
+#: The published thresholds of a single model, but for lower scores: a detector in training is not yet sure of itself.
+EVALUATION_THRESHOLDS = {
+    "shsy5y": Thresholds(
+        rpn_nms_pre=3000, rpn_iou_threshold=0.75, rpn_score_threshold=0.5,
+        rcnn_iou_threshold=0.75, rcnn_score_threshold=0.2,
+    ),
+    "astro": Thresholds(
+        rpn_nms_pre=2000, rpn_iou_threshold=0.75, rpn_score_threshold=0.5,
+        rcnn_iou_threshold=0.9, rcnn_score_threshold=0.3, mask_nms_threshold=0.1, confidence=0.4, corrupt=True,
+    ),
+    "cort": Thresholds(
+        rpn_nms_pre=1000, rpn_iou_threshold=0.6, rpn_score_threshold=0.5,
+        rcnn_iou_threshold=0.6, rcnn_score_threshold=0.4, mask_nms_threshold=0.05, confidence=0.5,
+    ),
+}  # fmt: skip
+
+
+def evaluate_detector(
+    detector: Detector,
+    kind: str,
+    images: Sequence[AnnotatedImage],
+    device: torch.device,
+    pictures: Path | None = None,
+) -> list[ImageResult]:
+    """Segment `images` by the detector alone, identity view only, and score them; outlines go to `pictures`.
+
+    The detector is in eval mode afterwards.
+    """
+    settings = EnsembleSettings(use_tta=False, use_tta_masks=False, thresholds=EVALUATION_THRESHOLDS)
+    member = Member("in training", kind, detector, frozenset((*CELL_TYPES, CLS_USE)))
+    if pictures is not None:
+        pictures.mkdir(parents=True, exist_ok=True)
+    return validate_ensemble(Ensemble([member], settings, device), images, pictures)

@@ -1,0 +1,96 @@
+"""Several processes that train one detector: started by `torchrun`, on one machine or many, on CPUs or GPUs.
+
+A step of N processes is the step of one process that accumulates N micro-batches: micro-batches are numbered over
+processes and accumulation, each one's crops and random numbers follow from its number, and gradients are averaged.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from kernel.errors import InputError
+
+
+def is_first_process() -> bool:
+    """Whether this process writes files and tells people; true for one that is alone."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+class ProcessGroup:
+    """This process among those that train together; alone, where `torchrun` did not start it."""
+
+    def __init__(self, device: str):
+        self.rank = int(os.environ.get("RANK", "0"))
+        self.size = int(os.environ.get("WORLD_SIZE", "1"))
+        self.device = torch.device(device)
+        if self.size == 1:
+            return
+        if self.device.type == "cuda":
+            local = int(os.environ["LOCAL_RANK"])
+            if local >= torch.cuda.device_count():
+                raise InputError(
+                    f"process {local} of this machine has no GPU of its own: there are {torch.cuda.device_count()}; "
+                    "start torchrun with as many processes per machine as it has GPUs"
+                )
+            self.device = torch.device("cuda", local)
+            torch.cuda.set_device(self.device)
+        dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes files and shows progress."""
+        return self.rank == 0
+
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace each gradient by its mean over the processes; a parameter without one counts as zero."""
+        if self.size == 1:
+            return
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        # One message for all: a detector has hundreds of small tensors.
+        flat = torch.cat(
+            [
+                (torch.zeros_like(parameter) if parameter.grad is None else parameter.grad).flatten()
+                for parameter in trained
+            ]
+        )
+        dist.all_reduce(flat)
+        flat /= self.size
+        start = 0
+        for parameter in trained:
+            mean = flat[start : start + parameter.numel()].view_as(parameter)
+            start += parameter.numel()
+            # One that no process uses stays without gradient, or weight decay would shrink it.
+            if parameter.grad is not None or bool(mean.any()):
+                parameter.grad = mean.clone()
+
+    def share_weights(self, detector: nn.Module) -> None:
+        """Give all processes the first one's weights."""
+        if self.size > 1:
+            for value in detector.state_dict().values():
+                dist.broadcast(value, 0)
+
+    def share_buffers(self, detector: nn.Module) -> None:
+        """Give all processes the mean of their BatchNorm statistics, which each has of its own crops."""
+        if self.size > 1:
+            for value in detector.buffers():
+                if value.is_floating_point():
+                    dist.all_reduce(value)
+                    value /= self.size
+
+    def any_says(self, flag: bool) -> bool:
+        """Whether any process says so: all must stop in the same step."""
+        if self.size == 1:
+            return flag
+        told = torch.tensor(int(flag), device=self.device)
+        dist.all_reduce(told, dist.ReduceOp.MAX)
+        return bool(told)
+
+    def close(self) -> None:
+        """Leave the group."""
+        if self.size > 1:
+            dist.destroy_process_group()

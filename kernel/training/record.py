@@ -1,0 +1,132 @@
+"""What a run leaves for people: its settings, a log of JSON lines, curves as PNG, and TensorBoard where installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import resource
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from kernel.runtime.log import LOG
+from kernel.training.state import write_whole
+from kernel.validation.validate import ImageResult, describe_scores, scores_of
+
+if TYPE_CHECKING:
+    from kernel.training.trainer import TrainingRun
+
+#: Steps between two lines of the log.
+LOG_EVERY = 20
+
+
+class RunRecord:
+    """Writes beside the weights `<out>`: `<out>.json` (settings), `.jsonl` (log), `.png` (curves).
+
+    A resumed run goes on in the same log; lines of steps that are done again are dropped from it.
+    """
+
+    def __init__(self, run: TrainingRun, step: int):
+        self.path = run.out.with_suffix(".jsonl")
+        self.title = f"{run.spec.kind} {run.spec.encoder}"
+        settings = {
+            "detector": asdict(run.spec),
+            "training": asdict(run.settings),
+            "images": len(run.images),
+            "cells": sum(len(image.crops) for image in run.images),
+            "fingerprint": run.fingerprint(),
+            "torch": torch.__version__,
+        }
+        text = json.dumps(settings, indent=2) + "\n"
+        write_whole(run.out.with_suffix(".json"), lambda path: path.write_text(text, encoding="utf-8"))
+        kept = [line for line in read_log(self.path) if line["step"] <= step] if step else []
+        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        self.board = open_board(run.out.with_suffix(""))
+
+    def add_step(
+        self, step: int, loss: float, terms: Mapping[str, float], learning_rate: float, crops_per_second: float
+    ) -> None:
+        """Note a step, if its turn has come."""
+        if step % LOG_EVERY and step != 1:
+            return
+        self._add(
+            {
+                "step": step,
+                "loss": loss,
+                **terms,
+                "learning_rate": learning_rate,
+                "crops_per_second": round(crops_per_second, 2),
+                "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+            }
+        )
+
+    def add_evaluation(self, step: int, results: Sequence[ImageResult]) -> float:
+        """Note an evaluation and draw the curves anew; returns the overall score."""
+        scores = scores_of(results)
+        LOG.info("%s", describe_scores(f"step {step}", results))
+        self._add({"step": step, "score": scores.overall, **{f"score_{k}": v for k, v in scores.per_type.items()}})
+        self.draw()
+        return scores.overall
+
+    def _add(self, line: dict[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line) + "\n")
+        if self.board is not None:
+            for name, value in line.items():
+                if name != "step":
+                    self.board.add_scalar(name, value, line["step"])
+
+    def draw(self) -> None:
+        """Write the curves so far."""
+        draw_curves(read_log(self.path), self.path.with_suffix(".png"), self.title)
+
+    def close(self) -> None:
+        """Write the last curves."""
+        self.draw()
+        if self.board is not None:
+            self.board.close()
+
+
+def open_board(folder: Path) -> Any:
+    """A TensorBoard writer into `folder`, None where TensorBoard is not installed."""
+    if importlib.util.find_spec("tensorboard") is None:
+        return None
+    from torch.utils.tensorboard.writer import SummaryWriter
+
+    return SummaryWriter(str(folder))
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log; a last one that was broken off is left out. Nothing for no file."""
+    if not path.is_file():
+        return []
+    text = path.read_text(encoding="utf-8")
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def draw_curves(lines: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
+    """Draw loss terms and, where there are evaluations, scores over the steps."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    losses = [line for line in lines if "loss" in line]
+    scores = [line for line in lines if "score" in line]
+    figure = Figure(figsize=(9, 4 if not scores else 8), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(2 if scores else 1, 1, squeeze=False)[:, 0]
+    terms = sorted({name for line in losses for name in line if name.startswith("loss")})
+    for name in terms:
+        axes[0].plot([line["step"] for line in losses], [line.get(name) for line in losses], label=name)
+    axes[0].set(title=f"{title}: losses, before weighting", xlabel="step", yscale="log")
+    if scores:
+        for name in sorted({name for line in scores for name in line if name.startswith("score")}):
+            axes[1].plot([line["step"] for line in scores], [line.get(name) for line in scores], marker="o", label=name)
+        axes[1].set(title="the metric on validation images", xlabel="step", ylim=(0, None))
+    for axis in axes:
+        if axis.get_lines():
+            axis.legend(fontsize="small")
+        axis.grid(alpha=0.3)
+    write_whole(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))

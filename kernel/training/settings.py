@@ -1,0 +1,73 @@
+"""How a member is trained: one frozen dataclass, whose fields are the keys of a recipe's table `[training]`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from kernel.errors import InputError
+
+#: Dtypes of encoder and neck in training.
+DTYPE_NAMES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Defaults are the published finetuning's."""
+
+    iterations: int = 4000  # optimizer steps
+    batch_size: int = 4  # crops per step and process, all micro-batches together
+    accumulation: int = 1  # micro-batches per step: large recipes on small memory
+    learning_rate: float = 2e-4
+    weight_decay: float = 0.01  # not on biases and norms
+    warmup_share: float = 0.05  # of the iterations, the learning rate rising linearly
+    clip_norm: float = 10.0
+    crop_size: int = 256
+    flip_paste: float = 0.0  # chance that a cort crop is averaged with its mirror image, cells of both kept
+    rpn_nms_pre: int = 2000  # best positions per FPN level that become proposals
+    rois_per_image: int = 512  # sampled for the box head, a quarter of them positive
+    epochs: int = 40  # 10 x batch size; only the loss weights know epochs
+    norm_eval: bool = False  # BatchNorm keeps its running statistics
+    dtype: str = "float32"  # of encoder and neck; float16 scales the loss
+    ema_decay: float = 0.0  # the weights written are a running mean with this decay; 0: the weights themselves
+    checkpoint_every: int = 500  # steps between states from which the run can be resumed
+    evaluate_every: int = 0  # steps between evaluations on the validation images; 0: none
+    workers: int = 0  # processes that make crops
+    seed: int = 0
+
+    def check(self, source: str) -> None:
+        """Raise InputError for a value that cannot be trained with; `source` names the settings in the message."""
+        problems = []
+        for name in (
+            "iterations",
+            "batch_size",
+            "accumulation",
+            "crop_size",
+            "rpn_nms_pre",
+            "rois_per_image",
+            "epochs",
+        ):
+            if getattr(self, name) < 1:
+                problems.append(f"{name} is {getattr(self, name)}, it must be at least 1")
+        if self.batch_size % max(self.accumulation, 1):
+            problems.append(
+                f"batch_size {self.batch_size} cannot be split into {self.accumulation} equal micro-batches "
+                "(accumulation)"
+            )
+        if self.crop_size % 32:
+            problems.append(f"crop_size is {self.crop_size}, it must be a multiple of 32, the coarsest stride")
+        if self.dtype not in DTYPE_NAMES:
+            problems.append(f"dtype {self.dtype!r} is not one of {', '.join(DTYPE_NAMES)}")
+        for name in ("warmup_share", "flip_paste", "ema_decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                problems.append(f"{name} is {getattr(self, name)}, it must be from 0 to 1")
+        if self.ema_decay == 1:
+            problems.append("ema_decay is 1: the mean would never move")
+        for name in ("learning_rate", "clip_norm"):
+            if not 0 < getattr(self, name) < math.inf:
+                problems.append(f"{name} is {getattr(self, name)}, it must be above 0 and finite")
+        for name in ("checkpoint_every", "evaluate_every", "workers", "seed", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                problems.append(f"{name} is {getattr(self, name)}, it must be finite and not negative")
+        if problems:
+            raise InputError(f"{source}: " + "; ".join(problems))

@@ -1,0 +1,106 @@
+"""What a command line gets wrong is told, with exit code 2 and nothing lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import pytest
+
+from kernel.__main__ import main
+from kernel.data.annotated import list_annotated
+from kernel.data.synthetic import write_dataset
+from kernel.errors import InputError
+from kernel.training.recipe import read_recipe
+from kernel.training.samples import read_training_images
+
+DEMO = Path(__file__).resolve().parents[1] / "bundle" / "demo"
+ENSEMBLE = ["--manifest", str(DEMO / "manifest.json"), "--weights-dir", str(DEMO / "weights")]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """One small annotated image."""
+    write_dataset(tmp_path / "data", {"cort": 1}, seed=1, shape=(96, 128))
+    return tmp_path / "data"
+
+
+def test_a_folder_with_other_files_is_never_replaced(
+    wheels_site: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for out, told in ((data, "holds other files (train, train.csv)"), (data / "train.csv", "is a file")):
+        assert main(["validate", *ENSEMBLE, "--data", str(data), "--out", str(out)]) == 2
+        assert told in capsys.readouterr().err
+    assert (data / "train.csv").is_file() and len(list_annotated(data)) == 1
+
+
+def test_an_image_of_another_size_than_its_annotations(data: Path) -> None:
+    (entry,) = list_annotated(data)
+    cv2.imwrite(str(entry.path), cv2.resize(cv2.imread(str(entry.path)), (64, 48)))
+    for read in (entry.read, lambda: read_training_images(data)):
+        with pytest.raises(InputError, match=r"48 rows and 64 columns, its annotations are of 96 and 128"):
+            read()
+
+
+@pytest.mark.parametrize("name", ["foo", "cuda:99"])
+def test_a_device_that_is_not_there(
+    wheels_site: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    train = ["train", "--recipe", str(DEMO / "recipe.toml"), "--out", str(tmp_path / "a.safetensors")]
+    for command in (["validate", *ENSEMBLE], train):
+        assert main([*command, "--data", str(data), "--device", name]) == 2
+        assert f"--device {name}: this machine has cpu and" in capsys.readouterr().err
+
+
+def test_no_annotated_image(wheels_site: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    header = (data / "train.csv").read_text(encoding="utf-8").splitlines()[0]
+    (data / "train.csv").write_text(header + "\n", encoding="utf-8")
+    for command in ("validate", "tune"):
+        assert main([command, *ENSEMBLE, "--data", str(data)]) == 2
+        assert "has no annotated image" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--seed", "-1"], "The seed of a data set is -1"),
+        (["--images", "0"], "--images 0: it must be at least 1"),
+    ],
+)
+def test_synthetic_data_that_cannot_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], told: str
+) -> None:
+    assert main(["synthesize", str(tmp_path / "out"), *words]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_places_that_cannot_be_written(
+    wheels_site: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    assert main(["synthesize", str(file), "--images", "1"]) == 2
+    assert "Cannot write into" in capsys.readouterr().err
+    (tmp_path / "folder.safetensors").mkdir()
+    for out, told in (
+        (file / "a.safetensors", "cannot write there"),
+        (tmp_path / "folder.safetensors", "is a folder"),
+        (tmp_path / "a.pt", "name a file that ends so"),
+    ):
+        assert main(["train", "--recipe", str(DEMO / "recipe.toml"), "--out", str(out), "--data", str(data)]) == 2
+        assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("detector = 3", "detector is 3, expected a table"),
+        ("[[detector]]", "expected a table"),
+        ("[detector]\nkind='htc'\nencoder='resnet50'\n[training]\nlearning_rate=nan", "learning_rate is nan"),
+        ("[detector]\nkind='htc'\nencoder='resnet50'\n[training]\nweight_decay=inf", "weight_decay is inf"),
+    ],
+)
+def test_recipes_that_are_none(tmp_path: Path, text: str, told: str) -> None:
+    (tmp_path / "recipe.toml").write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=told):
+        read_recipe(tmp_path / "recipe.toml")

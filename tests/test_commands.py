@@ -1,0 +1,440 @@
+"""The commands from synthetic cells to tuned thresholds, in process, on a member too small to find anything well."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import kernel.training.trainer
+import kernel.validation.validate
+from kernel.__main__ import main
+from kernel.data.annotated import AnnotatedImage, list_annotated
+from kernel.data.images import read_image
+from kernel.data.synthetic import COMPETITION_SHAPE, write_dataset
+from kernel.ensemble.ensemble import Ensemble
+from kernel.errors import RunError
+from kernel.manifest import read_manifest
+from kernel.models.checkpoints import load_detector, recognise_checkpoint
+from kernel.models.detectors import DetectorSpec
+from kernel.runtime.log import LOG
+from kernel.settings import CELL_TYPES
+from kernel.validation.validate import ImageResult
+
+ROOT = Path(__file__).resolve().parents[1]
+ENCODER = "resnet18_narrow"
+RECIPE = f"""
+[detector]
+kind = "maskrcnn"
+encoder = "{ENCODER}"
+num_classes = 3
+neck_channels = 16
+fc_channels = 16
+mask_channels = 16
+
+[training]
+iterations = 2
+batch_size = 2
+crop_size = 64
+rpn_nms_pre = 50
+rois_per_image = 16
+"""
+#: Low enough that a member that has learnt nothing finds cells; written in part, so that tuning must add keys.
+LENIENT = {
+    "rpn_nms_pre": 30,
+    "rpn_score_threshold": 0.0,
+    "rpn_max_per_img": 20,
+    "rcnn_score_threshold": 0.0,
+    "confidence": 0.0,
+    "min_size": 5,
+}
+TUNED_KEYS = {"mask_threshold", "mask_nms_threshold", "min_size", "confidence"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Detectors this small are quicker on one thread, and on a busy machine by far."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def log_as_before() -> Iterator[None]:
+    """`main` shows the log in its own way, which other tests shall not inherit."""
+    handlers, level, propagate = LOG.handlers, LOG.level, LOG.propagate
+    yield
+    LOG.handlers, LOG.propagate = handlers, propagate
+    LOG.setLevel(level)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image per cell type, small ones."""
+    folder = tmp_path_factory.mktemp("data")
+    write_dataset(folder, dict.fromkeys(CELL_TYPES, 1), seed=3, shape=(96, 128))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("recipe") / "recipe.toml"
+    path.write_text(RECIPE, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def weights(wheels_site: Path, data: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a member of each of two kinds, as the command trains them."""
+    folder = tmp_path_factory.mktemp("weights")
+    for kind in ("maskrcnn", "htc"):
+        out = folder / f"{kind}.safetensors"
+        arguments = ["--data", str(data), "--recipe", str(recipe), "--out", str(out), "--kind", kind]
+        assert main(["train", *arguments]) == 0
+    return folder
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    """An ensemble of the two members, to be changed."""
+    content: dict[str, Any] = {
+        "notes": "Für Versuche.",
+        "kernel": {"id": "me/some-kernel", "title": "Some kernel", "competition": "some-competition"},
+        "wheels_dataset": "me/wheels",
+        "weight_datasets": ["me/some-weights"],
+        "members": [
+            {
+                "name": f"my-{kind}",
+                "kind": kind,
+                "encoder": ENCODER,
+                "use_for": list(CELL_TYPES),
+                "file": f"{kind}.safetensors",
+            }
+            for kind in ("maskrcnn", "htc")
+        ],
+        "ensemble": {
+            "use_tta": False,
+            "use_tta_masks": False,
+            "thresholds": {cell_type: dict(LENIENT) for cell_type in CELL_TYPES},
+        },
+    }
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    return path
+
+
+def ensemble_arguments(manifest: Path, weights: Path, data: Path) -> list[str]:
+    return ["--manifest", str(manifest), "--weights-dir", str(weights), "--data", str(data)]
+
+
+def scores_told(text: str) -> dict[str, float]:
+    """By name, the overall scores of what `validate` printed."""
+    return {name: float(score) for name, score in re.findall(r"^(\S+): (\d\.\d{4}) on 3 images \(", text, re.MULTILINE)}
+
+
+def test_synthesize_writes_what_the_other_commands_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "cells"
+    assert main(["synthesize", str(out), "--images", "1", "--seed", "4"]) == 0
+    assert capsys.readouterr().out == f"1 images of each of shsy5y, astro, cort: {out}\n"
+    images = list_annotated(out)
+    assert [image.cell_type for image in images] == list(CELL_TYPES)
+    assert read_image(images[0].path).shape == (*COMPETITION_SHAPE, 3)
+
+
+def test_synthesized_images_follow_from_the_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write_small(out: Path, counts: dict[str, int], seed: int) -> None:
+        write_dataset(out, counts, seed, (64, 64))
+
+    monkeypatch.setattr("kernel.data.synthetic.write_dataset", write_small)
+    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        assert main(["synthesize", str(tmp_path / name), "--images", "2", "--seed", seed]) == 0
+    first, again, other = ((tmp_path / name / "train.csv").read_text(encoding="utf-8") for name in "abc")
+    assert first == again
+    assert {row.split(",")[0] for row in first.splitlines()[1:]}.isdisjoint(
+        row.split(",")[0] for row in other.splitlines()[1:]
+    )
+
+
+def test_train_writes_weights_and_log(weights: Path) -> None:
+    for kind in ("maskrcnn", "htc"):
+        info = recognise_checkpoint(weights / f"{kind}.safetensors")
+        assert info.spec == DetectorSpec(kind, ENCODER, 3, 16, 16, 16)
+        assert load_detector(info.path, kind, ENCODER) is not None
+        assert json.loads((weights / f"{kind}.json").read_text(encoding="utf-8"))["detector"]["kind"] == kind
+        (line,) = (weights / f"{kind}.jsonl").read_text(encoding="utf-8").splitlines()
+        assert json.loads(line)["loss"] > 0
+
+
+def test_the_command_line_goes_before_the_recipe(
+    weights: Path, data: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new" / "member.safetensors"
+    arguments = ["train", "--data", str(data), "--recipe", str(recipe), "--out", str(out)]
+    given = ["--kind", "cascade", "--iterations", "1", "--seed", "9", "--workers", "0", "--half"]
+    assert main([*arguments, *given, "--init", str(weights / "maskrcnn.safetensors")]) == 0
+    assert capsys.readouterr().out.startswith(f"weights: {out}\n")
+    written = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
+    assert (written["detector"]["kind"], written["training"]["iterations"], written["training"]["seed"]) == (
+        "cascade",
+        1,
+        9,
+    )
+    assert recognise_checkpoint(out).kind == "cascade"
+    assert out.stat().st_size < 0.6 * (weights / "maskrcnn.safetensors").stat().st_size
+
+
+def test_validate_prints_the_scores(
+    manifest: Path, weights: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["validate", *ensemble_arguments(manifest, weights, data)]) == 0
+    out = capsys.readouterr().out
+    assert list(scores_told(out)) == ["ensemble"]
+    assert re.search(r"\(astro \d\.\d+, cort \d\.\d+, shsy5y \d\.\d+\); cell type right on [0-3]; ", out)
+    assert len(out.splitlines()) == 1
+    assert not (data / "scores.csv").exists()
+
+
+def test_validate_scores_each_member_and_writes_pictures(
+    manifest: Path, weights: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new" / "results"
+    arguments = ["validate", *ensemble_arguments(manifest, weights, data), "--out", str(out), "--each-member"]
+    assert main(arguments) == 0
+    text = capsys.readouterr().out
+    told = scores_told(text)
+    assert list(told) == ["ensemble", "my-maskrcnn", "my-htc"]
+    assert f"scores.csv and pictures: {out}\n" in text
+    with (out / "scores.csv").open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    images = list_annotated(data)
+    assert [(row["id"], row["cell_type"]) for row in rows] == [(image.image_id, image.cell_type) for image in images]
+    assert [int(row["cells"]) for row in rows] == [len(image.annotations.rles) for image in images]
+    assert sum(float(row["score"]) for row in rows) / 3 == pytest.approx(told["ensemble"], abs=1e-4)
+    assert any(int(row["found_cells"]) > 0 for row in rows)
+    assert sorted(path.name for path in (out / "pictures").iterdir()) == sorted(
+        f"{image.cell_type}_{image.image_id}.png" for image in images
+    )
+    assert sorted(path.name for path in out.iterdir()) == ["pictures", "scores.csv"]
+    assert [path.name for path in out.parent.iterdir()] == ["results"]
+
+    (out / "scores.csv").write_text("old", encoding="utf-8")
+    assert main(arguments[:-1]) == 0
+    assert (out / "scores.csv").read_text(encoding="utf-8").startswith("id,cell_type,")
+
+
+def test_each_member_is_scored_without_the_others(
+    manifest: Path, weights: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores = {("my-maskrcnn", "my-htc"): 0.5, ("my-maskrcnn",): 0.25, ("my-htc",): 0.75}
+
+    def validate(ensemble: Ensemble, images: Sequence[AnnotatedImage]) -> list[ImageResult]:
+        score = scores[tuple(member.name for member in ensemble.members)]
+        return [ImageResult(image.image_id, "cort", "cort", "cort", 1, 1, score, 0.1, ()) for image in images]
+
+    monkeypatch.setattr(kernel.validation.validate, "validate_ensemble", validate)
+    assert main(["validate", *ensemble_arguments(manifest, weights, data), "--each-member"]) == 0
+    assert scores_told(capsys.readouterr().out) == {"ensemble": 0.5, "my-maskrcnn": 0.25, "my-htc": 0.75}
+
+
+def test_tune_writes_thresholds_and_nothing_else(
+    manifest: Path, weights: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = manifest.read_text(encoding="utf-8")
+    arguments = ["tune", *ensemble_arguments(manifest, weights, data)]
+    assert main(arguments) == 0
+    dry = capsys.readouterr().out
+    assert manifest.read_text(encoding="utf-8") == before
+    assert re.findall(r"^(\w+): 0\.\d{4} before, \d\.\d{4} after", dry, re.MULTILINE) == list(CELL_TYPES)
+
+    assert main([*arguments, "--write"]) == 0
+    assert capsys.readouterr().out == f"{dry}written: {manifest}\n"
+    assert [path.name for path in manifest.parent.iterdir()] == ["manifest.json"]
+    old, new = json.loads(before), json.loads(manifest.read_text(encoding="utf-8"))
+    for cell_type in CELL_TYPES:
+        tuned = new["ensemble"]["thresholds"][cell_type]
+        assert tuned.keys() >= TUNED_KEYS
+        assert {key: value for key, value in tuned.items() if key not in TUNED_KEYS} == {
+            key: value for key, value in LENIENT.items() if key not in TUNED_KEYS
+        }
+        told = ", ".join(f"{key} {tuned[key]}" for key in ("mask_threshold", "mask_nms_threshold", "min_size"))
+        assert f"  {told}, confidence {tuned['confidence']}\n" in dry
+    assert '"notes": "Für Versuche."' in manifest.read_text(encoding="utf-8")
+    new["ensemble"]["thresholds"] = old["ensemble"]["thresholds"]
+    assert new == old
+    settings = read_manifest(manifest).ensemble
+    assert {settings.thresholds[cell_type].rpn_max_per_img for cell_type in CELL_TYPES} == {20}
+
+
+def command_line(name: str, **changed: Path | str) -> list[str]:
+    """A command with all it needs, some of it changed."""
+    needed = {"train": ("data", "recipe", "out"), "validate": ("manifest", "weights_dir", "data")}
+    needed["tune"] = needed["validate"]
+    words = [name]
+    for option in (*needed[name], *(option for option in changed if option not in needed[name])):
+        words += [f"--{option.replace('_', '-')}", str(changed[option])]
+    return words
+
+
+@pytest.fixture
+def given(wheels_site: Path, data: Path, recipe: Path, manifest: Path, tmp_path: Path) -> dict[str, dict[str, Path]]:
+    """What each command needs, all of it right but that the folder of weights is empty."""
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    ensemble = {"manifest": manifest, "weights_dir": empty, "data": data}
+    return {
+        "train": {"data": data, "recipe": recipe, "out": tmp_path / "out" / "member.safetensors"},
+        "validate": ensemble,
+        "tune": ensemble,
+    }
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "told"),
+    [
+        ("train", "data", r"cannot read annotations from .*none/train\.csv"),
+        ("train", "recipe", "cannot read the recipe .*none"),
+        ("train", "init", "--init .*none.*: no such file"),
+        ("validate", "data", r"cannot read annotations from .*none/train\.csv"),
+        ("validate", "manifest", "no manifest .*none"),
+        ("validate", "weights_dir", "no folder .*none: --weights-dir must name one"),
+        ("tune", "data", r"cannot read annotations from .*none/train\.csv"),
+        ("tune", "manifest", "no manifest .*none"),
+        ("tune", "weights_dir", "no folder .*none: --weights-dir must name one"),
+    ],
+)
+def test_what_is_not_there_is_told(
+    given: dict[str, dict[str, Path]],
+    tmp_path: Path,
+    command: str,
+    option: str,
+    told: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(command_line(command, **{**given[command], option: tmp_path / "none"})) == 2
+    captured = capsys.readouterr()
+    assert re.search(f"^error: {told}", captured.err, re.MULTILINE)
+    assert "Traceback" not in captured.err
+    assert captured.out == ""
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (RECIPE.replace("crop_size", "crop_sizes"), "unknown key 'crop_sizes'; did you mean 'crop_size'?"),
+        (RECIPE.replace("= 64", "= 'large'"), "crop_size: found 'large', expected int"),
+        (RECIPE.replace(ENCODER, "resnet17"), "encoder 'resnet17' is not one of"),
+        ("no recipe", "is no recipe, which is a TOML file"),
+    ],
+)
+def test_a_wrong_recipe_is_told(
+    given: dict[str, dict[str, Path]], tmp_path: Path, text: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "wrong.toml"
+    path.write_text(text, encoding="utf-8")
+    assert main(command_line("train", **{**given["train"], "recipe": path})) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert told in error
+    assert str(path) in error
+
+
+def test_images_without_cells_cannot_be_trained_on(
+    given: dict[str, dict[str, Path]], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare = shutil.copytree(data, tmp_path / "bare")
+    (bare / "train.csv").write_text("id,annotation,width,height,cell_type\n", encoding="utf-8")
+    assert main(command_line("train", **{**given["train"], "data": bare})) == 2
+    assert "error: no annotated cell in the training images\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["validate", "tune"])
+def test_missing_weights_are_told(
+    given: dict[str, dict[str, Path]], command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command_line(command, **given[command])) == 2
+    error = capsys.readouterr().err
+    assert "error: member my-maskrcnn: no file maskrcnn.safetensors" in error
+    assert "member my-htc: no file htc.safetensors" in error
+
+
+def test_a_manifest_for_other_weights_is_told(
+    manifest: Path, weights: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = manifest.read_text(encoding="utf-8").replace('"kind": "htc"', '"kind": "cascade"')
+    manifest.write_text(text, encoding="utf-8")
+    assert main(["validate", *ensemble_arguments(manifest, weights, data)]) == 2
+    assert "holds htc resnet18_narrow, the manifest says cascade resnet18_narrow" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["file", "below a file"])
+def test_validate_leaves_files_alone(
+    manifest: Path, weights: Path, data: Path, tmp_path: Path, place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("precious", encoding="utf-8")
+    out = path if place == "file" else path / "results"
+    assert main(["validate", *ensemble_arguments(manifest, weights, data), "--out", str(out)]) == 2
+    assert str(path) in capsys.readouterr().err
+    assert path.read_text(encoding="utf-8") == "precious"
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["manifest.json", "notes.txt"]
+
+
+def test_a_failure_without_fault_of_the_user_is_another_exit_code(
+    given: dict[str, dict[str, Path]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise RunError("the loss became nan")
+
+    monkeypatch.setattr(kernel.training.trainer, "train_detector", fail)
+    assert main(command_line("train", **given["train"])) == 1
+    captured = capsys.readouterr()
+    assert captured.err.endswith("failed: the loss became nan\n")
+    assert "weights:" not in captured.out
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "the following arguments are required: command"),
+        (["segment"], "invalid choice: 'segment'"),
+        (["train"], "required: --data, --recipe, --out"),
+        (["validate", "--manifest", "a", "--data", "b"], "required: --weights-dir"),
+        (["train", "--data", "a", "--recipe", "b", "--out", "c", "--kind", "yolo"], "--kind: invalid choice: 'yolo'"),
+        (["synthesize", "a", "--images", "few"], "--images: invalid int value: 'few'"),
+    ],
+)
+def test_usage_is_told(words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [[], ["synthesize"], ["train"], ["validate"], ["tune"]])
+def test_help_tells_the_usage(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main([*command, "--help"])
+    assert f"usage: {' '.join(['python -m kernel', *command])} " in capsys.readouterr().out
+
+
+def test_the_package_is_run_by_its_name(tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "kernel", "train", "--data", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 2
+    assert "required: --recipe, --out" in result.stderr
+    assert "Traceback" not in result.stderr

@@ -1,0 +1,101 @@
+"""Masks for other programs: label images, outlines, the table, and the command that writes them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from kernel.__main__ import main
+from kernel.data.synthetic import generate_image
+from kernel.errors import RunError
+from kernel.postprocess.clean import ImageMasks
+from kernel.postprocess.instances import CellMasks
+from kernel.predict import TABLE_COLUMNS, outlines_of, table_rows, write_labels
+
+DEMO = Path(__file__).resolve().parents[1] / "bundle" / "demo"
+
+
+def two_cells() -> ImageMasks:
+    """A plus of five pixels, and two pieces of 1 x 2 and 1 x 1 pixels, in 8 x 10."""
+    plus = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], bool)
+    pieces = np.array([[1, 1, 0, 1]], bool)
+    masks = CellMasks((plus, pieces), np.array([[1, 2], [6, 5]]), np.zeros((2, 4)), [0.9, 0.5], [2, 0], (8, 10))
+    return ImageMasks("cort", masks)
+
+
+def polygon_area(ring: list[list[float]]) -> float:
+    """By the shoelace formula."""
+    x, y = np.array(ring).T
+    return abs(float(np.sum(x[:-1] * y[1:] - x[1:] * y[:-1]))) / 2
+
+
+def test_labels_number_the_cells(tmp_path: Path) -> None:
+    write_labels(two_cells(), tmp_path / "labels.tif")
+    labels = cv2.imread(str(tmp_path / "labels.tif"), cv2.IMREAD_UNCHANGED)
+    assert labels.dtype == np.uint16 and labels.shape == (8, 10)
+    expected = np.zeros((8, 10), int)
+    expected[2, 2:5] = expected[1:4, 3] = 1
+    expected[6, [5, 6, 8]] = 2
+    np.testing.assert_array_equal(labels, expected)
+
+
+def test_too_many_cells_for_sixteen_bits(tmp_path: Path) -> None:
+    one = np.ones((1, 1), bool)
+    count = 2**16
+    masks = CellMasks(
+        (one,) * count, np.zeros((count, 2)), np.zeros((count, 4)), np.ones(count), np.zeros(count), (1, 1)
+    )
+    with pytest.raises(RunError, match="65536 cells"):
+        write_labels(ImageMasks("shsy5y", masks), tmp_path / "labels.tif")
+
+
+def test_outlines_lie_around_the_pixels() -> None:
+    plus, pieces = outlines_of(two_cells())["features"]
+    assert plus["geometry"]["type"] == "Polygon" and pieces["geometry"]["type"] == "MultiPolygon"
+    assert plus["properties"]["classification"] == {"name": "cort"}
+    assert plus["properties"]["measurements"] == {"score": 0.9, "area_px": 5}
+    (ring,) = plus["geometry"]["coordinates"]
+    assert ring[0] == ring[-1]
+    assert np.min(ring, axis=0).tolist() == [2.25, 1.25] and np.max(ring, axis=0).tolist() == [4.75, 3.75]
+    areas = [polygon_area(polygon[0]) for polygon in pieces["geometry"]["coordinates"]]
+    assert sorted(areas) == [0.25, 0.75]
+
+
+def test_the_table() -> None:
+    first, second = table_rows("image", two_cells())
+    assert len(first) == len(TABLE_COLUMNS)
+    assert first == ["image", 1, "cort", "0.9000", 5, "3.50", "2.50", 2, 1, 5, 4]
+    assert second[:5] == ["image", 2, "shsy5y", "0.5000", 3] and second[7:] == [5, 6, 9, 7]
+
+
+def test_no_cells(tmp_path: Path) -> None:
+    nothing = ImageMasks(None, CellMasks.empty((5, 6)))
+    write_labels(nothing, tmp_path / "labels.tif")
+    assert not cv2.imread(str(tmp_path / "labels.tif"), cv2.IMREAD_UNCHANGED).any()
+    assert outlines_of(nothing)["features"] == [] and table_rows("image", nothing) == []
+
+
+def test_the_command(wheels_site: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    cv2.imwrite(str(images / "cells.png"), generate_image("cort", 3, (128, 160)).image)
+    (images / "broken.tif").write_bytes(b"II*\0")
+    words = ["--manifest", str(DEMO / "manifest.json"), "--weights-dir", str(DEMO / "weights")]
+    out = tmp_path / "masks"
+    assert main(["predict", str(images), "--out", str(out), *words]) == 2
+    assert "1 image(s) could not be read and are not there: broken" in capsys.readouterr().err
+    rows = list(csv.DictReader((out / "cells.csv").open(encoding="utf-8")))
+    labels = cv2.imread(str(out / "labels" / "cells.tif"), cv2.IMREAD_UNCHANGED)
+    outlines = json.loads((out / "outlines" / "cells.geojson").read_text(encoding="utf-8"))
+    assert len(rows) == labels.max() == len(outlines["features"]) > 0
+    assert [int(row["area_px"]) for row in rows] == [int((labels == n + 1).sum()) for n in range(len(rows))]
+    assert (out / "pictures" / "cells.png").is_file()
+
+    (out / "mine.txt").touch()
+    assert main(["predict", str(images), "--out", str(out), *words]) == 2
+    assert "holds other files (mine.txt)" in capsys.readouterr().err and (out / "mine.txt").exists()

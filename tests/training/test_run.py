@@ -1,0 +1,160 @@
+"""Runs that are stopped, killed, resumed, spread over processes, or go wrong."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from kernel.errors import InputError, RunError
+from kernel.training.optimisation import WeightsMean
+from kernel.training.settings import TrainSettings
+from kernel.training.state import RunState, read_state, save_state, write_whole
+
+SCRIPT = Path(__file__).with_name("train_tiny.py")
+pytestmark = [pytest.mark.usefixtures("wheels_site"), pytest.mark.xdist_group("runs")]
+
+
+def run_tiny(out: Path, *words: str, processes: int = 1) -> subprocess.CompletedProcess[str]:
+    """Train to the end, or to the failure."""
+    start = [sys.executable]
+    if processes > 1:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        start += ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", f"--master-port={port}"]
+    return subprocess.run([*start, str(SCRIPT), str(out), *words], capture_output=True, text=True, check=False)
+
+
+def assert_same_weights(found: Path, expected: Path, atol: float = 0) -> None:
+    one, other = load_file(found), load_file(expected)
+    assert one.keys() == other.keys()
+    for key in one:
+        torch.testing.assert_close(one[key], other[key], rtol=0, atol=atol, msg=lambda told, key=key: f"{key}: {told}")
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The weights of a run that nothing disturbed."""
+    out = tmp_path_factory.mktemp("whole") / "member.safetensors"
+    done = run_tiny(out, "ema_decay=0.9")
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_run_killed_and_resumed_gives_the_same_weights(whole_run: Path, tmp_path: Path, number: int) -> None:
+    out = tmp_path / "member.safetensors"
+    words = ("ema_decay=0.9", "checkpoint_every=1", "workers=0")
+    process = subprocess.Popen([sys.executable, str(SCRIPT), str(out), *words], stderr=subprocess.PIPE, text=True)
+    state = out.with_suffix(".state")
+    deadline = time.monotonic() + 120
+    while not state.is_file() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(number)
+    told = process.communicate()[1]
+    assert state.is_file(), told
+    if number != signal.SIGKILL and process.returncode:
+        assert process.returncode == 1 and "--resume" in told and "Traceback" not in told
+    done = run_tiny(out, *words, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert_same_weights(out, whole_run)
+
+
+def test_workers_do_not_change_the_weights(whole_run: Path, tmp_path: Path) -> None:
+    done = run_tiny(tmp_path / "member.safetensors", "ema_decay=0.9", "workers=2")
+    assert done.returncode == 0, done.stderr
+    assert_same_weights(tmp_path / "member.safetensors", whole_run)
+
+
+def test_two_processes_are_one_that_accumulates(tmp_path: Path) -> None:
+    """Micro-batches of two crops each: two in one process, or one in each of two; gradients are averaged."""
+    alone = run_tiny(tmp_path / "alone.safetensors", "batch_size=4", "accumulation=2")
+    assert alone.returncode == 0, alone.stderr
+    both = run_tiny(tmp_path / "both.safetensors", "batch_size=2", processes=2)
+    assert both.returncode == 0, both.stderr
+    assert_same_weights(tmp_path / "both.safetensors", tmp_path / "alone.safetensors", atol=1e-5)
+
+
+def test_a_state_of_another_run_is_refused(whole_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "member.safetensors"
+    out.with_suffix(".state").write_bytes(whole_run.with_suffix(".state").read_bytes())
+    done = run_tiny(out, "ema_decay=0.9", "learning_rate=0.01", "--resume")
+    assert done.returncode == 2 and "belongs to a run with other settings" in done.stderr
+    out.with_suffix(".state").write_bytes(b"broken")
+    done = run_tiny(out, "--resume")
+    assert done.returncode == 2 and "is no state of a run" in done.stderr
+
+
+def test_a_loss_that_is_no_number_names_its_crops(tmp_path: Path) -> None:
+    done = run_tiny(tmp_path / "member.safetensors", "learning_rate=1e30", "warmup_share=0.0")
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert "the loss is no number in step" in done.stderr
+    assert any(name in done.stderr.split("on the crops")[1] for name in ("shsy5y", "astro", "cort"))
+
+
+def test_a_full_disk_keeps_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    path.write_text("before", encoding="utf-8")
+
+    def fail(temporary: Path) -> None:
+        temporary.write_text("half", encoding="utf-8")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(RunError, match="No space left"):
+        write_whole(path, fail)
+    assert path.read_text(encoding="utf-8") == "before"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["weights"]
+
+
+def test_a_state_comes_back_as_it_went(tmp_path: Path) -> None:
+    state = RunState(7, "abc", {"detector": {"weight": torch.arange(3.0)}}, 0.25)
+    save_state(state, tmp_path / "run.state")
+    found = read_state(tmp_path / "run.state", "abc")
+    assert (found.step, found.best_score) == (7, 0.25)
+    assert torch.equal(found.parts["detector"]["weight"], torch.arange(3.0))
+    with pytest.raises(InputError, match="other settings"):
+        read_state(tmp_path / "run.state", "abd")
+
+
+def test_the_mean_of_the_weights() -> None:
+    layer = torch.nn.Linear(1, 1, bias=False)
+    layer.weight.data.fill_(0.0)
+    mean = WeightsMean(layer, 0.5)
+    expected = 0.0
+    for step, value in enumerate((1.0, 4.0, 2.0), start=1):
+        layer.weight.data.fill_(value)
+        mean.update(layer)
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * value
+        assert mean.mean["weight"].item() == pytest.approx(expected)
+    again = WeightsMean(layer, 0.5)
+    again.load_state_dict(mean.state_dict())
+    assert again.steps == 3 and torch.equal(again.mean["weight"], mean.mean["weight"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"iterations": 0}, "iterations is 0, it must be at least 1"),
+        ({"batch_size": 4, "accumulation": 3}, "cannot be split into 3 equal micro-batches"),
+        ({"crop_size": 100}, "a multiple of 32"),
+        ({"dtype": "half"}, "dtype 'half' is not one of float32"),
+        ({"ema_decay": 1.0}, "would never move"),
+        ({"warmup_share": 1.5}, "from 0 to 1"),
+        ({"learning_rate": 0.0}, "must be above 0"),
+        ({"workers": -1}, "not negative"),
+    ],
+)
+def test_settings_that_cannot_be_trained_with(changes: dict, told: str) -> None:
+    TrainSettings().check("the recipe")
+    with pytest.raises(InputError, match="the recipe: ") as caught:
+        TrainSettings(**changes).check("the recipe")
+    assert told in str(caught.value)

@@ -1,0 +1,264 @@
+"""Validation on an ensemble that says what it is told to: scores worked out by hand, also where nothing is found."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from tiny_detectors import tiny_detector
+
+from kernel.data.annotated import AnnotatedImage
+from kernel.data.annotations import ImageAnnotations
+from kernel.data.images import read_image
+from kernel.ensemble.ensemble import CLS_USE, Ensemble, Member, Prediction
+from kernel.postprocess.rle import encode_rle
+from kernel.settings import CELL_TYPES, EnsembleSettings, Thresholds
+from kernel.validation.tuning import ThresholdGrid
+from kernel.validation.validate import (
+    ImageResult,
+    describe_scores,
+    lone_member,
+    results_to_csv,
+    scores_of,
+    tune_ensemble,
+    validate_ensemble,
+)
+
+SHAPE = (60, 80)
+#: x1, y1, x2, y2 of cells that do not touch; up to 28 pixels wide a pasted mask of ones is exactly its box.
+FIRST, SECOND, THIRD = (4, 5, 24, 25), (30, 5, 50, 25), (30, 32, 50, 52)
+
+Found = list[tuple[tuple[int, int, int, int], float, str]]  # box, score and cell type
+
+
+@dataclass
+class FakeEnsemble:
+    """Knows an image by its gray level, and what to find in it."""
+
+    found: dict[int, Found]
+    counted: str = "shsy5y"
+    hollow: bool = False  # whether masks have a hole in the middle
+    settings: EnsembleSettings = field(default_factory=EnsembleSettings)
+
+    def predict(self, image_bgr: np.ndarray) -> Prediction:
+        cells = self.found[int(image_bgr[0, 0, 0])]
+        mask_probs = torch.ones(len(cells), 28, 28)
+        if self.hollow:
+            mask_probs[:, 8:20, 8:20] = 0
+        return Prediction(
+            image_shape=image_bgr.shape[:2],
+            cell_type=self.counted,
+            level_counts=(5, 4, 3, 2, 1),
+            boxes_xyxy=torch.tensor([box for box, _, _ in cells], dtype=torch.float32).reshape(-1, 4),
+            scores=torch.tensor([score for _, score, _ in cells], dtype=torch.float32),
+            labels=torch.tensor([CELL_TYPES.index(kind) for _, _, kind in cells], dtype=torch.int64),
+            mask_probs=mask_probs,
+            members=("fake",),
+            seconds={"features": 1.5, "boxes": 0.5},
+        )
+
+
+def annotated(folder: Path, gray: int, cell_type: str, boxes: list[tuple[int, int, int, int]]) -> AnnotatedImage:
+    """An image of one gray level in a file, with rectangles annotated."""
+    path = folder / f"image{gray}.png"
+    assert cv2.imwrite(str(path), np.full(SHAPE, gray, np.uint8))
+    rles = tuple(encode_rle(np.ones((y2 - y1, x2 - x1), bool), (y1, x1), SHAPE) for x1, y1, x2, y2 in boxes)
+    return AnnotatedImage(path, ImageAnnotations(path.stem, cell_type, SHAPE, rles))
+
+
+def result(
+    image_id: str = "a", cell_type: str = "astro", found_type: str | None = "astro", score: float = 0.5
+) -> ImageResult:
+    return ImageResult(
+        image_id=image_id,
+        cell_type=cell_type,
+        found_type=found_type,
+        counted_type="cort",
+        cells=7,
+        found_cells=5 if found_type else 0,
+        score=score,
+        seconds=2.0,
+        level_counts=(10, 20, 30),
+    )
+
+
+def test_images_are_scored_by_the_masks_of_the_submission(tmp_path: Path) -> None:
+    images = [
+        annotated(tmp_path, 10, "shsy5y", [FIRST, SECOND]),
+        annotated(tmp_path, 20, "cort", [FIRST]),
+        annotated(tmp_path, 30, "astro", [FIRST]),
+        annotated(tmp_path, 40, "astro", []),
+    ]
+    ensemble = FakeEnsemble(
+        {
+            10: [(FIRST, 0.9, "shsy5y"), (SECOND, 0.8, "shsy5y"), (THIRD, 0.7, "shsy5y"), (THIRD, 0.1, "shsy5y")],
+            20: [(FIRST, 0.9, "astro"), (SECOND, 0.8, "astro"), (THIRD, 0.3, "cort")],
+            30: [],
+            40: [],
+        }
+    )
+    results = validate_ensemble(ensemble, images)
+    assert [r.image_id for r in results] == ["image10", "image20", "image30", "image40"]
+    assert [(r.cell_type, r.found_type) for r in results] == [
+        ("shsy5y", "shsy5y"),
+        ("cort", "astro"),  # and astro's thresholds leave out the third
+        ("astro", None),
+        ("astro", None),
+    ]
+    assert [(r.cells, r.found_cells) for r in results] == [(2, 3), (1, 2), (1, 0), (0, 0)]
+    assert [r.score for r in results] == pytest.approx([2 / 3, 1 / 2, 0, 1])
+    assert {(r.counted_type, r.seconds, r.level_counts) for r in results} == {("shsy5y", 2.0, (5, 4, 3, 2, 1))}
+
+
+def test_pictures_are_drawn_where_nothing_is_found_as_well(tmp_path: Path) -> None:
+    images = [annotated(tmp_path, 10, "shsy5y", [FIRST]), annotated(tmp_path, 20, "cort", [FIRST])]
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    validate_ensemble(FakeEnsemble({10: [(FIRST, 0.9, "shsy5y")], 20: []}), images, pictures)
+    assert sorted(path.name for path in pictures.iterdir()) == ["cort_image20.png", "shsy5y_image10.png"]
+    coloured, gray = (read_image(path).astype(int) for path in sorted(pictures.iterdir(), reverse=True))
+    assert np.ptp(coloured, axis=2).max() > 100
+    assert np.ptp(gray, axis=2).max() == 0
+
+
+def test_no_images(tmp_path: Path) -> None:
+    ensemble = FakeEnsemble({})
+    assert validate_ensemble(ensemble, [], tmp_path) == []
+    assert tune_ensemble(ensemble, []) == {}
+    assert list(tmp_path.iterdir()) == []
+    assert results_to_csv([]).splitlines() == [
+        "id,cell_type,found_type,counted_type,cells,found_cells,score,seconds,level_counts"
+    ]
+    assert describe_scores("ensemble", []).startswith("ensemble: nan on 0 images ()")
+
+
+def test_scores_are_described_in_one_line() -> None:
+    results = [
+        result(score=0.25),
+        result("b", score=0.75, found_type=None),
+        result("c", "shsy5y", "shsy5y", 1.0),
+        result("d", "cort", "astro", 0.0),
+    ]
+    assert describe_scores("htc", results) == (
+        "htc: 0.5000 on 4 images (astro 0.5000, cort 0.0000, shsy5y 1.0000); cell type right on 2; 2.0 s per image"
+    )
+    scores = scores_of(results)
+    assert (scores.overall, scores.images) == (0.5, 4)
+    assert scores.per_type == {"astro": 0.5, "shsy5y": 1.0, "cort": 0.0}
+
+
+def test_results_become_a_row_each() -> None:
+    rows = list(csv.DictReader(io.StringIO(results_to_csv([result(score=1 / 3), result("b", found_type=None)]))))
+    assert rows[0] == {
+        "id": "a",
+        "cell_type": "astro",
+        "found_type": "astro",
+        "counted_type": "cort",
+        "cells": "7",
+        "found_cells": "5",
+        "score": "0.333333",
+        "seconds": "2.00",
+        "level_counts": "10 20 30",
+    }
+    assert (rows[1]["id"], rows[1]["found_type"], rows[1]["found_cells"]) == ("b", "", "0")
+
+
+GRID = ThresholdGrid(mask_thresholds=(0.5,), nms_thresholds=(0.1,), min_sizes=(0, 450), confidences=(0.2, 0.4, 0.95))
+
+
+def test_tuning_finds_the_confidence_that_drops_the_wrong_cell(tmp_path: Path) -> None:
+    images = [annotated(tmp_path, 10, "shsy5y", [FIRST]), annotated(tmp_path, 20, "shsy5y", [SECOND])]
+    ensemble = FakeEnsemble(
+        {
+            10: [(FIRST, 0.9, "shsy5y"), (THIRD, 0.35, "shsy5y")],
+            20: [(SECOND, 0.45, "shsy5y")],
+        }
+    )
+    ((cell_type, (thresholds, before, after)),) = tune_ensemble(ensemble, images, GRID).items()
+    assert cell_type == "shsy5y"
+    assert (before, after) == pytest.approx((3 / 4, 1))
+    base = ensemble.settings.thresholds["shsy5y"]
+    assert thresholds == replace(base, mask_threshold=0.5, mask_nms_threshold=0.1, min_size=0, confidence=0.4)
+    # The scores promised are those that the submission gets.
+    settings = EnsembleSettings(thresholds={**ensemble.settings.thresholds, "shsy5y": thresholds})
+    again = validate_ensemble(replace(ensemble, settings=settings), images)
+    assert [r.score for r in again] == [1, 1]
+
+
+def test_tuning_with_the_default_grid_goes_the_same_way(tmp_path: Path) -> None:
+    images = [annotated(tmp_path, 10, "cort", [FIRST])]
+    ensemble = FakeEnsemble({10: [(FIRST, 0.75, "cort"), (THIRD, 0.72, "cort")]})
+    thresholds, before, after = tune_ensemble(ensemble, images)["cort"]
+    assert (before, after) == pytest.approx((1 / 2, 1))
+    assert 0.72 < thresholds.confidence <= 0.75
+    assert (
+        replace(thresholds, mask_threshold=0.45, mask_nms_threshold=0.05, confidence=0.7, min_size=70)
+        == (ensemble.settings.thresholds["cort"])
+    )
+
+
+def test_each_type_is_tuned_on_its_own_images_and_types_without_one_are_left_out(tmp_path: Path) -> None:
+    images = [annotated(tmp_path, 10, "astro", [FIRST]), annotated(tmp_path, 20, "cort", [SECOND])]
+    thresholds = {"shsy5y": Thresholds(), "astro": Thresholds(rpn_nms_pre=7), "cort": Thresholds(rpn_nms_pre=9)}
+    ensemble = FakeEnsemble(
+        {
+            10: [(FIRST, 0.9, "astro"), (THIRD, 0.38, "astro")],
+            20: [(SECOND, 0.38, "cort")],
+        },
+        settings=EnsembleSettings(thresholds=thresholds),
+    )
+    tuned = tune_ensemble(ensemble, images, GRID)
+    assert {kind: (found.rpn_nms_pre, found.confidence) for kind, (found, _, _) in tuned.items()} == {
+        "astro": (7, 0.4),
+        "cort": (9, 0.3),
+    }
+
+
+@pytest.mark.parametrize(("cell_type", "expected"), [("astro", 1.0), ("shsy5y", 0.7)])
+def test_masks_are_corrupted_where_the_submission_does(tmp_path: Path, cell_type: str, expected: float) -> None:
+    # The holes of astro's masks are filled. With a hole of 8 x 8 in 20 x 20 pixels the IoU is 0.84, above seven of ten.
+    ensemble = FakeEnsemble({10: [(FIRST, 0.9, cell_type)]}, hollow=True)
+    images = [annotated(tmp_path, 10, cell_type, [FIRST])]
+    _, before, after = tune_ensemble(ensemble, images, GRID)[cell_type]
+    assert (before, after) == pytest.approx((expected, expected))
+
+
+def test_an_image_where_nothing_is_found_counts_with_nothing(tmp_path: Path) -> None:
+    images = [annotated(tmp_path, 10, "shsy5y", [FIRST]), annotated(tmp_path, 20, "shsy5y", [SECOND])]
+    ensemble = FakeEnsemble({10: [(FIRST, 0.9, "shsy5y"), (THIRD, 0.35, "shsy5y")], 20: []})
+    thresholds, before, after = tune_ensemble(ensemble, images, GRID)["shsy5y"]
+    assert (before, after) == pytest.approx((1 / 4, 1 / 2))
+    assert thresholds.confidence == 0.4
+
+
+def test_nothing_found_at_all_can_be_tuned_on(tmp_path: Path) -> None:
+    ensemble = FakeEnsemble({10: []})
+    thresholds, before, after = tune_ensemble(ensemble, [annotated(tmp_path, 10, "cort", [FIRST])], GRID)["cort"]
+    assert (before, after) == (0, 0)
+    assert (thresholds.rpn_nms_pre, thresholds.rcnn_score_threshold) == (1000, 0.5)
+
+
+def test_a_lone_member_is_used_for_everything(wheels_site: Path) -> None:
+    members = [
+        Member("one", "maskrcnn", tiny_detector("maskrcnn"), frozenset({"shsy5y", CLS_USE})),
+        Member("two", "cascade", tiny_detector("cascade"), frozenset({"astro", "cort"})),
+    ]
+    settings = EnsembleSettings(use_tta=False, use_tta_masks=False)
+    ensemble = Ensemble(members, settings, dtype=torch.bfloat16, views_per_batch=3)
+    assert ensemble.needs_first_pass
+    alone = lone_member(ensemble, "two")
+    assert [(member.name, member.kind) for member in alone.members] == [("two", "cascade")]
+    assert alone.members[0].detector is members[1].detector
+    assert alone.members[0].use_for == {*CELL_TYPES, CLS_USE}
+    assert not alone.needs_first_pass
+    assert alone.settings is settings
+    assert (alone.device, alone.dtype, alone.views_per_batch) == (torch.device("cpu"), torch.bfloat16, 3)
+    assert ensemble.members[1].use_for == {"astro", "cort"}
+    found = alone.predict(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    assert found.members == ("two",)
