@@ -36,6 +36,7 @@ from kernel.errors import InputError, RunError
 from kernel.inputs import find_competition, find_dataset, input_root
 from kernel.manifest import Manifest, parse_manifest
 from kernel.postprocess.submission import SubmissionWriter
+from kernel.runtime.files import whole_file
 from kernel.runtime.log import LOG, show_log
 from kernel.runtime.wheels import install_wheels, parse_locked_wheels, verify_wheels
 from kernel.segment import Segmentation, load_ensemble, mounted_weights, segment_image
@@ -91,7 +92,8 @@ def run_kernel(manifest_json: str, wheels_lock_json: str) -> int:
     writer.write(working / "submission.csv")
     seconds = time.monotonic() - start
     summary = summarise(manifest, device, dtype, done, failed, seconds)
-    write_json(working / "summary.json", summary)
+    with whole_file(working / "summary.json") as temporary:
+        temporary.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     LOG.info(
         "%d cells in %d images, %d images failed, %.0f s, peak memory %.2f GB; wrote %s",
         summary["cells"], len(image_paths), len(failed), seconds, summary["peak_memory_gb"],
@@ -210,13 +212,6 @@ def summarise(
         "images": dict(done),
         "failed": {image_id: failure.reason for image_id, failure in failed.items()},
     }
-
-
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Write a JSON file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
 
 
 def working_folder() -> Path:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from kernel.errors import InputError
-from kernel.settings import CELL_TYPES, DEFAULT_THRESHOLDS, CellTypeRule, EnsembleSettings, Thresholds
+from kernel.settings import CELL_TYPES, CLS_USE, DEFAULT_THRESHOLDS, CellTypeRule, EnsembleSettings, Thresholds
 
 KIND_NAMES = ("maskrcnn", "cascade", "htc")
 ENCODER_NAMES = (
@@ -32,8 +32,6 @@ ENCODER_NAMES = (
     "efficientnet_lite0",  # small: for the demo and for tests
     "resnet18_narrow",  # small: for the demo and for tests
 )
-#: A member marked with it takes part in the first pass, which decides the cell type.
-FIRST_PASS_USE = "cls"
 #: Kaggle's accelerators that this kernel can use; its P100 is retired.
 ACCELERATOR_NAMES = ("NvidiaTeslaT4",)
 WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
@@ -92,7 +90,7 @@ class Manifest:
         """The members of the first pass. All of them where every type uses all members: no pass is needed."""
         if self.all_types_use_all_members:
             return self.members
-        return self.members_for(FIRST_PASS_USE)
+        return self.members_for(CLS_USE)
 
     @property
     def all_types_use_all_members(self) -> bool:
@@ -379,7 +377,7 @@ class ManifestReader:
 
     def use_for(self, data: Any, path: str) -> tuple[str, ...]:
         """Read what a member is used for."""
-        rule = rule_choice((*CELL_TYPES, FIRST_PASS_USE))
+        rule = rule_choice((*CELL_TYPES, CLS_USE))
         if not isinstance(data, list) or not data:
             self.problems.append(f"{path}: found {shorten_json(data)}, expected a list, each {rule.told}")
             return ()
@@ -438,10 +436,10 @@ class ManifestReader:
                 self.problems.append(
                     f"members: none is used for {cell_type!r}: add it to the `use_for` of at least one member"
                 )
-        if not manifest.all_types_use_all_members and not manifest.members_for(FIRST_PASS_USE):
+        if not manifest.all_types_use_all_members and not manifest.members_for(CLS_USE):
             self.problems.append(
                 f"members: the cell types use different members, so some must find out the type first: add "
-                f"{FIRST_PASS_USE!r} to the `use_for` of at least one member"
+                f"{CLS_USE!r} to the `use_for` of at least one member"
             )
         for index, member in enumerate(manifest.members):
             if not manifest.datasets_for(member):

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 
 #: The competition's cell types; a type's place here is its label.
 CELL_TYPES = ("shsy5y", "astro", "cort")
+#: The use of a member that takes part in the first pass, which decides the cell type.
+CLS_USE = "cls"
 
 
 @dataclass(frozen=True)

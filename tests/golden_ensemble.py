@@ -11,11 +11,11 @@ from deterministic_weights import deterministic_array
 from torchvision.ops import box_iou
 
 from kernel.ensemble.boxes import Detections, select_boxes
-from kernel.ensemble.ensemble import CLS_USE, Ensemble, Member
+from kernel.ensemble.ensemble import Ensemble, Member
 from kernel.ensemble.views import ALL_VIEWS
 from kernel.models.detectors import DetectorSpec, build_detector
 from kernel.postprocess.instances import paste_instances
-from kernel.settings import CELL_TYPES, EnsembleSettings, Thresholds
+from kernel.settings import CELL_TYPES, CLS_USE, EnsembleSettings, Thresholds
 
 TYPE_THRESHOLDS = (
     "rpn_nms_pre",

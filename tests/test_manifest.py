@@ -17,7 +17,6 @@ from kernel.errors import InputError
 from kernel.manifest import (
     ACCELERATOR_NAMES,
     ENCODER_NAMES,
-    FIRST_PASS_USE,
     KIND_NAMES,
     KernelIdentity,
     Manifest,
@@ -25,7 +24,7 @@ from kernel.manifest import (
     manifest_to_json,
     parse_manifest,
 )
-from kernel.settings import CELL_TYPES, DEFAULT_THRESHOLDS, CellTypeRule, EnsembleSettings, Thresholds
+from kernel.settings import CELL_TYPES, CLS_USE, DEFAULT_THRESHOLDS, CellTypeRule, EnsembleSettings, Thresholds
 
 ROOT = Path(__file__).resolve().parents[1]
 SCHEMA = json.loads((ROOT / "bundle" / "manifest.schema.json").read_text(encoding="utf-8"))
@@ -229,7 +228,7 @@ def test_schema_has_the_same_choices() -> None:
     member = SCHEMA["properties"]["members"]["items"]["properties"]
     assert member["kind"]["enum"] == list(KIND_NAMES)
     assert member["encoder"]["enum"] == list(ENCODER_NAMES)
-    assert member["use_for"]["items"]["enum"] == [*CELL_TYPES, FIRST_PASS_USE]
+    assert member["use_for"]["items"]["enum"] == [*CELL_TYPES, CLS_USE]
     assert SCHEMA["properties"]["kernel"]["properties"]["accelerator"]["enum"] == list(ACCELERATOR_NAMES)
     assert list(SCHEMA["properties"]["ensemble"]["properties"]["thresholds"]["properties"]) == list(CELL_TYPES)
 

@@ -12,8 +12,8 @@ from kernel.commands.common import add_data_arguments, check_device, folds_file
 from kernel.data.annotated import list_annotated
 from kernel.data.splits import other_folds
 from kernel.errors import InputError
-from kernel.manifest import ENCODER_NAMES, FIRST_PASS_USE, KIND_NAMES
-from kernel.settings import CELL_TYPES
+from kernel.manifest import ENCODER_NAMES, KIND_NAMES
+from kernel.settings import CELL_TYPES, CLS_USE
 
 TRAIN_HELP = """\
 Train a member. A recipe (TOML) says what and how; single settings can be given here instead. Beside the weights come
@@ -71,7 +71,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--use-for",
         nargs="+",
-        choices=(*CELL_TYPES, FIRST_PASS_USE),
+        choices=(*CELL_TYPES, CLS_USE),
         default=list(CELL_TYPES),
         help="what the manifest says it is used for (default: all cell types)",
     )

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +10,7 @@ from pathlib import Path
 from typing import TextIO
 
 from kernel.errors import InputError
+from kernel.runtime.files import whole_file
 
 
 @dataclass(frozen=True)
@@ -57,17 +56,9 @@ def whole_text(path: Path) -> Iterator[TextIO]:
     Raises:
         InputError: the folder cannot be written.
     """
-    temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        temporary = Path(name)
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as stream:
+        with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
             yield stream
-        temporary.chmod(0o644)  # mkstemp's file is for its owner only
-        temporary.replace(path)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}; choose a folder that can be written") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)

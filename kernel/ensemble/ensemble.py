@@ -19,10 +19,7 @@ from kernel.ensemble.proposals import Proposals, compute_rpn_maps, merge_rpn_map
 from kernel.ensemble.views import ALL_VIEWS, IDENTITY, View, view_images
 from kernel.errors import InputError
 from kernel.models.detectors import Detector, ViewFeatures, compute_features, mask_size
-from kernel.settings import CELL_TYPES, EnsembleSettings
-
-#: The use of a member that decides the cell type in a first pass.
-CLS_USE = "cls"
+from kernel.settings import CELL_TYPES, CLS_USE, EnsembleSettings
 
 
 @dataclass(frozen=True)

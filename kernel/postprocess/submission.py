@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import numpy as np
 
 from kernel.errors import InputError
 from kernel.postprocess.rle import parse_rle
+from kernel.runtime.files import whole_file
 
 SUBMISSION_HEADER = ("id", "predicted")
 
@@ -104,23 +103,10 @@ class SubmissionWriter:
         for image_id, rles in self._rows.items():
             lines.extend(f"{image_id},{text}" for text in rles or [""])
         try:
-            _write_submission_text(Path(path), "\n".join(lines) + "\n")
+            with whole_file(Path(path)) as temporary:
+                temporary.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="")
         except OSError as error:
             raise InputError(f"cannot write {path}: {error.strerror}; choose a folder that can be written") from error
-
-
-def _write_submission_text(path: Path, text: str) -> None:
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.chmod(0o644)  # mkstemp's file is for its owner only, a submission is read by others
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_submission(

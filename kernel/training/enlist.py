@@ -10,8 +10,8 @@ from typing import Any
 from kernel.errors import InputError
 from kernel.manifest import parse_manifest, read_manifest
 from kernel.models.detectors import DetectorSpec
+from kernel.runtime.files import whole_file
 from kernel.runtime.wheels import file_sha256
-from kernel.training.state import write_whole
 
 
 def manifest_entry(weights: Path, spec: DetectorSpec, use_for: Sequence[str]) -> dict[str, Any]:
@@ -44,4 +44,5 @@ def add_to_manifest(path: Path, entry: dict[str, Any]) -> None:
         parse_manifest(text, f"{path} with {entry['name']}")
     except InputError as error:
         raise InputError(f"{path} was left as it is, for with the new member it would be wrong: {error}") from error
-    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

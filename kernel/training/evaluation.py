@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from kernel.data.annotated import AnnotatedImage
-from kernel.ensemble.ensemble import CLS_USE, Ensemble, Member
+from kernel.ensemble.ensemble import Ensemble, Member
 from kernel.models.detectors import Detector
-from kernel.settings import CELL_TYPES, EnsembleSettings, Thresholds
+from kernel.settings import CELL_TYPES, CLS_USE, EnsembleSettings, Thresholds
 from kernel.validation.validate import ImageResult, validate_ensemble
 
 #: The published thresholds of a single model, but for lower scores: a detector in training is not yet sure of itself.

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from kernel.errors import InputError, RunError
+from kernel.runtime.files import whole_file
 
 
 @dataclass(frozen=True)
@@ -85,12 +86,9 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
     Raises RunError where the disk is full or the folder cannot be written; what was there stays.
     """
-    temporary = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        temporary.replace(path)
+        with whole_file(path) as temporary:
+            write(temporary)
     except (OSError, SafetensorError, RuntimeError) as error:  # the last is torch.save's, of a full disk
         raise RunError(f"cannot write {path} ({error}): what was there before is still there") from error
-    finally:
-        temporary.unlink(missing_ok=True)

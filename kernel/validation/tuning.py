@@ -18,6 +18,7 @@ import numpy as np
 from kernel.postprocess.clean import binarise, corrupt_masks, is_confident, is_large_enough, remove_overlaps
 from kernel.postprocess.instances import CellMasks, Instances
 from kernel.postprocess.mask_nms import MaskOverlaps, best_first, common_slices, mask_nms
+from kernel.runtime.files import whole_file
 from kernel.settings import Thresholds
 from kernel.validation.metric import iou_matrix, score_from_iou
 
@@ -173,9 +174,8 @@ def write_thresholds(path: Path, tuned: Mapping[str, Thresholds]) -> None:
             min_size=thresholds.min_size,
             confidence=thresholds.confidence,
         )
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def best_thresholds(grid: ThresholdGrid, scores: np.ndarray, base: Thresholds) -> Thresholds:

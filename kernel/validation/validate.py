@@ -11,13 +11,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from kernel.data.annotated import AnnotatedImage
-from kernel.ensemble.ensemble import CLS_USE, Ensemble
+from kernel.ensemble.ensemble import Ensemble
 from kernel.errors import InputError
 from kernel.postprocess.clean import postprocess_instances
 from kernel.postprocess.instances import CellMasks, Instances
 from kernel.runtime.pictures import draw_picture
 from kernel.segment import segment_image
-from kernel.settings import CELL_TYPES, Thresholds
+from kernel.settings import CELL_TYPES, CLS_USE, Thresholds
 from kernel.validation.metric import MetricScores, image_score, mean_scores
 from kernel.validation.tuning import DEFAULT_GRID, ThresholdGrid, best_thresholds, mean_score_grid
 

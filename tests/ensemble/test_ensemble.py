@@ -14,11 +14,11 @@ from golden_ensemble import assert_same_boxes, to_rows
 from tiny_detectors import tiny_detector
 
 from kernel.ensemble.boxes import Detections, select_boxes
-from kernel.ensemble.ensemble import CLS_USE, Ensemble, Member, Prediction
+from kernel.ensemble.ensemble import Ensemble, Member, Prediction
 from kernel.ensemble.views import ALL_VIEWS, IDENTITY
 from kernel.errors import InputError
 from kernel.models.detectors import Detector
-from kernel.settings import CELL_TYPES, CellTypeRule, EnsembleSettings, Thresholds
+from kernel.settings import CELL_TYPES, CLS_USE, CellTypeRule, EnsembleSettings, Thresholds
 
 pytestmark = pytest.mark.usefixtures("wheels_site")
 

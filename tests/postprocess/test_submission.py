@@ -92,7 +92,7 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("kernel.postprocess.submission.os.fsync", refuse)
+    monkeypatch.setattr("kernel.runtime.files.os.fsync", refuse)
     with pytest.raises(InputError, match="No space left"):
         write_submission(tmp_path / "s.csv", ROWS, SHAPES)
     assert list(tmp_path.iterdir()) == []

@@ -16,9 +16,9 @@ from tiny_detectors import tiny_detector
 from kernel.data.annotated import AnnotatedImage
 from kernel.data.annotations import ImageAnnotations
 from kernel.data.images import read_image
-from kernel.ensemble.ensemble import CLS_USE, Ensemble, Member, Prediction
+from kernel.ensemble.ensemble import Ensemble, Member, Prediction
 from kernel.postprocess.rle import encode_rle
-from kernel.settings import CELL_TYPES, EnsembleSettings, Thresholds
+from kernel.settings import CELL_TYPES, CLS_USE, EnsembleSettings, Thresholds
 from kernel.validation.tuning import ThresholdGrid
 from kernel.validation.validate import (
     ImageResult,

@@ -1,0 +1,35 @@
+# Two commands for a machine with Python 3.11 to 3.13, make and git; each makes the environment if need be.
+#   make demo   build the demo's kernel and run it here, offline, as Kaggle would
+#   make test   lint, types, tests
+# What they call works alone: see README.md. PYTHON=python3.12 chooses the interpreter of a new environment.
+
+PYTHON ?= python3
+ENVIRONMENT := .venv/complete
+RUN := .venv/bin/python
+
+.PHONY: demo test lint bench clean
+
+demo: $(ENVIRONMENT)
+	$(RUN) build_kernel.py --manifest bundle/demo/manifest.json --dry-run
+
+test: $(ENVIRONMENT) lint
+	$(RUN) -m pytest -n 2 --dist worksteal
+
+lint: $(ENVIRONMENT)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m basedpyright
+
+bench: $(ENVIRONMENT)
+	PYTHONPATH=.:tests $(RUN) tests/benchmarks/bench_postprocess.py
+
+# The file at the end says that the environment is whole; a broken-off installation is taken up again.
+$(ENVIRONMENT): requirements.txt requirements-dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info[:2] <= (3, 13) else "Python 3.11 to 3.13 is needed, this is %d.%d: say which by PYTHON=python3.12" % sys.version_info[:2])'
+	$(PYTHON) -m venv .venv
+	$(RUN) -m pip install --disable-pip-version-check --quiet --requirement requirements-dev.txt
+	touch $@
+
+clean:
+	chmod -R u+w dist 2>/dev/null || true
+	rm -rf dist .venv
