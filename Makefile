@@ -13,7 +13,7 @@ demo: $(ENVIRONMENT)
 	$(RUN) build_kernel.py --manifest bundle/demo/manifest.json --dry-run
 
 test: $(ENVIRONMENT) lint
-	$(RUN) -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadgroup
 
 lint: $(ENVIRONMENT)
 	$(RUN) -m ruff check .

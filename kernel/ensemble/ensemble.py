@@ -269,6 +269,10 @@ def check_members_agree(members: Sequence[Member], settings: EnsembleSettings) -
     for use in uses:
         if not any(use in member.use_for for member in members):
             raise InputError(f"no member is used for {use!r}: add it to some member's `use_for` in the manifest")
+    names = [member.name for member in members]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"two members are called {twice!r}: give each its own name")
     first = members[0]
     for member in members:
         ours, theirs = averaging_signature(first.detector), averaging_signature(member.detector)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,11 @@ OPTIONAL_KEY_SUFFIXES = (".num_batches_tracked",)
 #: What data-parallel training puts before every key.
 PARALLEL_PREFIX = "module."
 CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+#: What torch.load raises on bytes that are no state dict: it trusts them to be one, and fails wherever it gets to.
+DAMAGED_FILE_ERRORS = (
+    RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, AssertionError, OverflowError,
+    struct.error,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -74,16 +80,19 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
                 f"{path}: holds more than tensors and would run code when loaded, or is damaged; refused. "
                 f"Save a plain state dict, or better safetensors. ({str(error).splitlines()[0]})"
             ) from error
-        except (RuntimeError, EOFError, ValueError, LookupError, AttributeError) as error:  # bytes that are no pickle
+        except DAMAGED_FILE_ERRORS as error:
             raise InputError(f"{path}: not a readable PyTorch file ({error}); fetch it again") from error
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
     if not isinstance(state, Mapping) or not state:
         raise InputError(f"{path}: holds {type(state).__name__}, not a state dict of named tensors")
-    wrong = [key for key, value in state.items() if not isinstance(value, torch.Tensor)]
+    wrong = [key for key, value in state.items() if not (isinstance(key, str) and isinstance(value, torch.Tensor))]
     if wrong:
-        raise InputError(f"{path}: {wrong[0]!r} is no tensor; a weight file is a plain state dict")
-    return {key.removeprefix(PARALLEL_PREFIX): value for key, value in state.items()}
+        raise InputError(f"{path}: {wrong[0]!r} is no named tensor; a weight file is a plain state dict")
+    bare = {key.removeprefix(PARALLEL_PREFIX): value for key, value in state.items()}
+    if len(bare) < len(state):
+        raise InputError(f"{path}: holds tensors of one name both with and without {PARALLEL_PREFIX!r}: which count?")
+    return bare
 
 
 def recognise_state_dict(shapes: Mapping[str, tuple[int, ...]], source: str) -> DetectorSpec:
@@ -110,6 +119,11 @@ def recognise_state_dict(shapes: Mapping[str, tuple[int, ...]], source: str) -> 
     missing = [key for key in keys.values() if key not in shapes]
     if missing:
         raise InputError(f"{source}: no detector of ours; it lacks {', '.join(missing)}")
+    dimensions = {"classes": 2, "neck": 4, "fc": 2, "mask": 4}
+    for part, count in dimensions.items():
+        shape = shapes[keys[part]]
+        if len(shape) != count or 0 in shape:
+            raise InputError(f"{source}: no detector of ours; {keys[part]} has the shape {tuple(shape)}")
     return DetectorSpec(
         kind=kind,
         encoder=encoder,

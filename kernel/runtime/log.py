@@ -10,7 +10,7 @@ LOG = logging.getLogger("kernel")
 
 
 def show_log(stream: TextIO, pattern: str = "%(asctime)s %(levelname)s %(message)s") -> None:
-    """Show the project's messages from INFO on, on `stream`; and none of mmcv's warnings about its own future.
+    """Show the project's messages from INFO on, on `stream`; and none of mmcv's and mmdet's warnings about themselves.
 
     The logger gets a handler of its own: mmcv silences those of the root logger when it is first used.
     """
@@ -19,5 +19,6 @@ def show_log(stream: TextIO, pattern: str = "%(asctime)s %(levelname)s %(message
     LOG.handlers = [handler]
     LOG.setLevel(logging.INFO)
     LOG.propagate = False
-    warnings.filterwarnings("ignore", module=r"mmcv|mmdet")
+    # Of a module that is compiled, the name is its path.
+    warnings.filterwarnings("ignore", module=r"(.*/)?mm(cv|det)\b")
     warnings.filterwarnings("ignore", message=r"On January 1, 2023, MMCV")

@@ -542,3 +542,9 @@ def test_where_the_members_do_not_differ_by_type_none_need_decide_it() -> None:
     assert [each.name for each in ensemble.members_for("astro")] == ["one", "two"]
     assert ensemble.members_for(CLS_USE) == ()
     assert not ensemble.needs_first_pass
+
+
+def test_two_members_of_one_name_are_refused() -> None:
+    """Features are kept by name."""
+    with pytest.raises(InputError, match="two members are called 'one'"):
+        Ensemble([member("one"), member("one", seed=1)], EnsembleSettings())
