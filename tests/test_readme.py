@@ -1,0 +1,106 @@
+"""Every command of the README does what it says there, in the order of the README, in a copy of the checkout.
+
+Only sizes are changed: fewer and smaller images, fewer iterations. The published ensemble's weights are not ours to
+keep, so the demo's manifest and weights stand in the place of `weights_manifest.json` and `weights`.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import pytest
+from kaggle_stub import run_client, running_stub
+
+from kernel.data.synthetic import generate_image, write_dataset
+from kernel.manifest import parse_manifest, read_manifest
+from kernel.settings import CELL_TYPES
+
+ROOT = Path(__file__).resolve().parents[1]
+
+pytestmark = pytest.mark.xdist_group("readme")
+
+
+def readme_commands() -> list[str]:
+    """The lines of the README's shell blocks, without comments."""
+    blocks = re.findall(
+        r"^```sh\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+    lines = [re.sub(r"\s+#.*", "", line).strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line]
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory, wheels_site: Path) -> Path:
+    """A copy of what the commands need, with a small ensemble as the default one."""
+    copy = tmp_path_factory.mktemp("checkout")
+    for name in ("kernel", "bundle"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("build_kernel.py", "Makefile", "requirements.txt", "requirements-dev.txt"):
+        shutil.copy(ROOT / name, copy / name)
+    shutil.copy(ROOT / "bundle" / "demo" / "manifest.json", copy / "weights_manifest.json")
+    shutil.copytree(ROOT / "bundle" / "demo" / "weights", copy / "weights")
+    shutil.copytree(wheels_site, copy / "dist" / "site" / wheels_site.name)
+    (copy / "images").mkdir()
+    cv2.imwrite(str(copy / "images" / "cells.png"), generate_image("cort", 1, (128, 160)).image)
+    return copy
+
+
+def run_in(checkout: Path, command: str) -> str:
+    """Run a command of ours by this interpreter; returns what it prints."""
+    words = command.split()
+    assert words[0] == "python"
+    done = subprocess.run([sys.executable, *words[1:]], cwd=checkout, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def test_every_command_of_the_readme(checkout: Path) -> None:
+    ran = []
+    for command in readme_commands():
+        words = command.split()
+        if words[0] == "make":
+            done = subprocess.run(["make", "-n", *words[1:]], cwd=checkout, capture_output=True, text=True, check=False)
+            assert done.returncode == 0 and done.stdout, done.stderr
+        elif words[0] == "kaggle":
+            with running_stub() as server:
+                told = run_client(server, checkout, *words[1:-1], str(checkout / words[-1]))
+            assert "rror" not in told and server.requests, told
+        elif words[1:4] == ["-m", "kernel", "synthesize"]:
+            run_in(checkout, re.sub(r"--images \d+", "--images 1", command))
+            shutil.rmtree(checkout / words[4])
+            count = 5 if "--seed 1" in command else 1  # as many as there are folds
+            write_dataset(checkout / words[4], dict.fromkeys(CELL_TYPES, count), seed=1, shape=(128, 160))
+        elif words[1:4] == ["-m", "kernel", "train"]:
+            run_in(checkout, f"{command} --iterations 2")
+            assert (checkout / words[words.index("--out") + 1]).is_file()
+        else:
+            told = run_in(checkout, command)
+            if "--dry-run" in words:
+                assert "dry run:" in told and (checkout / "dist" / "dry-run" / "submission.csv").is_file()
+            if words[-1] == "--each-member":
+                assert told.count("cell type right on") == 4
+        ran.append(words[0] if words[0] != "python" else " ".join(words[1:4]))
+    assert {
+        "make",
+        "kaggle",
+        *(f"-m kernel {name}" for name in ("prepare", "train", "validate", "tune", "predict")),
+    } <= set(ran)
+    assert sum("build_kernel.py" in name for name in ran) == 2
+
+
+def test_paths_and_member_of_the_readme() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)#]+)\)", text):
+        assert link.startswith("https://") or (ROOT / link).exists(), link
+    (block,) = re.findall(r"^```json\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    published = (ROOT / "weights_manifest.json").read_text(encoding="utf-8")
+    first = re.search(r'"members": \[\n', published)
+    assert first
+    edited = published[: first.end()] + block.rstrip() + ",\n" + published[first.end() :]
+    assert parse_manifest(edited, "README").members[0].name == "cascade_mine"
+    assert len(read_manifest(ROOT / "weights_manifest.json").members) == 13

@@ -1,0 +1,175 @@
+"""The built script, run dry with the demo's members: the same as the package, offline, whatever the images are.
+
+The environment of the tests holds no mmcv and no mmdet, so the script can only have them from its wheels.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+import build_kernel
+from bundle.weights import resolve_weights
+from kernel.data.images import list_images, read_image
+from kernel.data.synthetic import generate_image
+from kernel.main import SCORING_RUN_VARIABLE
+from kernel.manifest import read_manifest
+from kernel.postprocess.submission import read_submission, validate_submission
+from kernel.segment import load_ensemble, segment_image
+
+ROOT = Path(__file__).resolve().parents[1]
+DEMO = ROOT / "bundle" / "demo"
+REAL_IMAGES = ROOT.parent / "shared" / "data" / "sartorius" / "test"
+
+pytestmark = pytest.mark.xdist_group("script")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Cells of each type as PNG, 16 bit TIFF and colour JPEG, of odd sizes, and an image without cells."""
+    folder = tmp_path_factory.mktemp("images")
+    cv2.imwrite(str(folder / "cort.png"), generate_image("cort", 3, (160, 224)).image)
+    deep = generate_image("shsy5y", 4, (160, 192)).image.astype(np.uint16) * 16
+    cv2.imwrite(str(folder / "shsy5y.tif"), deep)
+    colour = np.repeat(generate_image("astro", 5, (160, 200)).image[..., None], 3, axis=2)
+    cv2.imwrite(str(folder / "astro.jpg"), colour)
+    cv2.imwrite(str(folder / "nothing.png"), np.full((70, 90), 128, np.uint8))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dry_run(images: Path, wheels_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `build_kernel.py --dry-run` leaves for those images."""
+    out = tmp_path_factory.mktemp("dist")
+    shutil.copytree(wheels_dir, out / "wheels")
+    arguments = ["--manifest", str(DEMO / "manifest.json"), "--out", str(out), "--device", "cpu"]
+    assert build_kernel.main([*arguments, "--dry-run", "--images", str(images)]) == 0
+    return out
+
+
+def test_the_environment_has_no_mmdet_of_its_own() -> None:
+    installed = {distribution.metadata["Name"].lower() for distribution in importlib.metadata.distributions(path=[
+        path for path in sys.path if "site-packages" in path
+    ])}  # fmt: skip
+    assert not installed & {"mmdet", "mmcv", "mmcv-full"}
+
+
+def test_script_and_package_give_the_same_submission(images: Path, dry_run: Path, wheels_site: Path) -> None:
+    manifest, found = resolve_weights(read_manifest(DEMO / "manifest.json"), DEMO / "weights")
+    ensemble = load_ensemble(manifest, {weights.member.name: weights.path for weights in found}, "cpu")
+    submitted = read_submission(dry_run / "dry-run" / "submission.csv")
+    assert sorted(submitted) == ["astro", "cort", "nothing", "shsy5y"]
+    for path in list_images(images):
+        assert segment_image(ensemble, read_image(path)).masks.rles() == submitted[path.stem]
+    assert submitted["nothing"] == []
+    assert all(submitted[cell_type] for cell_type in ("astro", "cort", "shsy5y"))
+
+
+def test_summary_and_pictures(images: Path, dry_run: Path) -> None:
+    summary = json.loads((dry_run / "dry-run" / "summary.json").read_text(encoding="utf-8"))
+    assert summary["members"] == ["maskrcnn", "cascade", "htc"] and summary["failed"] == {}
+    assert set(summary["stage_seconds"]) == {"features", "proposals", "boxes", "masks"}
+    assert summary["peak_memory_gb"] > 0
+    submitted = read_submission(dry_run / "dry-run" / "submission.csv")
+    assert {name: told["cells"] for name, told in summary["images"].items()} == {
+        name: len(rles) for name, rles in submitted.items()
+    }
+    for path in list_images(images):
+        picture = cv2.imread(str(dry_run / "dry-run" / "pictures" / f"{path.stem}.png"))
+        assert picture.shape[1] % read_image(path).shape[1] == 0
+
+
+def test_a_broken_image_costs_only_its_own_row(images: Path, dry_run: Path, tmp_path: Path) -> None:
+    """Exit code 2 says so, but in the scoring run, where anything but 0 discards the submission."""
+    inputs = tmp_path / "input"
+    test = inputs / "sartorius-cell-instance-segmentation" / "test"  # the older, flat form of the mounts
+    test.mkdir(parents=True)
+    shutil.copy(images / "cort.png", test / "cort.png")
+    (test / "broken.png").write_bytes((images / "cort.png").read_bytes()[:500])
+    shutil.copytree(dry_run / "wheels", inputs / "mmdet-pure-python-wheels")
+    shutil.copytree(DEMO / "weights", inputs / "in-network-ensemble-demo-weights")
+    for variables, code in (({}, 2), ({SCORING_RUN_VARIABLE: "1"}, 0)):
+        working = tmp_path / f"working{code}"
+        working.mkdir()
+        given = {"KERNEL_INPUT_ROOT": str(inputs), "KERNEL_WORKING": str(working), "KERNEL_DEVICE": "cpu"}
+        done = subprocess.run(
+            [sys.executable, "-I", str(dry_run / "kernel" / "kernel.py")],
+            env={**os.environ, **given, **variables},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        assert "broken.png: the PNG is truncated" in done.stdout and "Traceback" not in done.stdout + done.stderr
+        submitted = read_submission(working / "submission.csv")
+        assert submitted["broken"] == []
+        assert submitted["cort"] == read_submission(dry_run / "dry-run" / "submission.csv")["cort"]
+        summary = json.loads((working / "summary.json").read_text(encoding="utf-8"))
+        assert list(summary["failed"]) == ["broken"]
+
+
+@pytest.mark.parametrize(
+    ("variables", "told"),
+    [
+        ({"KERNEL_INPUT_ROOT": "gone"}, "no folder gone, named by KERNEL_INPUT_ROOT"),
+        ({"KERNEL_DEVICE": "tpu"}, "KERNEL_DEVICE is 'tpu'"),
+        ({"KERNEL_DTYPE": "int8"}, "KERNEL_DTYPE is 'int8'; allowed are float32, float16, bfloat16"),
+        ({"KERNEL_WORKING": "gone"}, "no folder gone: run this on Kaggle, or set KERNEL_WORKING"),
+        ({}, "competition sartorius-cell-instance-segmentation is not mounted under"),
+    ],
+)
+def test_what_is_wrong_is_told_by_the_script(
+    dry_run: Path, tmp_path: Path, variables: dict[str, str], told: str
+) -> None:
+    given = {"KERNEL_INPUT_ROOT": str(tmp_path), "KERNEL_WORKING": str(tmp_path), "KERNEL_DEVICE": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-I", str(dry_run / "kernel" / "kernel.py")],
+        env={**os.environ, **given, **variables},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2 and told in done.stdout and "Traceback" not in done.stdout + done.stderr
+    assert not (tmp_path / "submission.csv").exists()
+
+
+def can_cut_the_network() -> bool:
+    """Whether this machine lets us start a process in a network namespace without an interface."""
+    unshare = shutil.which("unshare")
+    return unshare is not None and subprocess.run([unshare, "-n", "true"], capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif(not can_cut_the_network(), reason="network namespaces cannot be made here (unshare -n)")
+@pytest.mark.skipif(not REAL_IMAGES.is_dir(), reason=f"the real test images are not at {REAL_IMAGES}")
+def test_dry_run_on_real_images_without_any_network(wheels_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(wheels_dir, tmp_path / "wheels")
+    arguments = ["--manifest", str(DEMO / "manifest.json"), "--out", str(tmp_path), "--device", "cpu"]
+    done = subprocess.run(
+        [
+            "unshare",
+            "-n",
+            sys.executable,
+            str(ROOT / "build_kernel.py"),
+            *arguments,
+            "--dry-run",
+            "--images",
+            str(REAL_IMAGES),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    shapes = {path.stem: read_image(path).shape[:2] for path in list_images(REAL_IMAGES)}
+    found = validate_submission(tmp_path / "dry-run" / "submission.csv", shapes)
+    assert sum(map(len, found.values())) > 0
