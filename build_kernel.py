@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bundle.dry_run import run_dry
-from bundle.folders import replace_folder, scratch_folder
+from bundle.dry_run import RESULT_NAMES, run_dry
+from bundle.folders import refuse_to_replace, replace_folder, scratch_folder
 from bundle.inline import inline_package
 from bundle.kaggle import (
     KERNEL_METADATA_NAME,
@@ -52,6 +53,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RunError as error:
         print(f"failed: {error}", file=sys.stderr)
         return 1
+    except ModuleNotFoundError as error:
+        print(
+            f"error: {error.name} is not installed: building needs a bare Python, but recognising weights and running "
+            "dry need the environment (`make .venv/complete`, then `. .venv/bin/activate`)",
+            file=sys.stderr,
+        )
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: results of earlier runs are as they were", file=sys.stderr)
+        return 130
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -90,6 +101,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def run_build(options: argparse.Namespace) -> int:
     """Build, and run dry if asked to. Returns the exit code of the dry run's script, 0 without."""
+    refuse_to_replace(options.out / "kernel", (SCRIPT_NAME, KERNEL_METADATA_NAME), marker=KERNEL_METADATA_NAME)
+    if options.dry_run:
+        refuse_to_replace(options.out / "dry-run", RESULT_NAMES, marker="submission.csv")
     given = read_manifest(options.manifest)
     manifest, weights = given, ()
     folder = weights_folder(options)
@@ -186,9 +200,9 @@ def print_next_steps(manifest: Manifest, out: Path) -> None:
     for point in unverified_points(manifest):
         print(f"  - {point}")
     print("\nnext, once (later: `kaggle datasets version -p ... -m MESSAGE`):")
-    print(f"  kaggle datasets create -p {out / 'wheels'}")
+    print(f"  kaggle datasets create -p {shlex.quote(str(out / 'wheels'))}")
     print("then, for each version of the kernel:")
-    print(f"  kaggle kernels push -p {out / 'kernel'}")
+    print(f"  kaggle kernels push -p {shlex.quote(str(out / 'kernel'))}")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ from kernel.manifest import Manifest
 if TYPE_CHECKING:
     import numpy as np
 
+#: What a dry run leaves.
+RESULT_NAMES = ("submission.csv", "summary.json", "pictures")
 #: Files above this are linked into the staged mounts where that is possible, not copied.
 LINK_ABOVE_BYTES = 16 * 1024 * 1024
 
@@ -79,10 +81,13 @@ def run_dry(
 def choose_images(folder: Path, limit: int | None = None) -> list[Path]:
     """The images of a folder, by name, at most `limit`. Raises InputError as `kernel.data.images.list_images`."""
     from kernel.data.images import list_images
+    from kernel.postprocess.submission import SubmissionWriter
 
     if limit is not None and limit < 1:
         raise InputError(f"--limit {limit}: it must be at least 1")
-    return list_images(folder)[:limit]
+    images = list_images(folder)[:limit]
+    SubmissionWriter(path.stem for path in images)  # a name that cannot stand in a submission is told here
+    return images
 
 
 def stage_mounts(

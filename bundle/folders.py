@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,6 +27,24 @@ def scratch_folder(parent: Path, name: str) -> Iterator[Path]:
         yield folder
     finally:
         remove_folder(folder)
+
+
+def refuse_to_replace(target: Path, own: Collection[str], marker: str) -> None:
+    """Raise InputError unless `target` may be replaced as a whole: not there, empty, or an earlier result of ours.
+
+    That is a folder which holds the file `marker`, and nothing but the entries `own`.
+    """
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise InputError(f"{target} is a file, and a folder is to be written there: name another place")
+    names = sorted(path.name for path in target.iterdir())
+    others = [name for name in names if name not in own]
+    if names and (others or marker not in names):
+        raise InputError(
+            f"{target} holds other files ({', '.join((others or names)[:5])}), and would be replaced as a whole: "
+            "name a new or empty folder"
+        )
 
 
 def replace_folder(new: Path, target: Path) -> None:

@@ -107,7 +107,9 @@ def check_dataset_folder(folder: Path, dataset: str) -> None:
 def unverified_points(manifest: Manifest) -> list[str]:
     """What a build cannot know to be right, in words, for the user to see to before the push."""
     points = []
-    for field, name in (("kernel.id", manifest.kernel.id), ("wheels_dataset", manifest.wheels_dataset)):
+    named = [("kernel.id", manifest.kernel.id), ("wheels_dataset", manifest.wheels_dataset)]
+    named += [("a dataset of weights", dataset) for dataset in manifest.all_weight_datasets]
+    for field, name in named:
         if name.split("/")[0] == PLACEHOLDER_OWNER:
             points.append(f"{field} is {name}: put your own Kaggle user name there")
     nameless = [member.name for member in manifest.members if member.file is None]

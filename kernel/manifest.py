@@ -111,7 +111,7 @@ class Manifest:
 def read_manifest(path: Path) -> Manifest:
     """Read the manifest of a file. Raises InputError where there is none, or it is wrong."""
     try:
-        return parse_manifest(path.read_text(encoding="utf-8"), str(path))
+        return parse_manifest(path.read_text(encoding="utf-8-sig"), str(path))
     except FileNotFoundError as error:
         raise InputError(f"no manifest {path}: give one by --manifest, weights_manifest.json for example") from error
     except (OSError, UnicodeDecodeError) as error:

@@ -155,3 +155,37 @@ def test_old_pythons_are_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     monkeypatch.setattr(sys, "version_info", (3, 10, 1))
     assert build_kernel.main([]) == 2
     assert "needs Python 3.11" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("folder", ["kernel", "dry-run"])
+def test_a_folder_of_somebody_else_is_never_replaced(
+    tmp_path: Path, built_wheels: list[Path], capsys: pytest.CaptureFixture[str], folder: str
+) -> None:
+    """--out . in the checkout would replace the package itself."""
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "main.py").write_text("mine", encoding="utf-8")
+    assert build_kernel.main(["--out", str(tmp_path), "--dry-run"]) == 2
+    assert "holds other files (main.py)" in capsys.readouterr().err
+    assert (tmp_path / folder / "main.py").read_text(encoding="utf-8") == "mine" and not built_wheels
+
+
+def test_what_is_not_installed_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(options: object) -> int:
+        raise ModuleNotFoundError("No module named 'cv2'", name="cv2")
+
+    monkeypatch.setattr(build_kernel, "run_build", fail)
+    assert build_kernel.main(["--out", str(tmp_path)]) == 2
+    assert "cv2 is not installed" in capsys.readouterr().err
+
+
+def test_an_interruption_is_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(options: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(build_kernel, "run_build", interrupt)
+    assert build_kernel.main([]) == 130
+    assert capsys.readouterr().err.count("\n") == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 
 from kernel.__main__ import main
@@ -32,6 +33,38 @@ def test_a_folder_with_other_files_is_never_replaced(
         assert main(["validate", *ENSEMBLE, "--data", str(data), "--out", str(out)]) == 2
         assert told in capsys.readouterr().err
     assert (data / "train.csv").is_file() and len(list_annotated(data)) == 1
+
+
+def test_a_finished_or_stopped_run_is_never_begun_anew_by_accident(
+    wheels_site: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.state").write_bytes(b"hours of work")
+    train = ["train", "--recipe", str(DEMO / "recipe.toml"), "--out", str(tmp_path / "a.safetensors")]
+    assert main([*train, "--data", str(data)]) == 2
+    assert "add --resume to go on with it" in capsys.readouterr().err
+    assert (tmp_path / "a.state").read_bytes() == b"hours of work"
+
+
+def test_annotations_are_never_overwritten_by_synthetic_ones(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (data / "train.csv").read_bytes()
+    assert main(["synthesize", str(data), "--images", "1"]) == 2
+    assert "holds a train.csv already" in capsys.readouterr().err
+    assert (data / "train.csv").read_bytes() == before
+
+
+def test_images_are_never_replaced_by_their_own_masks(
+    wheels_site: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = tmp_path / "mine" / "pictures"
+    images.mkdir(parents=True)
+    cv2.imwrite(str(images / "a.png"), np.zeros((40, 40), np.uint8))
+    for out in (tmp_path / "mine", images):
+        assert main(["predict", str(images), "--out", str(out), *ENSEMBLE]) == 2
+        assert "holds the images themselves" in capsys.readouterr().err
+    (tmp_path / "other" / "pictures").mkdir(parents=True)
+    assert main(["predict", str(images), "--out", str(tmp_path / "other"), *ENSEMBLE]) == 2
+    assert "holds other files (pictures)" in capsys.readouterr().err
+    assert (images / "a.png").is_file()
 
 
 def test_an_image_of_another_size_than_its_annotations(data: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,7 +42,7 @@ def add_member_arguments(parser: argparse.ArgumentParser) -> None:
     """What names an ensemble, and where it runs."""
     parser.add_argument("--manifest", type=Path, required=True, help="the ensemble")
     parser.add_argument("--weights-dir", type=Path, required=True, help="folder of its members' weight files")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU, or the CPU)")
 
 
 def list_fold(options: argparse.Namespace) -> list[AnnotatedImage]:
@@ -61,20 +60,10 @@ def folds_file(options: argparse.Namespace) -> Path:
     return options.folds_csv or options.data / FOLDS_NAME
 
 
-def refuse_to_replace(out: Path, own: Collection[str]) -> None:
-    """Raise InputError where `out` is a file, or a folder with anything but `own`: it is replaced as a whole."""
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out} is a file, and a folder is to be written there: name another one")
-    others = sorted(path.name for path in out.iterdir() if path.name not in own) if out.is_dir() else []
-    if others:
-        raise InputError(
-            f"--out {out} holds other files ({', '.join(others[:5])}), and would be replaced as a whole: name a new or "
-            "empty folder"
-        )
-
-
-def check_device(name: str) -> str:
-    """The device `name`, as --device's type. Raises InputError where this machine has no such device."""
+def check_device(name: str | None) -> str:
+    """The device `name`; None: the first GPU, or the CPU. Raises InputError where this machine has no such device."""
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError) as error:  # of an unknown name; of a CUDA that is not there

@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from bundle.folders import replace_folder, scratch_folder
+from bundle.folders import refuse_to_replace, replace_folder, scratch_folder
 from bundle.site import use_vendored_packages
-from kernel.commands.common import add_member_arguments, load_options_ensemble, refuse_to_replace
+from kernel.commands.common import add_member_arguments, load_options_ensemble
 from kernel.data.images import list_images
 from kernel.errors import InputError
 
@@ -30,7 +30,9 @@ def run_predict(options: argparse.Namespace) -> None:
     from kernel.predict import predict_folder
 
     images = list_images(options.images)
-    refuse_to_replace(options.out, ("labels", "outlines", "pictures", "cells.csv"))
+    if options.images.resolve().is_relative_to(options.out.resolve()):
+        raise InputError(f"--out {options.out} holds the images themselves, and is replaced as a whole: name another")
+    refuse_to_replace(options.out, ("labels", "outlines", "pictures", "cells.csv"), marker="cells.csv")
     ensemble = load_options_ensemble(options)
     with scratch_folder(options.out.parent, options.out.name) as scratch:
         (scratch / "new").mkdir()

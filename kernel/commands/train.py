@@ -65,7 +65,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--encoder", choices=ENCODER_NAMES, help="instead of the recipe's")
     for name, kind in OVERRIDES.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help="instead of the recipe's")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU, or the CPU)")
     parser.add_argument("--half", action="store_true", help="write the weights as float16: half the size")
     parser.add_argument("--add-to", type=Path, metavar="MANIFEST", help="put the finished member into this manifest")
     parser.add_argument(

@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from bundle.folders import replace_folder, scratch_folder
+from bundle.folders import refuse_to_replace, replace_folder, scratch_folder
 from bundle.site import use_vendored_packages
-from kernel.commands.common import add_ensemble_arguments, list_fold, load_options_ensemble, refuse_to_replace
+from kernel.commands.common import add_ensemble_arguments, list_fold, load_options_ensemble
 
 
 def add_parser(commands: Any) -> None:
@@ -26,7 +26,7 @@ def run_validate(options: argparse.Namespace) -> None:
     from kernel.validation.validate import describe_scores, lone_member, results_to_csv, validate_ensemble
 
     if options.out is not None:
-        refuse_to_replace(options.out, ("scores.csv", "pictures"))
+        refuse_to_replace(options.out, ("scores.csv", "pictures"), marker="scores.csv")
     images = list_fold(options)
     ensemble = load_options_ensemble(options)
     if options.out is None:

@@ -660,6 +660,8 @@ def write_dataset(out: Path, counts: dict[str, int], seed: int, shape: tuple[int
     """
     if seed < 0:
         raise InputError(f"The seed of a data set is {seed}: give a whole number from 0 on.")
+    if (out / "train.csv").exists():
+        raise InputError(f"{out} holds a train.csv already: name another folder, its annotations would be lost.")
     try:
         (out / "train").mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -36,7 +36,8 @@ def add_to_manifest(path: Path, entry: dict[str, Any]) -> None:
     data = json.loads(path.read_text(encoding="utf-8"))
     names = [member["name"] for member in data["members"]]
     if entry["name"] in names:
-        data["members"][names.index(entry["name"])] |= entry
+        # What is not known of the new weights stays as it was said.
+        data["members"][names.index(entry["name"])] |= {key: value for key, value in entry.items() if value is not None}
     else:
         data["members"].append(entry)
     text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"

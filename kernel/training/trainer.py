@@ -74,6 +74,11 @@ class TrainingRun:
             raise InputError(f"--out {self.out} is a folder: name a file in it")
         if self.init is not None and not self.init.is_file():
             raise InputError(f"--init {self.init}: no such file")
+        if self.state_path.exists() and not self.resume:
+            raise InputError(
+                f"{self.state_path} is the state of an earlier run: add --resume to go on with it, delete it to start "
+                "anew, or name another --out"
+            )
         try:
             self.out.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -267,8 +272,6 @@ def train_detector(run: TrainingRun) -> Detector:
     try:
         if run.resume and run.state_path.is_file():
             trainer.restore()
-        elif trainer.group.is_first:
-            run.state_path.unlink(missing_ok=True)
         record = RunRecord(run, trainer.step) if trainer.group.is_first else None
         batches = iter(trainer.loader())
         started, first_step = time.perf_counter(), trainer.step

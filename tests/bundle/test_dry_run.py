@@ -106,6 +106,9 @@ def test_wrong_images_and_limit(here: Path) -> None:
     with pytest.raises(InputError, match="No folder"):
         choose_images(here / "gone")
     assert [path.name for path in choose_images(here / "images", 2)] == ["a.png", "b.png"]
+    (here / "images" / "a.png").rename(here / "images" / "a,1.png")
+    with pytest.raises(InputError, match=r"image id 'a,1' cannot stand in a submission"):
+        choose_images(here / "images")
 
 
 # bundle/folders.py
