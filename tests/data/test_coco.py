@@ -21,6 +21,7 @@ from kernel.data.coco import (
     decode_counts,
     decode_segmentation,
     encode_cell,
+    parse_counts,
     read_prepared,
     write_prepared,
 )
@@ -167,13 +168,22 @@ def test_no_file_and_no_json(tmp_path: Path) -> None:
             read_prepared(tmp_path)
 
 
-@pytest.mark.parametrize("counts", ["", "11", "~~~~", "zzzz9999"])
+@pytest.mark.parametrize("counts", ["", "11", "~~~~", "zzzz9999", "é", " ", "n", "O"])
 def test_run_lengths_of_no_or_another_image(counts: str) -> None:
-    try:
-        found = decode_counts(counts, SHAPE)
-    except InputError:
-        return
-    assert not found.any()  # pycocotools leaves what no run covers undefined: it may be zero
+    with pytest.raises(InputError, match="run lengths"):
+        decode_counts(counts, SHAPE)
+
+
+def test_run_lengths_are_read_as_pycocotools_writes_them() -> None:
+    rng = np.random.default_rng(0)
+    for density in (0.0, 0.02, 0.5, 0.98, 1.0):
+        mask = np.asfortranarray((rng.random((97, 131)) < density).astype(np.uint8))
+        counts = mask_utils.encode(mask)["counts"].decode("ascii")
+        flat = mask.ravel(order="F")
+        edges = np.flatnonzero(np.diff(flat)) + 1
+        expected = np.diff([0, *edges, flat.size]).tolist()
+        assert parse_counts(counts) == ([0, *expected] if flat[0] else expected)
+        np.testing.assert_array_equal(decode_counts(counts, mask.shape), mask.astype(bool))
 
 
 def test_three_forms_of_a_segmentation() -> None:
