@@ -34,6 +34,7 @@ from pathlib import Path, PurePosixPath
 from bundle.folders import replace_folder, scratch_folder
 from bundle.kaggle import DATASET_METADATA_NAME, PLACEHOLDER_OWNER
 from kernel.errors import InputError, RunError
+from kernel.runtime.files import whole_file
 from kernel.runtime.log import LOG
 from kernel.runtime.wheels import LockedWheel, file_sha256, parse_locked_wheels
 
@@ -119,9 +120,8 @@ def update_lock(lock_path: Path = LOCK_PATH, cache: Path | None = None) -> tuple
             entries.append(replace(entry, wheel=wheel.name, wheel_sha256=file_sha256(wheel)))
     text = json.dumps({"packages": [asdict(entry) for entry in entries]}, indent=2) + "\n"
     parse_locked_wheels(json.loads(text), str(lock_path))
-    unfinished = lock_path.with_name(f".{lock_path.name}.new")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(lock_path)
+    with whole_file(lock_path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
     return tuple(entries)
 
 
