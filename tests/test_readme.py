@@ -78,6 +78,9 @@ def test_every_command_of_the_readme(checkout: Path) -> None:
         elif words[1:4] == ["-m", "kernel", "train"]:
             run_in(checkout, f"{command} --iterations 2")
             assert (checkout / words[words.index("--out") + 1]).is_file()
+        elif words[1:4] == ["-m", "kernel", "train-members"]:
+            told = run_in(checkout, f"{command} --kinds maskrcnn --iterations 1")
+            assert "weights and manifest:" in told and "fold 0, which no member saw" in told
         else:
             told = run_in(checkout, command)
             if "--dry-run" in words:
@@ -88,7 +91,7 @@ def test_every_command_of_the_readme(checkout: Path) -> None:
     assert {
         "make",
         "kaggle",
-        *(f"-m kernel {name}" for name in ("prepare", "train", "validate", "tune", "predict")),
+        *(f"-m kernel {name}" for name in ("prepare", "train", "train-members", "validate", "tune", "predict")),
     } <= set(ran)
     assert sum("build_kernel.py" in name for name in ran) == 2
 

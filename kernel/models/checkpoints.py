@@ -131,6 +131,7 @@ def recognise_state_dict(shapes: Mapping[str, tuple[int, ...]], source: str) -> 
         neck_channels=shapes[keys["neck"]][0],
         fc_channels=shapes[keys["fc"]][0],
         mask_channels=shapes[keys["mask"]][1],
+        neck_norm="neck.lateral_convs.0.gn.weight" in shapes,
     )
 
 

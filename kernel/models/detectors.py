@@ -21,6 +21,8 @@ Detector = Any
 
 #: RoIs that go through a mask head at a time: its upsampled maps take 0.8 MB each at 256 channels.
 MASK_HEAD_CHUNK = 256
+#: Groups of a neck's GroupNorm; its channels are a multiple of them.
+NECK_NORM_GROUPS = 32
 #: RoIs that go through a box head at a time: their 7 x 7 features take 50 KB each at 256 channels.
 BOX_HEAD_CHUNK = 2048
 
@@ -35,6 +37,7 @@ class DetectorSpec:
     neck_channels: int = 256
     fc_channels: int = 1024
     mask_channels: int = 256
+    neck_norm: bool = False  # GroupNorm in the neck: for small batches and encoders without detection weights
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ def build_detector(spec: DetectorSpec) -> Detector:
     config = ConfigDict(
         type={"maskrcnn": "MaskRCNN", "cascade": "CascadeRCNN", "htc": "HybridTaskCascade"}[spec.kind],
         backbone=dict(type=lambda: encoder),
-        neck=dict(type="FPN", in_channels=list(channels), out_channels=spec.neck_channels, num_outs=5),
+        neck=neck_config(spec, channels),
         rpn_head=rpn_head_config(spec),
         roi_head=DETECTOR_KINDS[spec.kind].roi_head(spec),
         train_cfg=train_config(spec),
@@ -80,6 +83,12 @@ def build_detector(spec: DetectorSpec) -> Detector:
 
 
 # --- configurations, in mmdet's terms ------------------------------------------------------------------------
+
+
+def neck_config(spec: DetectorSpec, encoder_channels: tuple[int, ...]) -> dict[str, Any]:
+    """The FPN: four levels of the encoder's maps, and a fifth at half the resolution of the last."""
+    norm = dict(norm_cfg=dict(type="GN", num_groups=NECK_NORM_GROUPS)) if spec.neck_norm else {}
+    return dict(type="FPN", in_channels=list(encoder_channels), out_channels=spec.neck_channels, num_outs=5, **norm)
 
 
 def rpn_head_config(spec: DetectorSpec) -> dict[str, Any]:

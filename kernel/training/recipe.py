@@ -11,7 +11,7 @@ from typing import Any
 
 from kernel.errors import InputError
 from kernel.manifest import ENCODER_NAMES, KIND_NAMES
-from kernel.models.detectors import DetectorSpec
+from kernel.models.detectors import NECK_NORM_GROUPS, DetectorSpec
 from kernel.training.settings import TrainSettings
 
 
@@ -68,6 +68,17 @@ def recipe_of_tables(data: Mapping[str, Any], source: str, overrides: Mapping[st
     ):
         if value not in allowed:
             raise InputError(f"{source}: {what} {value!r} is not one of {', '.join(allowed)}")
+    detector = recipe.detector
+    if detector.kind == "htc" and detector.mask_channels != detector.neck_channels:
+        raise InputError(
+            f"{source}: mask_channels is {detector.mask_channels} and neck_channels {detector.neck_channels}; an htc's "
+            "mask heads add one's features to the next one's input, so the two must be equal"
+        )
+    if detector.neck_norm and detector.neck_channels % NECK_NORM_GROUPS:
+        raise InputError(
+            f"{source}: neck_channels is {detector.neck_channels}; with neck_norm it must be a multiple of "
+            f"{NECK_NORM_GROUPS}, the groups of GroupNorm"
+        )
     recipe.training.check(source)
     return recipe
 

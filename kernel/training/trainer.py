@@ -301,6 +301,7 @@ def train_detector(run: TrainingRun) -> Detector:
                     )
         if first_step == settings.iterations:
             LOG.info("the run was complete already")
+            trainer.save()  # its weights may have been moved away
         if record:
             record.close()
         if trainer.mean:

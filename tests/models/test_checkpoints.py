@@ -392,6 +392,18 @@ def test_optional_keys_may_be_absent_or_in_excess(cascade_state: State) -> None:
     assert torch.equal(detector.rpn_head.rpn_cls.weight, cascade_state["rpn_head.rpn_cls.weight"])
 
 
+def test_a_neck_with_group_norm_is_recognised_and_loaded(tmp_path: Path) -> None:
+    spec = DetectorSpec(
+        "maskrcnn", "resnet18_narrow", 3, neck_channels=32, fc_channels=8, mask_channels=8, neck_norm=True
+    )
+    state = build_detector(spec).state_dict()
+    assert recognise_state_dict(shapes_of(state), "here") == spec
+    safetensors.torch.save_file(state, tmp_path / "member.safetensors")
+    loaded = load_detector(tmp_path / "member.safetensors", "maskrcnn", "resnet18_narrow")
+    assert loaded.neck.lateral_convs[0].gn.num_groups == 32
+    assert all(torch.equal(value, state[key]) for key, value in loaded.state_dict().items())
+
+
 def test_the_unused_classifier_of_an_efficientnet_may_be_absent() -> None:
     spec = DetectorSpec("maskrcnn", "efficientnet_lite0", 3, 8, 8, 8)
     detector = build_detector(spec)

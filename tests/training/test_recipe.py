@@ -110,6 +110,8 @@ def test_every_dtype_can_be_named(tmp_path: Path, dtype: str) -> None:
         (DETECTOR + "[training]\nnorm_eval = 1\n", "[training] norm_eval: found 1, expected bool"),
         (DETECTOR + "[training]\ndtype = 16\n", "[training] dtype: found 16, expected str"),
         (DETECTOR + "neck_channels = [64]\n", "[detector] neck_channels: found [64], expected int"),
+        (DETECTOR + "mask_channels = 64\n", "mask_channels is 64 and neck_channels 256; an htc's"),
+        (DETECTOR + "neck_channels = 48\nmask_channels = 48\nneck_norm = true\n", "it must be a multiple of 32"),
         ("[detector]\nkind = 3\n", "[detector] kind: found 3, expected str"),
         ('[detector]\nencoder = "resnet50"\n', "[detector]: kind must be given"),
         ('[detector]\nkind = "htc"\n', "[detector]: encoder must be given"),

