@@ -114,8 +114,9 @@ def run_build(options: argparse.Namespace) -> int:
     print(f"kernel: {options.out / 'kernel'}")
     write_wheels(manifest, options.out / "wheels")
     print(f"wheels: {options.out / 'wheels'}")
+    filled = options.out / "manifest.json"
+    filled.unlink(missing_ok=True)  # of an earlier build with other weights
     if manifest != given:
-        filled = options.out / "manifest.json"
         filled.write_text(manifest_to_json(manifest), encoding="utf-8")
         print(f"manifest with what was found in {folder} filled in: {filled}")
     code = 0

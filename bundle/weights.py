@@ -1,16 +1,17 @@
 """Weight files at hand: found for the manifest's members in a folder, checked, or recognised by their content.
 
-Standard library only, unless a member names no file: then the files are read (torch) to see which is whose.
+A bare Python compares names and sums; where torch is installed, what the files hold is compared with the manifest as
+well. A member that names no file is told by what the files hold, which needs torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib.util
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kernel.errors import InputError
-from kernel.manifest import WEIGHT_SUFFIXES, Manifest, MemberEntry
+from kernel.manifest import Manifest, MemberEntry
 from kernel.runtime.wheels import file_sha256
 
 
@@ -29,7 +30,8 @@ def resolve_weights(manifest: Manifest, folder: Path) -> tuple[Manifest, tuple[F
     members without `file`, all weight files below `folder` are recognised by content; exactly one of the member's
     kind and encoder must be left that is no other member's.
 
-    Raises InputError that names the member and what is missing, altered (both hashes) or ambiguous (all candidates).
+    Raises InputError that names the member and what is missing, altered (both hashes), another kind or encoder than the
+    manifest says (both) or ambiguous (all candidates).
     """
     if not folder.is_dir():
         raise InputError(f"no folder {folder}: --weights-dir must name one with the members' weight files in it")
@@ -39,22 +41,32 @@ def resolve_weights(manifest: Manifest, folder: Path) -> tuple[Manifest, tuple[F
         if member.file is not None:
             try:
                 found[member.name] = locate_named(manifest, member, folder)
+                if can_read_weights():
+                    from kernel.models.recognition import check_claim
+
+                    check_claim(member, found[member.name].path)
             except InputError as error:
                 problems.append(str(error))
     nameless = [member for member in manifest.members if member.file is None]
     if nameless:
-        taken = [weights.path for weights in found.values()]
+        from kernel.models.recognition import recognise_members
+
         try:
-            recognised = recognise_files(nameless, folder, taken)
+            recognised = recognise_members(nameless, folder.rglob("*"), [weights.path for weights in found.values()])
         except InputError as error:
-            problems.append(str(error))
+            problems.append(f"below {folder}: {error}")
         else:
-            for member, path in recognised.items():
-                found[member.name] = describe_weights(manifest, member, path, folder)
+            for member in nameless:
+                found[member.name] = describe_weights(manifest, member, recognised[member.name], folder)
     if problems:
         raise InputError("\n".join(problems))
     ordered = tuple(found[member.name] for member in manifest.members)
     return replace(manifest, members=tuple(weights.member for weights in ordered)), ordered
+
+
+def can_read_weights() -> bool:
+    """Whether this Python has what reads weight files; building needs none of it."""
+    return all(importlib.util.find_spec(name) is not None for name in ("torch", "timm", "safetensors"))
 
 
 def locate_named(manifest: Manifest, member: MemberEntry, folder: Path) -> FoundWeights:
@@ -83,51 +95,6 @@ def locate_named(manifest: Manifest, member: MemberEntry, folder: Path) -> Found
         f"member {member.name}: no file {member.file} (sha256 {member.sha256 or 'not given'}). Put it in one of these "
         "places, or correct the member's `file`: " + ", ".join(map(str, tried))
     )
-
-
-def recognise_files(members: Sequence[MemberEntry], folder: Path, taken: Sequence[Path]) -> dict[MemberEntry, Path]:
-    """Which weight file below `folder` is whose, by the kind and encoder that each turns out to hold.
-
-    Files in `taken` belong to others; copies of the same bytes count once. Raises InputError for a member without
-    a candidate, or with several, listing them.
-    """
-    from kernel.models.checkpoints import recognise_checkpoint
-
-    held: dict[tuple[str, str], list[Path]] = {}
-    strangers: list[str] = []
-    sums = {file_sha256(path) for path in taken}
-    for path in sorted(path for path in folder.rglob("*") if path.suffix in WEIGHT_SUFFIXES and path.is_file()):
-        sha256 = file_sha256(path)
-        if sha256 in sums:
-            continue
-        sums.add(sha256)
-        try:
-            info = recognise_checkpoint(path)
-        except InputError as error:
-            strangers.append(str(error))
-            continue
-        held.setdefault((info.kind, info.encoder), []).append(path)
-    chosen: dict[MemberEntry, Path] = {}
-    problems: list[str] = []
-    for member in members:
-        candidates = held.get((member.kind, member.encoder), [])
-        rivals = [other.name for other in members if (other.kind, other.encoder) == (member.kind, member.encoder)]
-        if len(candidates) == 1 and len(rivals) == 1:
-            chosen[member] = candidates[0]
-        elif candidates:
-            problems.append(
-                f"member {member.name}: {len(candidates)} file(s) hold a {member.kind} {member.encoder} and "
-                f"{len(rivals)} member(s) ask for one ({', '.join(rivals)}); say which is whose by `file`: "
-                + ", ".join(path.relative_to(folder).as_posix() for path in candidates)
-            )
-        else:
-            problems.append(
-                f"member {member.name}: no weight file below {folder} holds a {member.kind} {member.encoder}; "
-                "fetch it, or take the member out of the manifest"
-            )
-    if problems:
-        raise InputError("\n".join([*problems, *(f"not recognised: {line}" for line in strangers)]))
-    return chosen
 
 
 def describe_weights(manifest: Manifest, member: MemberEntry, path: Path, folder: Path) -> FoundWeights:

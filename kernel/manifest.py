@@ -34,7 +34,7 @@ ENCODER_NAMES = (
 )
 #: Kaggle's accelerators that this kernel can use; its P100 is retired.
 ACCELERATOR_NAMES = ("NvidiaTeslaT4",)
-WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
+WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 OWNER_SLUG_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_-]*/[a-z0-9][a-z0-9-]{4,49}"
 DATASET_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_-]*/[a-z0-9][a-z0-9-]{5,49}"

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from kernel.ensemble.ensemble import Ensemble, Member, Prediction
-from kernel.errors import InputError
 from kernel.inputs import find_dataset, find_weights, walk_paths
 from kernel.manifest import Manifest, MemberEntry
-from kernel.models.checkpoints import CHECKPOINT_SUFFIXES, load_detector, recognise_checkpoint
+from kernel.models.checkpoints import load_detector
+from kernel.models.recognition import recognise_members
 from kernel.postprocess.clean import ImageMasks, postprocess_instances
 from kernel.postprocess.instances import Instances, paste_instances
 from kernel.runtime.log import LOG
@@ -50,7 +50,7 @@ def mounted_weights(manifest: Manifest, root: Path) -> dict[str, Path]:
     """Where each member's weights lie under the input root, by member name.
 
     A member whose file the manifest does not name is looked for by content. Raises InputError as `find_weights` and
-    `recognise_unnamed` do.
+    `recognise_members` do.
     """
     named = {
         member.name: find_weights(root, manifest.datasets_for(member), member.file, member.sha256)
@@ -61,29 +61,8 @@ def mounted_weights(manifest: Manifest, root: Path) -> dict[str, Path]:
     if not unnamed:
         return named
     folders = [find_dataset(root, dataset) for dataset in manifest.all_weight_datasets]
-    candidates = [path for folder in folders for path in walk_paths(folder) if path.suffix in CHECKPOINT_SUFFIXES]
-    return named | recognise_unnamed(unnamed, [path for path in candidates if path not in named.values()])
-
-
-def recognise_unnamed(members: Sequence[MemberEntry], candidates: Sequence[Path]) -> dict[str, Path]:
-    """Match members to files by the kind and encoder that the files hold.
-
-    Raises InputError where a member has no file or several, listing them: which of several it is must be said by
-    `file` in the manifest.
-    """
-    found = [recognise_checkpoint(path) for path in candidates]
-    weights: dict[str, Path] = {}
-    for member in members:
-        fitting = [info.path for info in found if (info.kind, info.encoder) == (member.kind, member.encoder)]
-        rivals = [m.name for m in members if (m.kind, m.encoder) == (member.kind, member.encoder)]
-        if len(fitting) != 1 or len(rivals) != 1:
-            files = ", ".join(path.name for path in fitting) or "none"
-            raise InputError(
-                f"members {', '.join(rivals)} ({member.kind} {member.encoder}) name no file, and the weight "
-                f"datasets hold these of that kind and encoder: {files}. Say which by `file` in the manifest."
-            )
-        weights[member.name] = fitting[0]
-    return weights
+    files = [path for folder in folders for path in walk_paths(folder)]
+    return named | recognise_members(unnamed, files, named.values())
 
 
 def load_ensemble(

@@ -134,7 +134,7 @@ WRONG = [
     (changed("members.0.dataset", "https://kaggle.com/datasets/me/weights"), "members[0].dataset: found"),
     (changed("members.0.dataset", None), "members[0].dataset: 'one' names no dataset"),
     (changed("members.0.file", "a/../b.pt"), "members[0].file: found"),
-    (changed("members.0.file", "weights.zip"), "ending in .pt, .pth, .bin, .safetensors"),
+    (changed("members.0.file", "weights.zip"), "ending in .safetensors, .pt, .pth, .bin"),
     (changed("members.0.sha256", "abc"), "members[0].sha256: found \"abc\", expected the file's SHA-256"),
     (changed("members.0.sha256", "0" * 64), "members[0].sha256: given without `file`"),
     (changed("wheels_dataset", "me/abc"), "wheels_dataset: found"),

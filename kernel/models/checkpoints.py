@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 
 from kernel.errors import InputError
+from kernel.manifest import WEIGHT_SUFFIXES
 from kernel.models.detectors import Detector, DetectorSpec, build_detector
 from kernel.models.encoders import ENCODER_SIGNATURES, encoder_signature
 from kernel.runtime.wheels import file_sha256
@@ -27,7 +28,6 @@ OPTIONAL_KEY_PREFIXES = (
 OPTIONAL_KEY_SUFFIXES = (".num_batches_tracked",)
 #: What data-parallel training puts before every key.
 PARALLEL_PREFIX = "module."
-CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 #: What torch.load raises on bytes that are no state dict: it trusts them to be one, and fails wherever it gets to.
 DAMAGED_FILE_ERRORS = (
     RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, AssertionError, OverflowError,
@@ -65,8 +65,8 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     """
     if not path.is_file():
         raise InputError(f"no weight file {path}: check the member's `dataset` and `file` in the manifest")
-    if path.suffix not in CHECKPOINT_SUFFIXES:
-        raise InputError(f"{path}: not a weight file; allowed are {', '.join(CHECKPOINT_SUFFIXES)}")
+    if path.suffix not in WEIGHT_SUFFIXES:
+        raise InputError(f"{path}: not a weight file; allowed are {', '.join(WEIGHT_SUFFIXES)}")
     if path.suffix == ".safetensors":
         try:
             state = safetensors.torch.load_file(path)

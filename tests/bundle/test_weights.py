@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import kernel.models.checkpoints
+import kernel.models.recognition
 from bundle.weights import resolve_weights
 from kernel.errors import InputError
 from kernel.manifest import KernelIdentity, Manifest, MemberEntry
@@ -52,23 +52,23 @@ def content_is_kind_and_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
             raise InputError(f"{path}: no detector of ours")
         return Recognised(words[0], words[1])
 
-    monkeypatch.setattr(kernel.models.checkpoints, "recognise_checkpoint", recognise)
+    monkeypatch.setattr(kernel.models.recognition, "recognise_checkpoint", recognise)
 
 
 @pytest.mark.parametrize(
     ("place", "dataset"), [("second/a.pt", "me/second"), ("me/first/a.pt", "me/first"), ("a.pt", None)]
 )
 def test_named_file_is_found_and_summed(tmp_path: Path, place: str, dataset: str | None) -> None:
-    path = put(tmp_path / place, "x")
+    path = put(tmp_path / place, "htc resnet50")
     filled, [found] = resolve_weights(manifest_of(member("one", file="a.pt")), tmp_path)
     assert found.path == path
-    assert filled.members == (member("one", file="a.pt", sha256=sum_of("x"), dataset=dataset),)
+    assert filled.members == (member("one", file="a.pt", sha256=sum_of("htc resnet50"), dataset=dataset),)
 
 
 def test_of_equal_names_the_sum_decides(tmp_path: Path) -> None:
-    put(tmp_path / "first" / "a.pt", "old")
-    path = put(tmp_path / "second" / "a.pt", "new")
-    _, [found] = resolve_weights(manifest_of(member("one", file="a.pt", sha256=sum_of("new"))), tmp_path)
+    put(tmp_path / "first" / "a.pt", "htc resnet50 old")
+    path = put(tmp_path / "second" / "a.pt", "htc resnet50 new")
+    _, [found] = resolve_weights(manifest_of(member("one", file="a.pt", sha256=sum_of("htc resnet50 new"))), tmp_path)
     assert found.path == path and found.member.dataset == "me/second"
 
 
@@ -81,6 +81,16 @@ def test_missing_and_altered_files_are_all_told(tmp_path: Path) -> None:
     assert "member one: no file a.pt" in told and str(tmp_path / "first" / "a.pt") in told
     assert f"member two: b.pt was altered: expected sha256 {sum_of('whole')}" in told
     assert sum_of("changed") in told
+
+
+def test_a_named_file_that_holds_something_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path / "a.pt", "cascade resnet101")
+    manifest = manifest_of(member("one", file="a.pt"))
+    with pytest.raises(InputError, match="a.pt holds cascade resnet101, the manifest says htc resnet50"):
+        resolve_weights(manifest, tmp_path)
+    # A bare Python cannot read it; then it shows when the kernel loads it.
+    monkeypatch.setattr("bundle.weights.can_read_weights", lambda: False)
+    assert resolve_weights(manifest, tmp_path)[1][0].path == tmp_path / "a.pt"
 
 
 def test_files_are_recognised_by_content(tmp_path: Path) -> None:
@@ -121,7 +131,7 @@ def test_two_members_of_one_sort_are_not_told_apart(tmp_path: Path) -> None:
 
 def test_no_candidate_names_what_was_not_recognised(tmp_path: Path) -> None:
     put(tmp_path / "strange.pt", "?")
-    with pytest.raises(InputError, match=r"holds a htc resnet50; fetch it") as caught:
+    with pytest.raises(InputError, match=r"no weight file holds a htc resnet50; fetch it") as caught:
         resolve_weights(manifest_of(member("one")), tmp_path)
     assert "strange.pt: no detector of ours" in str(caught.value)
 
