@@ -22,6 +22,7 @@ lint: $(ENVIRONMENT)
 
 bench: $(ENVIRONMENT)
 	PYTHONPATH=.:tests $(RUN) tests/benchmarks/bench_postprocess.py
+	PYTHONPATH=.:tests $(RUN) tests/benchmarks/bench_metric.py
 
 # The file at the end says that the environment is whole; a broken-off installation is taken up again.
 $(ENVIRONMENT): requirements.txt requirements-dev.txt
