@@ -18,15 +18,10 @@ CAPTION_HEIGHT = 44
 
 
 def draw_picture(path: Path, image_bgr: np.ndarray, rles: Sequence[str], caption: str) -> None:
-    """Write a PNG of the image, (H, W, 3) uint8, with each mask's outline in its own colour and a caption below.
-
-    Gray levels are stretched for the eye, from the 0.5th to the 99.5th percentile.
-    """
+    """Write a PNG of the image, (H, W, 3) uint8, with each mask's outline in its own colour and a caption below."""
     height, width = image_bgr.shape[:2]
-    low, high = np.percentile(image_bgr, (0.5, 99.5))
-    stretched = np.clip((image_bgr.astype(np.float32) - low) * (255 / max(high - low, 1)), 0, 255)
     scale = max(1, round(PICTURE_SIDE / max(height, width)))
-    picture = cv2.resize(stretched.astype(np.uint8), (width * scale, height * scale), interpolation=cv2.INTER_LINEAR)
+    picture = cv2.resize(stretch_gray(image_bgr), (width * scale, height * scale), interpolation=cv2.INTER_LINEAR)
     for index, text in enumerate(rles):
         crop, (top, left) = decode_rle_crop(text, (height, width))
         enlarged = np.kron(crop.astype(np.uint8), np.ones((scale, scale), np.uint8))
@@ -40,6 +35,12 @@ def draw_picture(path: Path, image_bgr: np.ndarray, rles: Sequence[str], caption
     if not written:
         raise RunError(f"OpenCV could not encode {path.name}")
     path.write_bytes(encoded.tobytes())
+
+
+def stretch_gray(image: np.ndarray) -> np.ndarray:
+    """The image, uint8, with its gray levels stretched for the eye, from the 0.5th to the 99.5th percentile."""
+    low, high = np.percentile(image, (0.5, 99.5))
+    return np.clip((image.astype(np.float32) - low) * (255 / max(high - low, 1)), 0, 255).astype(np.uint8)
 
 
 def outline_colour(index: int) -> tuple[int, int, int]:
