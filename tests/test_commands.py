@@ -224,7 +224,7 @@ def test_validate_scores_each_member_and_writes_pictures(
     assert sorted(path.name for path in (out / "pictures").iterdir()) == sorted(
         f"{image.cell_type}_{image.image_id}.png" for image in images
     )
-    assert sorted(path.name for path in out.iterdir()) == ["pictures", "scores.csv"]
+    assert sorted(path.name for path in out.iterdir()) == ["pictures", "report", "report.html", "scores.csv"]
     assert [path.name for path in out.parent.iterdir()] == ["results"]
 
     (out / "scores.csv").write_text("old", encoding="utf-8")

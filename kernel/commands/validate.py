@@ -15,7 +15,7 @@ def add_parser(commands: Any) -> None:
     """Add the command to the command line's `commands`."""
     parser = commands.add_parser("validate", help="score an ensemble on annotated images")
     add_ensemble_arguments(parser)
-    parser.add_argument("--out", type=Path, help="folder for scores.csv and a picture of each image")
+    parser.add_argument("--out", type=Path, help="folder for report.html, scores.csv and a picture of each image")
     parser.add_argument("--each-member", action="store_true", help="score each member alone as well")
     parser.set_defaults(run=run_validate)
 
@@ -23,10 +23,11 @@ def add_parser(commands: Any) -> None:
 def run_validate(options: argparse.Namespace) -> None:
     """Score an ensemble."""
     use_vendored_packages()
+    from kernel.validation.report import REPORT_FOLDER, REPORT_PAGE, ReportBuilder
     from kernel.validation.validate import describe_scores, lone_member, results_to_csv, validate_ensemble
 
     if options.out is not None:
-        refuse_to_replace(options.out, ("scores.csv", "pictures"), marker="scores.csv")
+        refuse_to_replace(options.out, ("scores.csv", "pictures", REPORT_PAGE, REPORT_FOLDER), marker="scores.csv")
     images = list_fold(options)
     ensemble = load_options_ensemble(options)
     if options.out is None:
@@ -34,11 +35,13 @@ def run_validate(options: argparse.Namespace) -> None:
     else:
         with scratch_folder(options.out.parent, options.out.name) as scratch:
             (scratch / "new" / "pictures").mkdir(parents=True)
-            results = validate_ensemble(ensemble, images, scratch / "new" / "pictures")
+            report = ReportBuilder(f"Cells found and missed in {options.data.resolve().name}")
+            results = validate_ensemble(ensemble, images, scratch / "new" / "pictures", report)
+            report.write(scratch / "new")
             (scratch / "new" / "scores.csv").write_text(results_to_csv(results), encoding="utf-8")
             replace_folder(scratch / "new", options.out)
         print(describe_scores("ensemble", results))
-        print(f"scores.csv and pictures: {options.out}")
+        print(f"report.html, scores.csv and pictures: {options.out}")
     if options.each_member:
         for member in ensemble.members:
             alone = validate_ensemble(lone_member(ensemble, member.name), images)

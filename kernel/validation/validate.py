@@ -19,6 +19,7 @@ from kernel.runtime.pictures import draw_picture
 from kernel.segment import segment_image
 from kernel.settings import CELL_TYPES, CLS_USE, Thresholds
 from kernel.validation.metric import MetricScores, image_score, mean_scores
+from kernel.validation.report import ReportBuilder, ReportImage
 from kernel.validation.tuning import DEFAULT_GRID, ThresholdGrid, best_thresholds, mean_score_grid
 
 
@@ -38,9 +39,14 @@ class ImageResult:
 
 
 def validate_ensemble(
-    ensemble: Ensemble, images: Sequence[AnnotatedImage], pictures: Path | None = None
+    ensemble: Ensemble,
+    images: Sequence[AnnotatedImage],
+    pictures: Path | None = None,
+    report: ReportBuilder | None = None,
 ) -> list[ImageResult]:
     """Segment each image as the kernel does and score its masks; `pictures`: an existing folder for outlines.
+
+    Each image is added to `report` as well.
 
     Raises InputError for an image that cannot be read.
     """
@@ -61,6 +67,18 @@ def validate_ensemble(
             level_counts=found.prediction.level_counts,
         )
         results.append(result)
+        if report is not None:
+            report.add(
+                ReportImage(
+                    image_id=result.image_id,
+                    cell_type=result.cell_type,
+                    found_type=result.found_type,
+                    prediction=found.masks.masks,
+                    truth=truth,
+                    read_pixels=lambda image=image: image,
+                    seconds=result.seconds,
+                )
+            )
         if pictures is not None:
             caption = (
                 f"{result.image_id}, {result.cell_type}: {result.found_cells} cells found, {result.cells} annotated, "
