@@ -49,7 +49,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for weights, manifest and prepared data")
     parser.add_argument("--recipe", type=Path, default=RECIPE, help="for all kinds (default: lite0.toml, for CPUs)")
     parser.add_argument("--kinds", nargs="+", choices=KIND_NAMES, default=list(KIND_NAMES), help="default: all three")
-    parser.add_argument("--iterations", type=int, help="of each finetuning, instead of the recipe's")
+    parser.add_argument(
+        "--iterations", type=int, nargs="+", metavar="N", help="of all finetunings, or of each, instead of the recipe's"
+    )
     parser.add_argument("--pretraining-iterations", type=int, default=300, metavar="N", help="default: %(default)s")
     parser.add_argument("--folds", type=int, default=5, metavar="N", help="by cell type (default: %(default)s)")
     which = parser.add_mutually_exclusive_group()
@@ -66,14 +68,17 @@ def run_train_members(options: argparse.Namespace) -> None:
     from kernel.training.members import MembersPlan, train_members
     from kernel.training.recipe import read_recipe
 
+    recipe = read_recipe(options.recipe)
+    iterations = tuple(options.iterations or [recipe.training.iterations])
     plan = MembersPlan(
         competition=options.competition,
         livecell_annotations=tuple(options.livecell_annotations),
         livecell_images=options.livecell_images,
         encoder_weights=options.encoder_weights or packaged_encoder_weights(),
         out=options.out,
-        recipe=read_recipe(options.recipe, {"iterations": options.iterations}),
+        recipe=recipe,
         kinds=tuple(options.kinds),
+        iterations=iterations * len(options.kinds) if len(iterations) == 1 else iterations,
         pretraining_iterations=options.pretraining_iterations,
         folds=options.folds,
         fold=None if options.all_images else options.fold,

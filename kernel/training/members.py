@@ -39,6 +39,7 @@ class MembersPlan:
     out: Path
     recipe: Recipe  # its `kind` is replaced by each of `kinds`
     kinds: tuple[str, ...]
+    iterations: tuple[int, ...]  # of each kind's finetuning
     pretraining_iterations: int
     folds: int  # stratified by cell type
     fold: int | None  # left out of the training, to be scored; None: all images are trained on
@@ -66,6 +67,11 @@ class MembersPlan:
             raise InputError(f"--fold {self.fold}: there are folds 0 to {self.folds - 1}")
         if len(set(self.kinds)) < len(self.kinds):
             raise InputError(f"--kinds {' '.join(self.kinds)}: name each kind once")
+        if len(self.iterations) != len(self.kinds):
+            raise InputError(
+                f"--iterations {' '.join(map(str, self.iterations))}: give one number for all kinds, or one for "
+                f"each of {', '.join(self.kinds)}"
+            )
 
 
 def train_members(plan: MembersPlan) -> None:
@@ -79,8 +85,8 @@ def train_members(plan: MembersPlan) -> None:
     if plan.livecell_annotations:
         init = pretrain(plan, init)
     images = competition_images(plan)
-    for number, kind in enumerate(plan.kinds, start=1):
-        settings = replace(plan.recipe.training, seed=plan.recipe.training.seed + number)
+    for number, (kind, iterations) in enumerate(zip(plan.kinds, plan.iterations, strict=True), start=1):
+        settings = replace(plan.recipe.training, iterations=iterations, seed=plan.recipe.training.seed + number)
         recipe = Recipe(replace(plan.recipe.detector, kind=kind), settings)
         init = train_one(plan, kind, recipe, images, init, keep_classes)
         keep_classes = True  # from here on the classes are the same

@@ -86,7 +86,7 @@ def test_missing_and_altered_files_are_all_told(tmp_path: Path) -> None:
 def test_a_named_file_that_holds_something_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path / "a.pt", "cascade resnet101")
     manifest = manifest_of(member("one", file="a.pt"))
-    with pytest.raises(InputError, match="a.pt holds cascade resnet101, the manifest says htc resnet50"):
+    with pytest.raises(InputError, match=r"a\.pt holds cascade resnet101, the manifest says htc resnet50"):
         resolve_weights(manifest, tmp_path)
     # A bare Python cannot read it; then it shows when the kernel loads it.
     monkeypatch.setattr("bundle.weights.can_read_weights", lambda: False)

@@ -117,10 +117,11 @@ def test_one_command_from_raw_data_to_scores(
 
 def test_all_images_and_no_pretraining(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "members"
-    assert main(["train-members", *words_for(raw, out), "--all-images", "--kinds", "cascade"]) == 0
+    assert main(["train-members", *words_for(raw, out), "--all-images", "--kinds", "cascade", "--iterations", "2"]) == 0
     assert "cell type right" not in capsys.readouterr().out
     assert not (out / "pretrained.safetensors").exists()
     settings = json.loads((out / "cascade.json").read_text(encoding="utf-8"))
+    assert settings["training"]["iterations"] == 2
     assert settings["images"] == 6 and settings["detector"]["kind"] == "cascade"
 
 
@@ -130,6 +131,7 @@ def test_all_images_and_no_pretraining(raw: Path, tmp_path: Path, capsys: pytest
         (["--fold", "2"], "--fold 2: there are folds 0 to 1"),
         (["--livecell-annotations", "x.json"], "belong together"),
         (["--kinds", "htc", "htc"], "name each kind once"),
+        (["--iterations", "1", "2"], "--iterations 1 2: give one number for all kinds, or one for each of maskrcnn"),
         (["--encoder-weights", "nothing.pth"], "nothing.pth: no such file"),
         (["--score", "nowhere"], "nowhere"),
     ],
