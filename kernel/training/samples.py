@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from torch.utils.data import Dataset
@@ -87,41 +88,52 @@ def cut_sample(
 ) -> Sample:
     """Cut the square of `size` pixels at (top, left) and flip it by `flips` (x, y).
 
-    Only cells that meet the square are looked at. The square may reach beyond a smaller image: what lies outside
-    is padded as in inference.
+    Only cells that meet the square are looked at, and of each only its own window: a full mask is written once, where
+    its pixels are. The square may reach beyond a smaller image: what lies outside is padded as in inference.
     """
     pixels = image.image_bgr[top : top + size, left : left + size]
-    masks, labels = [], []
-    for index in cells_meeting(image, top, left, size):
-        crop, (y0, x0) = image.crops[index], image.offsets_yx[index] - (top, left)
-        mask = np.zeros((size, size), np.uint8)
-        ys, xs = max(y0, 0), max(x0, 0)
-        mask[ys : max(y0 + crop.shape[0], 0), xs : max(x0 + crop.shape[1], 0)] = crop[
-            ys - y0 : size - y0, xs - x0 : size - x0
-        ]
-        if int(mask.sum()) >= MIN_CELL_PIXELS:
-            masks.append(mask)
-            labels.append(image.labels[index])
-    stacked = np.stack(masks) if masks else np.zeros((0, size, size), np.uint8)
-    flip_x, flip_y = flips
-    # The pixels are flipped before they are padded, so a padded crop's masks must be flipped within the pixels.
+    # The pixels are flipped before they are padded, so a padded crop's masks are flipped within the pixels.
     height, width = pixels.shape[:2]
-    inside = stacked[:, :height, :width]
-    stacked[:, :height, :width] = inside[:, :: -1 if flip_y else 1, :: -1 if flip_x else 1].copy()
+    flip_x, flip_y = flips
+    windows, boxes, labels = [], [], []
+    for index in cells_meeting(image, top, left, size).tolist():
+        y, x = (image.offsets_yx[index] - (top, left)).tolist()
+        inside = image.crops[index][max(-y, 0) : size - y, max(-x, 0) : size - x]
+        if np.count_nonzero(inside) < MIN_CELL_PIXELS:
+            continue
+        x0, y0, w, h = cv2.boundingRect(inside.view(np.uint8))
+        windows.append(inside[y0 : y0 + h, x0 : x0 + w][:: -1 if flip_y else 1, :: -1 if flip_x else 1])
+        x0, y0 = x0 + max(x, 0), y0 + max(y, 0)
+        if flip_x:
+            x0 = width - x0 - w
+        if flip_y:
+            y0 = height - y0 - h
+        boxes.append((x0, y0, x0 + w, y0 + h))
+        labels.append(image.labels[index])
+    masks = np.zeros((len(windows), size, size), np.uint8)
+    for mask, window, (x0, y0, x1, y1) in zip(masks, windows, boxes, strict=True):
+        mask[y0:y1, x0:x1] = window
+    box_array, label_array = np.asarray(boxes, np.int64).reshape(-1, 4), np.asarray(labels, np.int64)
+    return Sample(
+        image=normalised_square(pixels, size, flips),
+        boxes_xyxy=torch.from_numpy(box_array.astype(np.float32)),
+        labels=torch.from_numpy(label_array),
+        masks=masks,
+        semantic=semantic_map(masks, box_array, label_array, num_classes),
+        name=f"{image.name or image.cell_type} at row {top}, column {left}",
+    )
+
+
+def normalised_square(pixels_bgr: np.ndarray, size: int, flips: tuple[bool, bool]) -> torch.Tensor:
+    """(3, size, size) float32 of pixels (H, W, 3) uint8, no side above `size`, flipped and padded as in inference."""
     view = next(v for v in ALL_VIEWS if (v.flip_x, v.flip_y) == flips)
-    tensor = view_images(pixels, (view,))[0]
+    tensor = view_images(pixels_bgr, (view,))[0]
+    if tensor.shape[1:] == (size, size):
+        return tensor
     padding = torch.tensor([(PAD_VALUE - mean) / std for mean, std in zip(PIXEL_MEAN, PIXEL_STD, strict=True)])
     padded = padding[:, None, None].repeat(1, size, size)
     padded[:, : tensor.shape[1], : tensor.shape[2]] = tensor[:, :size, :size]
-    label_array = np.asarray(labels, np.int64)
-    return Sample(
-        image=padded,
-        boxes_xyxy=torch.from_numpy(boxes_of_masks(stacked)),
-        labels=torch.from_numpy(label_array),
-        masks=stacked,
-        semantic=semantic_map(stacked, label_array, num_classes),
-        name=f"{image.name or image.cell_type} at row {top}, column {left}",
-    )
+    return padded
 
 
 def flip_paste(
@@ -131,13 +143,14 @@ def flip_paste(
     one = cut_sample(image, top, left, size, flips, num_classes)
     other = cut_sample(image, top, left, size, (not flips[0], flips[1]), num_classes)
     masks, labels = np.concatenate([one.masks, other.masks]), torch.cat([one.labels, other.labels])
+    boxes = torch.cat([one.boxes_xyxy, other.boxes_xyxy])
     return Sample(
         # Normalising is linear, so the mean may be taken after it.
         image=(one.image + other.image) / 2,
-        boxes_xyxy=torch.cat([one.boxes_xyxy, other.boxes_xyxy]),
+        boxes_xyxy=boxes,
         labels=labels,
         masks=masks,
-        semantic=semantic_map(masks, labels.numpy(), num_classes),
+        semantic=semantic_map(masks, boxes.long().numpy(), labels.numpy(), num_classes),
         name=f"{one.name}, with its mirror image",
     )
 
@@ -152,25 +165,25 @@ def cells_meeting(image: TrainingImage, top: int, left: int, size: int) -> np.nd
     return np.flatnonzero(((starts < corner + size) & (ends > corner)).all(axis=1))
 
 
-def boxes_of_masks(masks: np.ndarray) -> np.ndarray:
-    """Tight boxes (N, 4) float32 x1 y1 x2 y2 of non-empty masks (N, H, W); x2 and y2 are one past the last pixel."""
-    boxes = np.zeros((len(masks), 4), np.float32)
-    for box, mask in zip(boxes, masks, strict=True):
-        ys, xs = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-        box[:] = xs[0], ys[0], xs[-1] + 1, ys[-1] + 1
-    return boxes
-
-
-def semantic_map(masks: np.ndarray, labels: np.ndarray, num_classes: int) -> torch.Tensor:
+def semantic_map(masks: np.ndarray, boxes_xyxy: np.ndarray, labels: np.ndarray, num_classes: int) -> torch.Tensor:
     """The class of every fourth pixel, (1, S / 4, S / 4) int64: 0 is background, 1 + label a cell.
 
     The semantic head has as many outputs as there are classes and none for the background, so the last two classes
     share one; what it is for is telling cells from background.
+
+    Args:
+        masks: (N, S, S); a later one covers an earlier one.
+        boxes_xyxy: (N, 4) int64 around each mask, the ends exclusive: nothing else of it is looked at.
+        labels: (N,).
+        num_classes: of the detector.
     """
     step = SEMANTIC_STRIDE
     result = np.zeros(tuple(side // step for side in masks.shape[1:]), np.int64)
-    for mask, label in zip(masks, labels, strict=True):
-        result[mask[step // 2 :: step, step // 2 :: step] > 0] = min(int(label) + 1, num_classes - 1)
+    for mask, (x0, y0, x1, y1), label in zip(masks, boxes_xyxy.tolist(), labels.tolist(), strict=True):
+        row, column = y0 // step, x0 // step
+        covered = mask[row * step + step // 2 : y1 : step, column * step + step // 2 : x1 : step] > 0
+        place = result[row : row + covered.shape[0], column : column + covered.shape[1]]
+        place[covered] = min(label + 1, num_classes - 1)
     return torch.from_numpy(result)[None]
 
 

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import random_instances
+from slow_samples import assert_equal_samples, crowded_image, decoded_sample, encoded_cells, slow_boxes, slow_masks
 from torch.utils.data import DataLoader
 
 from kernel.data.synthetic import write_dataset
@@ -24,7 +25,6 @@ from kernel.training.samples import (
     CropDataset,
     Sample,
     TrainingImage,
-    boxes_of_masks,
     cells_meeting,
     collate,
     cut_sample,
@@ -42,27 +42,6 @@ def random_image(seed: int, shape: tuple[int, int], cells: int = 14) -> tuple[Tr
     masks = binarise(random_instances(rng, cells, shape), 0.4)
     pixels = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
     return TrainingImage(pixels, masks.crops, masks.offsets_yx, masks.labels, "cort"), masks.full_frames()
-
-
-def flipped(array: np.ndarray, flips: tuple[bool, bool]) -> np.ndarray:
-    """(..., H, W) mirrored by `flips` (x, y)."""
-    flip_x, flip_y = flips
-    return array[..., :: -1 if flip_y else 1, :: -1 if flip_x else 1]
-
-
-def slow_masks(
-    frames: np.ndarray, labels: np.ndarray, top: int, left: int, size: int, flips: tuple[bool, bool]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Masks (M, S, S) and their labels: what is beyond the image's end is empty, at the right and below."""
-    masks, kept = [], []
-    for frame, label in zip(frames, labels, strict=True):
-        inside = flipped(frame[top : top + size, left : left + size], flips)
-        mask = np.zeros((size, size), np.uint8)
-        mask[: inside.shape[0], : inside.shape[1]] = inside
-        if mask.sum() >= MIN_CELL_PIXELS:
-            masks.append(mask)
-            kept.append(label)
-    return np.array(masks, np.uint8).reshape(-1, size, size), np.array(kept, np.int64)
 
 
 def slow_semantic(masks: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
@@ -93,14 +72,6 @@ def gray_of(sample: Sample) -> int:
     return round(float(sample.image[0, 0, 0]) * PIXEL_STD[0] + PIXEL_MEAN[0])
 
 
-def assert_equal(found: Sample, expected: Sample) -> None:
-    torch.testing.assert_close(found.image, expected.image, rtol=0, atol=0)
-    torch.testing.assert_close(found.boxes_xyxy, expected.boxes_xyxy, rtol=0, atol=0)
-    torch.testing.assert_close(found.semantic, expected.semantic, rtol=0, atol=0)
-    assert found.labels.tolist() == expected.labels.tolist()
-    np.testing.assert_array_equal(found.masks, expected.masks)
-
-
 @settings(max_examples=60)
 @given(data=st.data(), seed=st.integers(0, 2**32 - 1), flips=st.sampled_from(FLIPS))
 def test_a_crop_is_what_the_slow_way_gives(data: st.DataObject, seed: int, flips: tuple[bool, bool]) -> None:
@@ -115,11 +86,17 @@ def test_a_crop_is_what_the_slow_way_gives(data: st.DataObject, seed: int, flips
     assert sample.masks.dtype == np.uint8
     assert sample.labels.tolist() == labels.tolist()
     np.testing.assert_array_equal(sample.semantic.numpy(), slow_semantic(masks, labels, 3))
-    assert sample.boxes_xyxy.shape == (len(masks), 4)
-    for (x1, y1, x2, y2), mask in zip(sample.boxes_xyxy.int().tolist(), masks, strict=True):
-        inside = mask[y1:y2, x1:x2]
-        assert inside.sum() == mask.sum()
-        assert inside[0].any() and inside[-1].any() and inside[:, 0].any() and inside[:, -1].any()
+    assert sample.boxes_xyxy.dtype == torch.float32
+    np.testing.assert_array_equal(sample.boxes_xyxy.numpy(), slow_boxes(masks))
+
+
+def test_a_crop_of_a_crowded_image_is_what_decoding_gives() -> None:
+    image = crowded_image(40)
+    rles = encoded_cells(image)
+    for place, flips in zip([(0, 0), (100, 300), (264, 448), (7, 11)], FLIPS, strict=True):
+        slow = decoded_sample(image.image_bgr, rles, image.labels, place, 256, flips, 8)
+        assert_equal_samples(cut_sample(image, *place, 256, flips, 8), slow)
+        assert len(slow.labels) > 3
 
 
 def test_the_random_cells_are_worth_comparing() -> None:
@@ -198,20 +175,12 @@ def test_a_crop_without_cells_is_empty_in_the_right_shapes(flips: tuple[bool, bo
     assert not sample.semantic.any()
 
 
-def test_boxes_end_one_after_the_last_pixel() -> None:
-    masks = np.zeros((2, 20, 30), np.uint8)
-    masks[0, 4:9, 7:21] = 1
-    masks[1, 19, 29] = 1
-    assert boxes_of_masks(masks).tolist() == [[7, 4, 21, 9], [29, 19, 30, 20]]
-    assert boxes_of_masks(masks[:0]).shape == (0, 4)
-
-
 @pytest.mark.parametrize(("num_classes", "expected"), [(3, [1, 2, 2]), (8, [1, 2, 3])])
 def test_semantic_classes_fit_the_semantic_head(num_classes: int, expected: list[int]) -> None:
     masks = np.zeros((3, 32, 32), np.uint8)
     for index, mask in enumerate(masks):
         mask[:, 8 * index : 8 * index + 8] = 1
-    found = semantic_map(masks, np.array([0, 1, 2]), num_classes)
+    found = semantic_map(masks, slow_boxes(masks), np.array([0, 1, 2]), num_classes)
     assert found[0].tolist() == [[*(label for label in expected for _ in range(2)), 0, 0]] * 8
 
 
@@ -221,7 +190,7 @@ def test_samples_depend_on_seed_and_index_alone() -> None:
     forward = [first[index] for index in range(12)]
     backward = [second[index] for index in reversed(range(12))][::-1]
     for one, other in zip(forward, backward, strict=True):
-        assert_equal(one, other)
+        assert_equal_samples(one, other)
     pixels = {sample.image.numpy().tobytes() for sample in forward}
     assert len(pixels) == 12
     others = CropDataset(images, 12, 32, 3, seed=6)
@@ -235,7 +204,7 @@ def test_samples_do_not_depend_on_workers() -> None:
     made = [sample for batch in DataLoader(dataset, 2, collate_fn=list, num_workers=2) for sample in batch]
     assert len(made) == len(dataset) == 6
     for index, sample in enumerate(made):
-        assert_equal(sample, dataset[index])
+        assert_equal_samples(sample, dataset[index])
 
 
 def test_cell_types_are_drawn_equally_often_and_images_of_a_type_too() -> None:
@@ -329,7 +298,7 @@ def test_a_flip_pasted_crop_has_the_cells_of_both_sides() -> None:
     np.testing.assert_array_equal(both.masks, np.concatenate([one.masks, other.masks]))
     np.testing.assert_array_equal(both.masks[: len(one.masks)], other.masks[:, :, ::-1])
     assert both.labels.tolist() == one.labels.tolist() * 2 and len(one.labels) > 0
-    np.testing.assert_array_equal(both.boxes_xyxy, boxes_of_masks(both.masks))
+    np.testing.assert_array_equal(both.boxes_xyxy, slow_boxes(both.masks))
     expected = slow_semantic(both.masks, both.labels.numpy(), 3)
     np.testing.assert_array_equal(both.semantic, expected)
 
