@@ -408,7 +408,7 @@ def test_a_failure_without_fault_of_the_user_is_another_exit_code(
     [
         ([], "the following arguments are required: command"),
         (["segment"], "invalid choice: 'segment'"),
-        (["train"], "required: --data, --recipe, --out"),
+        (["train"], "required: --data, --out"),
         (["validate", "--manifest", "a", "--data", "b"], "required: --weights-dir"),
         (["train", "--data", "a", "--recipe", "b", "--out", "c", "--kind", "yolo"], "--kind: invalid choice: 'yolo'"),
         (["synthesize", "a", "--images", "few"], "--images: invalid int value: 'few'"),
@@ -436,5 +436,5 @@ def test_the_package_is_run_by_its_name(tmp_path: Path) -> None:
         check=False,
     )
     assert result.returncode == 2
-    assert "required: --recipe, --out" in result.stderr
+    assert "required: --out" in result.stderr
     assert "Traceback" not in result.stderr

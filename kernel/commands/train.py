@@ -21,11 +21,23 @@ the settings (.json), a log (.jsonl), its curves (.png) and the state from which
 
     python -m kernel train --recipe R.toml --data prepared --fold 0 --out runs/cascade_0.safetensors
 
+A manifest's member can be named in the place of kind and encoder; the batch is then what its size allows.
+
+    python -m kernel train --member htc_resnet50 --data prepared --fold 0 --init livecell.safetensors --out ...
+
+LIVECell's images or pseudo-labelled ones, prepared, are mixed in often at first and not at all towards the end; images
+of the validation fold among them are left out.
+
+    python -m kernel train ... --extra livecell pseudo
+
 Several processes, on one machine or many, share the work: each step takes as many crops from every process.
 
     torchrun --nproc-per-node 2 -m kernel train ...
 
 Ctrl-C stops after the step, with the state saved."""
+
+#: The published ensemble.
+DEFAULT_MANIFEST = Path("weights_manifest.json")
 
 #: Settings of a recipe that can be given on the command line instead.
 OVERRIDES = {
@@ -36,6 +48,9 @@ OVERRIDES = {
     "dtype": str,
     "ema_decay": float,
     "flip_paste": float,
+    "extra_images": int,
+    "extra_share": float,
+    "extra_until": float,
     "evaluate_every": int,
     "checkpoint_every": int,
     "workers": int,
@@ -52,7 +67,17 @@ def add_parser(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_data_arguments(parser, "train on all folds but this one, which is evaluated on (recipe: evaluate_every)")
-    parser.add_argument("--recipe", type=Path, required=True, help="TOML file: what to train, and how")
+    parser.add_argument("--recipe", type=Path, help="TOML file: what to train, and how (default: published finetuning)")
+    parser.add_argument("--member", metavar="NAME", help="train this member of --manifest: its kind and encoder")
+    parser.add_argument("--manifest", type=Path, help=f"with --member (default: {DEFAULT_MANIFEST})")
+    parser.add_argument(
+        "--extra",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="prepared folders to mix in (extra_images, ...)",
+    )
     parser.add_argument("--out", type=Path, required=True, help="the weights to write, ending in .safetensors")
     parser.add_argument(
         "--init", type=Path, help="weights to start from (a detector's or an encoder's): what fits is taken"
@@ -72,8 +97,7 @@ def add_parser(commands: Any) -> None:
         "--use-for",
         nargs="+",
         choices=(*CELL_TYPES, CLS_USE),
-        default=list(CELL_TYPES),
-        help="what the manifest says it is used for (default: all cell types)",
+        help="what the manifest says it is used for (default: as --member, or all cell types)",
     )
     parser.set_defaults(run=run_train)
 
@@ -82,13 +106,24 @@ def run_train(options: argparse.Namespace) -> None:
     """Train a member, and say how a manifest names it."""
     use_vendored_packages()
     from kernel.training.enlist import add_to_manifest, manifest_entry
+    from kernel.training.extra import read_extra_images
+    from kernel.training.member_recipe import FINETUNE_RECIPE, find_member, member_recipe
     from kernel.training.processes import is_first_process
     from kernel.training.recipe import read_recipe
-    from kernel.training.samples import read_training_images
+    from kernel.training.samples import read_entries
     from kernel.training.trainer import TrainingRun, train_detector
 
     overrides = {key: getattr(options, key) for key in ("kind", "encoder", *OVERRIDES)}
-    recipe = read_recipe(options.recipe, overrides)
+    path, use_for = options.recipe or FINETUNE_RECIPE, options.use_for
+    if options.member is None:
+        if options.manifest is not None:
+            raise InputError("--manifest belongs to --member, which is not given (to enlist the result: --add-to)")
+        recipe = read_recipe(path, overrides)
+    else:
+        if options.kind or options.encoder:
+            raise InputError("--member says kind and encoder: give it without --kind and --encoder")
+        member = find_member(options.manifest or DEFAULT_MANIFEST, options.member)
+        recipe, use_for = member_recipe(member, path, overrides), use_for or member.use_for
     if options.add_to is not None and not options.add_to.is_file():
         raise InputError(f"--add-to {options.add_to}: no such manifest")
     folds_csv = folds_file(options)
@@ -96,10 +131,21 @@ def run_train(options: argparse.Namespace) -> None:
     if options.fold is not None:
         training = other_folds(folds_csv, options.fold)
         validation = list_annotated(options.data, [options.fold], folds_csv)
+    entries = list_annotated(options.data, training, folds_csv)
+    settings, extra = recipe.training, []
+    if options.extra and entries:
+        extra = read_extra_images(
+            options.extra,
+            settings.extra_images,
+            settings.seed,
+            entries[0].class_names,
+            recipe.detector.num_classes,
+            {entry.image_id for entry in validation},
+        )
     run = TrainingRun(
         spec=recipe.detector,
-        settings=recipe.training,
-        images=read_training_images(options.data, training, folds_csv),
+        settings=settings,
+        images=read_entries(entries),
         out=options.out,
         init=options.init,
         keep_classes=options.keep_classes,
@@ -107,11 +153,12 @@ def run_train(options: argparse.Namespace) -> None:
         half=options.half,
         validation=validation,
         resume=options.resume,
+        extra=extra,
     )
     train_detector(run)
     if not is_first_process():
         return
-    entry = manifest_entry(options.out, recipe.detector, options.use_for)
+    entry = manifest_entry(options.out, recipe.detector, use_for or CELL_TYPES)
     print(f"weights: {options.out}\nas a member of a manifest:\n{json.dumps(entry, indent=2)}")
     if options.add_to is not None:
         add_to_manifest(options.add_to, entry)

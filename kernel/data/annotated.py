@@ -15,6 +15,7 @@ from kernel.data.images import list_images, read_image
 from kernel.data.splits import FOLDS_NAME, select_folds
 from kernel.errors import InputError
 from kernel.postprocess.instances import CellMasks
+from kernel.settings import CELL_TYPES
 
 
 class Annotations(Protocol):
@@ -29,6 +30,9 @@ class Annotations(Protocol):
     @property
     def image_shape(self) -> tuple[int, int]: ...
 
+    @property
+    def labels(self) -> np.ndarray: ...
+
     def masks(self, *, fill_holes: bool = False) -> CellMasks: ...
 
 
@@ -38,6 +42,7 @@ class AnnotatedImage:
 
     path: Path
     annotations: Annotations
+    class_names: tuple[str, ...] = CELL_TYPES  # of its dataset; a class's place is its label
 
     @property
     def image_id(self) -> str:
@@ -46,6 +51,11 @@ class AnnotatedImage:
     @property
     def cell_type(self) -> str:
         return self.annotations.cell_type
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(N,) int64 of the cells, without decoding them."""
+        return self.annotations.labels
 
     def read(self) -> np.ndarray:
         """The pixels, (H, W, 3) uint8 BGR.
@@ -94,7 +104,8 @@ def list_annotated(
     if prepared.exists() and table.exists():
         raise InputError(f"{folder} holds both {table.name} and {prepared.name}: which one is meant? Move one away")
     if prepared.exists():
-        images = [AnnotatedImage(image.path, image) for image in read_prepared(folder).images]
+        dataset = read_prepared(folder)
+        images = [AnnotatedImage(image.path, image, dataset.class_names) for image in dataset.images]
     else:
         annotations = read_annotations(table)
         paths = {path.stem: path for path in list_images(folder / "train")}

@@ -30,6 +30,11 @@ class ImageAnnotations:
     image_shape: tuple[int, int]
     rles: tuple[str, ...]
 
+    @property
+    def labels(self) -> np.ndarray:
+        """(N,) int64: the cell type's, for each cell."""
+        return np.full(len(self.rles), CELL_TYPES.index(self.cell_type))
+
     def masks(self, *, fill_holes: bool = False) -> CellMasks:
         """The cells as crops, in the file's order; annotated cells may overlap.
 
@@ -54,7 +59,7 @@ class ImageAnnotations:
             offsets_yx=windows[:, :2],
             boxes_xyxy=windows[:, [1, 0, 3, 2]],
             scores=np.ones(len(crops)),
-            labels=np.full(len(crops), CELL_TYPES.index(self.cell_type)),
+            labels=self.labels,
             image_shape=self.image_shape,
         )
 

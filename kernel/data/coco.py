@@ -55,6 +55,11 @@ class PreparedImage:
     def image_id(self) -> str:
         return self.path.stem
 
+    @property
+    def labels(self) -> np.ndarray:
+        """(N,) int64 of the cells, in the file's order."""
+        return np.array([cell.label for cell in self.cells], np.int64)
+
     def masks(self, *, fill_holes: bool = False) -> CellMasks:
         """The cells as crops, in the file's order. Scores are 1, boxes the masks' own (x1 and y1 exclusive).
 
@@ -85,7 +90,7 @@ class PreparedImage:
             offsets_yx=boxes[:, [1, 0]],
             boxes_xyxy=np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1),
             scores=np.ones(len(crops)),
-            labels=np.array([cell.label for cell in self.cells], np.int64),
+            labels=self.labels,
             image_shape=self.image_shape,
         )
 

@@ -37,6 +37,7 @@ class RunRecord:
             "training": asdict(run.settings),
             "images": len(run.images),
             "cells": sum(len(image.crops) for image in run.images),
+            "extra_images": len(run.extra),
             "fingerprint": run.fingerprint(),
             "torch": torch.__version__,
         }

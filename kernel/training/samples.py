@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from kernel.data.annotated import list_annotated
+from kernel.data.annotated import AnnotatedImage, list_annotated
 from kernel.ensemble.views import ALL_VIEWS, PAD_VALUE, PIXEL_MEAN, PIXEL_STD, view_images
 from kernel.errors import InputError
 
@@ -45,8 +45,13 @@ def read_training_images(
     `folds` and `folds_csv` select images as in `list_annotated`. Raises InputError as `list_annotated` and
     `read_image` do.
     """
+    return read_entries(list_annotated(folder, folds, folds_csv))
+
+
+def read_entries(entries: Sequence[AnnotatedImage]) -> list[TrainingImage]:
+    """The pixels and cells of `entries`, holes filled. Raises InputError as `AnnotatedImage.read` and `.masks` do."""
     images = []
-    for entry in tqdm(list_annotated(folder, folds, folds_csv), unit="image", desc="reading", mininterval=1):
+    for entry in tqdm(entries, unit="image", desc="reading", mininterval=1):
         masks = entry.masks(fill_holes=True)
         images.append(
             TrainingImage(
@@ -191,7 +196,8 @@ class CropDataset(Dataset[Sample]):
     """Random crops: sample `index` is a function of the seed and the index alone, whatever worker makes it.
 
     Cell types are drawn equally often, images of a type as well. `paste_chance` is that of `flip_paste`, which only
-    cort images take part in: their cells are sparse.
+    cort images take part in: their cells are sparse. In place of such a crop one of `extra` is drawn, images of it
+    equally often, with a chance that `extra_chance` tells from how much of all samples lies before this one, 0 to 1.
     """
 
     def __init__(
@@ -202,6 +208,8 @@ class CropDataset(Dataset[Sample]):
         num_classes: int,
         seed: int,
         paste_chance: float = 0.0,
+        extra: Sequence[TrainingImage] = (),
+        extra_chance: Callable[[float], float] | None = None,
     ):
         self.by_type: dict[str, list[TrainingImage]] = {}
         for image in images:
@@ -211,13 +219,15 @@ class CropDataset(Dataset[Sample]):
         self.num_classes = num_classes
         self.seed = seed
         self.paste_chance = paste_chance
+        self.extra = extra
+        self.extra_chance = extra_chance
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, index: int) -> Sample:
         rng = np.random.default_rng((self.seed, index))
-        images = self.by_type[sorted(self.by_type)[index % len(self.by_type)]]
+        images = self.extra if self.is_extra(index) else self.by_type[sorted(self.by_type)[index % len(self.by_type)]]
         image = images[rng.integers(len(images))]
         height, width = image.image_bgr.shape[:2]
         may_paste = self.paste_chance > 0 and image.cell_type == "cort"
@@ -232,6 +242,15 @@ class CropDataset(Dataset[Sample]):
                 break
         assert sample is not None
         return sample
+
+    def is_extra(self, index: int) -> bool:
+        """Whether sample `index` is one of an extra image.
+
+        It has random numbers of its own, so that the other samples are those of a run without extra images.
+        """
+        if not self.extra or self.extra_chance is None:
+            return False
+        return np.random.default_rng((self.seed, index, 1)).random() < self.extra_chance(index / self.length)
 
 
 def collate(samples: Sequence[Sample]) -> dict[str, Any]:

@@ -24,6 +24,9 @@ class TrainSettings:
     clip_norm: float = 10.0
     crop_size: int = 256
     flip_paste: float = 0.0  # chance that a cort crop is averaged with its mirror image, cells of both kept
+    extra_images: int = 800  # with train --extra: at most so many images
+    extra_share: float = 0.5  # ... the chance that a crop is one of them at the start of the run
+    extra_until: float = 0.8  # ... which falls linearly to zero at this part of the run
     rpn_nms_pre: int = 2000  # best positions per FPN level that become proposals
     rois_per_image: int = 512  # sampled for the box head, a quarter of them positive
     epochs: int = 40  # 10 x batch size; only the loss weights know epochs
@@ -43,6 +46,7 @@ class TrainSettings:
             "batch_size",
             "accumulation",
             "crop_size",
+            "extra_images",
             "rpn_nms_pre",
             "rois_per_image",
             "epochs",
@@ -58,9 +62,11 @@ class TrainSettings:
             problems.append(f"crop_size is {self.crop_size}, it must be a multiple of 32, the coarsest stride")
         if self.dtype not in DTYPE_NAMES:
             problems.append(f"dtype {self.dtype!r} is not one of {', '.join(DTYPE_NAMES)}")
-        for name in ("warmup_share", "flip_paste", "ema_decay"):
+        for name in ("warmup_share", "flip_paste", "extra_share", "extra_until", "ema_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 problems.append(f"{name} is {getattr(self, name)}, it must be from 0 to 1")
+        if self.extra_until == 0:
+            problems.append("extra_until is 0: to train without extra images, leave out --extra")
         if self.ema_decay == 1:
             problems.append("ema_decay is 1: the mean would never move")
         for name in ("learning_rate", "clip_norm"):

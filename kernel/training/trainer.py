@@ -23,6 +23,7 @@ from kernel.errors import InputError, RunError
 from kernel.models.detectors import Detector, DetectorSpec, build_detector
 from kernel.runtime.log import LOG
 from kernel.training.evaluation import evaluate_detector
+from kernel.training.extra import ExtraSchedule
 from kernel.training.initialise import draw_weights, take_weights
 from kernel.training.losses import weighted_loss
 from kernel.training.optimisation import WeightsMean, learning_rate_factor, parameter_groups
@@ -34,6 +35,8 @@ from kernel.training.state import RunState, fingerprint_of, read_state, save_sta
 
 #: Settings that may change when a run is resumed: they do not change what is computed.
 FREE_SETTINGS = {"workers": 0, "checkpoint_every": 0, "evaluate_every": 0}
+#: Settings that mean nothing, and may change, in a run without extra images.
+EXTRA_SETTINGS = ("extra_images", "extra_share", "extra_until")
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class TrainingRun:
     half: bool = False  # write weights as float16
     validation: Sequence[AnnotatedImage] = ()  # evaluated on every `evaluate_every` steps
     resume: bool = False  # go on from the state beside `out`, if there is one
+    extra: Sequence[TrainingImage] = ()  # mixed in on a falling schedule, labelled as `images` are
 
     @property
     def state_path(self) -> Path:
@@ -61,9 +65,15 @@ class TrainingRun:
 
     def fingerprint(self) -> str:
         """What a state must have been made with to go on from it."""
-        images = [[image.name, len(image.crops), *image.image_bgr.shape] for image in self.images]
+        images, extra = (
+            [[image.name, len(image.crops), *image.image_bgr.shape] for image in some]
+            for some in (self.images, self.extra)
+        )
         settings = asdict(replace(self.settings, **FREE_SETTINGS))
-        return fingerprint_of(json.dumps(asdict(self.spec)), json.dumps(settings), json.dumps(images))
+        if not extra:
+            settings = {key: value for key, value in settings.items() if key not in EXTRA_SETTINGS}
+        described = [json.dumps(asdict(self.spec)), json.dumps(settings), json.dumps(images)]
+        return fingerprint_of(*described, *([json.dumps(extra)] if extra else []))
 
     def check(self) -> None:
         """Raise InputError for what cannot be trained."""
@@ -85,7 +95,9 @@ class TrainingRun:
             raise InputError(f"--out {self.out}: cannot write there ({error.strerror}), name another place") from error
         if not any(len(image.crops) for image in self.images):
             raise InputError("no annotated cell in the training images")
-        check_classes(self.images, self.spec.num_classes)
+        if self.extra and not self.settings.extra_share:
+            raise InputError("there are extra images, and extra_share is 0: none would ever be drawn")
+        check_classes([*self.images, *self.extra], self.spec.num_classes)
 
 
 class Trainer:
@@ -188,6 +200,8 @@ class Trainer:
             self.run.spec.num_classes,
             self.settings.seed,
             self.settings.flip_paste,
+            self.run.extra,
+            ExtraSchedule(self.settings.extra_share, self.settings.extra_until).chance,
         )
         return DataLoader(
             dataset,

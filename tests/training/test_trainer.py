@@ -260,7 +260,9 @@ def test_crops_are_drawn_as_set(images: list[TrainingImage], tmp_path: Path, mon
     monkeypatch.setattr(kernel.training.trainer, "CropDataset", record)
     settings = replace(TINY, iterations=2, batch_size=3, crop_size=32, seed=8)
     train(tiny_spec("maskrcnn"), images, settings, tmp_path / "member.safetensors")
-    assert drawn == [(images, 6, 32, 3, 8, 0.0)]
+    *plain, extra_chance = drawn[0]
+    assert plain == [images, 6, 32, 3, 8, 0.0, ()] and len(drawn) == 1
+    assert extra_chance(0.4) == 0.25
 
 
 @pytest.mark.parametrize("kind", KIND_NAMES)

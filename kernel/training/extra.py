@@ -1,0 +1,101 @@
+"""Extra data: images of LIVECell or pseudo-labelled ones, mixed in often at first and not at all towards the end."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from kernel.data.annotated import AnnotatedImage, list_annotated
+from kernel.errors import InputError
+from kernel.runtime.log import LOG
+from kernel.training.samples import TrainingImage, read_entries
+
+
+@dataclass(frozen=True)
+class ExtraSchedule:
+    """How often a crop is one of an extra image: a chance that falls linearly to zero."""
+
+    share: float  # at the start of the run
+    until: float  # part of the run after which it is zero
+
+    def chance(self, progress: float) -> float:
+        """The chance after `progress` of the run, 0 to 1."""
+        return self.share * max(0.0, 1 - progress / self.until)
+
+
+def label_table(extra_classes: Sequence[str], classes: Sequence[str], num_classes: int) -> tuple[int | None, ...]:
+    """What each class of an extra folder is called in a detector of `num_classes` trained on `classes`; None: nothing.
+
+    Classes are the same where their names are: pseudo-labels keep the competition's labels, and LIVECell's shsy5y,
+    its eighth class, becomes the competition's first, which is the same cell line. Any other class must not take the
+    place of one of `classes`, since the labels of these decide scores and cell type: it gets its own place where that
+    lies behind them, else the last one. So of LIVECell's, in a detector of eight classes finetuned on the
+    competition's three, bv2, mcf7, bt474 and skov3 keep the places 3 to 6, and skbr3, a172 and huh7, whose places the
+    competition's types have, share 7, which shsy5y left. What is lost by sharing is only to tell those three apart,
+    and nobody asks: inference counts the first three classes alone. The pretraining's meaning of a place does not
+    matter, since finetuning draws the layers that tell classes apart anew.
+
+    A detector without places behind `classes` has none for the others: None, and images of them are left out, since
+    unlabelled cells would be learnt as background.
+    """
+    table: list[int | None] = []
+    for place, name in enumerate(extra_classes):
+        if name in classes:
+            table.append(list(classes).index(name))
+        elif num_classes > len(classes):
+            table.append(place if len(classes) <= place < num_classes else num_classes - 1)
+        else:
+            table.append(None)
+    return tuple(table)
+
+
+def read_extra_images(
+    folders: Sequence[Path],
+    count: int,
+    seed: int,
+    classes: Sequence[str],
+    num_classes: int,
+    held_out: Collection[str] = (),
+) -> list[TrainingImage]:
+    """At most `count` annotated images of `folders`, drawn by `seed`, with labels of `label_table`.
+
+    Args:
+        folders: as `list_annotated` takes them, all folds of each.
+        count: all images are taken where there are no more.
+        seed: the draw follows from it and from what the folders list.
+        classes: those of the data trained on, in the order of their labels.
+        num_classes: of the detector.
+        held_out: ids of the validation images: an extra image of the same id is left out, whoever annotated it.
+
+    Raises:
+        InputError: as `list_annotated` and `read_image` do; or no image is left of a folder.
+    """
+    usable: list[tuple[AnnotatedImage, tuple[int | None, ...]]] = []
+    for folder in folders:
+        left_out = Counter[str]()
+        entries = list_annotated(folder)
+        before = len(usable)
+        for entry in entries:
+            table = label_table(entry.class_names, classes, num_classes)
+            foreign = {entry.class_names[label] for label in set(entry.labels.tolist()) if table[label] is None}
+            if entry.image_id in held_out:
+                left_out["the validation fold has them too"] += 1
+            elif foreign:
+                left_out[f"the detector's {num_classes} classes have no place for {', '.join(sorted(foreign))}"] += 1
+            else:
+                usable.append((entry, table))
+        told = "; ".join(f"{number} left out, for {reason}" for reason, number in left_out.items())
+        if len(usable) == before:
+            raise InputError(f"--extra {folder}: none of its {len(entries)} annotated images can be used. {told}")
+        LOG.info("%s: %d of %d images. %s", folder, len(usable) - before, len(entries), told)
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(usable))[:count])
+    tables = [usable[index][1] for index in chosen]
+    images = read_entries([usable[index][0] for index in chosen])
+    return [
+        replace(image, labels=np.array([table[label] for label in image.labels.tolist()], np.int64))
+        for image, table in zip(images, tables, strict=True)
+    ]
