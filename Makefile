@@ -21,7 +21,7 @@ lint: $(ENVIRONMENT)
 	$(RUN) -m basedpyright
 
 bench: $(ENVIRONMENT)
-	set -e; for bench in tests/benchmarks/bench_*.py; do echo \"== $$bench\"; PYTHONPATH=.:tests $(RUN) $$bench; done
+	set -e; for bench in tests/benchmarks/bench_*.py; do echo "== $$bench"; PYTHONPATH=.:tests $(RUN) $$bench; done
 
 # The file at the end says that the environment is whole; a broken-off installation is taken up again.
 $(ENVIRONMENT): requirements.txt requirements-dev.txt

@@ -46,6 +46,7 @@ OVERRIDES = {
     "accumulation": int,
     "learning_rate": float,
     "dtype": str,
+    "heads_dtype": str,
     "ema_decay": float,
     "flip_paste": float,
     "extra_images": int,

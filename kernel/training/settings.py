@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from kernel.errors import InputError
 
-#: Dtypes of encoder and neck in training.
+#: Dtypes of encoder and neck, and of the heads, in training.
 DTYPE_NAMES = ("float32", "bfloat16", "float16")
 
 
@@ -32,6 +32,7 @@ class TrainSettings:
     epochs: int = 40  # 10 x batch size; only the loss weights know epochs
     norm_eval: bool = False  # BatchNorm keeps its running statistics
     dtype: str = "float32"  # of encoder and neck; float16 scales the loss
+    heads_dtype: str = "float32"  # of the heads' layers; their boxes, targets and losses are float32 always
     ema_decay: float = 0.0  # the weights written are a running mean with this decay; 0: the weights themselves
     checkpoint_every: int = 500  # steps between states from which the run can be resumed
     evaluate_every: int = 0  # steps between evaluations on the validation images; 0: none
@@ -60,8 +61,9 @@ class TrainSettings:
             )
         if self.crop_size % 32:
             problems.append(f"crop_size is {self.crop_size}, it must be a multiple of 32, the coarsest stride")
-        if self.dtype not in DTYPE_NAMES:
-            problems.append(f"dtype {self.dtype!r} is not one of {', '.join(DTYPE_NAMES)}")
+        for name in ("dtype", "heads_dtype"):
+            if getattr(self, name) not in DTYPE_NAMES:
+                problems.append(f"{name} {getattr(self, name)!r} is not one of {', '.join(DTYPE_NAMES)}")
         for name in ("warmup_share", "flip_paste", "extra_share", "extra_until", "ema_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 problems.append(f"{name} is {getattr(self, name)}, it must be from 0 to 1")

@@ -27,6 +27,7 @@ from kernel.training.extra import ExtraSchedule
 from kernel.training.initialise import draw_weights, take_weights
 from kernel.training.losses import weighted_loss
 from kernel.training.optimisation import WeightsMean, learning_rate_factor, parameter_groups
+from kernel.training.precision import heads_in
 from kernel.training.processes import ProcessGroup
 from kernel.training.record import RunRecord
 from kernel.training.samples import CropDataset, TrainingImage, check_classes, collate
@@ -124,8 +125,11 @@ class Trainer:
             self.optimizer,
             lambda step: learning_rate_factor(step, self.settings.iterations, self.settings.warmup_share),
         )
-        self.dtype = getattr(torch, self.settings.dtype)
-        self.scaler = torch.amp.grad_scaler.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+        self.dtype, self.heads_dtype = (
+            getattr(torch, name) for name in (self.settings.dtype, self.settings.heads_dtype)
+        )
+        scaled = torch.float16 in (self.dtype, self.heads_dtype)
+        self.scaler = torch.amp.grad_scaler.GradScaler(self.device.type, enabled=scaled)
         self.mean = WeightsMean(self.detector, self.settings.ema_decay) if self.settings.ema_decay else None
         self.step = 0
         self.best_score = -1.0
@@ -223,7 +227,7 @@ class Trainer:
             # mmdet's samplers draw from torch: by its number each micro-batch draws the same in any run.
             torch.manual_seed(settings.seed * 1_000_003 + self.micro_batch_number(self.step, micro))
             batch = next(batches)
-            losses = compute_losses(self.detector, batch, self.dtype)
+            losses = compute_losses(self.detector, batch, self.dtype, self.heads_dtype)
             loss, terms = weighted_loss(losses, epoch, settings.epochs)
             if self.group.any_says(not bool(torch.isfinite(loss))):
                 raise RunError(
@@ -325,8 +329,10 @@ def train_detector(run: TrainingRun) -> Detector:
         trainer.group.close()
 
 
-def compute_losses(detector: Detector, batch: dict, dtype: torch.dtype) -> dict:
-    """mmdet's losses of a batch; encoder and neck run in `dtype`, heads and losses in float32."""
+def compute_losses(
+    detector: Detector, batch: dict, dtype: torch.dtype, heads_dtype: torch.dtype = torch.float32
+) -> dict:
+    """mmdet's losses of a batch; encoder and neck run in `dtype`, the heads in `heads_dtype`, losses in float32."""
     device = next(detector.parameters()).device
     images = batch["images"].to(device, memory_format=torch.channels_last, non_blocking=True)
     boxes = [b.to(device) for b in batch["gt_bboxes"]]
@@ -334,15 +340,16 @@ def compute_losses(detector: Detector, batch: dict, dtype: torch.dtype) -> dict:
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         levels = detector.extract_feat(images)
     levels = tuple(level.float() for level in levels)
-    rpn_losses, proposals = detector.rpn_head.forward_train(
-        levels, batch["img_metas"], boxes, proposal_cfg=detector.train_cfg.rpn_proposal
-    )
     extra = {}
     if getattr(detector.roi_head, "with_semantic", False):
         extra["gt_semantic_seg"] = batch["gt_semantic_seg"].to(device)
-    roi_losses = detector.roi_head.forward_train(
-        levels, batch["img_metas"], proposals, boxes, labels, None, batch["gt_masks"], **extra
-    )
+    with heads_in(detector, heads_dtype):
+        rpn_losses, proposals = detector.rpn_head.forward_train(
+            levels, batch["img_metas"], boxes, proposal_cfg=detector.train_cfg.rpn_proposal
+        )
+        roi_losses = detector.roi_head.forward_train(
+            levels, batch["img_metas"], proposals, boxes, labels, None, batch["gt_masks"], **extra
+        )
     return {**rpn_losses, **roi_losses}
 
 

@@ -147,6 +147,7 @@ def test_the_mean_of_the_weights() -> None:
         ({"batch_size": 4, "accumulation": 3}, "cannot be split into 3 equal micro-batches"),
         ({"crop_size": 100}, "a multiple of 32"),
         ({"dtype": "half"}, "dtype 'half' is not one of float32"),
+        ({"heads_dtype": "half"}, "heads_dtype 'half' is not one of float32"),
         ({"ema_decay": 1.0}, "would never move"),
         ({"warmup_share": 1.5}, "from 0 to 1"),
         ({"learning_rate": 0.0}, "must be above 0"),

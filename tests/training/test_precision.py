@@ -1,0 +1,100 @@
+"""Heads in a short dtype: which layers compute in it, that their answers are float32, that it is over afterwards."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_detectors import tiny_detector, tiny_spec
+from torch import nn
+
+from kernel.manifest import KIND_NAMES
+from kernel.training.losses import weighted_loss
+from kernel.training.precision import head_modules, heads_in
+from kernel.training.samples import CropDataset, TrainingImage, collate
+from kernel.training.settings import TrainSettings
+from kernel.training.trainer import TrainingRun, compute_losses, set_proposal_counts, train_detector
+
+pytestmark = pytest.mark.usefixtures("wheels_site")
+
+TINY = TrainSettings(iterations=2, batch_size=2, crop_size=64, rpn_nms_pre=50, rois_per_image=16)
+
+
+def cell_image() -> TrainingImage:
+    """Squares on noise."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(90, 130, (80, 80, 3), dtype=np.uint8)
+    offsets = np.array([[5, 8], [40, 12], [20, 44], [50, 50]])
+    for y, x in offsets:
+        pixels[y : y + 16, x : x + 20] = 230
+    return TrainingImage(pixels, (np.ones((16, 20), bool),) * 4, offsets, np.full(4, 2), "cort")
+
+
+@pytest.mark.parametrize("kind", KIND_NAMES)
+def test_layers_of_the_heads_and_no_others_compute_in_the_dtype(kind: str) -> None:
+    detector = tiny_detector(kind).train()
+    set_proposal_counts(detector, TINY)
+    dtypes: dict[str, set[torch.dtype]] = {}
+    given_to_losses: dict[str, set[torch.dtype]] = {}
+    for name, module in detector.named_modules():
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+            module.register_forward_hook(lambda _, __, out, name=name: dtypes.setdefault(name, set()).add(out.dtype))
+    for number, head in enumerate(head_modules(detector)):
+        for name, module in head.named_children():
+            if name.startswith("loss"):
+                module.register_forward_pre_hook(
+                    lambda _, given, key=f"{number}.{name}": given_to_losses.setdefault(key, set()).add(given[0].dtype)
+                )
+    dataset = CropDataset([cell_image()], 2, 64, 3, seed=0)
+    compute_losses(detector, collate([dataset[0], dataset[1]]), torch.float32, torch.bfloat16)
+    assert {name for name, found in dtypes.items() if found == {torch.bfloat16}} == {
+        name for name in dtypes if name.startswith(("rpn_head.", "roi_head."))
+    }
+    assert {name for name, found in dtypes.items() if found == {torch.float32}} == {
+        name for name in dtypes if name.startswith(("backbone.", "neck."))
+    }
+    assert len(given_to_losses) == (5 if kind == "maskrcnn" else 11)
+    assert all(found == {torch.float32} for found in given_to_losses.values())
+
+
+@pytest.mark.parametrize("kind", KIND_NAMES)
+def test_the_losses_and_gradients_are_nearly_those_of_float32(kind: str) -> None:
+    detector = tiny_detector(kind).train()
+    set_proposal_counts(detector, TINY)
+    dataset = CropDataset([cell_image()], 2, 64, 3, seed=0)
+    found = []
+    for dtype in (torch.float32, torch.bfloat16, torch.float32):
+        detector.zero_grad()
+        torch.manual_seed(1)
+        loss, terms = weighted_loss(
+            compute_losses(detector, collate([dataset[0], dataset[1]]), torch.float32, dtype), 1, 1
+        )
+        loss.backward()
+        gradient = torch.cat([value.grad.flatten() for value in detector.parameters() if value.grad is not None])
+        found.append((float(loss), terms, gradient))
+    exact, short, again = found
+    assert short[0] == pytest.approx(exact[0], rel=0.02) and short[0] != exact[0]
+    assert all(value == pytest.approx(exact[1][name], rel=0.1, abs=0.01) for name, value in short[1].items())
+    assert torch.cosine_similarity(short[2], exact[2], dim=0) > 0.95
+    # And nothing of it stays.
+    assert again[0] == exact[0] and torch.equal(again[2], exact[2])
+
+
+def test_the_heads_are_as_before_even_after_a_failure() -> None:
+    detector = tiny_detector("htc")
+    with pytest.raises(RuntimeError, match="on the way"), heads_in(detector, torch.bfloat16):
+        assert all("forward" in vars(head) for head in head_modules(detector))
+        raise RuntimeError("on the way")
+    assert len(head_modules(detector)) == 8
+    assert not any("forward" in vars(head) for head in head_modules(detector))
+
+
+def test_a_run_with_heads_in_bfloat16_keeps_float32_weights(tmp_path: Path) -> None:
+    settings = replace(TINY, dtype="bfloat16", heads_dtype="bfloat16")
+    out = tmp_path / "member.safetensors"
+    detector = train_detector(TrainingRun(tiny_spec("htc"), settings, [cell_image()], out))
+    assert {parameter.dtype for parameter in detector.parameters()} == {torch.float32}
+    assert not any("forward" in vars(head) for head in head_modules(detector))
