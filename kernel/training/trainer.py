@@ -38,6 +38,8 @@ from kernel.training.state import RunState, fingerprint_of, read_state, save_sta
 FREE_SETTINGS = {"workers": 0, "checkpoint_every": 0, "evaluate_every": 0}
 #: Settings that mean nothing, and may change, in a run without extra images.
 EXTRA_SETTINGS = ("extra_images", "extra_share", "extra_until")
+#: Settings that came later: at these values a run is what it was before, and its state still fits.
+LATER_SETTINGS = {"heads_dtype": "float32"}
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,9 @@ class TrainingRun:
             for some in (self.images, self.extra)
         )
         settings = asdict(replace(self.settings, **FREE_SETTINGS))
-        if not extra:
-            settings = {key: value for key, value in settings.items() if key not in EXTRA_SETTINGS}
+        ignored = {key for key, value in LATER_SETTINGS.items() if settings[key] == value}
+        ignored |= set() if extra else set(EXTRA_SETTINGS)
+        settings = {key: value for key, value in settings.items() if key not in ignored}
         described = [json.dumps(asdict(self.spec)), json.dumps(settings), json.dumps(images)]
         return fingerprint_of(*described, *([json.dumps(extra)] if extra else []))
 

@@ -234,6 +234,8 @@ def test_settings_without_meaning_do_not_part_runs(tmp_path: Path) -> None:
     changed = replace(TINY, extra_share=0.25)
     assert run_of(out, changed, extra=0).fingerprint() == run_of(out, extra=0).fingerprint()
     assert run_of(out, changed).fingerprint() != run_of(out).fingerprint()
+    heads = replace(TINY, heads_dtype="bfloat16")
+    assert run_of(out, heads, extra=0).fingerprint() != run_of(out, extra=0).fingerprint()
 
 
 def test_extra_images_that_are_never_drawn_are_refused(tmp_path: Path) -> None:
