@@ -9,25 +9,30 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import kernel.training.trainer
+import kernel.validation.evidence
 import kernel.validation.validate
 from kernel.__main__ import main
 from kernel.data.annotated import AnnotatedImage, list_annotated
 from kernel.data.images import read_image
+from kernel.data.splits import FoldRow, write_folds
 from kernel.data.synthetic import COMPETITION_SHAPE, write_dataset
 from kernel.ensemble.ensemble import Ensemble
 from kernel.errors import RunError
-from kernel.manifest import read_manifest
 from kernel.models.checkpoints import load_detector, recognise_checkpoint
 from kernel.models.detectors import DetectorSpec
+from kernel.postprocess.instances import CellMasks, Instances
 from kernel.runtime.log import LOG
 from kernel.settings import CELL_TYPES
+from kernel.validation.search import TuningImage, TuningPlan, TypeTuning, tune_cell_type
 from kernel.validation.validate import ImageResult
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,7 +62,6 @@ LENIENT = {
     "confidence": 0.0,
     "min_size": 5,
 }
-TUNED_KEYS = {"mask_threshold", "mask_nms_threshold", "min_size", "confidence"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -246,33 +250,86 @@ def test_each_member_is_scored_without_the_others(
     assert scores_told(capsys.readouterr().out) == {"ensemble": 0.5, "my-maskrcnn": 0.25, "my-htc": 0.75}
 
 
-def test_tune_writes_thresholds_and_nothing_else(
-    manifest: Path, weights: Path, data: Path, capsys: pytest.CaptureFixture[str]
+def test_tune_of_too_few_images_leaves_the_manifest_and_says_so(
+    manifest: Path, weights: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = manifest.read_text(encoding="utf-8")
-    arguments = ["tune", *ensemble_arguments(manifest, weights, data)]
+    before = manifest.read_bytes()
+    grid = tmp_path / "grid.toml"
+    grid.write_text("mask_threshold = [0.45, 0.5]\nmin_size = [5]\nconfidence = [0.1, 0.5, 1]\n", encoding="utf-8")
+    arguments = ["tune", *ensemble_arguments(manifest, weights, data), "--grid", str(grid)]
     assert main(arguments) == 0
     dry = capsys.readouterr().out
-    assert manifest.read_text(encoding="utf-8") == before
-    assert re.findall(r"^(\w+): 0\.\d{4} before, \d\.\d{4} after", dry, re.MULTILINE) == list(CELL_TYPES)
+    told = re.findall(r"^(\w+): 0\.\d{4} before, \d\.\d{4} after, on the (\d) images? tuned", dry, re.MULTILINE)
+    assert told == [*((cell_type, "1") for cell_type in CELL_TYPES), ("all", "3")]
+    assert dry.count("no gain: so few images cannot tell one from noise") == 3
+    assert not manifest.with_name("manifest-tuning").exists()
 
     assert main([*arguments, "--write"]) == 0
-    assert capsys.readouterr().out == f"{dry}written: {manifest}\n"
-    assert [path.name for path in manifest.parent.iterdir()] == ["manifest.json"]
-    old, new = json.loads(before), json.loads(manifest.read_text(encoding="utf-8"))
-    for cell_type in CELL_TYPES:
-        tuned = new["ensemble"]["thresholds"][cell_type]
-        assert tuned.keys() >= TUNED_KEYS
-        assert {key: value for key, value in tuned.items() if key not in TUNED_KEYS} == {
-            key: value for key, value in LENIENT.items() if key not in TUNED_KEYS
-        }
-        told = ", ".join(f"{key} {tuned[key]}" for key in ("mask_threshold", "mask_nms_threshold", "min_size"))
-        assert f"  {told}, confidence {tuned['confidence']}\n" in dry
-    assert '"notes": "Für Versuche."' in manifest.read_text(encoding="utf-8")
-    new["ensemble"]["thresholds"] = old["ensemble"]["thresholds"]
+    folder = manifest.with_name("manifest-tuning")
+    assert capsys.readouterr().out == f"{dry}evidence: {folder}\nnothing to write: {manifest} stays as it is\n"
+    assert manifest.read_bytes() == before
+    assert json.loads((folder / "tuning.json").read_text(encoding="utf-8"))["overall"]["images"] == 3
+    assert (folder / "manifest.diff").read_text(encoding="utf-8") == ""
+
+
+def test_tune_writes_thresholds_with_their_evidence_or_nothing(
+    manifest: Path, weights: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = manifest.read_bytes()
+    folds = {image.image_id: index % 2 for index, image in enumerate(list_annotated(data))}
+    folds_csv = manifest.with_name("folds.csv")
+    write_folds(folds_csv, [FoldRow(image_id, fold, "cort", "") for image_id, fold in folds.items()])
+
+    def tuned(ensemble: Ensemble, given: Sequence[AnnotatedImage], plan: TuningPlan) -> dict[str, TypeTuning]:
+        assert plan.folds == folds
+        # A cell of score 0.8 where there is none: the first confidence above it is right.
+        cell = Instances((np.full((9, 9), 255, np.uint8),), np.ones((1, 2)), np.zeros((1, 4)), [0.8], [0], (20, 20))
+        seen = [TuningImage(str(index), cell, CellMasks.empty((20, 20))) for index in range(6)]
+        return {"cort": tune_cell_type("cort", seen, ensemble.settings.thresholds["cort"], replace(plan, folds=None))}
+
+    def fail(*given: object) -> None:
+        raise RunError("the disk is full")
+
+    monkeypatch.setattr(kernel.validation.validate, "tune_ensemble", tuned)
+    arguments = ["tune", *ensemble_arguments(manifest, weights, data), "--folds-csv", str(folds_csv), "--write"]
+    with monkeypatch.context() as broken:
+        broken.setattr(kernel.validation.evidence, "write_evidence", fail)
+        assert main(arguments) == 1
+    assert manifest.read_bytes() == before
+    assert sorted(path.name for path in manifest.parent.iterdir()) == ["folds.csv", "manifest.json"]
+    capsys.readouterr()
+
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "cort: 0.0000 before, 1.0000 after" in out and out.endswith(f"written: {manifest}\n")
+    old, new = json.loads(before), json.loads(manifest.read_bytes())
+    assert new["ensemble"]["thresholds"]["cort"].pop("confidence") == 0.85
+    old["ensemble"]["thresholds"]["cort"].pop("confidence")
     assert new == old
-    settings = read_manifest(manifest).ensemble
-    assert {settings.thresholds[cell_type].rpn_max_per_img for cell_type in CELL_TYPES} == {20}
+    assert '"notes": "Für Versuche."' in manifest.read_text(encoding="utf-8")
+    folder = manifest.with_name("manifest-tuning")
+    difference = (folder / "manifest.diff").read_text(encoding="utf-8")
+    assert difference in out and sum(line[0] in "+-" for line in difference.splitlines()) == 4
+    # An earlier tuning's folder is replaced, one with other files never.
+    assert main(arguments) == 0
+    (folder / "notes.txt").touch()
+    assert main(arguments) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--trials", "0"], "--trials 0: it must be at least 1"),
+        (["--seed", "-1"], "--seed -1: it must be from 0"),
+        (["--level", "1"], "--level 1.0: it must lie between 0 and 1"),
+        (["--grid", "none.toml"], "cannot read the grid none.toml"),
+    ],
+)
+def test_a_wrong_plan_is_told(
+    given: dict[str, dict[str, Path]], words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*command_line("tune", **given["tune"]), *words]) == 2
+    assert told in capsys.readouterr().err
 
 
 def command_line(name: str, **changed: Path | str) -> list[str]:

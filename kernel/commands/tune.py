@@ -3,16 +3,47 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
+from bundle.folders import refuse_to_replace, replace_folder, scratch_folder
 from bundle.site import use_vendored_packages
 from kernel.commands.common import add_ensemble_arguments, list_fold, load_options_ensemble
+from kernel.data.splits import FOLDS_NAME, read_folds
+from kernel.errors import InputError
+from kernel.runtime.files import whole_file
 
 
 def add_parser(commands: Any) -> None:
     """Add the command to the command line's `commands`."""
-    parser = commands.add_parser("tune", help="choose the post-processing's thresholds on annotated images")
+    parser = commands.add_parser(
+        "tune",
+        help="choose the post-processing's thresholds on annotated images",
+        description="Choose, per cell type, mask_threshold, mask_nms_threshold, min_size and confidence. Thresholds "
+        "that nothing beats beyond noise stay. What the tuning is worth on unseen images is found by cross-validation "
+        f"over the images: by their folds in --folds-csv, or in {FOLDS_NAME} of --data, or else (as with --fold) by "
+        "folds that are drawn.",
+    )
     add_ensemble_arguments(parser)
+    for name, kind, metavar, text in (
+        (
+            "--grid",
+            Path,
+            "TOML",
+            "values to try: a list by threshold, for all cell types or in a type's table, [cort]",
+        ),
+        ("--trials", int, "N", "optuna's trials for each choice, of which there is one more than folds (default: 200)"),
+        ("--seed", int, "S", "of everything that is drawn (default: 0)"),
+        ("--level", float, "P", "the chance to report a gain where there is none (default: 0.05)"),
+        ("--out", Path, "FOLDER", "for the evidence (default with --write: MANIFEST-tuning, beside the manifest)"),
+    ):
+        parser.add_argument(name, type=kind, metavar=metavar, help=text)
+    parser.add_argument(
+        "--search",
+        choices=("grid", "optuna"),
+        help="score every point of the grid (default), or optuna's trials within its ranges",
+    )
     parser.add_argument("--write", action="store_true", help="put the thresholds into the manifest")
     parser.set_defaults(run=run_tune)
 
@@ -20,18 +51,67 @@ def add_parser(commands: Any) -> None:
 def run_tune(options: argparse.Namespace) -> None:
     """Choose the post-processing's thresholds."""
     use_vendored_packages()
-    from kernel.validation.tuning import write_thresholds
+    from kernel.validation.evidence import EVIDENCE_MARKER, EVIDENCE_NAMES, describe_tuning, write_evidence
+    from kernel.validation.manifest_edit import edited_manifest
+    from kernel.validation.search import TuningPlan, read_grids
     from kernel.validation.validate import tune_ensemble
+
+    _check_numbers(options)
+    out = options.out
+    if out is None and options.write:
+        out = options.manifest.with_name(f"{options.manifest.stem}-tuning")
+    if out is not None:
+        refuse_to_replace(out, EVIDENCE_NAMES, marker=EVIDENCE_MARKER)
+    given = {name: getattr(options, name) for name in ("search", "trials", "seed", "level")}
+    given = {name: value for name, value in given.items() if value is not None}
+    if options.grid is not None:
+        given["grid"], given["grid_of_type"] = read_grids(options.grid)
+    given["folds"] = _take_folds(options)
+    plan = TuningPlan(**given)
 
     images = list_fold(options)
     ensemble = load_options_ensemble(options)
-    tuned = tune_ensemble(ensemble, images)
-    for cell_type, (thresholds, before, after) in tuned.items():
-        print(f"{cell_type}: {before:.4f} before, {after:.4f} after, on the images tuned on")
-        print(
-            f"  mask_threshold {thresholds.mask_threshold}, mask_nms_threshold {thresholds.mask_nms_threshold}, "
-            f"min_size {thresholds.min_size}, confidence {thresholds.confidence}"
-        )
+    tunings = tune_ensemble(ensemble, images, plan)
+    print(describe_tuning(list(tunings.values()), plan))
+    text, difference = edited_manifest(
+        options.manifest,
+        ensemble.settings.thresholds,
+        {cell_type: tuning.new for cell_type, tuning in tunings.items()},
+    )
+    print(difference, end="")
+    # The manifest is put in its place last: not without the evidence.
+    with ExitStack() as stack:
+        if options.write and difference:
+            stack.enter_context(whole_file(options.manifest)).write_bytes(text.encode("utf-8"))
+        if out is not None:
+            scratch = stack.enter_context(scratch_folder(out.parent, out.name)) / "new"
+            scratch.mkdir()
+            write_evidence(scratch, list(tunings.values()), plan, difference)
+            replace_folder(scratch, out)
+    if out is not None:
+        print(f"evidence: {out}")
     if options.write:
-        write_thresholds(options.manifest, {cell_type: result[0] for cell_type, result in tuned.items()})
-        print(f"written: {options.manifest}")
+        print(f"written: {options.manifest}" if difference else f"nothing to write: {options.manifest} stays as it is")
+
+
+def _check_numbers(options: argparse.Namespace) -> None:
+    if options.trials is not None and options.trials < 1:
+        raise InputError(f"--trials {options.trials}: it must be at least 1")
+    if options.seed is not None and not 0 <= options.seed < 2**32:
+        raise InputError(f"--seed {options.seed}: it must be from 0 to {2**32 - 1}")
+    if options.level is not None and not 0 < options.level < 1:
+        raise InputError(f"--level {options.level}: it must lie between 0 and 1, as 0.05 does")
+
+
+def _take_folds(options: argparse.Namespace) -> dict[str, int] | None:
+    """The fold of each image, to hold out in cross-validation; None with --fold, which leaves one, or without a file.
+
+    Takes --folds-csv out of the options where it serves this, and does not belong to --fold.
+    """
+    if options.fold is not None:
+        return None
+    path = options.folds_csv or options.data / FOLDS_NAME
+    if options.folds_csv is None and not path.is_file():
+        return None
+    options.folds_csv = None
+    return read_folds(path)

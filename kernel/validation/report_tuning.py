@@ -25,7 +25,7 @@ TUNING_CSV = "tuning.csv"
 
 @dataclass(frozen=True, eq=False)
 class ThresholdSurface:
-    """Mean scores of one cell type's images at every point of a grid: float64 of `grid.shape`, as `mean_score_grid`.
+    """Mean scores of one cell type's images at every point of a grid: float64 of `grid.shape`.
 
     Raises:
         ValueError: the scores are not of the grid's shape.
@@ -47,7 +47,7 @@ class ThresholdSurface:
 
     @property
     def best(self) -> tuple[int, ...] | None:
-        """The place of the best point, the first of equally good ones, as `best_thresholds`; None: all NaN or empty."""
+        """The place of the best point, the first of equally good ones; None: all NaN or empty."""
         if not self.scores.size or np.isnan(self.scores).all():
             return None
         return tuple(int(place) for place in np.unravel_index(np.nanargmax(self.scores), self.scores.shape))

@@ -13,14 +13,12 @@ from tqdm import tqdm
 from kernel.data.annotated import AnnotatedImage
 from kernel.ensemble.ensemble import Ensemble
 from kernel.errors import InputError
-from kernel.postprocess.clean import postprocess_instances
-from kernel.postprocess.instances import CellMasks, Instances
 from kernel.runtime.pictures import draw_picture
 from kernel.segment import segment_image
-from kernel.settings import CELL_TYPES, CLS_USE, Thresholds
+from kernel.settings import CELL_TYPES, CLS_USE
 from kernel.validation.metric import MetricScores, image_score, mean_scores
 from kernel.validation.report import ReportBuilder, ReportImage
-from kernel.validation.tuning import DEFAULT_GRID, ThresholdGrid, best_thresholds, mean_score_grid
+from kernel.validation.search import TuningImage, TuningPlan, TypeTuning, tune_cell_type
 
 
 @dataclass(frozen=True)
@@ -103,15 +101,13 @@ def lone_member(ensemble: Ensemble, name: str) -> Ensemble:
 
 
 def tune_ensemble(
-    ensemble: Ensemble, images: Sequence[AnnotatedImage], grid: ThresholdGrid = DEFAULT_GRID
-) -> dict[str, tuple[Thresholds, float, float]]:
-    """Per cell type among `images`: the best thresholds of the post-processing, the mean score before and after.
+    ensemble: Ensemble, images: Sequence[AnnotatedImage], plan: TuningPlan | None = None
+) -> dict[str, TypeTuning]:
+    """Per cell type among `images`: the thresholds of the post-processing to take, and what they are worth.
 
-    Cells are those that the ensemble's own box thresholds let through. Both scores are of the images tuned on, so
-    the second one is too good; what the thresholds are worth shows on others. Thresholds that nothing in the grid
-    beats stay.
+    Cells are those that the ensemble's own box thresholds let through. plan: how to tune; None: as `TuningPlan` says.
 
-    Raises InputError for a cell type that the ensemble has no thresholds of, as LIVECell's.
+    Raises InputError for a cell type that the ensemble has no thresholds of, as LIVECell's, and as `tune_cell_type`.
     """
     foreign = sorted({entry.cell_type for entry in images} - set(ensemble.settings.thresholds))
     if foreign:
@@ -119,19 +115,15 @@ def tune_ensemble(
             f"the images are of {', '.join(foreign)}, and thresholds are tuned for "
             f"{', '.join(ensemble.settings.thresholds)}: give images of these"
         )
-    by_type: dict[str, list[tuple[Instances, CellMasks]]] = {}
+    plan = plan or TuningPlan()
+    by_type: dict[str, list[TuningImage]] = {}
     for entry in tqdm(images, unit="image", mininterval=2):
-        by_type.setdefault(entry.cell_type, []).append((segment_image(ensemble, entry.read()).instances, entry.masks()))
-    tuned = {}
-    for cell_type, seen in by_type.items():
-        base = ensemble.settings.thresholds[cell_type]
-        scores = mean_score_grid(seen, grid, corrupt=base.corrupt)
-        before = sum(image_score(postprocess_instances(soft, base).masks, truth) for soft, truth in seen) / len(seen)
-        after = float(scores.max())
-        tuned[cell_type] = (
-            (best_thresholds(grid, scores, base), before, after) if after > before else (base, before, before)
-        )
-    return tuned
+        instances = segment_image(ensemble, entry.read()).instances
+        by_type.setdefault(entry.cell_type, []).append(TuningImage(entry.image_id, instances, entry.masks()))
+    return {
+        cell_type: tune_cell_type(cell_type, seen, ensemble.settings.thresholds[cell_type], plan)
+        for cell_type, seen in by_type.items()
+    }
 
 
 def scores_of(results: Sequence[ImageResult]) -> MetricScores:

@@ -17,7 +17,6 @@ from kernel.validation.report import ReportBuilder
 from kernel.validation.report_pictures import OUTLINE_KINDS, Example, to_jpeg, to_svg, write_png
 from kernel.validation.report_plots import DARK, LIGHT
 from kernel.validation.report_tuning import ThresholdSurface, surface_plots, write_tuning_plots
-from kernel.validation.tuning import best_thresholds
 
 
 def table(path: Path) -> list[dict[str, str]]:
@@ -201,9 +200,9 @@ def test_pictures_of_the_page_are_of_sane_size() -> None:
     assert gray.shape == (40, 50)
 
 
-def test_surfaces_name_the_point_that_tuning_chooses(tmp_path: Path) -> None:
+def test_surfaces_name_the_best_point_as_the_grid_counts_it(tmp_path: Path) -> None:
     tuned = surface("astro", (0, 2, 1, 1))
-    chosen = best_thresholds(GRID, tuned.scores, Thresholds())
+    chosen = GRID.thresholds_at(int(tuned.scores.argmax()), Thresholds())
     assert tuned.best == (0, 2, 1, 1)
     assert [tuned.values[axis][place] for axis, place in enumerate(tuned.best)] == [
         chosen.mask_threshold, chosen.mask_nms_threshold, chosen.min_size, chosen.confidence,

@@ -1,16 +1,17 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
 import pytest
-from oracles import random_instances
+from oracles import full_corrupt, full_mask_nms, full_score, random_instances
 
 from kernel.postprocess.clean import binarise, postprocess_instances
 from kernel.postprocess.instances import CellMasks, Instances
 from kernel.settings import Thresholds
 from kernel.validation.metric import image_score
-from kernel.validation.tuning import ThresholdGrid, best_thresholds, mean_score_grid, score_grid
+from kernel.validation.tuning import TUNED_FIELDS, ThresholdGrid, score_at, score_grid, score_grids
 
 SHAPE = (40, 52)
 GRID = ThresholdGrid((0.3, 0.5), (0.0, 0.1, 0.4), (0, 20, 60, 1000), (0.0, 0.5, 0.9, 1.0))
@@ -69,19 +70,55 @@ def test_empty_images(order):
     assert (scores[..., 0] == 0).all() and (scores[..., -1] == 1).all()
 
 
-def test_mean_over_images_and_the_best_point():
+def test_tied_scores_and_crowded_cells_are_scored_alike():
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        crowded = random_instances(rng, 40, (24, 30))
+        tied = replace(crowded, scores=rng.integers(1, 5, 40) / 5)
+        truth = binarise(crowded, 0.4).select(np.flatnonzero(rng.random(40) < 0.7))  # which overlap
+        scores = score_grid(tied, truth, GRID, corrupt=bool(seed % 2)).ravel()
+        for point in rng.choice(len(scores), 25, replace=False).tolist():
+            thresholds = GRID.thresholds_at(point, Thresholds(corrupt=bool(seed % 2)))
+            assert scores[point] == score_at(tied, truth, thresholds)
+
+
+def test_the_original_order_is_that_of_plain_full_frames():
+    instances, truth = random_image(3)
+    scores = score_grid(instances, truth, GRID, corrupt=True, order="original")
+    frames = truth.full_frames()
+    for point, (mask, nms, size, confidence) in enumerate(
+        product(GRID.mask_thresholds, GRID.nms_thresholds, GRID.min_sizes, GRID.confidences)
+    ):
+        order = np.argsort(-instances.scores)
+        masks = instances.full_frames()[order] > mask * 255
+        order, masks = order[(kept := full_mask_nms(masks, nms))], masks[kept]
+        sizes = masks.sum(axis=(1, 2))
+        large = sizes > size if (sizes > size).any() else sizes == sizes.max()
+        order, masks = order[large], masks[large]
+        masks = masks[instances.scores[order] >= np.float32(confidence)]
+        final = [full_corrupt(one) for one in masks]
+        whole = list(final)
+        for index, better in product(range(len(masks)), repeat=2):
+            if better < index and (masks[index] & masks[better]).any():
+                final[index] = final[index] & ~whole[better]
+        left = np.array([one for one in final if one.any()]).reshape(-1, *SHAPE)
+        expected = full_score(left, frames) if len(left) else 0.0
+        assert scores.ravel()[point] == pytest.approx(expected, abs=1e-12)
+
+
+def test_grids_of_images_are_counted_as_the_grid_is():
     images = [random_image(seed) for seed in range(2)]
-    mean = mean_score_grid(images, GRID, corrupt=False)
-    np.testing.assert_allclose(mean, np.mean([score_grid(*image, GRID, corrupt=False) for image in images], axis=0))
-    scores = np.zeros(GRID.shape)
-    scores[1, 2, 1, 0] = scores[1, 2, 1, 1] = 0.7
-    assert best_thresholds(GRID, scores, Thresholds(corrupt=True)) == Thresholds(
-        mask_threshold=0.5, mask_nms_threshold=0.4, min_size=20, confidence=0.0, corrupt=True
-    )
-
-
-def test_no_images_have_no_best_point():
-    scores = mean_score_grid([], GRID, corrupt=False)
-    assert np.isnan(scores).all()
-    with pytest.raises(ValueError, match="no scores"):
-        best_thresholds(GRID, scores, Thresholds())
+    found = score_grids(iter(images), GRID, corrupt=True)
+    assert found.shape == (2, 96) and score_grids([], GRID, corrupt=True).shape == (0, 96)
+    points = list(product(*GRID.axes))
+    positions = GRID.positions()
+    for point in (0, 17, 95):
+        thresholds = GRID.thresholds_at(point, Thresholds(rpn_nms_pre=7, corrupt=True))
+        assert tuple(getattr(thresholds, name) for name in TUNED_FIELDS) == points[point]
+        assert thresholds.rpn_nms_pre == 7 and type(thresholds.min_size) is int
+        assert GRID.position_of(thresholds).tolist() == positions[point].tolist()
+        assert [row[point] for row in found] == [score_at(*image, thresholds) for image in images]
+    more = GRID.including(Thresholds(mask_threshold=0.45, mask_nms_threshold=0.1, min_size=2000, confidence=0.1))
+    assert more.axes == ((0.3, 0.45, 0.5), (0.0, 0.1, 0.4), (0, 20, 60, 1000, 2000), (0.0, 0.1, 0.5, 0.9, 1.0))
+    between = Thresholds(mask_threshold=0.35, mask_nms_threshold=0.1, min_size=40, confidence=2.0)
+    assert GRID.position_of(between) == pytest.approx([0.25, 1, 1.5, 3])

@@ -19,6 +19,7 @@ from kernel.data.images import read_image
 from kernel.ensemble.ensemble import Ensemble, Member, Prediction
 from kernel.postprocess.rle import encode_rle
 from kernel.settings import CELL_TYPES, CLS_USE, EnsembleSettings, Thresholds
+from kernel.validation.search import TuningPlan
 from kernel.validation.tuning import ThresholdGrid
 from kernel.validation.validate import (
     ImageResult,
@@ -34,7 +35,8 @@ SHAPE = (60, 80)
 #: x1, y1, x2, y2 of cells that do not touch; up to 28 pixels wide a pasted mask of ones is exactly its box.
 FIRST, SECOND, THIRD = (4, 5, 24, 25), (30, 5, 50, 25), (30, 32, 50, 52)
 
-Found = list[tuple[tuple[int, int, int, int], float, str]]  # box, score and cell type
+Box = tuple[int, int, int, int]
+Found = list[tuple[Box, float, str]]  # box, score and cell type
 
 
 @dataclass
@@ -169,54 +171,78 @@ def test_results_become_a_row_each() -> None:
     assert (rows[1]["id"], rows[1]["found_type"], rows[1]["found_cells"]) == ("b", "", "0")
 
 
-GRID = ThresholdGrid(mask_thresholds=(0.5,), nms_thresholds=(0.1,), min_sizes=(0, 450), confidences=(0.2, 0.4, 0.95))
+GRID = ThresholdGrid(mask_thresholds=(0.5,), nms_thresholds=(0.1,), min_sizes=(0,), confidences=(0.2, 0.4, 0.95))
+
+
+PLAN = TuningPlan(grid=GRID)
+
+
+def repeated(folder: Path, count: int, kind: str, truth: list[Box], found: Found) -> tuple[list[AnnotatedImage], dict]:
+    """As many images of one content: a gain is believed only where enough images show it."""
+    images = [annotated(folder, 10 + index, kind, truth) for index in range(count)]
+    return images, dict.fromkeys(range(10, 10 + count), found)
 
 
 def test_tuning_finds_the_confidence_that_drops_the_wrong_cell(tmp_path: Path) -> None:
-    images = [annotated(tmp_path, 10, "shsy5y", [FIRST]), annotated(tmp_path, 20, "shsy5y", [SECOND])]
-    ensemble = FakeEnsemble(
-        {
-            10: [(FIRST, 0.9, "shsy5y"), (THIRD, 0.35, "shsy5y")],
-            20: [(SECOND, 0.45, "shsy5y")],
-        }
+    images, found = repeated(tmp_path, 8, "shsy5y", [FIRST], [(FIRST, 0.9, "shsy5y"), (THIRD, 0.35, "shsy5y")])
+    images.append(annotated(tmp_path, 30, "shsy5y", [SECOND]))
+    ensemble = FakeEnsemble({**found, 30: [(SECOND, 0.45, "shsy5y")]})
+    ((cell_type, tuning),) = tune_ensemble(ensemble, images, PLAN).items()
+    assert (cell_type, tuning.cell_type, tuning.image_ids) == (
+        "shsy5y",
+        "shsy5y",
+        tuple(image.image_id for image in images),
     )
-    ((cell_type, (thresholds, before, after)),) = tune_ensemble(ensemble, images, GRID).items()
-    assert cell_type == "shsy5y"
-    assert (before, after) == pytest.approx((3 / 4, 1))
+    assert tuning.before.tolist() == [1 / 2] * 8 + [1] and tuning.after.tolist() == [1] * 9
     base = ensemble.settings.thresholds["shsy5y"]
-    assert thresholds == replace(base, mask_threshold=0.5, mask_nms_threshold=0.1, min_size=0, confidence=0.4)
-    # The scores promised are those that the submission gets.
-    settings = EnsembleSettings(thresholds={**ensemble.settings.thresholds, "shsy5y": thresholds})
+    assert tuning.old == base and tuning.has_gain
+    assert tuning.new == replace(base, confidence=0.4)
+    # With any of them left out the same is chosen, so that the images left out gain as much.
+    assert tuning.validation.scores.tolist() == pytest.approx([1] * 9)
+    assert tuning.assessment.gain.mean == pytest.approx(4 / 9)
+    # The scores promised are those that the submission gets, and what made no difference stayed.
+    settings = EnsembleSettings(thresholds={**ensemble.settings.thresholds, "shsy5y": tuning.new})
     again = validate_ensemble(replace(ensemble, settings=settings), images)
-    assert [r.score for r in again] == [1, 1]
+    assert [r.score for r in again] == tuning.after.tolist()
 
 
 def test_tuning_with_the_default_grid_goes_the_same_way(tmp_path: Path) -> None:
-    images = [annotated(tmp_path, 10, "cort", [FIRST])]
-    ensemble = FakeEnsemble({10: [(FIRST, 0.75, "cort"), (THIRD, 0.72, "cort")]})
-    thresholds, before, after = tune_ensemble(ensemble, images)["cort"]
-    assert (before, after) == pytest.approx((1 / 2, 1))
-    assert 0.72 < thresholds.confidence <= 0.75
-    assert (
-        replace(thresholds, mask_threshold=0.45, mask_nms_threshold=0.05, confidence=0.7, min_size=70)
-        == (ensemble.settings.thresholds["cort"])
-    )
+    images, found = repeated(tmp_path, 6, "cort", [FIRST], [(FIRST, 0.75, "cort"), (THIRD, 0.72, "cort")])
+    ensemble = FakeEnsemble(found)
+    tuning = tune_ensemble(ensemble, images)["cort"]
+    assert tuning.before.tolist() == [1 / 2] * 6 and tuning.after.tolist() == [1] * 6
+    # All else stays as it was.
+    assert tuning.new == replace(ensemble.settings.thresholds["cort"], confidence=0.75, min_size=70)
+    # Without a fifth of the six, there are too few to tell.
+    assert tuning.assessment.gain.mean == 0
+
+
+def test_so_few_images_change_nothing(tmp_path: Path) -> None:
+    images, found = repeated(tmp_path, 4, "cort", [FIRST], [(FIRST, 0.75, "cort"), (THIRD, 0.72, "cort")])
+    tuning = tune_ensemble(FakeEnsemble(found), images)["cort"]
+    assert not tuning.has_gain and tuning.new == tuning.old and tuning.after.tolist() == tuning.before.tolist()
 
 
 def test_each_type_is_tuned_on_its_own_images_and_types_without_one_are_left_out(tmp_path: Path) -> None:
-    images = [annotated(tmp_path, 10, "astro", [FIRST]), annotated(tmp_path, 20, "cort", [SECOND])]
-    thresholds = {"shsy5y": Thresholds(), "astro": Thresholds(rpn_nms_pre=7), "cort": Thresholds(rpn_nms_pre=9)}
+    astro, cort = tmp_path / "astro", tmp_path / "cort"
+    astro.mkdir()
+    cort.mkdir()
+    images, found = repeated(astro, 6, "astro", [FIRST], [(FIRST, 0.9, "astro"), (THIRD, 0.38, "astro")])
+    others = [annotated(cort, 50 + index, "cort", [SECOND]) for index in range(6)]
+    thresholds = {
+        "shsy5y": Thresholds(),
+        "astro": Thresholds(rpn_nms_pre=7),
+        "cort": Thresholds(rpn_nms_pre=9, confidence=0.5),
+    }
     ensemble = FakeEnsemble(
-        {
-            10: [(FIRST, 0.9, "astro"), (THIRD, 0.38, "astro")],
-            20: [(SECOND, 0.38, "cort")],
-        },
+        found | {gray: [(SECOND, 0.38, "cort")] for gray in range(50, 56)},
         settings=EnsembleSettings(thresholds=thresholds),
     )
-    tuned = tune_ensemble(ensemble, images, GRID)
-    assert {kind: (found.rpn_nms_pre, found.confidence) for kind, (found, _, _) in tuned.items()} == {
+    grids = {"cort": replace(GRID, confidences=(0.1, 0.2, 0.35, 0.6))}
+    tuned = tune_ensemble(ensemble, [*images, *others], replace(PLAN, grid_of_type=grids))
+    assert {kind: (found.new.rpn_nms_pre, found.new.confidence) for kind, found in tuned.items()} == {
         "astro": (7, 0.4),
-        "cort": (9, 0.3),
+        "cort": (9, 0.2),  # of those that find it, the nearest that has such neighbours
     }
 
 
@@ -225,23 +251,24 @@ def test_masks_are_corrupted_where_the_submission_does(tmp_path: Path, cell_type
     # The holes of astro's masks are filled. With a hole of 8 x 8 in 20 x 20 pixels the IoU is 0.84, above seven of ten.
     ensemble = FakeEnsemble({10: [(FIRST, 0.9, cell_type)]}, hollow=True)
     images = [annotated(tmp_path, 10, cell_type, [FIRST])]
-    _, before, after = tune_ensemble(ensemble, images, GRID)[cell_type]
-    assert (before, after) == pytest.approx((expected, expected))
+    tuning = tune_ensemble(ensemble, images, PLAN)[cell_type]
+    assert tuning.before.tolist() == pytest.approx([expected])
+    assert tuning.found.candidates.scores.max() == pytest.approx(expected)
 
 
 def test_an_image_where_nothing_is_found_counts_with_nothing(tmp_path: Path) -> None:
-    images = [annotated(tmp_path, 10, "shsy5y", [FIRST]), annotated(tmp_path, 20, "shsy5y", [SECOND])]
-    ensemble = FakeEnsemble({10: [(FIRST, 0.9, "shsy5y"), (THIRD, 0.35, "shsy5y")], 20: []})
-    thresholds, before, after = tune_ensemble(ensemble, images, GRID)["shsy5y"]
-    assert (before, after) == pytest.approx((1 / 4, 1 / 2))
-    assert thresholds.confidence == 0.4
+    images, found = repeated(tmp_path, 7, "shsy5y", [FIRST], [(FIRST, 0.9, "shsy5y"), (THIRD, 0.35, "shsy5y")])
+    images.append(annotated(tmp_path, 20, "shsy5y", [SECOND]))
+    tuning = tune_ensemble(FakeEnsemble({**found, 20: []}), images, PLAN)["shsy5y"]
+    assert (tuning.assessment.before, tuning.assessment.after) == pytest.approx((3.5 / 8, 7 / 8))
+    assert tuning.new.confidence == 0.4
 
 
 def test_nothing_found_at_all_can_be_tuned_on(tmp_path: Path) -> None:
     ensemble = FakeEnsemble({10: []})
-    thresholds, before, after = tune_ensemble(ensemble, [annotated(tmp_path, 10, "cort", [FIRST])], GRID)["cort"]
-    assert (before, after) == (0, 0)
-    assert (thresholds.rpn_nms_pre, thresholds.rcnn_score_threshold) == (1000, 0.5)
+    tuning = tune_ensemble(ensemble, [annotated(tmp_path, 10, "cort", [FIRST])], PLAN)["cort"]
+    assert tuning.before.tolist() == tuning.after.tolist() == tuning.validation.scores.tolist() == [0]
+    assert tuning.new == ensemble.settings.thresholds["cort"]
 
 
 def test_a_lone_member_is_used_for_everything(wheels_site: Path) -> None:
