@@ -41,13 +41,13 @@ def test_layers_of_the_heads_and_no_others_compute_in_the_dtype(kind: str) -> No
     given_to_losses: dict[str, set[torch.dtype]] = {}
     for name, module in detector.named_modules():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
-            module.register_forward_hook(lambda _, __, out, name=name: dtypes.setdefault(name, set()).add(out.dtype))
+            found = dtypes.setdefault(name, set())
+            module.register_forward_hook(lambda _, __, out, found=found: found.add(out.dtype))
     for number, head in enumerate(head_modules(detector)):
         for name, module in head.named_children():
             if name.startswith("loss"):
-                module.register_forward_pre_hook(
-                    lambda _, given, key=f"{number}.{name}": given_to_losses.setdefault(key, set()).add(given[0].dtype)
-                )
+                found = given_to_losses.setdefault(f"{number}.{name}", set())
+                module.register_forward_pre_hook(lambda _, given, found=found: found.add(given[0].dtype))
     dataset = CropDataset([cell_image()], 2, 64, 3, seed=0)
     compute_losses(detector, collate([dataset[0], dataset[1]]), torch.float32, torch.bfloat16)
     assert {name for name, found in dtypes.items() if found == {torch.bfloat16}} == {
