@@ -16,7 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from kernel.errors import InputError
-from kernel.settings import CELL_TYPES, CLS_USE, DEFAULT_THRESHOLDS, CellTypeRule, EnsembleSettings, Thresholds
+from kernel.settings import (
+    CELL_TYPES,
+    CLS_USE,
+    DEFAULT_THRESHOLDS,
+    EQUAL_WEIGHTS,
+    FIRST_PASS_STAGES,
+    CellTypeRule,
+    EnsembleSettings,
+    StageWeights,
+    Thresholds,
+)
 
 KIND_NAMES = ("maskrcnn", "cascade", "htc")
 ENCODER_NAMES = (
@@ -65,6 +75,7 @@ class MemberEntry:
     dataset: str | None = None  # "owner/slug"; None: any of the manifest's weight_datasets
     file: str | None = None  # path inside the dataset; None: not known yet
     sha256: str | None = None  # checked before use; None: not known yet
+    weights: StageWeights = EQUAL_WEIGHTS  # in the averages of its cell types' members
     notes: str = ""
 
 
@@ -231,6 +242,7 @@ MEMBER_RULES: dict[str, FieldRule] = {
     "sha256": rule_or_null(rule_pattern(SHA256_PATTERN, "the file's SHA-256 as 64 lower-case hexadecimal digits")),
     "notes": RULE_TEXT,
 }
+STAGE_WEIGHT_RULES: dict[str, FieldRule] = {part.name: rule_number(0, 1000) for part in fields(StageWeights)}
 THRESHOLD_RULES: dict[str, FieldRule] = {
     "rpn_nms_pre": rule_number(1, 10_000_000, whole=True),
     "rpn_iou_threshold": RULE_FRACTION,
@@ -364,6 +376,9 @@ class ManifestReader:
                 continue
             if "use_for" in values:
                 values["use_for"] = self.use_for(values["use_for"], f"{path}.use_for")
+            if "weights" in values:
+                given = self.values(values["weights"], f"{path}.weights", StageWeights, STAGE_WEIGHT_RULES)
+                values["weights"] = StageWeights(**(given or {}))
             if len(self.problems) == seen:
                 members.append(MemberEntry(**values))
         names = [entry.get("name") for entry in data if isinstance(entry, dict)]
@@ -441,6 +456,7 @@ class ManifestReader:
                 f"members: the cell types use different members, so some must find out the type first: add "
                 f"{CLS_USE!r} to the `use_for` of at least one member"
             )
+        self.check_weights(manifest)
         for index, member in enumerate(manifest.members):
             if not manifest.datasets_for(member):
                 self.problems.append(
@@ -464,6 +480,19 @@ class ManifestReader:
                 f"time_margin_hours: {manifest.time_margin_hours:g} leaves nothing of time_limit_hours "
                 f"{manifest.time_limit_hours:g}: give less"
             )
+
+    def check_weights(self, manifest: Manifest) -> None:
+        """Every average needs a member that counts in it: all three for each cell type, two in the first pass."""
+        averages = [(cell_type, stage.name) for cell_type in CELL_TYPES for stage in fields(StageWeights)]
+        if not manifest.all_types_use_all_members:
+            averages += [(CLS_USE, stage) for stage in FIRST_PASS_STAGES]
+        for use, stage in averages:
+            users = [index for index, member in enumerate(manifest.members) if use in member.use_for]
+            if users and not any(getattr(manifest.members[index].weights, stage) > 0 for index in users):
+                self.problems.append(
+                    f"members[{users[0]}].weights.{stage}: all members used for {use!r} have 0 here, and nothing would "
+                    "be left to average: give at least one of them more"
+                )
 
 
 def join_path(path: str, key: str) -> str:

@@ -77,7 +77,7 @@ def load_ensemble(
     for entry in progress(manifest.members):
         path = weights[entry.name]
         detector = load_detector(path, entry.kind, entry.encoder, entry.sha256)
-        members.append(Member(entry.name, entry.kind, detector, frozenset(entry.use_for)))
+        members.append(Member(entry.name, entry.kind, detector, frozenset(entry.use_for), entry.weights))
         LOG.info("member %s: %s %s from %s", entry.name, entry.kind, entry.encoder, path.name)
     on_gpu = torch.device(device).type == "cuda"
     return Ensemble(members, manifest.ensemble, device=device, dtype=dtype, views_per_batch=3 if on_gpu else 1)

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 CELL_TYPES = ("shsy5y", "astro", "cort")
 #: The use of a member that takes part in the first pass, which decides the cell type.
 CLS_USE = "cls"
+#: The averages that the first pass takes: it needs no masks.
+FIRST_PASS_STAGES = ("proposals", "boxes")
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,19 @@ DEFAULT_THRESHOLDS = {
         mask_nms_threshold=0.05, confidence=0.7,
     ),
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class StageWeights:
+    """How much a member counts in each of the three averages, against the others; 0: it is not asked there."""
+
+    proposals: float = 1.0
+    boxes: float = 1.0
+    masks: float = 1.0
+
+
+#: Of members that count alike.
+EQUAL_WEIGHTS = StageWeights()
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,15 @@ from kernel.manifest import (
     manifest_to_json,
     parse_manifest,
 )
-from kernel.settings import CELL_TYPES, CLS_USE, DEFAULT_THRESHOLDS, CellTypeRule, EnsembleSettings, Thresholds
+from kernel.settings import (
+    CELL_TYPES,
+    CLS_USE,
+    DEFAULT_THRESHOLDS,
+    CellTypeRule,
+    EnsembleSettings,
+    StageWeights,
+    Thresholds,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 SCHEMA = json.loads((ROOT / "bundle" / "manifest.schema.json").read_text(encoding="utf-8"))
@@ -105,7 +113,11 @@ def test_thresholds_not_given_are_those_of_their_type() -> None:
     assert thresholds["cort"] == DEFAULT_THRESHOLDS["cort"]
 
 
-@pytest.mark.parametrize("text", [PUBLISHED, json.dumps(MINIMAL)], ids=["published", "minimal"])
+@pytest.mark.parametrize(
+    "text",
+    [PUBLISHED, json.dumps(MINIMAL), json.dumps(changed("members.0.weights", {"boxes": 2}))],
+    ids=["published", "minimal", "weighted"],
+)
 def test_round_trip(text: str) -> None:
     manifest = parse_manifest(text, "m")
     assert parse_manifest(manifest_to_json(manifest), "again") == manifest
@@ -137,6 +149,10 @@ WRONG = [
     (changed("members.0.file", "weights.zip"), "ending in .safetensors, .pt, .pth, .bin"),
     (changed("members.0.sha256", "abc"), "members[0].sha256: found \"abc\", expected the file's SHA-256"),
     (changed("members.0.sha256", "0" * 64), "members[0].sha256: given without `file`"),
+    (changed("members.0.weights", 2), "members[0].weights: found 2, expected an object"),
+    (changed("members.1.weights", {"masks": -1}), "members[1].weights.masks: found -1, expected a number from 0"),
+    (changed("members.1.weights", {"boxes": "2"}), "members[1].weights.boxes: found \"2\", expected a number"),
+    (changed("members.0.weights", {"mask": 1}), "members[0].weights.mask: unknown key; did you mean 'masks'?"),
     (changed("wheels_dataset", "me/abc"), "wheels_dataset: found"),
     (changed("weight_datasets", "me/weights"), "weight_datasets: found \"me/weights\", expected a list"),
     (changed("weight_datasets", ["me/weights", 3]), "weight_datasets[1]: found 3"),
@@ -171,6 +187,30 @@ def test_no_member_for_a_type() -> None:
     data = changed("members.0.use_for", ["shsy5y", "cls"])
     data["members"][1]["use_for"] = ["cort"]
     with pytest.raises(InputError, match="none is used for 'astro'"):
+        parse_manifest(json.dumps(data), "m")
+
+
+def test_weights_not_given_are_one() -> None:
+    members = parse_manifest(json.dumps(changed("members.1.weights", {"boxes": 2, "masks": 0.5})), "m").members
+    assert members[0].weights == StageWeights(1, 1, 1)
+    assert members[1].weights == StageWeights(1, 2, 0.5)
+
+
+def test_a_stage_without_weight_is_told_once_for_each_type() -> None:
+    data = changed("members.0.weights", {"masks": 0})
+    parse_manifest(json.dumps(data), "m")  # the other member's masks count
+    data["members"][1]["weights"] = {"masks": 0, "boxes": 0}
+    with pytest.raises(InputError, match="3 problem") as caught:
+        parse_manifest(json.dumps(data), "m")
+    assert "members[0].weights.masks: all members used for 'astro' have 0 here" in str(caught.value)
+
+
+def test_the_first_pass_needs_weights_as_well() -> None:
+    data = changed("members.0.use_for", ["shsy5y", "astro", "cls"])
+    data["members"][0]["weights"] = {"masks": 0}
+    parse_manifest(json.dumps(data), "m")  # it makes no masks
+    data["members"][0]["weights"] = {"proposals": 0}
+    with pytest.raises(InputError, match=r"1 problem[^-]*- members\[0\].weights.proposals: all members used for 'cls'"):
         parse_manifest(json.dumps(data), "m")
 
 
@@ -209,6 +249,7 @@ PARTS = [
     (Manifest, SCHEMA, {"$schema"}),
     (KernelIdentity, SCHEMA["properties"]["kernel"], set()),
     (MemberEntry, SCHEMA["properties"]["members"]["items"], set()),
+    (StageWeights, SCHEMA["properties"]["members"]["items"]["properties"]["weights"], set()),
     (EnsembleSettings, SCHEMA["properties"]["ensemble"], set()),
     (CellTypeRule, SCHEMA["properties"]["ensemble"]["properties"]["cell_type_rule"], set()),
     (Thresholds, SCHEMA["$defs"]["thresholds"], set()),

@@ -46,13 +46,13 @@ def predict_view_boxes(
     return MergedBoxes(back.mean(dim=0), scores.mean(dim=0))
 
 
-def merge_boxes(predictions: Iterable[tuple[int, MergedBoxes]]) -> MergedBoxes:
-    """Average predictions of the same proposals, each given with the number of views that it is the mean of."""
+def merge_boxes(predictions: Iterable[tuple[float, MergedBoxes]]) -> MergedBoxes:
+    """Average predictions of the same proposals, each given with its weight: its member's, times its views."""
     predictions = list(predictions)
-    total = sum(views for views, _ in predictions)
+    total = sum(weight for weight, _ in predictions)
     return MergedBoxes(
-        torch.stack([p.boxes_xyxy * (views / total) for views, p in predictions]).sum(dim=0),
-        torch.stack([p.scores * (views / total) for views, p in predictions]).sum(dim=0),
+        torch.stack([p.boxes_xyxy * (weight / total) for weight, p in predictions]).sum(dim=0),
+        torch.stack([p.scores * (weight / total) for weight, p in predictions]).sum(dim=0),
     )
 
 

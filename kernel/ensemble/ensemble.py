@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,11 @@ from torch import nn
 
 from kernel.ensemble.boxes import Detections, MergedBoxes, merge_boxes, predict_view_boxes, select_boxes
 from kernel.ensemble.masks import merge_masks, predict_view_masks
-from kernel.ensemble.proposals import Proposals, compute_rpn_maps, merge_rpn_maps, select_proposals
+from kernel.ensemble.proposals import Proposals, RpnMaps, compute_rpn_maps, merge_rpn_maps, select_proposals
 from kernel.ensemble.views import ALL_VIEWS, IDENTITY, View, view_images
 from kernel.errors import InputError
 from kernel.models.detectors import Detector, ViewFeatures, compute_features, mask_size
-from kernel.settings import CELL_TYPES, CLS_USE, EnsembleSettings
+from kernel.settings import CELL_TYPES, CLS_USE, EQUAL_WEIGHTS, FIRST_PASS_STAGES, EnsembleSettings, StageWeights
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Member:
     kind: str  # a key of DETECTOR_KINDS
     detector: Detector
     use_for: frozenset[str]  # of CELL_TYPES and "cls"
+    weights: StageWeights = EQUAL_WEIGHTS  # in the averages with other members
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ class StageClock:
 class ImageFeatures:
     """The members' features of one image: computed when first asked for, kept for the later stages within a budget.
 
-    Beyond `budget_bytes` features are computed anew each time, which costs time and changes nothing else.
+    Beyond `budget_bytes` features are computed anew each time, which costs time and changes nothing else. The maps of
+    their RPNs, which are small, are always kept.
     """
 
     def __init__(self, ensemble: Ensemble, image_bgr: np.ndarray, clock: StageClock, budget_bytes: int):
@@ -78,6 +80,7 @@ class ImageFeatures:
         self.budget_bytes = budget_bytes
         self.used: list[str] = []
         self._kept: dict[tuple[str, tuple[View, ...]], ViewFeatures] = {}
+        self._rpn_maps: dict[str, RpnMaps] = {}
         self._inputs: dict[tuple[View, ...], torch.Tensor] = {}
 
     def get(self, member: Member, views: tuple[View, ...]) -> ViewFeatures:
@@ -98,6 +101,13 @@ class ImageFeatures:
             self.budget_bytes -= size
             self._kept[key] = features
         return features
+
+    def rpn_maps(self, member: Member) -> RpnMaps:
+        """What the member's RPN says of the identity view."""
+        if member.name not in self._rpn_maps:
+            levels = self.get(member, (IDENTITY,)).levels
+            self._rpn_maps[member.name] = compute_rpn_maps(member.detector, levels)
+        return self._rpn_maps[member.name]
 
 
 def features_bytes(features: ViewFeatures) -> int:
@@ -169,12 +179,15 @@ class Ensemble:
         """Start on an image (H, W, 3) uint8 BGR: what `propose`, `box` and `mask` take."""
         return ImageFeatures(self, image_bgr, StageClock(self.device), self.feature_budget_bytes)
 
+    def merge_maps(self, features: ImageFeatures, members: Sequence[Member]) -> RpnMaps:
+        """The members' averaged RPN maps of the identity view."""
+        return merge_rpn_maps((weight, features.rpn_maps(member)) for weight, member in weigh(members, "proposals"))
+
     def propose(self, features: ImageFeatures, members: Sequence[Member]) -> Proposals:
         """Proposals of the members' averaged RPN maps on the identity view."""
         with features.clock.stage("proposals"):
-            merged = merge_rpn_maps(compute_rpn_maps(m.detector, features.get(m, (IDENTITY,)).levels) for m in members)
             return select_proposals(
-                merged,
+                self.merge_maps(features, members),
                 members[0].detector.rpn_head,
                 features.image_shape,
                 self.settings.cell_type_rule,
@@ -188,7 +201,7 @@ class Ensemble:
                 return MergedBoxes(boxes_xyxy, boxes_xyxy.new_zeros((0, self.settings.num_classes)))
             return merge_boxes(
                 (
-                    len(views),
+                    weight * len(views),
                     predict_view_boxes(
                         member.kind,
                         member.detector,
@@ -199,7 +212,7 @@ class Ensemble:
                         self.settings.num_classes,
                     ),
                 )
-                for member in members
+                for weight, member in weigh(members, "boxes")
                 for views in self.view_batches(self.settings.use_tta)
             )
 
@@ -210,7 +223,7 @@ class Ensemble:
                 return boxes.boxes_xyxy.new_zeros((0, *mask_size(members[0].detector)))
             return merge_masks(
                 (
-                    len(views),
+                    weight * len(views),
                     predict_view_masks(
                         member.kind,
                         member.detector,
@@ -221,7 +234,7 @@ class Ensemble:
                         features.image_shape,
                     ),
                 )
-                for member in members
+                for weight, member in weigh(members, "masks")
                 for views in self.view_batches(self.settings.use_tta_masks)
             )
 
@@ -263,12 +276,31 @@ class Ensemble:
         )
 
 
+def weigh(members: Sequence[Member], stage: str) -> list[tuple[float, Member]]:
+    """The members that count at a stage, a field of `StageWeights`, with their weights there; the largest is 1.
+
+    Scaled so, equal weights are exactly 1, and what is averaged by them is the plain mean to the last bit.
+    """
+    weights = [float(getattr(member.weights, stage)) for member in members]
+    return [(weight / max(weights), member) for weight, member in zip(weights, members, strict=True) if weight > 0]
+
+
 def check_members_agree(members: Sequence[Member], settings: EnsembleSettings) -> None:
-    """Raise InputError unless all members can be averaged: same anchors, classes, mask size; each type has some."""
-    uses = [*CELL_TYPES, *([CLS_USE] if len({m.use_for - {CLS_USE} for m in members}) > 1 else [])]
-    for use in uses:
-        if not any(use in member.use_for for member in members):
+    """Raise InputError unless all members can be averaged: same anchors, classes, mask size; each type has some, and
+    some that count at each stage."""
+    stages_of_uses = {use: tuple(stage.name for stage in fields(StageWeights)) for use in CELL_TYPES}
+    if len({member.use_for - {CLS_USE} for member in members}) > 1:
+        stages_of_uses[CLS_USE] = FIRST_PASS_STAGES
+    for use, stages in stages_of_uses.items():
+        users = [member for member in members if use in member.use_for]
+        if not users:
             raise InputError(f"no member is used for {use!r}: add it to some member's `use_for` in the manifest")
+        idle = next((stage for stage in stages if not weigh(users, stage)), None)
+        if idle is not None:
+            raise InputError(
+                f"all members used for {use!r} have the weight 0 for {idle}: give at least one of them more in the "
+                "manifest"
+            )
     names = [member.name for member in members]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:

@@ -29,8 +29,8 @@ def predict_view_masks(
     return torch.stack([masks_out_of_view(m, view) for m, view in zip(masks, views, strict=True)]).mean(dim=0)
 
 
-def merge_masks(predictions: Iterable[tuple[int, torch.Tensor]]) -> torch.Tensor:
-    """Average mask probabilities (N, 28, 28), each given with the number of views that it is the mean of."""
+def merge_masks(predictions: Iterable[tuple[float, torch.Tensor]]) -> torch.Tensor:
+    """Average mask probabilities (N, 28, 28), each given with its weight: its member's, times its views."""
     predictions = list(predictions)
-    total = sum(views for views, _ in predictions)
-    return torch.stack([masks * (views / total) for views, masks in predictions]).sum(dim=0)
+    total = sum(weight for weight, _ in predictions)
+    return torch.stack([masks * (weight / total) for weight, masks in predictions]).sum(dim=0)

@@ -37,12 +37,19 @@ def compute_rpn_maps(detector: Detector, levels: Sequence[torch.Tensor]) -> RpnM
     return RpnMaps(tuple(s[0].float() for s in scores), tuple(d[0].float() for d in deltas))
 
 
-def merge_rpn_maps(maps: Iterable[RpnMaps]) -> RpnMaps:
-    """Average score and delta maps over members: logits, so before the sigmoid."""
+def merge_rpn_maps(maps: Iterable[tuple[float, RpnMaps]]) -> RpnMaps:
+    """Average score and delta maps over members, each given with its weight: logits, so before the sigmoid."""
     maps = list(maps)
+    total = sum(weight for weight, _ in maps)
+    # Shares of the plain mean: of equal weights each is 1, and changes no bit of it.
+    shares = [weight * len(maps) / total for weight, _ in maps]
+
+    def mean(levels: Sequence[torch.Tensor]) -> torch.Tensor:
+        return torch.stack([level * share for level, share in zip(levels, shares, strict=True)]).mean(dim=0)
+
     return RpnMaps(
-        tuple(torch.stack(level).mean(dim=0) for level in zip(*(m.scores for m in maps), strict=True)),
-        tuple(torch.stack(level).mean(dim=0) for level in zip(*(m.deltas for m in maps), strict=True)),
+        tuple(mean(levels) for levels in zip(*(m.scores for _, m in maps), strict=True)),
+        tuple(mean(levels) for levels in zip(*(m.deltas for _, m in maps), strict=True)),
     )
 
 

@@ -15,7 +15,7 @@ from kernel.ensemble.ensemble import Ensemble
 from kernel.errors import InputError
 from kernel.runtime.pictures import draw_picture
 from kernel.segment import segment_image
-from kernel.settings import CELL_TYPES, CLS_USE
+from kernel.settings import CELL_TYPES, CLS_USE, EQUAL_WEIGHTS
 from kernel.validation.metric import MetricScores, image_score, mean_scores
 from kernel.validation.report import ReportBuilder, ReportImage
 from kernel.validation.search import TuningImage, TuningPlan, TypeTuning, tune_cell_type
@@ -89,7 +89,7 @@ def validate_ensemble(
 def lone_member(ensemble: Ensemble, name: str) -> Ensemble:
     """An ensemble of the one member `name`, used for every cell type, with the same settings."""
     (member,) = (member for member in ensemble.members if member.name == name)
-    alone = replace(member, use_for=frozenset((*CELL_TYPES, CLS_USE)))
+    alone = replace(member, use_for=frozenset((*CELL_TYPES, CLS_USE)), weights=EQUAL_WEIGHTS)
     return Ensemble(
         [alone],
         ensemble.settings,

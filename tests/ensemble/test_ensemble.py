@@ -18,7 +18,7 @@ from kernel.ensemble.ensemble import Ensemble, Member, Prediction
 from kernel.ensemble.views import ALL_VIEWS, IDENTITY
 from kernel.errors import InputError
 from kernel.models.detectors import Detector
-from kernel.settings import CELL_TYPES, CLS_USE, CellTypeRule, EnsembleSettings, Thresholds
+from kernel.settings import CELL_TYPES, CLS_USE, CellTypeRule, EnsembleSettings, StageWeights, Thresholds
 
 pytestmark = pytest.mark.usefixtures("wheels_site")
 
@@ -241,6 +241,102 @@ def test_half_precision_is_close(kind: str, device: str, dtype: torch.dtype) -> 
     prediction = half.predict(image)
     assert len(prediction.scores) > 3
     assert prediction.mask_probs.dtype == prediction.boxes_xyxy.dtype == torch.float32
+
+
+# --- weights -----------------------------------------------------------------------------------------------------
+
+
+def weighted(given: Member, *weights: float) -> Member:
+    return replace(given, weights=StageWeights(*weights))
+
+
+def test_a_member_of_weight_two_is_the_same_member_twice() -> None:
+    one, other, image = member("one", "cascade"), member("other", "htc", seed=1), random_image()
+    twice = Ensemble([one, replace(one, name="again"), other], SETTINGS).predict(image)
+    double = Ensemble([weighted(one, 2, 2, 2), other], SETTINGS).predict(image)
+    assert_same_prediction(double, twice)
+    plain = Ensemble([one, other], SETTINGS).predict(image)
+    assert plain.scores.shape != double.scores.shape or (plain.scores - double.scores).abs().max() > 1e-3
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("stage", ["proposals", "boxes", "masks"])
+def test_weights_are_of_each_stage(stage: str) -> None:
+    """Weights 3 and 1 at one stage: its mean is theirs, the other stages' means are plain."""
+    members = [member("one", "cascade"), member("two", "htc", seed=1)]
+    uneven = [replace(members[0], weights=StageWeights(**{stage: 3})), members[1]]
+    ensemble, boxes = Ensemble(members, SETTINGS), torch.tensor([[5.0, 5, 25, 30], [30, 10, 60, 40]])
+    detections = Detections(boxes, torch.tensor([0.9, 0.8]), torch.tensor([1, 2]))
+
+    def answers(given: list[Member]) -> dict[str, torch.Tensor]:
+        features = ensemble.image_features(random_image())
+        merged = ensemble.box(features, given, boxes)
+        return {
+            "proposals": torch.cat([level.flatten() for level in ensemble.merge_maps(features, given).deltas]),
+            "boxes": torch.cat([merged.boxes_xyxy, merged.scores], dim=1),
+            "masks": ensemble.mask(features, given, detections),
+        }
+
+    first, second, found = answers(members[:1]), answers(members[1:]), answers(uneven)
+    for name, tensor in found.items():
+        share = 3 / 4 if name == stage else 1 / 2
+        torch.testing.assert_close(tensor, share * first[name] + (1 - share) * second[name], atol=1e-4, rtol=1e-5)
+        assert (first[name] - second[name]).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("weight", [0.1, 3, 1000])
+def test_equal_weights_change_no_bit(weight: float) -> None:
+    members = [member(name, kind, seed=seed) for seed, (name, kind) in enumerate(zip("abc", KINDS, strict=True))]
+    plain = Ensemble(members, SETTINGS).predict(random_image())
+    equal = Ensemble([weighted(each, weight, weight, weight) for each in members], SETTINGS).predict(random_image())
+    for name in ("boxes_xyxy", "scores", "labels", "mask_probs"):
+        assert torch.equal(getattr(equal, name), getattr(plain, name)), name
+    assert len(plain.scores) > 3
+
+
+def test_a_member_of_weight_zero_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    members, image = [member("one", "cascade"), weighted(member("idle", "htc", seed=1), 0, 0, 0)], random_image()
+    runs = count_runs(members, monkeypatch)
+    ensemble = Ensemble(members, SETTINGS, feature_budget_bytes=BUDGET)
+    found, alone = ensemble.predict(image), Ensemble(members[:1], SETTINGS).predict(image)
+    assert runs["idle"] == 0
+    assert found.members == ("one",)
+    for name in ("boxes_xyxy", "scores", "labels", "mask_probs"):
+        assert torch.equal(getattr(found, name), getattr(alone, name)), name
+
+
+@pytest.mark.parametrize(
+    ("weights", "calls", "views"),
+    [((1, 1, 0), {"rpn", "boxes"}, 4), ((1, 0, 0), {"rpn"}, 1), ((0, 1, 0), {"boxes"}, 4), ((0, 0, 1), {"masks"}, 4)],
+)
+def test_what_weighs_nothing_is_not_computed(
+    weights: tuple[float, ...], calls: set[str], views: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members = [member("one", "cascade"), weighted(member("part"), *weights)]
+    runs = count_runs(members, monkeypatch)
+    called: set[str] = set()
+    detector = members[1].detector
+    parts = {"rpn": detector.rpn_head, "boxes": detector.roi_head.bbox_head, "masks": detector.roi_head.mask_head}
+    for name, part in parts.items():
+        part.register_forward_hook(lambda *_, name=name: called.add(name))
+    found = Ensemble(members, SETTINGS, feature_budget_bytes=BUDGET).predict(random_image())
+    assert len(found.scores) > 0
+    assert called == calls
+    assert runs == {"one": 4, "part": views}
+
+
+@pytest.mark.parametrize(
+    ("uses", "stage", "told"),
+    [
+        (CELL_TYPES, "masks", "all members used for 'shsy5y' have the weight 0 for masks"),
+        ((CLS_USE,), "boxes", "all members used for 'cls' have the weight 0 for boxes"),
+    ],
+)
+def test_a_stage_needs_a_member_that_counts(uses: tuple[str, ...], stage: str, told: str) -> None:
+    members = [member("one", uses=frozenset(uses)), *([member("two")] if CLS_USE in uses else [])]
+    Ensemble(members, SETTINGS)
+    with pytest.raises(InputError, match=told):
+        Ensemble([replace(members[0], weights=StageWeights(**{stage: 0})), *members[1:]], SETTINGS)
 
 
 # --- nothing found -----------------------------------------------------------------------------------------------

@@ -175,7 +175,7 @@ def test_the_counts_pick_the_thresholds(rpn_head: Any, cell_type: str) -> None:
 
 
 def test_members_are_averaged_before_the_sigmoid(rpn_head: Any) -> None:
-    merged = merge_rpn_maps([uniform_maps(-4.0), uniform_maps(6.0), uniform_maps(4.0)])
+    merged = merge_rpn_maps([(1, uniform_maps(-4.0)), (1, uniform_maps(6.0)), (1, uniform_maps(4.0))])
     assert all(torch.allclose(level, torch.tensor(2.0)) for level in merged.scores)
     limits = Thresholds(rpn_score_threshold=0.5)
     found = select_proposals(merged, rpn_head, IMAGE_SHAPE, ALWAYS["cort"], {"cort": limits})
@@ -184,7 +184,7 @@ def test_members_are_averaged_before_the_sigmoid(rpn_head: Any) -> None:
 
 def test_deltas_are_averaged_as_well() -> None:
     first, second = random_maps(0), random_maps(1)
-    merged = merge_rpn_maps(iter([first, second]))
+    merged = merge_rpn_maps(iter([(1, first), (1, second)]))
     for level in range(5):
         torch.testing.assert_close(merged.scores[level], (first.scores[level] + second.scores[level]) / 2)
         torch.testing.assert_close(merged.deltas[level], (first.deltas[level] + second.deltas[level]) / 2)
@@ -192,7 +192,7 @@ def test_deltas_are_averaged_as_well() -> None:
 
 def test_one_member_is_its_own_mean() -> None:
     maps = random_maps(0)
-    merged = merge_rpn_maps([maps])
+    merged = merge_rpn_maps([(0.1, maps)])
     assert all(torch.equal(one, other) for one, other in zip(merged.scores, maps.scores, strict=True))
     assert all(torch.equal(one, other) for one, other in zip(merged.deltas, maps.deltas, strict=True))
 
