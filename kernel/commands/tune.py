@@ -1,4 +1,4 @@
-"""`tune`: choose the post-processing's thresholds on annotated images."""
+"""`tune`: choose thresholds on annotated images: the post-processing's, or with --stages those before it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from bundle.folders import refuse_to_replace, replace_folder, scratch_folder
 from bundle.site import use_vendored_packages
 from kernel.commands.common import add_ensemble_arguments, list_fold, load_options_ensemble
+from kernel.commands.tune_stages import add_stage_arguments, run_stages
 from kernel.data.splits import FOLDS_NAME, read_folds
 from kernel.errors import InputError
 from kernel.runtime.files import whole_file
@@ -45,12 +46,18 @@ def add_parser(commands: Any) -> None:
         help="score every point of the grid (default), or optuna's trials within its ranges",
     )
     parser.add_argument("--write", action="store_true", help="put the thresholds into the manifest")
+    add_stage_arguments(parser)
     parser.set_defaults(run=run_tune)
 
 
 def run_tune(options: argparse.Namespace) -> None:
-    """Choose the post-processing's thresholds."""
+    """Choose the post-processing's thresholds, or those of the stages before it."""
     use_vendored_packages()
+    if options.stages:
+        run_stages(options)
+        return
+    if options.stage_grid or options.try_members:
+        raise InputError("--stage-grid and --try-members belong to --stages, which is not given")
     from kernel.validation.evidence import EVIDENCE_MARKER, EVIDENCE_NAMES, describe_tuning, write_evidence
     from kernel.validation.manifest_edit import edited_manifest
     from kernel.validation.search import TuningPlan, read_grids

@@ -48,6 +48,16 @@ class Prediction:
     seconds: Mapping[str, float]  # per stage: features, proposals, boxes, masks
 
 
+@dataclass(frozen=True)
+class FoundBoxes:
+    """An image's final boxes, and how they came about."""
+
+    cell_type: str  # whose members and thresholds were used
+    members: tuple[Member, ...]
+    proposals: Proposals
+    boxes: Detections
+
+
 class StageClock:
     """Adds up seconds per stage. On a GPU it waits for the device, so that each stage is charged its own work."""
 
@@ -216,8 +226,19 @@ class Ensemble:
                 for views in self.view_batches(self.settings.use_tta)
             )
 
-    def mask(self, features: ImageFeatures, members: Sequence[Member], boxes: Detections) -> torch.Tensor:
-        """The members' and views' averaged mask probabilities (N, 28, 28) of final boxes."""
+    def mask(
+        self,
+        features: ImageFeatures,
+        members: Sequence[Member],
+        boxes: Detections,
+        batches: Sequence[tuple[View, ...]] | None = None,
+    ) -> torch.Tensor:
+        """The members' and views' averaged mask probabilities (N, 28, 28) of final boxes.
+
+        `batches` are those of `view_batches`, or some of them; None: all that the settings want.
+        """
+        if batches is None:
+            batches = self.view_batches(self.settings.use_tta_masks)
         with features.clock.stage("masks"):
             if len(boxes.boxes_xyxy) == 0:
                 return boxes.boxes_xyxy.new_zeros((0, *mask_size(members[0].detector)))
@@ -235,7 +256,7 @@ class Ensemble:
                     ),
                 )
                 for weight, member in weigh(members, "masks")
-                for views in self.view_batches(self.settings.use_tta_masks)
+                for views in batches
             )
 
     @torch.inference_mode()
@@ -252,21 +273,42 @@ class Ensemble:
             return proposals.cell_type
         return CELL_TYPES[int(boxes.labels.bincount().argmax())]
 
+    def choose_members(self, features: ImageFeatures) -> tuple[str | None, tuple[Member, ...]]:
+        """The cell type, by the first pass, and its members; None and all of them where all types share all."""
+        if not self.needs_first_pass:
+            return None, self.members
+        cell_type = self.decide_cell_type(features)
+        return cell_type, self.members_for(cell_type)
+
     @torch.inference_mode()
-    def predict(self, image_bgr: np.ndarray) -> Prediction:
-        """Find the cells of an image (H, W, 3) uint8 BGR of any size. Only the members that it needs are run."""
-        features = self.image_features(image_bgr)
-        cell_type = self.decide_cell_type(features) if self.needs_first_pass else None
-        members = self.members if cell_type is None else self.members_for(cell_type)
+    def detect(self, features: ImageFeatures, cell_type: str | None = None) -> FoundBoxes:
+        """The final boxes of an image that `image_features` has begun. `cell_type`: where it is known; no first pass
+        is made then."""
+        if cell_type is None:
+            cell_type, members = self.choose_members(features)
+        else:
+            members = self.members_for(cell_type)
         proposals = self.propose(features, members)
         cell_type = cell_type or proposals.cell_type
         merged = self.box(features, members, proposals.boxes_xyxy)
         boxes = select_boxes(merged, self.settings.thresholds[cell_type], self.settings.bbox_nms)
-        masks = self.mask(features, members, boxes)
+        return FoundBoxes(cell_type, members, proposals, boxes)
+
+    @torch.inference_mode()
+    def predict(self, image_bgr: np.ndarray) -> Prediction:
+        """Find the cells of an image (H, W, 3) uint8 BGR of any size. Only the members that it needs are run."""
+        return self.predict_features(self.image_features(image_bgr))
+
+    @torch.inference_mode()
+    def predict_features(self, features: ImageFeatures, cell_type: str | None = None) -> Prediction:
+        """As `predict`, from features that may have been used before; as `detect` where the cell type is known."""
+        found = self.detect(features, cell_type)
+        boxes = found.boxes
+        masks = self.mask(features, found.members, boxes)
         return Prediction(
             image_shape=features.image_shape,
-            cell_type=cell_type,
-            level_counts=proposals.level_counts,
+            cell_type=found.cell_type,
+            level_counts=found.proposals.level_counts,
             boxes_xyxy=boxes.boxes_xyxy.cpu(),
             scores=boxes.scores.cpu(),
             labels=boxes.labels.cpu(),

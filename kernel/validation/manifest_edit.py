@@ -93,13 +93,19 @@ def read_text(path: Path) -> str:
     return path.read_bytes().decode("utf-8")
 
 
-def edited_manifest(path: Path, base: Mapping[str, Thresholds], tuned: Mapping[str, Thresholds]) -> tuple[str, str]:
+def edited_manifest(
+    path: Path,
+    base: Mapping[str, Thresholds],
+    tuned: Mapping[str, Thresholds],
+    switches: Mapping[str, bool] | None = None,
+) -> tuple[str, str]:
     """The text of the manifest file with new thresholds, and its difference to the file as a unified diff.
 
     Args:
         path: the manifest.
         base: its thresholds by cell type, which those of `tuned` began with.
         tuned: the new ones, of any of the types. Only fields in which they differ from `base` are written.
+        switches: of the ensemble, by name, to be written as well.
 
     Raises:
         InputError: the file is no manifest, or its thresholds are no longer `base`.
@@ -118,6 +124,8 @@ def edited_manifest(path: Path, base: Mapping[str, Thresholds], tuned: Mapping[s
             value = getattr(thresholds, field.name)
             if value != getattr(base[cell_type], field.name):
                 text = set_value(text, ("ensemble", "thresholds", cell_type, field.name), value)
+    for name, value in (switches or {}).items():
+        text = set_value(text, ("ensemble", name), value)
     written = parse_manifest(text, f"{path} with the new thresholds").ensemble.thresholds
     if any(written[cell_type] != thresholds for cell_type, thresholds in tuned.items()):
         raise RunError(f"{path} would not say the thresholds that were tuned; it is left as it is")
@@ -129,12 +137,17 @@ def edited_manifest(path: Path, base: Mapping[str, Thresholds], tuned: Mapping[s
     )
 
 
-def write_thresholds(path: Path, base: Mapping[str, Thresholds], tuned: Mapping[str, Thresholds]) -> str:
+def write_thresholds(
+    path: Path,
+    base: Mapping[str, Thresholds],
+    tuned: Mapping[str, Thresholds],
+    switches: Mapping[str, bool] | None = None,
+) -> str:
     """Put new thresholds into the manifest file, whole or not at all; returns the unified diff, "" for none.
 
     Arguments and errors are those of `edited_manifest`.
     """
-    text, difference = edited_manifest(path, base, tuned)
+    text, difference = edited_manifest(path, base, tuned, switches)
     if difference:
         with whole_file(path) as temporary:
             temporary.write_bytes(text.encode("utf-8"))

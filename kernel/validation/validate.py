@@ -100,6 +100,16 @@ def lone_member(ensemble: Ensemble, name: str) -> Ensemble:
     )
 
 
+def refuse_other_types(ensemble: Ensemble, images: Sequence[AnnotatedImage]) -> None:
+    """Raise InputError where an image is of a cell type that the ensemble has no thresholds of, as LIVECell's."""
+    foreign = sorted({entry.cell_type for entry in images} - set(ensemble.settings.thresholds))
+    if foreign:
+        raise InputError(
+            f"the images are of {', '.join(foreign)}, and thresholds are tuned for "
+            f"{', '.join(ensemble.settings.thresholds)}: give images of these"
+        )
+
+
 def tune_ensemble(
     ensemble: Ensemble, images: Sequence[AnnotatedImage], plan: TuningPlan | None = None
 ) -> dict[str, TypeTuning]:
@@ -109,12 +119,7 @@ def tune_ensemble(
 
     Raises InputError for a cell type that the ensemble has no thresholds of, as LIVECell's, and as `tune_cell_type`.
     """
-    foreign = sorted({entry.cell_type for entry in images} - set(ensemble.settings.thresholds))
-    if foreign:
-        raise InputError(
-            f"the images are of {', '.join(foreign)}, and thresholds are tuned for "
-            f"{', '.join(ensemble.settings.thresholds)}: give images of these"
-        )
+    refuse_other_types(ensemble, images)
     plan = plan or TuningPlan()
     by_type: dict[str, list[TuningImage]] = {}
     for entry in tqdm(images, unit="image", mininterval=2):
