@@ -332,6 +332,66 @@ def test_a_wrong_plan_is_told(
     assert told in capsys.readouterr().err
 
 
+def test_tune_writes_the_thresholds_of_the_stages(
+    manifest: Path, weights: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["tune", *ensemble_arguments(manifest, weights, data), "--stages", "--grid"]
+    assert main([*arguments, "rpn_iou_threshold=0.2,0.4", "--grid", "use_tta_masks=true,false"]) == 0
+    dry = capsys.readouterr().out
+    assert re.findall(r"^(\w+): 0\.\d{4} before, \d\.\d{4} after, .*; 5 settings", dry, re.MULTILINE) == list(
+        CELL_TYPES
+    )
+    before = json.loads(manifest.read_text(encoding="utf-8"))
+    # One value alone: whatever the score, it is that or the manifest's.
+    assert main([*arguments, "rcnn_score_threshold=0.9", "--write"]) == 0
+    out = capsys.readouterr().out
+    assert out.endswith(f"written: {manifest}\n")
+    after = json.loads(manifest.read_text(encoding="utf-8"))
+    assert after["members"] == before["members"]
+    for cell_type in CELL_TYPES:
+        tuned = after["ensemble"]["thresholds"][cell_type]
+        assert tuned.keys() - before["ensemble"]["thresholds"][cell_type].keys() == {
+            "rpn_iou_threshold",
+            "rcnn_iou_threshold",
+        }
+        assert tuned["rcnn_score_threshold"] in (0.9, 0.0)
+        assert f"rcnn_score_threshold {tuned['rcnn_score_threshold']}\n" in out
+        assert {key: tuned[key] for key in ("confidence", "min_size", "rpn_max_per_img", "rpn_nms_pre")} == {
+            key: LENIENT[key] for key in ("confidence", "min_size", "rpn_max_per_img", "rpn_nms_pre")
+        }
+    assert after["ensemble"]["use_tta_masks"] is False
+
+
+def test_select_shows_and_writes_the_members(
+    manifest: Path, weights: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "selected"
+    text = manifest.read_text(encoding="utf-8")
+    arguments = ["select", *ensemble_arguments(manifest, weights, data), "--images", "60", "--out", str(out)]
+    assert main([*arguments, "--max-members", "1"]) == 0
+    told = capsys.readouterr().out
+    assert re.findall(r"^(\w+), 1 images$", told, re.MULTILINE) == list(CELL_TYPES)
+    assert "8.5 h for 60 images leave 510.00: fits\n" in told
+    assert manifest.read_text(encoding="utf-8") == text
+    with (out / "selection.csv").open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [(row["cell_type"], row["members"]) for row in rows] == [
+        (cell_type, name) for cell_type in CELL_TYPES for name in ("my-maskrcnn", "my-htc")
+    ]
+    assert sum(row["chosen"] == "1" for row in rows) == 3
+    assert (out / "selection.png").stat().st_size > 1000
+
+    assert main([*arguments, "--max-members", "1", "--write"]) == 0
+    told = capsys.readouterr().out
+    used = {member.name: set(member.use_for) for member in read_manifest(manifest).members}
+    assert set(CELL_TYPES) <= set().union(*used.values())
+    assert all(sum(cell_type in uses for uses in used.values()) == 1 for cell_type in CELL_TYPES)
+    for name, uses in used.items():
+        line = re.search(rf"^  {name}: (.*)$", told, re.MULTILINE)
+        assert line and set(line[1].split(", ")) == uses
+    assert '"notes": "Für Versuche."' in manifest.read_text(encoding="utf-8")
+
+
 def command_line(name: str, **changed: Path | str) -> list[str]:
     """A command with all it needs, some of it changed."""
     needed = {"train": ("data", "recipe", "out"), "validate": ("manifest", "weights_dir", "data")}
@@ -477,7 +537,7 @@ def test_usage_is_told(words: list[str], told: str, capsys: pytest.CaptureFixtur
     assert told in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", [[], ["synthesize"], ["train"], ["validate"], ["tune"]])
+@pytest.mark.parametrize("command", [[], ["synthesize"], ["train"], ["validate"], ["tune"], ["select"]])
 def test_help_tells_the_usage(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         main([*command, "--help"])
