@@ -21,16 +21,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 import torch
 from tqdm import tqdm
 
-from kernel.data.images import list_images, read_image
+from kernel.attempt import IMAGE_ERRORS, FailedImage, attempt_image, failed_image
+from kernel.data.images import largest_image_shape, list_images
 from kernel.ensemble.ensemble import Ensemble
 from kernel.errors import InputError, RunError
 from kernel.inputs import find_competition, find_dataset, input_root
@@ -38,22 +36,13 @@ from kernel.manifest import Manifest, parse_manifest
 from kernel.postprocess.submission import SubmissionWriter
 from kernel.runtime.files import whole_file
 from kernel.runtime.log import LOG, show_log
+from kernel.runtime.memory import apply_plan, free_memory, plan_memory
 from kernel.runtime.wheels import install_wheels, parse_locked_wheels, verify_wheels
-from kernel.segment import Segmentation, load_ensemble, mounted_weights, segment_image
+from kernel.segment import Segmentation, load_ensemble, mounted_weights
 
 #: Set by Kaggle in the run whose submission is scored.
 SCORING_RUN_VARIABLE = "KAGGLE_IS_COMPETITION_RERUN"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-#: What an image that is too much for us, or for a library below, may raise. It must not cost the others their rows.
-IMAGE_ERRORS = (RuntimeError, ValueError, IndexError, ArithmeticError, MemoryError, cv2.error, InputError)
-
-
-@dataclass(frozen=True)
-class FailedImage:
-    """Why an image has an empty row."""
-
-    reason: str
-    wrong_input: bool  # the file is at fault, not the run
 
 
 def main(manifest_json: str, wheels_lock_json: str) -> int:
@@ -85,6 +74,7 @@ def run_kernel(manifest_json: str, wheels_lock_json: str) -> int:
     with tempfile.TemporaryDirectory(prefix="kernel-wheels-") as packages:
         install_wheels(wheels, Path(packages))
         ensemble = load_ensemble(manifest, mounted_weights(manifest, root), device, dtype)
+        apply_plan(ensemble, plan_memory(ensemble, largest_image_shape(image_paths), free_memory(device)))
 
         deadline = start + (manifest.time_limit_hours - manifest.time_margin_hours) * 3600
         done, failed = segment_all(ensemble, image_paths, writer, deadline)
@@ -124,7 +114,7 @@ def segment_all(
         if time.monotonic() > deadline:
             outcome = FailedImage("the time limit came first", wrong_input=False)
         else:
-            outcome = attempt_image(ensemble, path, writer)
+            outcome = segment_into(writer, ensemble, path)
         if isinstance(outcome, FailedImage):
             failed[image_id] = outcome
             writer.add(image_id, [], (0, 0))
@@ -134,37 +124,17 @@ def segment_all(
     return done, failed
 
 
-def attempt_image(ensemble: Ensemble, path: Path, writer: SubmissionWriter) -> Segmentation | FailedImage:
+def segment_into(writer: SubmissionWriter, ensemble: Ensemble, path: Path) -> Segmentation | FailedImage:
     """Segment an image and add its rows; or say why not, having added none."""
+    outcome = attempt_image(ensemble, path)
+    if isinstance(outcome, FailedImage):
+        return outcome
+    _, result = outcome
     try:
-        image = read_image(path)
-    except InputError as error:
-        return FailedImage(str(error), wrong_input=True)
-    try:
-        result = segment_sparing_memory(ensemble, image)
         writer.add(path.stem, result.masks.rles(), result.prediction.image_shape)
     except IMAGE_ERRORS as error:
-        LOG.error("image %s", path.stem, exc_info=True)
-        return FailedImage(f"{type(error).__name__}: {error}", wrong_input=False)
+        return failed_image(path.stem, error)
     return result
-
-
-def segment_sparing_memory(ensemble: Ensemble, image: np.ndarray) -> Segmentation:
-    """Segment an image; out of the device's memory, once more with nothing kept between stages, view by view.
-
-    The result is the same, it only takes longer. Raises torch.OutOfMemoryError where even that does not fit.
-    """
-    try:
-        return segment_image(ensemble, image)
-    except torch.OutOfMemoryError:
-        LOG.warning("out of memory on %s: trying again view by view, features computed anew", ensemble.device)
-    torch.cuda.empty_cache()
-    generous = ensemble.views_per_batch, ensemble.feature_budget_bytes
-    ensemble.views_per_batch, ensemble.feature_budget_bytes = 1, 0
-    try:
-        return segment_image(ensemble, image)
-    finally:
-        ensemble.views_per_batch, ensemble.feature_budget_bytes = generous
 
 
 def describe_image(result: Segmentation) -> dict[str, Any]:

@@ -13,19 +13,20 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from kernel.data.images import read_image
+from kernel.attempt import IMAGE_ERRORS, FailedImage, attempt_image, failed_image
+from kernel.data.images import largest_image_shape
 from kernel.ensemble.ensemble import Ensemble
-from kernel.errors import InputError, RunError
+from kernel.errors import RunError
 from kernel.postprocess.clean import ImageMasks
 from kernel.runtime.log import LOG
+from kernel.runtime.memory import apply_plan, free_memory, plan_memory
 from kernel.runtime.pictures import draw_picture
-from kernel.segment import segment_image
 from kernel.settings import CELL_TYPES
 
 TABLE_COLUMNS = ("image", "cell", "cell_type", "score", "area_px", "centre_x", "centre_y", "x1", "y1", "x2", "y2")
 
 
-def predict_folder(ensemble: Ensemble, images: Sequence[Path], out: Path) -> dict[str, str]:
+def predict_folder(ensemble: Ensemble, images: Sequence[Path], out: Path) -> dict[str, FailedImage]:
     """Segment images and write, into the existing folder `out`:
 
     - `labels/<name>.tif`: (H, W) uint16, 0 background, cell n has the value n; Fiji, QuPath, napari, CellProfiler
@@ -33,30 +34,48 @@ def predict_folder(ensemble: Ensemble, images: Sequence[Path], out: Path) -> dic
     - `pictures/<name>.png`: the image with outlines
     - `cells.csv`: a row per cell; areas in pixels, places in pixels from the top left corner
 
-    An image that cannot be read is passed over. Returns why, by name; empty where all went well.
+    An image that cannot be read, or that fails, has none of these. Returns why, by name; empty where all went well.
     """
     for folder in ("labels", "outlines", "pictures"):
         (out / folder).mkdir()
-    failed: dict[str, str] = {}
+    apply_plan(ensemble, plan_memory(ensemble, largest_image_shape(images), free_memory(ensemble.device)))
+    failed: dict[str, FailedImage] = {}
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(TABLE_COLUMNS)
     for path in tqdm(images, unit="image", mininterval=2):
-        try:
-            image = read_image(path)
-        except InputError as error:
-            LOG.error("%s", error)
-            failed[path.stem] = str(error)
+        outcome = attempt_image(ensemble, path)
+        if isinstance(outcome, FailedImage):
+            if outcome.wrong_input:  # other failures are in the log already, with their traceback
+                LOG.error("%s", outcome.reason)
+            failed[path.stem] = outcome
             continue
-        masks = segment_image(ensemble, image).masks
-        write_labels(masks, out / "labels" / f"{path.stem}.tif")
-        outlines = json.dumps(outlines_of(masks))
-        (out / "outlines" / f"{path.stem}.geojson").write_text(outlines + "\n", encoding="utf-8")
-        caption = f"{path.stem}: {len(masks)} cells" + (f", {masks.cell_type}" if masks.cell_type else "")
-        draw_picture(out / "pictures" / f"{path.stem}.png", image, masks.rles(), caption)
-        writer.writerows(table_rows(path.stem, masks))
+        image, result = outcome
+        try:
+            rows = write_image(image, result.masks, path.stem, out)
+        except IMAGE_ERRORS as error:
+            failed[path.stem] = failed_image(path.stem, error)
+            for written in image_files(path.stem, out):
+                written.unlink(missing_ok=True)
+        else:
+            writer.writerows(rows)
     (out / "cells.csv").write_text(table.getvalue(), encoding="utf-8")
     return failed
+
+
+def image_files(name: str, out: Path) -> tuple[Path, Path, Path]:
+    """The label image, outlines and picture of an image."""
+    return out / "labels" / f"{name}.tif", out / "outlines" / f"{name}.geojson", out / "pictures" / f"{name}.png"
+
+
+def write_image(image_bgr: np.ndarray, masks: ImageMasks, name: str, out: Path) -> list[list[Any]]:
+    """Write an image's files; returns its rows of cells.csv."""
+    labels, outlines, picture = image_files(name, out)
+    write_labels(masks, labels)
+    outlines.write_text(json.dumps(outlines_of(masks)) + "\n", encoding="utf-8")
+    caption = f"{name}: {len(masks)} cells" + (f", {masks.cell_type}" if masks.cell_type else "")
+    draw_picture(picture, image_bgr, masks.rles(), caption)
+    return table_rows(name, masks)
 
 
 def write_labels(masks: ImageMasks, path: Path) -> None:

@@ -16,6 +16,7 @@ from kernel.errors import RunError
 from kernel.postprocess.clean import ImageMasks
 from kernel.postprocess.instances import CellMasks
 from kernel.predict import TABLE_COLUMNS, outlines_of, table_rows, write_labels
+from kernel.segment import segment_image
 
 DEMO = Path(__file__).resolve().parents[1] / "bundle" / "demo"
 
@@ -99,3 +100,30 @@ def test_the_command(wheels_site: Path, tmp_path: Path, capsys: pytest.CaptureFi
     (out / "mine.txt").touch()
     assert main(["predict", str(images), "--out", str(out), *words]) == 2
     assert "holds other files (mine.txt)" in capsys.readouterr().err and (out / "mine.txt").exists()
+
+
+@pytest.mark.parametrize("stage", ["kernel.attempt.segment_image", "kernel.predict.table_rows"])
+def test_a_failing_image_costs_only_itself(
+    wheels_site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], stage: str
+) -> None:
+    """The second of two images fails, in the network or after its files were written."""
+    (tmp_path / "images").mkdir()
+    for name in ("a", "b"):
+        cv2.imwrite(str(tmp_path / "images" / f"{name}.png"), generate_image("cort", 3, (96, 128)).image)
+    original = segment_image if stage.endswith("segment_image") else table_rows
+    calls = []
+
+    def fail_second(*arguments: object) -> object:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise RuntimeError("an unlucky image")
+        return original(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(stage, fail_second)
+    words = ["--manifest", str(DEMO / "manifest.json"), "--weights-dir", str(DEMO / "weights")]
+    out = tmp_path / "masks"
+    assert main(["predict", str(tmp_path / "images"), "--out", str(out), *words]) == 1
+    told = capsys.readouterr().err
+    assert "failed: 1 image(s) are not there, b for no fault of theirs" in told and "an unlucky image" in told
+    assert [path.name for path in sorted(out.rglob("*.*"))] == ["cells.csv", "a.tif", "a.geojson", "a.png"]
+    assert {row["image"] for row in csv.DictReader((out / "cells.csv").open(encoding="utf-8"))} == {"a"}

@@ -10,7 +10,7 @@ from bundle.folders import refuse_to_replace, replace_folder, scratch_folder
 from bundle.site import use_vendored_packages
 from kernel.commands.common import add_member_arguments, load_options_ensemble
 from kernel.data.images import list_images
-from kernel.errors import InputError
+from kernel.errors import InputError, RunError
 
 
 def add_parser(commands: Any) -> None:
@@ -39,5 +39,8 @@ def run_predict(options: argparse.Namespace) -> None:
         failed = predict_folder(ensemble, images, scratch / "new")
         replace_folder(scratch / "new", options.out)
     print(f"{len(images) - len(failed)} images: labels/, outlines/, pictures/ and cells.csv in {options.out}")
+    broken = [name for name, failure in failed.items() if not failure.wrong_input]
+    if broken:
+        raise RunError(f"{len(failed)} image(s) are not there, {', '.join(broken)} for no fault of theirs: see above")
     if failed:
         raise InputError(f"{len(failed)} image(s) could not be read and are not there: {', '.join(failed)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import cv2
@@ -88,6 +89,27 @@ def read_image(path: Path) -> np.ndarray:
         if pages > 1:
             LOG.warning("%s has %d pages: only the first is used", path.name, pages)
     return _three_channels(_eight_bit(pixels))
+
+
+def read_image_shape(path: Path) -> tuple[int, int] | None:
+    """The (H, W) of an image, of a PNG from its header alone; None for one that `read_image` refuses."""
+    try:
+        with Path(path).open("rb") as stream:
+            content = stream.read(24)
+            if content.startswith(_PNG_SIGNATURE) and content[12:16] == b"IHDR":
+                width, height = struct.unpack(">II", content[16:24])
+                return height, width
+            content += stream.read()
+    except OSError:
+        return None
+    pixels = _decoded(np.frombuffer(content, np.uint8)) if content and not _image_flaw(content) else None
+    return None if pixels is None else (pixels.shape[0], pixels.shape[1])
+
+
+def largest_image_shape(paths: Iterable[Path]) -> tuple[int, int]:
+    """The (H, W) of the image with the most pixels; (1, 1) where none can be read."""
+    shapes = [shape for shape in map(read_image_shape, paths) if shape is not None]
+    return max(shapes, key=lambda shape: shape[0] * shape[1], default=(1, 1))
 
 
 def _decoded(content: np.ndarray) -> np.ndarray | None:

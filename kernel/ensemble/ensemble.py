@@ -152,11 +152,15 @@ class Ensemble:
     ):
         check_members_agree(members, settings)
         self.settings = settings
-        self.device = torch.device(device)
         self.dtype = dtype
         self.views_per_batch = views_per_batch
         self.feature_budget_bytes = feature_budget_bytes
         self.members = tuple(members)
+        self.move_to(device)
+
+    def move_to(self, device: torch.device | str) -> None:
+        """Move all members to a device, and run there from now on."""
+        self.device = torch.device(device)
         for member in self.members:
             member.detector.to(self.device, memory_format=torch.channels_last).eval()
 

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from kernel.data.images import list_images, read_image
+from kernel.data.images import largest_image_shape, list_images, read_image, read_image_shape
 from kernel.errors import InputError
 
 
@@ -170,3 +170,24 @@ def test_damaged_png_data(tmp_path: Path, gray: np.ndarray) -> None:
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.png"):
         read_image(tmp_path / "none.png")
+
+
+@pytest.mark.parametrize("ending", [".png", ".tif", ".jpg"])
+def test_shapes_without_reading_more_than_needed(tmp_path: Path, gray: np.ndarray, ending: str) -> None:
+    path = tmp_path / ("a" + ending)
+    path.write_bytes(_encoded(gray, ending))
+    assert read_image_shape(path) == read_image(path).shape[:2] == (40, 50)
+    path.write_bytes(path.read_bytes()[:30])
+    assert read_image_shape(path) == ((40, 50) if ending == ".png" else None)  # the header is enough
+    for content in (b"", b"x", b"\x89PNG"):
+        path.write_bytes(content)
+        assert read_image_shape(path) is None
+    assert read_image_shape(tmp_path / "none.png") is None
+
+
+def test_the_largest_image(tmp_path: Path, gray: np.ndarray) -> None:
+    paths = [tmp_path / name for name in ("a.png", "b.png", "c.png")]
+    for path, pixels in zip(paths, (gray, gray[:1], gray[:, :10]), strict=True):
+        path.write_bytes(_encoded(pixels, ".png"))
+    assert largest_image_shape(paths[::-1]) == (40, 50)
+    assert largest_image_shape([]) == largest_image_shape([tmp_path / "none.png"]) == (1, 1)

@@ -1,0 +1,179 @@
+"""Memory: what an image takes, planned before the first one; what stays resident and what goes in one batch.
+
+The plan follows from shapes. Everything that an encoder and a neck compute grows with the area of the padded image,
+so one pass over a small image tells bytes per pixel for each member, and the largest image's size tells the rest.
+Where the plan was too bold after all, `kernel.attempt` goes down a ladder of smaller ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from kernel.ensemble.ensemble import Ensemble, Member, features_bytes
+from kernel.ensemble.views import PAD_MULTIPLE
+from kernel.runtime.log import LOG
+from kernel.settings import CELL_TYPES, CLS_USE
+
+#: Side of the image whose pass is measured: every level of the FPN has some positions, and it takes no time.
+PROBE_SIDE = 2 * PAD_MULTIPLE
+#: What a layer's input and output take is doubled: a residual block keeps its input, convolutions take workspace.
+WORKING_FACTOR = 2
+#: Heads work on chunks of RoIs, whatever the image: a chunk's tensors (256 RoIs of 0.8 MB in the mask head, 2048 of
+#: 50 KB in the box head) a few times over, at 256 channels.
+HEADS_BYTES = 1 << 30
+HEADS_CHANNELS = 256
+#: The part of what is free that is planned with; on the CPU the system and the post-processing need some too.
+USABLE_SHARE = {"cuda": 0.9, "cpu": 0.75}
+#: What is taken to be free where the system does not say.
+UNKNOWN_FREE_BYTES = 4 << 30
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What one view takes in a member, in bytes per pixel of the padded image."""
+
+    features: float  # what the later stages need
+    working: float  # the most that is alive while they are computed, features included
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """How an ensemble is run within the memory that is free."""
+
+    views_per_batch: int
+    feature_budget_bytes: int  # features kept between the stages of one image
+    wanted_bytes: int  # of all features of an image of the largest size, for the cell type with the most
+    view_bytes: int  # of one view's features, in the member with the most
+    working_bytes: int  # while one view's features are computed
+    free_bytes: int
+
+    def describe(self) -> str:
+        """The plan for the log."""
+        kept = "all" if self.feature_budget_bytes >= self.wanted_bytes else gigabytes(self.feature_budget_bytes)
+        return (
+            f"{gigabytes(self.free_bytes)} free; the largest image takes up to {gigabytes(self.view_bytes)} of "
+            f"features per member and view, {gigabytes(self.wanted_bytes)} in all, and "
+            f"{gigabytes(self.working_bytes)} to compute a view; {kept} of the features stay between the stages, "
+            f"{self.views_per_batch} flipped view(s) per batch"
+        )
+
+
+def gigabytes(count: int) -> str:
+    """A number of bytes for people."""
+    return f"{count / 2**30:.2f} GB"
+
+
+def plan_memory(ensemble: Ensemble, largest_shape: tuple[int, int], free_bytes: int) -> MemoryPlan:
+    """Plan for images of at most `largest_shape` (H, W) within `free_bytes` of the ensemble's device.
+
+    Features that stay save whole passes through the encoders, larger batches only some of the time between them, so
+    features come first. The ensemble's own `views_per_batch` is the most that a batch gets.
+    """
+    height, width = (-(-side // PAD_MULTIPLE) * PAD_MULTIPLE for side in largest_shape)
+    footprints = {member.name: measure_footprint(ensemble, member) for member in ensemble.members}
+    per_view = {name: round(footprint.features * height * width) for name, footprint in footprints.items()}
+    working = round(max(footprint.working for footprint in footprints.values()) * height * width)
+    views = sum(map(len, ensemble.view_batches(ensemble.settings.use_tta or ensemble.settings.use_tta_masks)))
+    wanted = max(views * sum(per_view[member.name] for member in run_for(ensemble, kind)) for kind in CELL_TYPES)
+    channels = max(member.detector.neck.out_channels for member in ensemble.members)
+    room = round(free_bytes * USABLE_SHARE[ensemble.device.type]) - HEADS_BYTES * channels // HEADS_CHANNELS
+    batch = ensemble.views_per_batch
+    while batch > 1 and wanted + batch * working > room:
+        batch -= 1
+    kept = min(wanted, max(0, room - batch * working))
+    return MemoryPlan(batch, kept, wanted, max(per_view.values()), working, free_bytes)
+
+
+def apply_plan(ensemble: Ensemble, plan: MemoryPlan) -> None:
+    """Run the ensemble by `plan` from now on, and say so."""
+    ensemble.views_per_batch = plan.views_per_batch
+    ensemble.feature_budget_bytes = plan.feature_budget_bytes
+    LOG.info("memory of %s: %s", ensemble.device, plan.describe())
+
+
+def run_for(ensemble: Ensemble, cell_type: str) -> list[Member]:
+    """The members that run on an image of a cell type, those of the first pass included."""
+    first = ensemble.members_for(CLS_USE) if ensemble.needs_first_pass else ()
+    return [member for member in ensemble.members if cell_type in member.use_for or member in first]
+
+
+@torch.inference_mode()
+def measure_footprint(ensemble: Ensemble, member: Member) -> Footprint:
+    """Pass a small image through a member, and see how large its features and its layers' tensors are."""
+    probe = torch.zeros((1, 3, PROBE_SIDE, PROBE_SIDE), device=ensemble.device)
+    largest = 0
+
+    def note(module: nn.Module, inputs: Any, outputs: Any) -> None:
+        nonlocal largest
+        largest = max(largest, tensor_bytes(inputs) + tensor_bytes(outputs))
+
+    with contextlib.ExitStack() as stack:
+        for module in leaf_modules(member.detector):
+            stack.callback(module.register_forward_hook(note).remove)
+        kept = features_bytes(ensemble.compute_features(member, probe))
+    return Footprint(kept / PROBE_SIDE**2, (kept + WORKING_FACTOR * largest) / PROBE_SIDE**2)
+
+
+def leaf_modules(detector: nn.Module) -> Iterator[nn.Module]:
+    """The layers: modules that have none of their own."""
+    return (module for module in detector.modules() if next(module.children(), None) is None)
+
+
+def tensor_bytes(value: Any) -> int:
+    """What the tensors in a module's input or output take."""
+    if isinstance(value, torch.Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, (tuple, list)):
+        return sum(map(tensor_bytes, value))
+    return 0
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that this process may still take on a device: what the GPU has left, or the machine, or its container."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    return host_memory(Path("/proc/meminfo"), Path("/sys/fs/cgroup"))
+
+
+def host_memory(meminfo: Path, cgroup: Path) -> int:
+    """Bytes that the machine has available, or the container where that is less.
+
+    `meminfo` and `cgroup` are Linux's /proc/meminfo and /sys/fs/cgroup; elsewhere half of the machine's memory counts.
+    """
+    limits = []
+    if meminfo.is_file():
+        lines = dict(line.split(":", 1) for line in meminfo.read_text(encoding="ascii").splitlines() if ":" in line)
+        if "MemAvailable" in lines:
+            limits.append(int(lines["MemAvailable"].split()[0]) << 10)
+    for limit, used, cache in (
+        ("memory.max", "memory.current", "memory.stat"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
+    ):
+        if (cgroup / limit).is_file() and (cgroup / used).is_file():
+            allowed = (cgroup / limit).read_text(encoding="ascii").strip()
+            if allowed != "max":
+                taken = int((cgroup / used).read_text(encoding="ascii"))
+                limits.append(int(allowed) - taken + reclaimable_bytes(cgroup / cache))
+    if limits:
+        return max(0, min(limits))
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    except (AttributeError, ValueError, OSError):  # a system without these figures
+        return UNKNOWN_FREE_BYTES
+
+
+def reclaimable_bytes(stat: Path) -> int:
+    """What a container's files in the cache take: it counts as used, and is given up when memory is needed."""
+    if not stat.is_file():
+        return 0
+    figures = dict(line.split(" ", 1) for line in stat.read_text(encoding="ascii").splitlines() if " " in line)
+    return int(figures.get("total_inactive_file", figures.get("inactive_file", 0)))

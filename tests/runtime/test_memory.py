@@ -1,0 +1,129 @@
+"""The memory plan: its figures are what the members really take, and it fits whatever is free."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_detectors import tiny_detector
+
+from kernel.ensemble.ensemble import Ensemble, Member, features_bytes
+from kernel.ensemble.views import IDENTITY, view_images
+from kernel.runtime.memory import HEADS_BYTES, HEADS_CHANNELS, apply_plan, free_memory, host_memory, plan_memory
+from kernel.settings import CELL_TYPES, CLS_USE, EnsembleSettings
+
+pytestmark = pytest.mark.usefixtures("wheels_site")
+
+ALL_TYPES = frozenset(CELL_TYPES)
+SHAPE = (100, 130)
+HEADS = HEADS_BYTES * 16 // HEADS_CHANNELS  # tiny detectors have 16 channels
+PLENTY = 64 << 30
+
+
+@pytest.fixture(scope="module")
+def ensemble(wheels_site: Path) -> Ensemble:
+    """An HTC for the first pass, and a detector of each kind for some type."""
+    members = [
+        Member("first", "htc", tiny_detector("htc"), frozenset({CLS_USE})),
+        Member("a", "maskrcnn", tiny_detector("maskrcnn"), frozenset({"shsy5y", "astro"})),
+        Member("b", "htc", tiny_detector("htc", 1), frozenset({"astro"})),
+        Member("c", "cascade", tiny_detector("cascade"), frozenset({"cort"})),
+    ]
+    return Ensemble(members, EnsembleSettings())
+
+
+def view_bytes(ensemble: Ensemble, name: str) -> int:
+    """The features of a view, computed and counted."""
+    (member,) = (member for member in ensemble.members if member.name == name)
+    images = view_images(np.zeros((*SHAPE, 3), np.uint8), (IDENTITY,))
+    with torch.inference_mode():
+        return features_bytes(ensemble.compute_features(member, images))
+
+
+def test_the_figures_are_what_the_features_take(ensemble: Ensemble) -> None:
+    plan = plan_memory(ensemble, SHAPE, PLENTY)
+    taken = {member.name: view_bytes(ensemble, member.name) for member in ensemble.members}
+    assert taken["first"] == taken["b"] > taken["a"] == taken["c"]  # semantic features
+    assert plan.view_bytes == taken["first"]
+    assert plan.wanted_bytes == 4 * (taken["first"] + taken["a"] + taken["b"])  # astro
+    assert plan.feature_budget_bytes == plan.wanted_bytes
+    assert plan.working_bytes > plan.view_bytes
+
+
+def test_identity_alone_takes_a_quarter(ensemble: Ensemble) -> None:
+    lone = Ensemble(ensemble.members, EnsembleSettings(use_tta=False, use_tta_masks=False))
+    assert plan_memory(lone, SHAPE, PLENTY).wanted_bytes * 4 == plan_memory(ensemble, SHAPE, PLENTY).wanted_bytes
+
+
+@given(free=st.integers(0, 2 << 30), side=st.integers(1, 2000), most=st.integers(1, 4))
+def test_the_plan_fits_or_asks_for_the_least(ensemble: Ensemble, free: int, side: int, most: int) -> None:
+    ensemble.views_per_batch = most
+    plan = plan_memory(ensemble, (side, side), free)
+    needed = HEADS + plan.views_per_batch * plan.working_bytes + plan.feature_budget_bytes
+    assert 1 <= plan.views_per_batch <= most and 0 <= plan.feature_budget_bytes <= plan.wanted_bytes
+    assert needed <= free or (plan.views_per_batch, plan.feature_budget_bytes) == (1, 0)
+    if plan.views_per_batch > 1:
+        assert plan.feature_budget_bytes == plan.wanted_bytes  # features come first
+
+
+def test_more_memory_never_plans_less(ensemble: Ensemble) -> None:
+    ensemble.views_per_batch = 3
+    plans = [plan_memory(ensemble, (520, 704), free << 20) for free in range(0, 6000, 200)]
+    figures = [(plan.feature_budget_bytes, plan.views_per_batch) for plan in plans]
+    assert figures == sorted(figures) and len(set(figures)) > 3
+    assert figures[0] == (0, 1) and figures[-1] == (plans[0].wanted_bytes, 3)
+
+
+def test_the_plan_is_applied_and_told(ensemble: Ensemble, caplog: pytest.LogCaptureFixture) -> None:
+    plan = plan_memory(ensemble, SHAPE, PLENTY)
+    with caplog.at_level("INFO", logger="kernel"):
+        apply_plan(ensemble, plan)
+    assert (ensemble.views_per_batch, ensemble.feature_budget_bytes) == (plan.views_per_batch, plan.wanted_bytes)
+    assert "64.00 GB free" in caplog.text and "all of the features stay" in caplog.text
+
+
+def test_measuring_leaves_no_hooks(ensemble: Ensemble) -> None:
+    plan_memory(ensemble, SHAPE, PLENTY)
+    assert not any(module._forward_hooks for member in ensemble.members for module in member.detector.modules())
+
+
+# --- what is free ------------------------------------------------------------------------------------------------
+
+
+def put(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="ascii")
+
+
+def test_the_machine_or_its_container(tmp_path: Path) -> None:
+    meminfo, cgroup = tmp_path / "meminfo", tmp_path / "cgroup"
+    put(meminfo, "MemTotal:       2000 kB\nMemAvailable:   1000 kB\n")
+    assert host_memory(meminfo, cgroup) == 1000 << 10
+    put(cgroup / "memory.max", "max\n")
+    put(cgroup / "memory.current", "700000\n")
+    assert host_memory(meminfo, cgroup) == 1000 << 10
+    put(cgroup / "memory.max", "900000\n")
+    assert host_memory(meminfo, cgroup) == 200_000
+    put(cgroup / "memory.stat", "anon 5\ninactive_file 50000\n")
+    assert host_memory(meminfo, cgroup) == 250_000
+    put(cgroup / "memory.current", "1000000\n")
+    assert host_memory(meminfo, cgroup) == 0
+
+
+def test_the_older_container(tmp_path: Path) -> None:
+    put(tmp_path / "cgroup" / "memory" / "memory.limit_in_bytes", "5000")
+    put(tmp_path / "cgroup" / "memory" / "memory.usage_in_bytes", "3000")
+    put(tmp_path / "cgroup" / "memory" / "memory.stat", "inactive_file 1\ntotal_inactive_file 500\n")
+    assert host_memory(tmp_path / "none", tmp_path / "cgroup") == 2500
+
+
+def test_a_system_that_is_not_linux(tmp_path: Path) -> None:
+    assert host_memory(tmp_path / "none", tmp_path / "none") > 0
+
+
+def test_this_machine() -> None:
+    assert 0 < free_memory(torch.device("cpu")) < 1 << 50

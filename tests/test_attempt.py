@@ -1,0 +1,166 @@
+"""The ladder of smaller memory plans on a device that has little, and images that fail alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from tiny_detectors import tiny_detector
+
+import kernel.attempt
+from kernel.attempt import MEMORY_LADDER, FailedImage, attempt_image, means_out_of_memory, segment_within_memory
+from kernel.ensemble.ensemble import Ensemble, ImageFeatures, Member, features_bytes
+from kernel.errors import InputError
+from kernel.models.detectors import ViewFeatures
+from kernel.segment import Segmentation, segment_image
+from kernel.settings import CELL_TYPES, EnsembleSettings, Thresholds
+
+pytestmark = pytest.mark.usefixtures("wheels_site")
+
+LIMITS = Thresholds(rpn_max_per_img=40, rcnn_iou_threshold=0.5, rcnn_score_threshold=0.1, confidence=0.1, min_size=0)
+SETTINGS = EnsembleSettings(thresholds=dict.fromkeys(CELL_TYPES, LIMITS))
+IMAGE = np.random.default_rng(0).integers(0, 256, (48, 80, 3)).astype(np.uint8)
+
+
+class SmallDevice(Ensemble):
+    """An ensemble on a device whose memory holds so many views in a batch and so many bytes of kept features."""
+
+    most_views = 4
+    most_bytes = 1 << 40
+
+    def __init__(self, members: Sequence[Member], settings: EnsembleSettings):
+        super().__init__(members, settings, views_per_batch=3, feature_budget_bytes=1 << 30)
+        self.tried: list[tuple[int, int]] = []
+        self.features: ImageFeatures | None = None
+
+    def image_features(self, image_bgr: np.ndarray) -> ImageFeatures:
+        self.tried.append((self.views_per_batch, self.feature_budget_bytes))
+        self.features = super().image_features(image_bgr)
+        return self.features
+
+    def compute_features(self, member: Member, images: torch.Tensor) -> ViewFeatures:
+        assert self.features is not None
+        kept = sum(map(features_bytes, self.features._kept.values()))
+        if len(images) > self.most_views or kept > self.most_bytes:
+            raise torch.OutOfMemoryError("the small device is full")
+        return super().compute_features(member, images)
+
+
+@pytest.fixture(scope="module")
+def members(wheels_site: Path) -> list[Member]:
+    kinds = ("maskrcnn", "htc")
+    return [Member(kind, kind, tiny_detector(kind), frozenset(CELL_TYPES)) for kind in kinds]
+
+
+def rows(result: Segmentation) -> list[str]:
+    found = result.masks.rles()
+    assert len(found) > 3
+    return found
+
+
+@pytest.mark.parametrize(
+    ("most_views", "most_bytes", "tried"),
+    [
+        (4, 1 << 40, [(3, 1 << 30)]),
+        (1, 1 << 40, [(3, 1 << 30), (1, 1 << 29)]),
+        (1, 0, [(3, 1 << 30), (1, 1 << 29), (1, 0)]),
+    ],
+)
+def test_each_rung_gives_the_same_masks(
+    members: list[Member], most_views: int, most_bytes: int, tried: list[tuple[int, int]]
+) -> None:
+    small = SmallDevice(members, SETTINGS)
+    small.most_views, small.most_bytes = most_views, most_bytes
+    expected = segment_image(Ensemble(members, SETTINGS), IMAGE)
+    found = segment_within_memory(small, IMAGE)
+    assert small.tried == tried
+    assert rows(found) == rows(expected)
+    assert (small.views_per_batch, small.feature_budget_bytes) == (3, 1 << 30), "the next image starts at the top"
+
+
+def test_what_no_rung_holds_is_raised(members: list[Member]) -> None:
+    small = SmallDevice(members, SETTINGS)
+    small.most_views = 0
+    with pytest.raises(torch.OutOfMemoryError, match="small device"):
+        segment_within_memory(small, IMAGE)
+    assert len(small.tried) == 3  # it is the CPU already
+    assert (small.views_per_batch, small.feature_budget_bytes) == (3, 1 << 30)
+
+
+def test_a_gpu_hands_its_image_to_the_cpu_and_takes_the_next(
+    members: list[Member], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No GPU is needed: moving is noted, and a run that is not on the CPU raises as a full one does."""
+    moves: list[str] = []
+
+    def move_to(self: Ensemble, device: torch.device | str) -> None:
+        self.device = torch.device(device)
+        moves.append(str(device))
+
+    def segment(ensemble: Ensemble, image: np.ndarray) -> Segmentation:
+        if ensemble.device.type != "cpu":
+            raise torch.OutOfMemoryError("full")
+        assert ensemble.dtype == torch.float32, "float16 is no type for a CPU"
+        return segment_image(ensemble, image)
+
+    ensemble = Ensemble(members, SETTINGS, dtype=torch.float16)
+    monkeypatch.setattr(Ensemble, "move_to", move_to)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: moves.append("emptied"))
+    monkeypatch.setattr(kernel.attempt, "segment_image", segment)
+    ensemble.move_to("cuda:1")
+    found = segment_within_memory(ensemble, IMAGE)
+    assert moves == ["cuda:1", "emptied", "emptied", "emptied", "cpu", "cuda:1"]
+    assert (ensemble.device, ensemble.dtype) == (torch.device("cuda:1"), torch.float16)
+    assert [rung.told in caplog.text for rung in MEMORY_LADDER] == [False, True, True, True]
+    monkeypatch.undo()
+    assert rows(found) == rows(segment_image(Ensemble(members, SETTINGS), IMAGE))
+
+
+@pytest.mark.parametrize(
+    ("error", "means"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (MemoryError(), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate"), True),
+        (RuntimeError("shapes differ"), False),
+    ],
+)
+def test_other_errors_are_not_tried_again(
+    members: list[Member], monkeypatch: pytest.MonkeyPatch, error: Exception, means: bool
+) -> None:
+    attempts = []
+
+    def fail(ensemble: Ensemble, image: np.ndarray) -> Segmentation:
+        attempts.append(ensemble.feature_budget_bytes)
+        raise error
+
+    monkeypatch.setattr(kernel.attempt, "segment_image", fail)
+    assert means_out_of_memory(error) == means
+    with pytest.raises(type(error)):
+        segment_within_memory(Ensemble(members, SETTINGS), IMAGE)
+    assert len(attempts) == (3 if means else 1)
+
+
+def test_an_image_that_fails_says_why(members: list[Member], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ensemble = Ensemble(members, SETTINGS)
+    cv2.imwrite(str(tmp_path / "a.png"), IMAGE)
+    (tmp_path / "b.png").write_bytes(b"no image")
+    outcome = attempt_image(ensemble, tmp_path / "a.png")
+    assert not isinstance(outcome, FailedImage)
+    np.testing.assert_array_equal(outcome[0], IMAGE)
+    assert rows(outcome[1]) == rows(segment_image(ensemble, IMAGE))
+    broken = attempt_image(ensemble, tmp_path / "b.png")
+    assert isinstance(broken, FailedImage) and broken.wrong_input and "no PNG" in broken.reason
+    for error in (RuntimeError("x"), InputError("x"), cv2.error("x")):
+
+        def fail(ensemble: Ensemble, image: np.ndarray, error: Exception = error) -> Segmentation:
+            raise error
+
+        monkeypatch.setattr(kernel.attempt, "segment_image", fail)
+        failed = attempt_image(ensemble, tmp_path / "a.png")
+        assert isinstance(failed, FailedImage) and not failed.wrong_input
+        assert failed.reason.startswith(type(error).__name__)
