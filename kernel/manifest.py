@@ -76,6 +76,7 @@ class MemberEntry:
     file: str | None = None  # path inside the dataset; None: not known yet
     sha256: str | None = None  # checked before use; None: not known yet
     weights: StageWeights = EQUAL_WEIGHTS  # in the averages of its cell types' members
+    worth: float | None = None  # the least worthy are left out first when time is short; None: before all others
     notes: str = ""
 
 
@@ -240,6 +241,7 @@ MEMBER_RULES: dict[str, FieldRule] = {
     "dataset": rule_or_null(RULE_DATASET),
     "file": rule_or_null(RULE_WEIGHT_FILE),
     "sha256": rule_or_null(rule_pattern(SHA256_PATTERN, "the file's SHA-256 as 64 lower-case hexadecimal digits")),
+    "worth": rule_or_null(rule_number(-1e9, 1e9)),
     "notes": RULE_TEXT,
 }
 STAGE_WEIGHT_RULES: dict[str, FieldRule] = {part.name: rule_number(0, 1000) for part in fields(StageWeights)}
