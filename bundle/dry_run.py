@@ -53,7 +53,7 @@ def run_dry(
 
     The mounts are staged read-only in a scratch folder below `out`: the competition's test images, the wheel
     dataset, the weight datasets. `limit`: only the first so many images by name. `device`: as KERNEL_DEVICE;
-    None: the script's choice.
+    None: as the user's environment says, or the script's choice.
 
     Raises InputError for a folder without images; RunError where the script leaves no submission, or one that
     Kaggle would refuse.
@@ -128,7 +128,6 @@ def run_script(script: Path, inputs: Path, working: Path, device: str | None) ->
     environment = dict(os.environ)
     environment["KERNEL_INPUT_ROOT"] = str(inputs.resolve())
     environment["KERNEL_WORKING"] = str(working.resolve())
-    environment.pop("KERNEL_DEVICE", None)
     if device is not None:
         environment["KERNEL_DEVICE"] = device
     sys.stdout.flush()

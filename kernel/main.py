@@ -4,8 +4,12 @@ It runs on Kaggle as one inlined script. The environment may say otherwise than 
 
     KERNEL_INPUT_ROOT   where inputs are mounted (default /kaggle/input)
     KERNEL_WORKING      where results go (default /kaggle/working)
-    KERNEL_DEVICE       cpu, cuda, cuda:1 ... (default: cuda where there is one)
+    KERNEL_DEVICE       cpu, cuda, cuda:1, or several with commas: cuda:0,cuda:1 (default: all GPUs, or the CPU)
     KERNEL_DTYPE        of the encoders: float32 (default), float16 or bfloat16
+
+The images are shared over the devices, a process for each, and done as well as the time limit allows: see
+`TimeBudget` and `LOWERINGS`. Where the script is no file that can be started again (pasted into a notebook's cell,
+say), the first device does them all.
 
 Exit codes: 0 all images done; 1 a failure; 2 wrong input. Where single images failed or could not be read, their rows
 are empty, all others are there, and the code says which of the two it was. In Kaggle's scoring run a complete
@@ -14,39 +18,45 @@ submission always ends with 0, since anything else would discard it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import resource
+import queue
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from kernel.attempt import IMAGE_ERRORS, FailedImage, attempt_image, failed_image
-from kernel.data.images import largest_image_shape, list_images
-from kernel.ensemble.ensemble import Ensemble
+from kernel.attempt import FailedImage
+from kernel.data.images import largest_image_shape, list_images, read_image_shape
+from kernel.ensemble.quality import quality_levels
 from kernel.errors import InputError, RunError
 from kernel.inputs import find_competition, find_dataset, input_root
 from kernel.manifest import Manifest, parse_manifest
 from kernel.postprocess.submission import SubmissionWriter
+from kernel.runtime.budget import TimeBudget
+from kernel.runtime.devices import DeviceWorker, LocalWorker, ProcessWorker, WorkerQueue, share_images
 from kernel.runtime.files import whole_file
 from kernel.runtime.log import LOG, show_log
-from kernel.runtime.memory import apply_plan, free_memory, plan_memory
 from kernel.runtime.wheels import install_wheels, parse_locked_wheels, verify_wheels
-from kernel.segment import Segmentation, load_ensemble, mounted_weights
+from kernel.worker import SERVE_VARIABLE, peak_memory, serve_device, start_worker
 
 #: Set by Kaggle in the run whose submission is scored.
 SCORING_RUN_VARIABLE = "KAGGLE_IS_COMPETITION_RERUN"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+#: How a script ends that can be started again as a process of its own.
+STARTABLE_ENDING = 'if __name__ == "__main__":'
 
 
 def main(manifest_json: str, wheels_lock_json: str) -> int:
     """Run the kernel; returns the exit code."""
+    if SERVE_VARIABLE in os.environ:
+        return serve_device(manifest_json)
     show_log(sys.stdout)
     try:
         return run_kernel(manifest_json, wheels_lock_json)
@@ -62,26 +72,36 @@ def run_kernel(manifest_json: str, wheels_lock_json: str) -> int:
     """The kernel from top to bottom."""
     start = time.monotonic()
     manifest = parse_manifest(manifest_json, "the embedded manifest")
-    device, dtype = chosen_device(), chosen_dtype()
+    devices, dtype = chosen_devices(), chosen_dtype()
     root, working = input_root(), working_folder()
 
     image_paths = list_images(find_competition(root, manifest.kernel.competition))
     writer = SubmissionWriter(path.stem for path in image_paths)
-    LOG.info("%d images, %d members, on %s in %s", len(image_paths), len(manifest.members), device, dtype)
+    LOG.info("%d images, %d members, on %s in %s", len(image_paths), len(manifest.members), ", ".join(devices), dtype)
 
     lock = parse_locked_wheels(json.loads(wheels_lock_json), "the embedded wheels lock")
     wheels = verify_wheels(find_dataset(root, manifest.wheels_dataset), lock)
     with tempfile.TemporaryDirectory(prefix="kernel-wheels-") as packages:
         install_wheels(wheels, Path(packages))
-        ensemble = load_ensemble(manifest, mounted_weights(manifest, root), device, dtype)
-        apply_plan(ensemble, plan_memory(ensemble, largest_image_shape(image_paths), free_memory(device)))
-
-        deadline = start + (manifest.time_limit_hours - manifest.time_margin_hours) * 3600
-        done, failed = segment_all(ensemble, image_paths, writer, deadline)
+        budget = TimeBudget(
+            quality_levels(manifest.members, manifest.ensemble),
+            {path.stem: pixels_of(path) for path in image_paths},
+            start + (manifest.time_limit_hours - manifest.time_margin_hours) * 3600,
+            len(devices),
+        )
+        last_call = budget.deadline + manifest.time_margin_hours * 1800
+        tasks = worker_tasks(devices, dtype, packages, image_paths)
+        with started_workers(manifest, tasks) as (workers, said):
+            done, failed, peaks = segment_all(workers, said, image_paths, writer, budget, last_call)
 
     writer.write(working / "submission.csv")
     seconds = time.monotonic() - start
-    summary = summarise(manifest, device, dtype, done, failed, seconds)
+    summary = summarise(manifest, dtype, done, failed, seconds) | {
+        "devices": peaks,
+        "peak_memory_gb": max([peak_memory(torch.device("cpu"))[0], *(host for host, _ in peaks.values())]),
+        "peak_gpu_memory_gb": max((gpu for _, gpu in peaks.values() if gpu is not None), default=None),
+        "time_forecasts": budget.forecasts,
+    }
     with whole_file(working / "summary.json") as temporary:
         temporary.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     LOG.info(
@@ -99,60 +119,111 @@ def run_kernel(manifest_json: str, wheels_lock_json: str) -> int:
     return 2 if failed else 0
 
 
-def segment_all(
-    ensemble: Ensemble, image_paths: list[Path], writer: SubmissionWriter, deadline: float
-) -> tuple[dict[str, dict[str, Any]], dict[str, FailedImage]]:
-    """Segment image after image, keeping only rows of text.
+def worker_tasks(
+    devices: Sequence[str], dtype: torch.dtype, packages: str, image_paths: Sequence[Path]
+) -> dict[str, dict[str, Any]]:
+    """By a name of its own, what the worker of each device must know to start."""
+    shape = largest_image_shape(image_paths)
+    return {
+        device if devices.count(device) == 1 else f"{device}#{number}": {
+            "device": device,
+            "dtype": str(dtype).removeprefix("torch."),
+            "largest_shape": shape,
+            "sharing": devices.count(device),
+            "processes": len(devices),
+            "packages": packages,
+        }
+        for number, device in enumerate(devices, start=1)
+    }
 
-    Returns what the summary says of each image done, and why each failed one failed: it cannot be read, a library
-    below gave up on it, or its turn came after `deadline` (of `time.monotonic`). Failed images get their empty row.
+
+@contextlib.contextmanager
+def started_workers(
+    manifest: Manifest, tasks: Mapping[str, Mapping[str, Any]]
+) -> Iterator[tuple[list[DeviceWorker], WorkerQueue]]:
+    """A worker for each device, in this process if there is one only; they end with the block."""
+    said: WorkerQueue = queue.SimpleQueue()
+    if len(tasks) == 1:
+        ((name, task),) = tasks.items()
+        yield [LocalWorker(name, start_worker(manifest, task).answer, said)], said
+        return
+    command = [sys.executable, *(["-I"] if sys.flags.isolated else []), str(startable_script())]
+    environment = {**os.environ, SERVE_VARIABLE: "1"}
+    workers: list[DeviceWorker] = []
+    finished = False
+    try:
+        for name, task in tasks.items():
+            workers.append(ProcessWorker(name, command, environment, task, said))
+        yield workers, said
+        finished = True
+    finally:
+        for worker in workers:
+            worker.close(at_once=not finished)
+
+
+def startable_script() -> Path | None:
+    """The file that this code was read from, where running it runs the kernel."""
+    script = Path(main.__code__.co_filename)
+    if script.is_file() and STARTABLE_ENDING in script.read_text(encoding="utf-8")[-500:]:
+        return script.resolve()
+    return None
+
+
+def pixels_of(path: Path) -> float:
+    """The size of an image; 1 of one that cannot be read, which takes no time."""
+    height, width = read_image_shape(path) or (1, 1)
+    return float(height * width)
+
+
+def segment_all(
+    workers: Sequence[DeviceWorker],
+    said: WorkerQueue,
+    image_paths: Sequence[Path],
+    writer: SubmissionWriter,
+    budget: TimeBudget,
+    last_call: float,
+) -> tuple[dict[str, dict[str, Any]], dict[str, FailedImage], dict[str, tuple[float, float | None]]]:
+    """Have all images segmented, keeping only rows of text.
+
+    Returns what the summary says of each image done, why each failed one failed, and each device's peak memory.
+    Failed images get their empty row.
     """
     done: dict[str, dict[str, Any]] = {}
     failed: dict[str, FailedImage] = {}
-    for path in tqdm(image_paths, unit="image", mininterval=10):
-        image_id = path.stem
-        if time.monotonic() > deadline:
-            outcome = FailedImage("the time limit came first", wrong_input=False)
-        else:
-            outcome = segment_into(writer, ensemble, path)
-        if isinstance(outcome, FailedImage):
-            failed[image_id] = outcome
-            writer.add(image_id, [], (0, 0))
-        else:
-            done[image_id] = describe_image(outcome)
-            LOG.info("image %s: %s", image_id, json.dumps(done[image_id]))
-    return done, failed
+    peaks: dict[str, tuple[float, float | None]] = {}
 
+    def take(worker: DeviceWorker, answer: Mapping[str, Any]) -> None:
+        image_id, (height, width) = answer["image"], answer["image_shape"]
+        try:
+            writer.add(image_id, answer["rles"], (height, width))
+        except InputError as error:
+            fail(image_id, FailedImage(str(error), wrong_input=False))
+            return
+        done[image_id] = {**answer["told"], "device": worker.name}
+        host, gpu = answer["peaks"]
+        peaks[worker.name] = host, gpu
+        LOG.info("image %s: %s", image_id, json.dumps(done[image_id]))
+        progress.update()
 
-def segment_into(writer: SubmissionWriter, ensemble: Ensemble, path: Path) -> Segmentation | FailedImage:
-    """Segment an image and add its rows; or say why not, having added none."""
-    outcome = attempt_image(ensemble, path)
-    if isinstance(outcome, FailedImage):
-        return outcome
-    _, result = outcome
-    try:
-        writer.add(path.stem, result.masks.rles(), result.prediction.image_shape)
-    except IMAGE_ERRORS as error:
-        return failed_image(path.stem, error)
-    return result
+    def fail(image_id: str, failure: FailedImage) -> None:
+        failed[image_id] = failure
+        writer.add(image_id, [], (0, 0))
+        progress.update()
 
-
-def describe_image(result: Segmentation) -> dict[str, Any]:
-    """What the summary says of one image."""
-    prediction = result.prediction
-    return {
-        "cells": len(result.masks),
-        "cell_type": result.masks.cell_type or prediction.cell_type,
-        "boxes": len(prediction.scores),
-        "level_counts": list(prediction.level_counts),
-        "members": list(prediction.members),
-        "seconds": {stage: round(seconds, 3) for stage, seconds in prediction.seconds.items()},
-    }
+    with tqdm(total=len(image_paths), unit="image", mininterval=10) as progress:
+        share_images(
+            workers, said, image_paths, budget, take, lambda path, failure: fail(path.stem, failure), last_call
+        )
+    order = [path.stem for path in image_paths]
+    return (
+        {image_id: done[image_id] for image_id in order if image_id in done},
+        {image_id: failed[image_id] for image_id in order if image_id in failed},
+        peaks,
+    )
 
 
 def summarise(
     manifest: Manifest,
-    device: torch.device,
     dtype: torch.dtype,
     done: Mapping[str, Mapping[str, Any]],
     failed: Mapping[str, FailedImage],
@@ -164,20 +235,17 @@ def summarise(
         for stage, spent in image["seconds"].items():
             stages[stage] = round(stages.get(stage, 0) + spent, 3)
     types = [image["cell_type"] for image in done.values()]
+    qualities = [image["quality"] for image in done.values()]
     return {
         "kernel": manifest.kernel.id,
         "members": [member.name for member in manifest.members],
-        "device": str(device),
         "dtype": str(dtype).removeprefix("torch."),
         "python": sys.version.split()[0],
         "torch": torch.__version__,
         "seconds": round(seconds, 1),
         "stage_seconds": stages,
-        "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3),
-        "peak_gpu_memory_gb": round(torch.cuda.max_memory_allocated(device) / 2**30, 3)
-        if device.type == "cuda"
-        else None,
         "cells": sum(image["cells"] for image in done.values()),
+        "images_by_quality": {name: qualities.count(name) for name in dict.fromkeys(qualities)},
         "images_by_type": {cell_type: types.count(cell_type) for cell_type in sorted(set(types))},
         "images": dict(done),
         "failed": {image_id: failure.reason for image_id, failure in failed.items()},
@@ -192,17 +260,25 @@ def working_folder() -> Path:
     return working
 
 
-def chosen_device() -> torch.device:
-    """KERNEL_DEVICE, or the first GPU, or the CPU. Raises InputError for a device that is not there."""
-    name = os.environ.get("KERNEL_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"KERNEL_DEVICE is {name!r}; allowed are cpu, cuda and cuda:N") from error
+def chosen_devices() -> list[str]:
+    """KERNEL_DEVICE, one or several with commas between; or all GPUs; or the CPU.
+
+    Raises InputError for a device that is not there.
+    """
     count = torch.cuda.device_count()
-    if device.type not in ("cpu", "cuda") or (device.type == "cuda" and (device.index or 0) >= count):
-        raise InputError(f"KERNEL_DEVICE is {name!r}, and this machine has the CPU and {count} GPU(s)")
-    return device
+    given = os.environ.get("KERNEL_DEVICE") or ",".join(f"cuda:{index}" for index in range(count)) or "cpu"
+    names = [name.strip() for name in given.split(",")]
+    for name in names:
+        try:
+            device = torch.device(name)
+        except RuntimeError as error:
+            raise InputError(f"KERNEL_DEVICE is {given!r}; allowed are cpu, cuda and cuda:N, with commas") from error
+        if device.type not in ("cpu", "cuda") or (device.type == "cuda" and (device.index or 0) >= count):
+            raise InputError(f"KERNEL_DEVICE is {given!r}, and this machine has the CPU and {count} GPU(s)")
+    if len(names) > 1 and startable_script() is None:
+        LOG.warning("this script is no file that could be started again: of %s only the first is used", given)
+        return names[:1]
+    return names
 
 
 def chosen_dtype() -> torch.dtype:

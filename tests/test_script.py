@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -141,6 +142,51 @@ def test_what_is_wrong_is_told_by_the_script(
     )
     assert done.returncode == 2 and told in done.stdout and "Traceback" not in done.stdout + done.stderr
     assert not (tmp_path / "submission.csv").exists()
+
+
+def run_built(dry_run: Path, images: Path, working: Path, devices: str) -> subprocess.Popen[str]:
+    """Start the built script on images, laid out below `working`, on one thread for each device."""
+    inputs = working / "input"
+    test = inputs / "competitions" / "sartorius-cell-instance-segmentation" / "test"
+    shutil.copytree(images, test)
+    shutil.copytree(dry_run / "wheels", inputs / "mmdet-pure-python-wheels")
+    shutil.copytree(DEMO / "weights", inputs / "in-network-ensemble-demo-weights")
+    given = {"KERNEL_INPUT_ROOT": str(inputs), "KERNEL_WORKING": str(working), "KERNEL_DEVICE": devices}
+    return subprocess.Popen(
+        [sys.executable, "-I", str(dry_run / "kernel" / "kernel.py")],
+        env={**os.environ, **given, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="processes are found in /proc")
+def test_two_devices_are_as_good_as_one_and_one_may_die(images: Path, dry_run: Path, tmp_path: Path) -> None:
+    """The last time, the process of one device is killed when an image is done."""
+    submissions = []
+    for name, devices, kill in (("one", "cpu", False), ("two", "cpu,cpu", False), ("killed", "cpu,cpu", True)):
+        (tmp_path / name).mkdir()
+        script = run_built(dry_run, images, tmp_path / name, devices)
+        assert script.stdout
+        log = []
+        for line in script.stdout:
+            log.append(line)
+            if kill and " INFO image " in line:
+                children = Path(f"/proc/{script.pid}/task/{script.pid}/children").read_text(encoding="ascii").split()
+                assert len(children) == 2
+                os.kill(int(children[0]), signal.SIGKILL)
+                kill = False
+        assert script.wait() == 0, "".join(log)
+        assert ("has died; 1 device(s) left" in "".join(log)) == (name == "killed")
+        submissions.append((tmp_path / name / "submission.csv").read_bytes())
+        summary = json.loads((tmp_path / name / "summary.json").read_text(encoding="utf-8"))
+        assert len(summary["images"]) == 4 and summary["failed"] == {}
+        used = {told["device"] for told in summary["images"].values()}
+        # One that starts late or dies early may have done none.
+        assert used == set(summary["devices"]) <= ({"cpu"} if name == "one" else {"cpu#1", "cpu#2"})
+        assert {told["quality"] for told in summary["images"].values()} == {"full"}
+    assert submissions[0] == submissions[1] == submissions[2]
+    assert submissions[0].count(b"\n") > 8
 
 
 def can_cut_the_network() -> bool:

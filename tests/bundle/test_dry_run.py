@@ -76,6 +76,15 @@ def test_the_script_sees_kaggles_mounts(here: Path) -> None:
     assert leftovers(here / "out") == []
 
 
+@pytest.mark.parametrize(("device", "seen"), [(None, "cpu,cpu"), ("cpu", "cpu")])
+def test_the_users_device_reaches_the_script(
+    here: Path, monkeypatch: pytest.MonkeyPatch, device: str | None, seen: str
+) -> None:
+    monkeypatch.setenv("KERNEL_DEVICE", "cpu,cpu")
+    done = run_with(here, device=device, limit=1)
+    assert json.loads((done.folder / "summary.json").read_text(encoding="utf-8"))["device"] == seen
+
+
 def test_no_cells_and_an_unreadable_image(here: Path) -> None:
     (here / "images" / "b.png").write_bytes(b"broken")
     done = run_with(here, code=2)

@@ -1,0 +1,217 @@
+"""Images shared over devices: a process for each, one queue for all, and no image lost with a process.
+
+A process of its own for each device means that none waits for another's Python, and that one that dies takes only
+itself along. The processes are the script once more, told by the environment to serve: they take tasks as lines of
+JSON on their input and give answers the same way; what goes back is text, rows and not masks. A device that is alone
+is served in this process, by the same loop.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import subprocess
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from kernel.attempt import FailedImage
+from kernel.errors import InputError, RunError
+from kernel.runtime.budget import TimeBudget
+from kernel.runtime.log import LOG
+
+#: An image in whose hands so many processes died is given up: it may be what they died of.
+MOST_ATTEMPTS = 2
+#: How long a process may take to end when it is told to.
+CLOSING_SECONDS = 10.0
+
+#: The clock is looked at at least this often.
+LISTENING_SECONDS = 60.0
+
+#: What a worker says: an object with "ready", "log", "wrong_input", "failure" or "answer"; None: it has ended.
+Message = Mapping[str, Any] | None
+
+
+class DeviceWorker(Protocol):
+    """What does images on one device. What it says goes, with itself, into the queue that it was made with."""
+
+    name: str  # of the device, for people
+
+    def send(self, path: Path, level: int) -> None:
+        """Do an image at a level of quality."""
+        ...
+
+    def close(self, at_once: bool = False) -> None:
+        """End; `at_once`: whatever it is doing."""
+        ...
+
+
+WorkerQueue = queue.SimpleQueue[tuple[DeviceWorker, Message]]
+
+
+class LocalWorker:
+    """A device served in this process: an image is done before `send` returns."""
+
+    def __init__(self, name: str, answer: Callable[[Path, int], Mapping[str, Any]], said: WorkerQueue):
+        self.name = name
+        self._answer = answer
+        self._said = said
+        said.put((self, {"ready": True}))
+
+    def send(self, path: Path, level: int) -> None:
+        self._said.put((self, {"answer": self._answer(path, level)}))
+
+    def close(self, at_once: bool = False) -> None:
+        pass
+
+
+class ProcessWorker:
+    """A device served by a process of its own.
+
+    Parameters:
+        name: of the device, for people.
+        command, environment: what to start.
+        task: the first line of its input.
+        said: where its messages go.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        task: Mapping[str, Any],
+        said: WorkerQueue,
+    ):
+        self.name = name
+        self._said = said
+        self.process = subprocess.Popen(
+            list(command),
+            env=dict(environment),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            encoding="utf-8",
+            errors="replace",
+        )
+        self._write(task)
+        threading.Thread(target=self._listen, name=f"listens to {name}", daemon=True).start()
+
+    def send(self, path: Path, level: int) -> None:
+        self._write({"path": str(path), "level": level})
+
+    def _write(self, task: Mapping[str, Any]) -> None:
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(json.dumps(task) + "\n")
+            self.process.stdin.flush()
+        except OSError:  # it has died, which its end of the other pipe tells
+            LOG.debug("%s takes no more tasks", self.name)
+
+    def _listen(self) -> None:
+        """Pass on what the process says, until it ends."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            try:
+                self._said.put((self, json.loads(line)))
+            except ValueError:  # half a line of one that was killed
+                LOG.debug("%s: not JSON: %s", self.name, line[:80])
+        self.process.wait()
+        self._said.put((self, None))
+
+    def close(self, at_once: bool = False) -> None:
+        if at_once:
+            self.process.kill()
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.close()
+        except OSError:
+            LOG.debug("%s has gone before", self.name)
+        try:
+            self.process.wait(CLOSING_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def share_images(
+    workers: Sequence[DeviceWorker],
+    said: WorkerQueue,
+    paths: Sequence[Path],
+    budget: TimeBudget,
+    answered: Callable[[DeviceWorker, Mapping[str, Any]], None],
+    failed: Callable[[Path, FailedImage], None],
+    last_call: float,
+    clock: Callable[[], float] = time.monotonic,
+) -> None:
+    """Have every image done by whichever worker is free; calls `answered` or `failed` once for each.
+
+    An image whose worker dies is done once more by another. Images not begun at the budget's deadline fail; at
+    `last_call` so do those still being done, and their workers are ended. Workers that all die leave the rest failed.
+
+    Raises InputError or RunError where a worker says that it cannot start for such a reason.
+    """
+    waiting, attempts = deque(paths), Counter[Path]()
+    alive, idle = list(workers), deque[DeviceWorker]()
+    busy: dict[int, Path] = {}  # by the worker's place in `workers`
+    called = False
+    while waiting or busy:
+        if waiting and (not alive or clock() > budget.deadline):
+            reason = "the time limit came first" if alive else "no device is left: all their processes have died"
+            for path in waiting:
+                budget.drop(path.stem)
+                failed(path, FailedImage(reason, wrong_input=False))
+            waiting.clear()
+            continue
+        if idle and waiting:
+            worker, path = idle.popleft(), waiting.popleft()
+            busy[workers.index(worker)] = path
+            worker.send(path, budget.begin(path.stem, clock()))
+            continue
+        try:
+            patience = (budget.deadline if waiting else last_call) - clock()
+            worker, message = said.get(timeout=min(max(0.01, patience), LISTENING_SECONDS))
+        except queue.Empty:
+            if clock() > last_call and not called:
+                for place in busy:
+                    LOG.error("%s has not answered in time and is ended", workers[place].name)
+                    workers[place].close(at_once=True)
+                called = True  # their end is told like any other
+                attempts.update(dict.fromkeys(busy.values(), MOST_ATTEMPTS))
+            continue
+        place = workers.index(worker)
+        if message is None:
+            alive.remove(worker)
+            budget.devices = max(1, len(alive))
+            LOG.error("the process of %s has died; %d device(s) left", worker.name, len(alive))
+            if worker in idle:
+                idle.remove(worker)
+            if place in busy:
+                path = busy.pop(place)
+                attempts[path] += 1
+                again = attempts[path] < MOST_ATTEMPTS
+                budget.drop(path.stem, wait=again)
+                if again:
+                    waiting.appendleft(path)
+                else:
+                    failed(path, FailedImage(f"the process of {worker.name} died or had to be ended", False))
+        elif "log" in message:
+            level, text = message["log"]
+            LOG.log(level, "%s: %s", worker.name, text)
+        elif "wrong_input" in message:
+            raise InputError(f"{worker.name}: {message['wrong_input']}")
+        elif "failure" in message:
+            raise RunError(f"{worker.name}: {message['failure']}")
+        elif "ready" in message:
+            idle.append(worker)
+        else:
+            path, answer = busy.pop(place), message["answer"]
+            idle.append(worker)
+            if answer["failure"] is None:
+                budget.finish(path.stem, clock(), answer["told"]["run_as"], answer["told"]["seconds"])
+                answered(worker, answer)
+            else:
+                budget.drop(path.stem)
+                failed(path, FailedImage(**answer["failure"]))

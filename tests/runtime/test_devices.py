@@ -1,0 +1,176 @@
+"""Images shared over processes, some of which die, hang or never start; the processes are a few lines of Python."""
+
+from __future__ import annotations
+
+import os
+import queue
+import sys
+import time
+import tracemalloc
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kernel.attempt import FailedImage
+from kernel.errors import InputError, RunError
+from kernel.runtime.budget import TimeBudget
+from kernel.runtime.devices import DeviceWorker, LocalWorker, ProcessWorker, WorkerQueue, share_images
+
+#: Behaves as the image's name says.
+WORKER = """
+import json, os, pathlib, sys, time
+task = json.loads(sys.stdin.readline())
+if "say" in task:
+    print(json.dumps(task["say"]), flush=True)
+if task.get("die"):
+    os._exit(3)
+print(json.dumps({"log": [30, "hello"]}), flush=True)
+print(json.dumps({"ready": True}), flush=True)
+for line in sys.stdin:
+    path = pathlib.Path(json.loads(line)["path"])
+    if path.stem.startswith("poison"):
+        os._exit(3)
+    if path.stem.startswith("once") and not path.exists():
+        path.touch()
+        print('{"answer": {"image": "half', end="", flush=True)
+        os._exit(3)
+    if path.stem.startswith("hang"):
+        time.sleep(600)
+    answer = {"image": path.stem, "failure": None, "told": {"run_as": "cort", "seconds": {}}}
+    if path.stem.startswith("broken"):
+        answer = {"image": path.stem, "failure": {"reason": "broken", "wrong_input": True}}
+    print(json.dumps({"answer": answer}), flush=True)
+"""
+
+
+class OnlyLevel:
+    name = "full"
+
+    def stage_work(self, cell_type: str) -> Mapping[str, float]:
+        return {"other": 1}
+
+
+class Outcomes:
+    """What became of each image."""
+
+    def __init__(self) -> None:
+        self.done: dict[str, str] = {}
+        self.failed: dict[str, FailedImage] = {}
+
+    def answered(self, worker: DeviceWorker, answer: Mapping[str, Any]) -> None:
+        assert answer["image"] not in self.done
+        self.done[answer["image"]] = worker.name
+
+    def fail(self, path: Path, failure: FailedImage) -> None:
+        assert path.stem not in self.failed
+        self.failed[path.stem] = failure
+
+
+@contextmanager
+def processes(*tasks: Mapping[str, Any]) -> Iterator[tuple[list[DeviceWorker], WorkerQueue]]:
+    said: WorkerQueue = queue.SimpleQueue()
+    command = [sys.executable, "-I", "-S", "-c", WORKER]
+    workers: list[DeviceWorker] = [
+        ProcessWorker(f"device{number}", command, os.environ, task, said) for number, task in enumerate(tasks)
+    ]
+    try:
+        yield workers, said
+    finally:
+        for worker in workers:
+            worker.close()
+
+
+def share(
+    names: list[str], folder: Path, *tasks: Mapping[str, Any], deadline: float = 1e9, last_call: float = 1e9
+) -> Outcomes:
+    """Have images done by a process for each task; times are seconds from now."""
+    outcomes, now = Outcomes(), time.monotonic()
+    budget = TimeBudget([OnlyLevel()], dict.fromkeys(names, 1.0), now + deadline, len(tasks))
+    with processes(*tasks) as (workers, said):
+        paths = [folder / name for name in names]
+        share_images(workers, said, paths, budget, outcomes.answered, outcomes.fail, now + last_call)
+    assert sorted([*outcomes.done, *outcomes.failed]) == sorted(names)
+    return outcomes
+
+
+NAMES = [f"image{number}" for number in range(40)]
+
+
+def test_all_images_are_done_by_all_devices(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    outcomes = share(NAMES, tmp_path, {}, {})
+    assert not outcomes.failed and "device0: hello" in caplog.text
+    assert share([], tmp_path, {}).done == {}
+
+
+def test_a_device_that_dies_has_its_image_done_by_the_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    outcomes = share([*NAMES[:5], "once", *NAMES[5:]], tmp_path, {}, {})
+    assert not outcomes.failed and outcomes.done["once"] in ("device0", "device1")
+    assert "has died; 1 device(s) left" in caplog.text
+    survivors = {outcomes.done[name] for name in NAMES[20:]}
+    assert survivors == {outcomes.done["once"]}
+
+
+def test_a_device_that_never_starts_is_done_without(tmp_path: Path) -> None:
+    assert set(share(NAMES, tmp_path, {"die": True}, {}).done.values()) == {"device1"}
+
+
+def test_where_the_last_device_dies_the_rest_fails(tmp_path: Path) -> None:
+    outcomes = share([*NAMES[:3], "once", *NAMES[3:]], tmp_path, {})
+    assert list(outcomes.done) == NAMES[:3]
+    assert {failure.reason for failure in outcomes.failed.values()} == {
+        "no device is left: all their processes have died"
+    }
+    assert not any(failure.wrong_input for failure in outcomes.failed.values())
+
+
+def test_an_image_that_kills_two_devices_is_given_up(tmp_path: Path) -> None:
+    outcomes = share(["poison", *NAMES], tmp_path, {}, {}, {})
+    assert list(outcomes.failed) == ["poison"] and "died or had to be ended" in outcomes.failed["poison"].reason
+    assert len(outcomes.done) == len(NAMES)
+
+
+def test_an_image_that_fails_is_no_death(tmp_path: Path) -> None:
+    outcomes = share(["broken", *NAMES], tmp_path, {}, {})
+    assert outcomes.failed == {"broken": FailedImage("broken", wrong_input=True)}
+
+
+def test_after_the_deadline_nothing_is_begun(tmp_path: Path) -> None:
+    outcomes = share(NAMES, tmp_path, {}, deadline=-1)
+    assert {failure.reason for failure in outcomes.failed.values()} == {"the time limit came first"}
+
+
+def test_one_that_hangs_is_ended_at_the_last_call(tmp_path: Path) -> None:
+    outcomes = share(["hang"], tmp_path, {}, deadline=1e9, last_call=1)
+    assert "had to be ended" in outcomes.failed["hang"].reason
+
+
+@pytest.mark.parametrize(("kind", "error"), [("wrong_input", InputError), ("failure", RunError)])
+def test_what_a_worker_cannot_start_with_is_told(tmp_path: Path, kind: str, error: type[Exception]) -> None:
+    with pytest.raises(error, match="device0: no such file"):
+        share(NAMES, tmp_path, {"say": {kind: "no such file"}, "die": True}, {"die": True})
+
+
+def test_memory_stays_flat_over_a_night(tmp_path: Path) -> None:
+    """240 images of 500 cells: only rows of text stay, and what is made of an image is let go before the next."""
+    names = [f"image{number}" for number in range(240)]
+    outcomes = Outcomes()
+
+    def answer(path: Path, level: int) -> dict[str, Any]:
+        pixels = bytearray(4 << 20)
+        told = {"run_as": "cort", "seconds": {}, "cells": len(pixels)}
+        return {"image": path.stem, "failure": None, "told": told, "rles": [f"{len(pixels)} 5"] * 500}
+
+    said: WorkerQueue = queue.SimpleQueue()
+    budget = TimeBudget([OnlyLevel()], dict.fromkeys(names, 1.0), time.monotonic() + 1e9)
+    tracemalloc.start()
+    try:
+        worker = LocalWorker("cpu", answer, said)
+        share_images([worker], said, [tmp_path / name for name in names], budget, outcomes.answered, outcomes.fail, 1e9)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(outcomes.done) == 240
+    assert peak < 3 * (4 << 20)
