@@ -27,6 +27,7 @@ from kernel.data.splits import FoldRow, write_folds
 from kernel.data.synthetic import COMPETITION_SHAPE, write_dataset
 from kernel.ensemble.ensemble import Ensemble
 from kernel.errors import RunError
+from kernel.manifest import read_manifest
 from kernel.models.checkpoints import load_detector, recognise_checkpoint
 from kernel.models.detectors import DetectorSpec
 from kernel.postprocess.instances import CellMasks, Instances
