@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bundle.dry_run import RESULT_NAMES, run_dry
-from bundle.folders import refuse_to_replace, replace_folder, scratch_folder
+from bundle.folders import end_on_sigterm, refuse_to_replace, replace_folder, scratch_folder
 from bundle.inline import inline_package
 from bundle.kaggle import (
     KERNEL_METADATA_NAME,
@@ -207,4 +207,5 @@ def print_next_steps(manifest: Manifest, out: Path) -> None:
 
 
 if __name__ == "__main__":
+    end_on_sigterm()
     raise SystemExit(main())
