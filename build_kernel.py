@@ -31,7 +31,7 @@ from bundle.kaggle import (
 )
 from bundle.weights import FoundWeights, resolve_weights
 from kernel.errors import InputError, RunError
-from kernel.manifest import Manifest, manifest_to_json, read_manifest
+from kernel.manifest import Manifest, manifest_to_json, read_manifest, refuse_fold_files
 from kernel.runtime.wheels import parse_locked_wheels, verify_wheels
 
 ROOT = Path(__file__).resolve().parent
@@ -105,6 +105,7 @@ def run_build(options: argparse.Namespace) -> int:
     if options.dry_run:
         refuse_to_replace(options.out / "dry-run", RESULT_NAMES, marker="submission.csv")
     given = read_manifest(options.manifest)
+    refuse_fold_files(given)
     manifest, weights = given, ()
     folder = weights_folder(options)
     if folder is not None:

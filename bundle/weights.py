@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kernel.errors import InputError
-from kernel.manifest import Manifest, MemberEntry
+from kernel.manifest import Manifest, MemberEntry, refuse_fold_files
 from kernel.runtime.wheels import file_sha256
 
 
@@ -31,8 +31,9 @@ def resolve_weights(manifest: Manifest, folder: Path) -> tuple[Manifest, tuple[F
     kind and encoder must be left that is no other member's.
 
     Raises InputError that names the member and what is missing, altered (both hashes), another kind or encoder than the
-    manifest says (both) or ambiguous (all candidates).
+    manifest says (both) or ambiguous (all candidates); and as `refuse_fold_files`.
     """
+    refuse_fold_files(manifest)
     if not folder.is_dir():
         raise InputError(f"no folder {folder}: --weights-dir must name one with the members' weight files in it")
     problems: list[str] = []

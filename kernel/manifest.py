@@ -45,6 +45,8 @@ ENCODER_NAMES = (
 #: Kaggle's accelerators that this kernel can use; its P100 is retired.
 ACCELERATOR_NAMES = ("NvidiaTeslaT4",)
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+#: In a member's `file`: the number of the fold that its training left out. Only out-of-fold validation takes it.
+FOLD_PLACEHOLDER = "{fold}"
 
 OWNER_SLUG_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_-]*/[a-z0-9][a-z0-9-]{4,49}"
 DATASET_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_-]*/[a-z0-9][a-z0-9-]{5,49}"
@@ -73,7 +75,7 @@ class MemberEntry:
     encoder: str  # one of ENCODER_NAMES
     use_for: tuple[str, ...]  # cell types whose images it is run on, and "cls"
     dataset: str | None = None  # "owner/slug"; None: any of the manifest's weight_datasets
-    file: str | None = None  # path inside the dataset; None: not known yet
+    file: str | None = None  # path inside the dataset, "{fold}" in it for a file per fold; None: not known yet
     sha256: str | None = None  # checked before use; None: not known yet
     weights: StageWeights = EQUAL_WEIGHTS  # in the averages of its cell types' members
     worth: float | None = None  # the least worthy are left out first when time is short; None: before all others
@@ -147,6 +149,18 @@ def parse_manifest(text: str, source: str) -> Manifest:
             "bundle/manifest.schema.json\n" + "\n".join(f"  - {problem}" for problem in reader.problems)
         )
     return manifest
+
+
+def refuse_fold_files(manifest: Manifest) -> None:
+    """Raise InputError where a member's `file` stands for a file per fold: there must be plain files to run."""
+    per_fold = [member for member in manifest.members if member.file is not None and FOLD_PLACEHOLDER in member.file]
+    if per_fold:
+        told = ", ".join(f"{member.name} ({member.file})" for member in per_fold)
+        example = str(per_fold[0].file).replace(FOLD_PLACEHOLDER, "0")
+        raise InputError(
+            f"these members have a file per fold, which `python -m kernel validate --out-of-fold` alone takes: {told}. "
+            f"Here each needs one file: name that of one fold, {example} for example"
+        )
 
 
 def manifest_to_json(manifest: Manifest) -> str:
@@ -467,6 +481,17 @@ class ManifestReader:
                 )
             if member.file is None and member.sha256 is not None:
                 self.problems.append(f"members[{index}].sha256: given without `file`: name the file as well")
+            plain = (member.file or "").replace(FOLD_PLACEHOLDER, "")
+            if "{" in plain or "}" in plain:
+                self.problems.append(
+                    f"members[{index}].file: {member.file!r} holds braces, of which only {FOLD_PLACEHOLDER} stands for "
+                    "something: write that, or the file's plain name"
+                )
+            if plain != (member.file or "") and member.sha256 is not None:
+                self.problems.append(
+                    f"members[{index}].sha256: {member.file!r} stands for a file per fold, and this is the sum of one: "
+                    "leave `sha256` out, or name one file"
+                )
         files: dict[tuple[str | None, str], int] = {}
         for index, member in enumerate(manifest.members):
             if member.file is None:

@@ -109,6 +109,8 @@ def test_weights_are_filled_in(tmp_path: Path, built_wheels: list[Path], capsys:
         (["--weights-dir", "gone"], "error: no folder gone: --weights-dir"),
         (["--dry-run"], "error: --dry-run needs the members' weights"),
         (["--out", "bad.json"], "error: cannot write into bad.json"),
+        (["--manifest", "folds.json"], "Here each needs one file: name that of one fold, htc_0.pt for example"),
+        (["--manifest", "folds.json", "--weights-dir", "."], "Here each needs one file"),
     ],
 )
 def test_what_is_wrong_is_told_without_traceback(
@@ -121,6 +123,9 @@ def test_what_is_wrong_is_told_without_traceback(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bad.json").write_text("no JSON", encoding="utf-8")
+    published = json.loads((ROOT / "weights_manifest.json").read_text(encoding="utf-8"))
+    published["members"][0]["file"] = "htc_{fold}.pt"
+    (tmp_path / "folds.json").write_text(json.dumps(published), encoding="utf-8")
     out = [] if "--out" in arguments else ["--out", "dist"]
     assert build_kernel.main([*out, *arguments]) == 2
     assert told in capsys.readouterr().err

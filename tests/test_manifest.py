@@ -123,6 +123,7 @@ def test_round_trip(text: str) -> None:
     assert parse_manifest(manifest_to_json(manifest), "again") == manifest
 
 
+PER_FOLD = MINIMAL["members"][0] | {"file": "one_{fold}.pt"}
 WRONG = [
     (changed("membres", []), "membres: unknown key; did you mean 'members'?"),
     (changed("kernel.titel", ""), "kernel.titel: unknown key; did you mean 'title'?"),
@@ -147,6 +148,9 @@ WRONG = [
     (changed("members.0.dataset", None), "members[0].dataset: 'one' names no dataset"),
     (changed("members.0.file", "a/../b.pt"), "members[0].file: found"),
     (changed("members.0.file", "weights.zip"), "ending in .safetensors, .pt, .pth, .bin"),
+    (changed("members.0.file", "a_{folds}.pt"), "members[0].file: 'a_{folds}.pt' holds braces"),
+    (changed("members.0.file", "a_{fold.pt"), "members[0].file: 'a_{fold.pt' holds braces"),
+    (changed("members.0", PER_FOLD | {"sha256": "0" * 64}), "members[0].sha256: 'one_{fold}.pt' stands for a file per"),
     (changed("members.0.sha256", "abc"), "members[0].sha256: found \"abc\", expected the file's SHA-256"),
     (changed("members.0.sha256", "0" * 64), "members[0].sha256: given without `file`"),
     (changed("members.0.weights", 2), "members[0].weights: found 2, expected an object"),
@@ -280,7 +284,9 @@ def schema_accepts(data: Any) -> bool:
 
 def test_schema_accepts_what_the_reader_accepts() -> None:
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
-    for text in (PUBLISHED, json.dumps(MINIMAL), manifest_to_json(parse_manifest(PUBLISHED, "m"))):
+    per_fold = json.dumps(changed("members.0", PER_FOLD))
+    assert parse_manifest(per_fold, "m").members[0].file == "one_{fold}.pt"
+    for text in (PUBLISHED, json.dumps(MINIMAL), manifest_to_json(parse_manifest(PUBLISHED, "m")), per_fold):
         jsonschema.Draft202012Validator(SCHEMA).validate(json.loads(text))
 
 
@@ -290,6 +296,7 @@ BEYOND_SCHEMA = (
     "at least one",
     "names no dataset",
     "without `file`",
+    "a file per",
     "leaves nothing",
     "members[0].file: f",
 )
