@@ -33,6 +33,7 @@ from kernel.models.detectors import DetectorSpec
 from kernel.postprocess.instances import CellMasks, Instances
 from kernel.runtime.log import LOG
 from kernel.settings import CELL_TYPES
+from kernel.validation.predicting import PredictionJob
 from kernel.validation.search import TuningImage, TuningPlan, TypeTuning, tune_cell_type
 from kernel.validation.validate import ImageResult
 
@@ -242,11 +243,11 @@ def test_each_member_is_scored_without_the_others(
 ) -> None:
     scores = {("my-maskrcnn", "my-htc"): 0.5, ("my-maskrcnn",): 0.25, ("my-htc",): 0.75}
 
-    def validate(ensemble: Ensemble, images: Sequence[AnnotatedImage]) -> list[ImageResult]:
-        score = scores[tuple(member.name for member in ensemble.members)]
-        return [ImageResult(image.image_id, "cort", "cort", "cort", 1, 1, score, 0.1, ()) for image in images]
+    def validate(jobs: Sequence[PredictionJob], *rest: object) -> list[ImageResult]:
+        score = scores[tuple(member.name for member in jobs[0].files.manifest.members)]
+        return [ImageResult(job.image.image_id, "cort", "cort", "cort", 1, 1, score, 0.1, ()) for job in jobs]
 
-    monkeypatch.setattr(kernel.validation.validate, "validate_ensemble", validate)
+    monkeypatch.setattr(kernel.validation.validate, "validate_jobs", validate)
     assert main(["validate", *ensemble_arguments(manifest, weights, data), "--each-member"]) == 0
     assert scores_told(capsys.readouterr().out) == {"ensemble": 0.5, "my-maskrcnn": 0.25, "my-htc": 0.75}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,10 +13,11 @@ from bundle.weights import resolve_weights
 from kernel.data.annotated import AnnotatedImage, list_annotated
 from kernel.data.splits import FOLDS_NAME
 from kernel.errors import InputError
-from kernel.manifest import read_manifest
+from kernel.manifest import Manifest, read_manifest
 
 if TYPE_CHECKING:
     from kernel.ensemble.ensemble import Ensemble
+    from kernel.validation.predicting import PredictionJob
 
 
 def add_data_arguments(parser: argparse.ArgumentParser, fold_help: str) -> None:
@@ -32,16 +34,21 @@ def add_data_arguments(parser: argparse.ArgumentParser, fold_help: str) -> None:
     )
 
 
-def add_ensemble_arguments(parser: argparse.ArgumentParser) -> None:
-    """What names an ensemble and annotated images."""
-    add_member_arguments(parser)
+def add_ensemble_arguments(parser: argparse.ArgumentParser, stored: bool = False) -> None:
+    """What names an ensemble and annotated images; `stored`: predictions may be given in the weights' place."""
+    add_member_arguments(parser, stored)
     add_data_arguments(parser, "take the images of this fold alone: those that train --fold left out")
 
 
-def add_member_arguments(parser: argparse.ArgumentParser) -> None:
-    """What names an ensemble, and where it runs."""
+def add_member_arguments(parser: argparse.ArgumentParser, stored: bool = False) -> None:
+    """What names an ensemble, and where it runs; `stored`: predictions may be given in the weights' place."""
     parser.add_argument("--manifest", type=Path, required=True, help="the ensemble")
-    parser.add_argument("--weights-dir", type=Path, required=True, help="folder of its members' weight files")
+    source = parser.add_mutually_exclusive_group(required=True) if stored else parser
+    source.add_argument("--weights-dir", type=Path, required=not stored, help="folder of its members' weight files")
+    if stored:
+        source.add_argument(
+            "--predictions", type=Path, metavar="FOLDER", help="what `validate --predictions` has stored, for weights"
+        )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU, or the CPU)")
 
 
@@ -55,7 +62,7 @@ def list_fold(options: argparse.Namespace) -> list[AnnotatedImage]:
 
 def folds_file(options: argparse.Namespace) -> Path:
     """Which image is in which fold; the file need not exist where no fold is asked for."""
-    if options.folds_csv is not None and options.fold is None:
+    if options.folds_csv is not None and options.fold is None and not getattr(options, "out_of_fold", False):
         raise InputError("--folds-csv belongs to --fold, which is not given")
     return options.folds_csv or options.data / FOLDS_NAME
 
@@ -70,6 +77,15 @@ def check_device(name: str | None) -> str:
         count = torch.cuda.device_count()
         raise InputError(f"--device {name}: this machine has cpu and {count} GPU(s) (cuda, cuda:1, ...)") from error
     return name
+
+
+def ensemble_jobs(manifest: Manifest, weights_dir: Path, images: Sequence[AnnotatedImage]) -> list[PredictionJob]:
+    """Each image with the manifest's ensemble, from `weights_dir`. Raises InputError as `resolve_weights`."""
+    from kernel.validation.predicting import EnsembleFiles, PredictionJob
+
+    manifest, found = resolve_weights(manifest, weights_dir)
+    files = EnsembleFiles(manifest, {weights.member.name: weights.path for weights in found})
+    return [PredictionJob(entry, files) for entry in images]
 
 
 def load_options_ensemble(options: argparse.Namespace) -> Ensemble:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bundle.site import use_vendored_packages
-from kernel.commands.common import check_device
+from kernel.commands.common import check_device, ensemble_jobs
 from kernel.data.annotated import AnnotatedImage, list_annotated
 from kernel.errors import InputError
 from kernel.manifest import KIND_NAMES, read_manifest
@@ -107,14 +107,12 @@ def packaged_encoder_weights() -> Path:
 
 def print_scores(title: str, manifest_path: Path, images: list[AnnotatedImage], device: str) -> None:
     """Score the ensemble and each member alone."""
-    from bundle.weights import resolve_weights
-    from kernel.segment import load_ensemble
-    from kernel.validation.validate import describe_scores, lone_member, validate_ensemble
+    from kernel.validation.validate import describe_scores, validate_jobs
 
-    manifest, found = resolve_weights(read_manifest(manifest_path), manifest_path.parent)
-    ensemble = load_ensemble(manifest, {weights.member.name: weights.path for weights in found}, device)
+    jobs = ensemble_jobs(read_manifest(manifest_path), manifest_path.parent, images)
     print(f"{title}:")
-    print(describe_scores("ensemble", validate_ensemble(ensemble, images)))
-    if len(ensemble.members) > 1:
-        for member in ensemble.members:
-            print(describe_scores(member.name, validate_ensemble(lone_member(ensemble, member.name), images)))
+    print(describe_scores("ensemble", validate_jobs(jobs, [device])))
+    members = jobs[0].files.manifest.members if jobs else ()
+    if len(members) > 1:
+        for member in members:
+            print(describe_scores(member.name, validate_jobs([job.alone(member.name) for job in jobs], [device])))

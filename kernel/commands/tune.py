@@ -13,6 +13,7 @@ from kernel.commands.common import add_ensemble_arguments, list_fold, load_optio
 from kernel.commands.tune_stages import add_stage_arguments, run_stages
 from kernel.data.splits import FOLDS_NAME, read_folds
 from kernel.errors import InputError
+from kernel.manifest import read_manifest
 from kernel.runtime.files import whole_file
 
 
@@ -26,7 +27,7 @@ def add_parser(commands: Any) -> None:
         f"over the images: by their folds in --folds-csv, or in {FOLDS_NAME} of --data, or else (as with --fold) by "
         "folds that are drawn.",
     )
-    add_ensemble_arguments(parser)
+    add_ensemble_arguments(parser, stored=True)
     for name, kind, metavar, text in (
         (
             "--grid",
@@ -54,14 +55,17 @@ def run_tune(options: argparse.Namespace) -> None:
     """Choose the post-processing's thresholds, or those of the stages before it."""
     use_vendored_packages()
     if options.stages:
+        if options.predictions is not None:
+            raise InputError("--stages needs the network again and again: give --weights-dir, and not --predictions")
         run_stages(options)
         return
     if options.stage_grid or options.try_members:
         raise InputError("--stage-grid and --try-members belong to --stages, which is not given")
     from kernel.validation.evidence import EVIDENCE_MARKER, EVIDENCE_NAMES, describe_tuning, write_evidence
     from kernel.validation.manifest_edit import edited_manifest
+    from kernel.validation.predictions import read_predictions, settings_fingerprint
     from kernel.validation.search import TuningPlan, read_grids
-    from kernel.validation.validate import tune_ensemble
+    from kernel.validation.validate import refuse_other_types, tune_ensemble, tune_predictions
 
     _check_numbers(options)
     out = options.out
@@ -77,12 +81,20 @@ def run_tune(options: argparse.Namespace) -> None:
     plan = TuningPlan(**given)
 
     images = list_fold(options)
-    ensemble = load_options_ensemble(options)
-    tunings = tune_ensemble(ensemble, images, plan)
+    if options.predictions is None:
+        ensemble = load_options_ensemble(options)
+        thresholds = ensemble.settings.thresholds
+        tunings = tune_ensemble(ensemble, images, plan)
+    else:
+        manifest = read_manifest(options.manifest)
+        thresholds = manifest.ensemble.thresholds
+        refuse_other_types(thresholds, images)
+        stored = read_predictions(options.predictions, images, settings_fingerprint(manifest))
+        tunings = tune_predictions(stored, thresholds, plan)
     print(describe_tuning(list(tunings.values()), plan))
     text, difference = edited_manifest(
         options.manifest,
-        ensemble.settings.thresholds,
+        thresholds,
         {cell_type: tuning.new for cell_type, tuning in tunings.items()},
     )
     print(difference, end="")

@@ -90,7 +90,7 @@ def select_members(
     Raises:
         InputError: an image cannot be read or is of another cell type, or no member counts at all stages by itself.
     """
-    refuse_other_types(ensemble, images)
+    refuse_other_types(ensemble.settings.thresholds, images)
     by_type: dict[str, list[AnnotatedImage]] = {}
     for entry in images:
         by_type.setdefault(entry.cell_type, []).append(entry)

@@ -280,7 +280,7 @@ def score_stages(
     Raises InputError for an image that cannot be read, a cell type that the ensemble has no thresholds of, and as
     `StagePoint.apply` does.
     """
-    refuse_other_types(ensemble, images)
+    refuse_other_types(ensemble.settings.thresholds, images)
     by_type: dict[str, list[AnnotatedImage]] = {}
     for entry in images:
         by_type.setdefault(entry.cell_type, []).append(entry)

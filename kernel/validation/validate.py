@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,10 +13,12 @@ from tqdm import tqdm
 from kernel.data.annotated import AnnotatedImage
 from kernel.ensemble.ensemble import Ensemble
 from kernel.errors import InputError
+from kernel.postprocess.clean import postprocess_instances
 from kernel.runtime.pictures import draw_picture
-from kernel.segment import segment_image
-from kernel.settings import CELL_TYPES, CLS_USE, EQUAL_WEIGHTS
+from kernel.settings import CELL_TYPES, CLS_USE, EQUAL_WEIGHTS, Thresholds
 from kernel.validation.metric import MetricScores, image_score, mean_scores
+from kernel.validation.predicting import PredictionJob, predict_jobs
+from kernel.validation.predictions import SoftPrediction, soft_prediction
 from kernel.validation.report import ReportBuilder, ReportImage
 from kernel.validation.search import TuningImage, TuningPlan, TypeTuning, tune_cell_type
 
@@ -34,6 +36,7 @@ class ImageResult:
     score: float
     seconds: float
     level_counts: tuple[int, ...]
+    fold: int | None = None  # out of fold: that of the image, which the ensemble has not seen
 
 
 def validate_ensemble(
@@ -48,42 +51,77 @@ def validate_ensemble(
 
     Raises InputError for an image that cannot be read.
     """
-    results = []
-    for entry in tqdm(images, unit="image", mininterval=2):
-        image = entry.read()
-        found = segment_image(ensemble, image)
-        truth = entry.masks()
-        result = ImageResult(
-            image_id=entry.image_id,
-            cell_type=entry.cell_type,
-            found_type=found.masks.cell_type,
-            counted_type=found.prediction.cell_type,
-            cells=len(truth),
-            found_cells=len(found.masks),
-            score=image_score(found.masks.masks, truth),
-            seconds=sum(found.prediction.seconds.values()),
-            level_counts=found.prediction.level_counts,
+    predictions = ((entry, soft_prediction(ensemble.predict(entry.read()))) for entry in images)
+    return [
+        score_image(entry, prediction, ensemble.settings.thresholds, pictures, report)
+        for entry, prediction in tqdm(predictions, total=len(images), unit="image", mininterval=2)
+    ]
+
+
+def validate_jobs(
+    jobs: Sequence[PredictionJob],
+    devices: Sequence[str],
+    folder: Path | None = None,
+    pictures: Path | None = None,
+    report: ReportBuilder | None = None,
+) -> list[ImageResult]:
+    """As `validate_ensemble`, by ensembles that are loaded on `devices`; `folder`: where predictions are stored.
+
+    Raises InputError and RunError as `predict_jobs` does.
+    """
+    predictions = predict_jobs(jobs, devices, folder)
+    return [
+        score_image(job.image, prediction, job.files.manifest.ensemble.thresholds, pictures, report, job.fold)
+        for job, prediction in tqdm(predictions, total=len(jobs), unit="image", mininterval=2)
+    ]
+
+
+def score_image(
+    entry: AnnotatedImage,
+    prediction: SoftPrediction,
+    thresholds: Mapping[str, Thresholds],
+    pictures: Path | None = None,
+    report: ReportBuilder | None = None,
+    fold: int | None = None,
+) -> ImageResult:
+    """Make the masks of the submission of what was predicted, and score them: every image's result comes from here.
+
+    `pictures`: an existing folder for outlines. `report`: what the image is added to. `fold`: which the ensemble has
+    not seen.
+    """
+    masks = postprocess_instances(prediction.instances, thresholds)
+    truth = entry.masks()
+    result = ImageResult(
+        image_id=entry.image_id,
+        cell_type=entry.cell_type,
+        found_type=masks.cell_type,
+        counted_type=prediction.cell_type,
+        cells=len(truth),
+        found_cells=len(masks),
+        score=image_score(masks.masks, truth),
+        seconds=sum(prediction.seconds.values()),
+        level_counts=prediction.level_counts,
+        fold=fold,
+    )
+    if report is not None:
+        report.add(
+            ReportImage(
+                image_id=result.image_id,
+                cell_type=result.cell_type,
+                found_type=result.found_type,
+                prediction=masks.masks,
+                truth=truth,
+                read_pixels=entry.read,
+                seconds=result.seconds,
+            )
         )
-        results.append(result)
-        if report is not None:
-            report.add(
-                ReportImage(
-                    image_id=result.image_id,
-                    cell_type=result.cell_type,
-                    found_type=result.found_type,
-                    prediction=found.masks.masks,
-                    truth=truth,
-                    read_pixels=lambda image=image: image,
-                    seconds=result.seconds,
-                )
-            )
-        if pictures is not None:
-            caption = (
-                f"{result.image_id}, {result.cell_type}: {result.found_cells} cells found, {result.cells} annotated, "
-                f"score {result.score:.3f}"
-            )
-            draw_picture(pictures / f"{result.cell_type}_{result.image_id}.png", image, found.masks.rles(), caption)
-    return results
+    if pictures is not None:
+        caption = (
+            f"{result.image_id}, {result.cell_type}: {result.found_cells} cells found, {result.cells} annotated, "
+            f"score {result.score:.3f}"
+        )
+        draw_picture(pictures / f"{result.cell_type}_{result.image_id}.png", entry.read(), masks.rles(), caption)
+    return result
 
 
 def lone_member(ensemble: Ensemble, name: str) -> Ensemble:
@@ -100,34 +138,48 @@ def lone_member(ensemble: Ensemble, name: str) -> Ensemble:
     )
 
 
-def refuse_other_types(ensemble: Ensemble, images: Sequence[AnnotatedImage]) -> None:
-    """Raise InputError where an image is of a cell type that the ensemble has no thresholds of, as LIVECell's."""
-    foreign = sorted({entry.cell_type for entry in images} - set(ensemble.settings.thresholds))
+def refuse_other_types(thresholds: Mapping[str, Thresholds], images: Iterable[AnnotatedImage]) -> None:
+    """Raise InputError where an image is of a cell type that there are no thresholds of, as LIVECell's."""
+    foreign = sorted({entry.cell_type for entry in images} - set(thresholds))
     if foreign:
         raise InputError(
-            f"the images are of {', '.join(foreign)}, and thresholds are tuned for "
-            f"{', '.join(ensemble.settings.thresholds)}: give images of these"
+            f"the images are of {', '.join(foreign)}, and thresholds are tuned for {', '.join(thresholds)}: "
+            "give images of these"
         )
 
 
 def tune_ensemble(
     ensemble: Ensemble, images: Sequence[AnnotatedImage], plan: TuningPlan | None = None
 ) -> dict[str, TypeTuning]:
-    """Per cell type among `images`: the thresholds of the post-processing to take, and what they are worth.
-
-    Cells are those that the ensemble's own box thresholds let through. plan: how to tune; None: as `TuningPlan` says.
+    """`tune_predictions` of what the ensemble predicts.
 
     Raises InputError for a cell type that the ensemble has no thresholds of, as LIVECell's, and as `tune_cell_type`.
     """
-    refuse_other_types(ensemble, images)
+    refuse_other_types(ensemble.settings.thresholds, images)
+    predictions = ((entry, soft_prediction(ensemble.predict(entry.read()))) for entry in images)
+    seen = tqdm(predictions, total=len(images), unit="image", mininterval=2)
+    return tune_predictions(seen, ensemble.settings.thresholds, plan)
+
+
+def tune_predictions(
+    predictions: Iterable[tuple[AnnotatedImage, SoftPrediction]],
+    thresholds: Mapping[str, Thresholds],
+    plan: TuningPlan | None = None,
+) -> dict[str, TypeTuning]:
+    """Per cell type among the images: the thresholds of the post-processing to take, and what they are worth.
+
+    Cells are those that the ensemble's own box thresholds let through. thresholds: those so far, of each of the types.
+    plan: how to tune; None: as `TuningPlan` says.
+
+    Raises InputError as `tune_cell_type`.
+    """
     plan = plan or TuningPlan()
     by_type: dict[str, list[TuningImage]] = {}
-    for entry in tqdm(images, unit="image", mininterval=2):
-        instances = segment_image(ensemble, entry.read()).instances
-        by_type.setdefault(entry.cell_type, []).append(TuningImage(entry.image_id, instances, entry.masks()))
+    for entry, prediction in predictions:
+        image = TuningImage(entry.image_id, prediction.instances, entry.masks())
+        by_type.setdefault(entry.cell_type, []).append(image)
     return {
-        cell_type: tune_cell_type(cell_type, seen, ensemble.settings.thresholds[cell_type], plan)
-        for cell_type, seen in by_type.items()
+        cell_type: tune_cell_type(cell_type, seen, thresholds[cell_type], plan) for cell_type, seen in by_type.items()
     }
 
 
@@ -148,15 +200,32 @@ def describe_scores(name: str, results: Sequence[ImageResult]) -> str:
     )
 
 
+def describe_folds(results: Sequence[ImageResult]) -> list[str]:
+    """A line per fold, as `describe_scores`; none where the images are not of folds."""
+    folds = sorted({result.fold for result in results if result.fold is not None})
+    return [describe_scores(f"fold {fold}", [r for r in results if r.fold == fold]) for fold in folds]
+
+
 def results_to_csv(results: Sequence[ImageResult]) -> str:
     """The results as CSV text, a row per image."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(
-        ["id", "cell_type", "found_type", "counted_type", "cells", "found_cells", "score", "seconds", "level_counts"]
+        [
+            "id",
+            "cell_type",
+            "found_type",
+            "counted_type",
+            "cells",
+            "found_cells",
+            "score",
+            "seconds",
+            "level_counts",
+            "fold",
+        ]
     )
     for r in results:
         counts = " ".join(map(str, r.level_counts))
         row = [r.image_id, r.cell_type, r.found_type or "", r.counted_type, r.cells, r.found_cells]
-        writer.writerow([*row, f"{r.score:.6f}", f"{r.seconds:.2f}", counts])
+        writer.writerow([*row, f"{r.score:.6f}", f"{r.seconds:.2f}", counts, "" if r.fold is None else r.fold])
     return stream.getvalue()

@@ -23,6 +23,7 @@ from kernel.validation.search import TuningPlan
 from kernel.validation.tuning import ThresholdGrid
 from kernel.validation.validate import (
     ImageResult,
+    describe_folds,
     describe_scores,
     lone_member,
     results_to_csv,
@@ -135,7 +136,7 @@ def test_no_images(tmp_path: Path) -> None:
     assert tune_ensemble(ensemble, []) == {}
     assert list(tmp_path.iterdir()) == []
     assert results_to_csv([]).splitlines() == [
-        "id,cell_type,found_type,counted_type,cells,found_cells,score,seconds,level_counts"
+        "id,cell_type,found_type,counted_type,cells,found_cells,score,seconds,level_counts,fold"
     ]
     assert describe_scores("ensemble", []).startswith("ensemble: nan on 0 images ()")
 
@@ -156,7 +157,8 @@ def test_scores_are_described_in_one_line() -> None:
 
 
 def test_results_become_a_row_each() -> None:
-    rows = list(csv.DictReader(io.StringIO(results_to_csv([result(score=1 / 3), result("b", found_type=None)]))))
+    results = [result(score=1 / 3), replace(result("b", found_type=None), fold=0)]
+    rows = list(csv.DictReader(io.StringIO(results_to_csv(results))))
     assert rows[0] == {
         "id": "a",
         "cell_type": "astro",
@@ -167,8 +169,18 @@ def test_results_become_a_row_each() -> None:
         "score": "0.333333",
         "seconds": "2.00",
         "level_counts": "10 20 30",
+        "fold": "",
     }
-    assert (rows[1]["id"], rows[1]["found_type"], rows[1]["found_cells"]) == ("b", "", "0")
+    assert (rows[1]["id"], rows[1]["found_type"], rows[1]["found_cells"], rows[1]["fold"]) == ("b", "", "0", "0")
+
+
+def test_folds_are_described_by_themselves() -> None:
+    results = [replace(result(score=score), fold=fold) for score, fold in ((0.25, 10), (0.5, 2), (0.75, 10))]
+    assert [line[: line.index(" (")] for line in describe_folds(results)] == [
+        "fold 2: 0.5000 on 1 images",
+        "fold 10: 0.5000 on 2 images",
+    ]
+    assert describe_folds([result()]) == describe_folds([]) == []
 
 
 GRID = ThresholdGrid(mask_thresholds=(0.5,), nms_thresholds=(0.1,), min_sizes=(0,), confidences=(0.2, 0.4, 0.95))

@@ -1,0 +1,219 @@
+"""Predict many images on one device or several, and store what is predicted, so that a run can go on where it ended."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kernel.data.annotated import AnnotatedImage
+from kernel.ensemble.ensemble import Ensemble
+from kernel.errors import InputError, RunError
+from kernel.manifest import Manifest
+from kernel.runtime.log import LOG, show_log
+from kernel.segment import load_ensemble
+from kernel.settings import CELL_TYPES, CLS_USE, EQUAL_WEIGHTS
+from kernel.validation.predictions import (
+    SoftPrediction,
+    check_distinct,
+    ensemble_fingerprint,
+    fingerprint_differences,
+    image_fingerprint,
+    load_fingerprint,
+    load_prediction,
+    prediction_path,
+    soft_prediction,
+    store_prediction,
+)
+
+
+@dataclass(frozen=True)
+class EnsembleFiles:
+    """An ensemble that is not loaded yet: what is handed to the processes that load it."""
+
+    manifest: Manifest  # with every member's sha256
+    paths: Mapping[str, Path]  # the weights, by member
+    dtype: str = "float32"
+
+    @property
+    def sums(self) -> dict[str, str | None]:
+        """The weights' sha256, by member."""
+        return {member.name: member.sha256 for member in self.manifest.members}
+
+    def load(self, device: str) -> Ensemble:
+        """Load it. mmdet must be importable."""
+        return load_ensemble(self.manifest, dict(self.paths), device, getattr(torch, self.dtype))
+
+    def alone(self, name: str) -> EnsembleFiles:
+        """An ensemble of the one member `name`, used for every cell type, with the same settings."""
+        (member,) = (member for member in self.manifest.members if member.name == name)
+        member = replace(member, use_for=(*CELL_TYPES, CLS_USE), weights=EQUAL_WEIGHTS)
+        return replace(self, manifest=replace(self.manifest, members=(member,)), paths={name: self.paths[name]})
+
+
+@dataclass(frozen=True)
+class PredictionJob:
+    """An image, and the ensemble that is to predict it."""
+
+    image: AnnotatedImage
+    files: EnsembleFiles
+    fold: int | None = None  # that the ensemble has not seen; None: not known to any fold
+
+    def alone(self, name: str) -> PredictionJob:
+        """The same by one member."""
+        return replace(self, files=self.files.alone(name))
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What its prediction is made of."""
+        made_of = ensemble_fingerprint(self.files.manifest, self.files.dtype)
+        return {**made_of, **image_fingerprint(self.image.path)}
+
+
+def predict_jobs(
+    jobs: Sequence[PredictionJob], devices: Sequence[str], folder: Path | None = None
+) -> Iterator[tuple[PredictionJob, SoftPrediction]]:
+    """The jobs with their predictions, in the jobs' order.
+
+    Args:
+        jobs: those of one ensemble behind each other, so that it is loaded once per device.
+        devices: as ["cpu"] or ["cuda:0", "cuda:1"]; a device named twice gets two processes.
+        folder: where each prediction is stored as soon as it is made, and taken from if it is there already, made of
+            the same; one made of something else is replaced, which the log tells. None: nothing is stored.
+
+    Raises InputError at once for damaged stored files and a folder that cannot be made, and for an image that cannot be
+    read when its turn comes; RunError where a process dies. What is stored by then stays, and is not predicted again.
+    """
+    stored = [False] * len(jobs)
+    if folder is not None:
+        check_distinct([job.image for job in jobs])
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot make the folder {folder}: {error.strerror}; name another") from error
+        stored = find_stored(jobs, folder)
+        LOG.info("%d of %d predictions are in %s already", sum(stored), len(jobs), folder)
+    return _predict_missing(jobs, devices, folder, stored)
+
+
+def _predict_missing(
+    jobs: Sequence[PredictionJob], devices: Sequence[str], folder: Path | None, stored: Sequence[bool]
+) -> Iterator[tuple[PredictionJob, SoftPrediction]]:
+    missing = ((job, folder) for job, found in zip(jobs, stored, strict=True) if not found)
+    predicted = map_on_devices(devices, missing)  # starts when it is first asked
+    for job, found in zip(jobs, stored, strict=True):
+        if found and folder is not None:
+            yield job, load_prediction(prediction_path(folder, job.image.image_id))
+        else:
+            yield job, next(predicted)
+
+
+def find_stored(jobs: Sequence[PredictionJob], folder: Path) -> list[bool]:
+    """For each job, whether `folder` has its prediction, made of the same. The log tells what was made of others."""
+    found: list[bool] = []
+    others: list[str] = []
+    for job in jobs:
+        path = prediction_path(folder, job.image.image_id)
+        differences = fingerprint_differences(load_fingerprint(path), job.fingerprint()) if path.is_file() else None
+        found.append(differences == [])
+        if differences:
+            others.append(f"{path} ({'; '.join(differences[:5])})")
+    if others:
+        LOG.warning(
+            "%d stored predictions were made of something else and are replaced: %s first", len(others), others[0]
+        )
+    return found
+
+
+class Predictor:
+    """Predicts on one device. The ensemble of the last job stays loaded."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.files: EnsembleFiles | None = None
+        self.ensemble: Ensemble | None = None
+
+    def predict(self, job: PredictionJob, folder: Path | None) -> SoftPrediction:
+        """Predict the job's image, and store that in `folder`, if there is one."""
+        image = job.image.read()  # before the loading: an image that cannot be read is told at once
+        if self.ensemble is None or self.files != job.files:
+            self.ensemble = None  # its memory is needed for the next
+            self.ensemble = job.files.load(self.device)
+            self.files = job.files
+        prediction = soft_prediction(self.ensemble.predict(image))
+        if folder is not None:
+            store_prediction(prediction_path(folder, job.image.image_id), prediction, job.fingerprint())
+        return prediction
+
+
+def map_on_devices(
+    devices: Sequence[str], work: Iterable[tuple[PredictionJob, Path | None]]
+) -> Iterator[SoftPrediction]:
+    """`Predictor.predict` of each, in order: here, or in a process per device, each taking the next when it is free.
+
+    A few more than there are devices are under way at once, so that neither finished ones pile up nor a device waits.
+    Raises RunError where a process dies, and what the work raises.
+    """
+    if len(devices) == 1:
+        predictor = Predictor(devices[0])
+        for job, folder in work:
+            yield predictor.predict(job, folder)
+        return
+    context = multiprocessing.get_context("spawn")  # CUDA cannot be used in a fork
+    names = context.Queue()
+    for device in devices:
+        names.put(device)
+    threads = max(1, torch.get_num_threads() // len(devices))
+    pool = ProcessPoolExecutor(len(devices), context, start_worker, (names, threads))
+    pending: deque[Future[SoftPrediction]] = deque()
+    try:
+        for job, folder in work:
+            pending.append(pool.submit(predict_in_worker, job, folder))
+            if len(pending) >= 4 * len(devices):
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    except BrokenProcessPool as error:
+        raise RunError(
+            f"a process of those on {', '.join(devices)} died, of too little memory perhaps. What was stored by "
+            "--predictions is kept: run the same again, on fewer devices if need be"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+#: In a worker process, what `start_worker` has made: the pool hands nothing else over from one job to the next.
+_WORKER: list[Predictor] = []
+
+
+def start_worker(names: Any, threads: int) -> None:
+    """Make this process one that predicts on the next device of the queue `names`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted as well, and ends the pool
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    torch.set_num_threads(threads)
+    device = names.get()
+    show_log(sys.stderr, f"{device}: %(message)s")
+    _WORKER.append(Predictor(device))
+
+
+def end_with_parent() -> None:
+    """Wait for the end of the parent, however it comes, and end this process: a pool's workers would wait for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def predict_in_worker(job: PredictionJob, folder: Path | None) -> SoftPrediction:
+    """`Predictor.predict` of this process's own."""
+    return _WORKER[0].predict(job, folder)
