@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -82,16 +83,17 @@ def test_the_script_carries_the_manifest(tmp_path: Path, built_wheels: list[Path
 
 def test_weights_are_filled_in(tmp_path: Path, built_wheels: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     manifest = tmp_path / "mine.json"
-    member = {"name": "one", "kind": "htc", "encoder": "resnet50", "use_for": ["shsy5y", "astro", "cort"]}
+    member = {"name": "one", "kind": "maskrcnn", "encoder": "resnet18_narrow", "use_for": ["shsy5y", "astro", "cort"]}
     data = {
         "kernel": {"id": "me/some-kernel", "title": "Some kernel", "competition": "cells"},
         "wheels_dataset": "me/wheels",
         "weight_datasets": ["me/weights"],
-        "members": [member | {"file": "a.pt"}],
+        "members": [member | {"file": "a.safetensors"}],
     }
     manifest.write_text(json.dumps(data), encoding="utf-8")
     (tmp_path / "files" / "weights").mkdir(parents=True)
-    (tmp_path / "files" / "weights" / "a.pt").write_bytes(b"x")
+    weights = build_kernel.ROOT / "bundle" / "demo" / "weights" / "maskrcnn.safetensors"
+    shutil.copy(weights, tmp_path / "files" / "weights" / "a.safetensors")
     arguments = ["--manifest", str(manifest), "--out", str(tmp_path / "dist")]
     assert build_kernel.main([*arguments, "--weights-dir", str(tmp_path / "files")]) == 0
     filled = parse_manifest((tmp_path / "dist" / "manifest.json").read_text(encoding="utf-8"), "filled")

@@ -337,8 +337,8 @@ def test_a_wrong_plan_is_told(
 def test_tune_writes_the_thresholds_of_the_stages(
     manifest: Path, weights: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["tune", *ensemble_arguments(manifest, weights, data), "--stages", "--grid"]
-    assert main([*arguments, "rpn_iou_threshold=0.2,0.4", "--grid", "use_tta_masks=true,false"]) == 0
+    arguments = ["tune", *ensemble_arguments(manifest, weights, data), "--stages", "--stage-grid"]
+    assert main([*arguments, "rpn_iou_threshold=0.2,0.4", "--stage-grid", "use_tta_masks=true,false"]) == 0
     dry = capsys.readouterr().out
     assert re.findall(r"^(\w+): 0\.\d{4} before, \d\.\d{4} after, .*; 5 settings", dry, re.MULTILINE) == list(
         CELL_TYPES
