@@ -17,11 +17,14 @@ import numpy as np
 import pytest
 import torch
 
+import kernel.commands.tune_stages
 import kernel.training.trainer
 import kernel.validation.evidence
+import kernel.validation.stages
 import kernel.validation.validate
 from kernel.__main__ import main
 from kernel.data.annotated import AnnotatedImage, list_annotated
+from kernel.data.annotations import ImageAnnotations
 from kernel.data.images import read_image
 from kernel.data.splits import FoldRow, write_folds
 from kernel.data.synthetic import COMPETITION_SHAPE, write_dataset
@@ -35,6 +38,7 @@ from kernel.runtime.log import LOG
 from kernel.settings import CELL_TYPES
 from kernel.validation.predicting import PredictionJob
 from kernel.validation.search import TuningImage, TuningPlan, TypeTuning, tune_cell_type
+from kernel.validation.stages import StagePoint
 from kernel.validation.validate import ImageResult
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -334,34 +338,46 @@ def test_a_wrong_plan_is_told(
     assert told in capsys.readouterr().err
 
 
-def test_tune_writes_the_thresholds_of_the_stages(
-    manifest: Path, weights: Path, data: Path, capsys: pytest.CaptureFixture[str]
+def test_tune_of_the_stages_writes_all_that_it_chose_at_once(
+    manifest: Path, weights: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["tune", *ensemble_arguments(manifest, weights, data), "--stages", "--stage-grid"]
-    assert main([*arguments, "rpn_iou_threshold=0.2,0.4", "--stage-grid", "use_tta_masks=true,false"]) == 0
-    dry = capsys.readouterr().out
-    assert re.findall(r"^(\w+): 0\.\d{4} before, \d\.\d{4} after, .*; 5 settings", dry, re.MULTILINE) == list(
-        CELL_TYPES
-    )
-    before = json.loads(manifest.read_text(encoding="utf-8"))
-    # One value alone: whatever the score, it is that or the manifest's.
-    assert main([*arguments, "rcnn_score_threshold=0.9", "--write"]) == 0
+    arguments = ["tune", *ensemble_arguments(manifest, weights, data), "--stages"]
+    content = json.loads(manifest.read_text(encoding="utf-8"))
+    content["members"][0]["use_for"].append("cls")
+    manifest.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    grid = ["--stage-grid", "rcnn_score_threshold=0.2,0.9", "--stage-grid", "use_tta_masks=true,false"]
+    before = manifest.read_bytes()
+    assert main([*arguments, *grid, "--write"]) == 0
     out = capsys.readouterr().out
-    assert out.endswith(f"written: {manifest}\n")
-    after = json.loads(manifest.read_text(encoding="utf-8"))
-    assert after["members"] == before["members"]
-    for cell_type in CELL_TYPES:
-        tuned = after["ensemble"]["thresholds"][cell_type]
-        assert tuned.keys() - before["ensemble"]["thresholds"][cell_type].keys() == {
-            "rpn_iou_threshold",
-            "rcnn_iou_threshold",
-        }
-        assert tuned["rcnn_score_threshold"] in (0.9, 0.0)
-        assert f"rcnn_score_threshold {tuned['rcnn_score_threshold']}\n" in out
-        assert {key: tuned[key] for key in ("confidence", "min_size", "rpn_max_per_img", "rpn_nms_pre")} == {
-            key: LENIENT[key] for key in ("confidence", "min_size", "rpn_max_per_img", "rpn_nms_pre")
-        }
-    assert after["ensemble"]["use_tta_masks"] is False
+    told = re.findall(r"^(\w+): 0\.\d{4} before, \d\.\d{4} after, on the (\d) images? tuned", out, re.MULTILINE)
+    assert told == [*((cell_type, "1") for cell_type in CELL_TYPES), ("all", "3")]
+    assert out.count("no gain: so few images cannot tell one from noise") == 4  # each type, and the views
+    assert out.endswith(f"nothing to write: {manifest} stays as it is\n") and manifest.read_bytes() == before
+
+    def scored(ensemble: Ensemble, images: Sequence[AnnotatedImage], points: Sequence[StagePoint]) -> dict[str, Any]:
+        better = [
+            point.members == ("my-htc",) and point.thresholds.get("rcnn_score_threshold") == 0.9 for point in points
+        ]
+        views = [0.1 if point.use_tta_masks else 0.0 for point in points]
+        row = 0.5 + 0.3 * np.array(better) + np.array(views)
+        return {"cort": np.tile(row, (10, 1))}
+
+    monkeypatch.setattr(kernel.validation.stages, "score_stages", scored)
+    first = list_annotated(data)[0]
+    images = [replace(first, annotations=ImageAnnotations(str(index), "cort", (96, 128), ())) for index in range(10)]
+    monkeypatch.setattr(kernel.commands.tune_stages, "list_fold", lambda options: images)
+    assert main([*arguments, *grid, "--try-members", "my-htc", "--write"]) == 0
+    out = capsys.readouterr().out
+    assert "cort: 0.5000 before, 0.9000 after, on the 10 images tuned on" in out
+    assert "expected on unseen images: 0.9000 [0.9000, 0.9000], gain +0.4000 [+0.4000, +0.4000]" in out
+    assert "  members my-htc\n" in out and "use_tta_masks true, for all types together: 1 of 2 points beat" in out
+    old, new = json.loads(before), json.loads(manifest.read_bytes())
+    assert new["ensemble"]["use_tta_masks"] is True
+    assert new["ensemble"]["thresholds"]["cort"] == {**LENIENT, "rcnn_score_threshold": 0.9}
+    assert [member["use_for"] for member in new["members"]] == [["shsy5y", "astro", "cls"], list(CELL_TYPES)]
+    new["ensemble"], new["members"] = old["ensemble"], old["members"]
+    assert new == old
+    assert "--- a/manifest.json\n+++ b/manifest.json\n" in out and out.endswith(f"written: {manifest}\n")
 
 
 def test_select_shows_and_writes_the_members(

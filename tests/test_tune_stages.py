@@ -49,6 +49,21 @@ def test_a_grid_without_stages_is_told(capsys: pytest.CaptureFixture[str], wheel
     assert "--stage-grid and --try-members belong to --stages" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--grid", "grid.toml"], "--grid is for the post-processing's thresholds, not for --stages: use --stage-grid"),
+        (["--out", "folder"], "--out is for the post-processing's thresholds, not for --stages"),
+        (["--level", "2"], "--level 2.0: it must lie between 0 and 1"),
+    ],
+)
+def test_what_is_not_for_stages_is_told(
+    words: list[str], told: str, capsys: pytest.CaptureFixture[str], wheels_site: Any
+) -> None:
+    assert main(["tune", "--manifest", "m", "--weights-dir", "w", "--data", "d", "--stages", *words]) == 2
+    assert told in capsys.readouterr().err
+
+
 def test_chosen_members_become_uses() -> None:
     members = [
         SimpleNamespace(name="one", use_for=frozenset({"shsy5y", "astro", "cls"})),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -15,16 +16,18 @@ from kernel.data.synthetic import write_dataset
 from kernel.manifest import read_manifest
 from kernel.postprocess.submission import read_submission
 from kernel.settings import CELL_TYPES
-from kernel.validation.manifest_edit import write_thresholds
 from kernel.validation.metric import image_score
-from kernel.validation.predictions import read_predictions, settings_fingerprint
-from kernel.validation.search import TuningPlan
-from kernel.validation.tuning import ThresholdGrid
-from kernel.validation.validate import score_image, tune_predictions
+from kernel.validation.predictions import read_predictions
+from kernel.validation.validate import score_image
 
 DEMO = Path(__file__).resolve().parents[1] / "bundle" / "demo"
 #: None of it as in the demo's manifest.
-GRID = ThresholdGrid((0.37, 0.52), (0.12, 0.33), (7, 55), (0.1, 0.26, 0.51, 0.76))
+GRID = """
+mask_threshold = [0.37, 0.52]
+mask_nms_threshold = [0.12, 0.33]
+min_size = [7, 55]
+confidence = [0.1, 0.26, 0.51, 0.76]
+"""
 
 pytestmark = pytest.mark.xdist_group("script")
 
@@ -32,31 +35,34 @@ pytestmark = pytest.mark.xdist_group("script")
 def test_the_tuned_score_is_that_of_the_scripts_submission(wheels_dir: Path, tmp_path: Path) -> None:
     data, stored, manifest = tmp_path / "data", tmp_path / "stored", tmp_path / "manifest.json"
     write_dataset(data, dict.fromkeys(CELL_TYPES, 2), seed=11, shape=(160, 208))
-    shutil.copy(DEMO / "manifest.json", manifest)
+    content = json.loads((DEMO / "manifest.json").read_text(encoding="utf-8"))
+    for thresholds in content["ensemble"]["thresholds"].values():
+        thresholds["confidence"] = 1.0  # no cell is as sure as that: anything is a gain
+    manifest.write_text(json.dumps(content), encoding="utf-8")
     ensemble = ["--manifest", str(manifest), "--weights-dir", str(DEMO / "weights"), "--device", "cpu"]
     assert main(["validate", *ensemble, "--data", str(data), "--predictions", str(stored)]) == 0
 
-    images = list_annotated(data)
-    before = read_manifest(manifest)
-    predictions = list(read_predictions(stored, images, settings_fingerprint(before)))
-    # So few images prove no gain: any is taken for one.
-    tuned = tune_predictions(predictions, before.ensemble.thresholds, TuningPlan(grid=GRID, level=0.999))
-    assert any(tuning.has_gain for tuning in tuned.values())
-    write_thresholds(manifest, before.ensemble.thresholds, {kind: tuning.new for kind, tuning in tuned.items()})
+    before = read_manifest(manifest).ensemble.thresholds
+    (tmp_path / "grid.toml").write_text(GRID, encoding="utf-8")
+    # Two images cannot show a gain beyond noise at the usual level.
+    plan = ["--grid", str(tmp_path / "grid.toml"), "--level", "0.6", "--out", str(tmp_path / "tuning"), "--write"]
+    given = ["--manifest", str(manifest), "--data", str(data), "--predictions", str(stored)]
+    assert main(["tune", *given, *plan]) == 0
+    after = read_manifest(manifest).ensemble.thresholds
+    assert all(after[cell_type] != before[cell_type] for cell_type in CELL_TYPES)
+    tuned = json.loads((tmp_path / "tuning" / "tuning.json").read_text(encoding="utf-8"))["types"]
 
     shutil.copytree(wheels_dir, tmp_path / "dist" / "wheels")
     built = ["--out", str(tmp_path / "dist"), "--dry-run", "--images", str(data / "train")]
     assert build_kernel.main([*ensemble, *built]) == 0
     submitted = read_submission(tmp_path / "dist" / "dry-run" / "submission.csv")
 
-    after = read_manifest(manifest).ensemble.thresholds
-    for cell_type in CELL_TYPES:
-        scores, of_stored = [], []
-        for entry, prediction in predictions:
-            if entry.cell_type == cell_type:
-                rles = tuple(submitted[entry.image_id])
-                found = ImageAnnotations(entry.image_id, cell_type, entry.annotations.image_shape, rles).masks()
-                scores.append(image_score(found, entry.masks()))
-                of_stored.append(score_image(entry, prediction, after).score)
-        assert scores == of_stored == tuned[cell_type].after.tolist()
-        assert len(scores) == 2 and sum(scores) > 0
+    promised = {image["id"]: image["after"] for cell_type in CELL_TYPES for image in tuned[cell_type]["images"]}
+    scores, of_stored = {}, {}
+    for entry, prediction in read_predictions(stored, list_annotated(data)):
+        rles = tuple(submitted[entry.image_id])
+        found = ImageAnnotations(entry.image_id, entry.cell_type, entry.annotations.image_shape, rles).masks()
+        scores[entry.image_id] = image_score(found, entry.masks())
+        of_stored[entry.image_id] = score_image(entry, prediction, after).score
+    assert scores == of_stored == promised
+    assert len(scores) == 6 and sum(scores.values()) > 0

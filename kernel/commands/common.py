@@ -95,3 +95,8 @@ def load_options_ensemble(options: argparse.Namespace) -> Ensemble:
     manifest, found = resolve_weights(read_manifest(options.manifest), options.weights_dir)
     device = check_device(options.device)
     return load_ensemble(manifest, {weights.member.name: weights.path for weights in found}, device)
+
+
+def told_written(manifest: Path, difference: str) -> str:
+    """What to say after --write."""
+    return f"written: {manifest}" if difference else f"nothing to write: {manifest} stays as it is"

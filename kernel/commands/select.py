@@ -38,6 +38,7 @@ def add_parser(commands: Any) -> None:
 def run_select(options: argparse.Namespace) -> None:
     """Choose members."""
     use_vendored_packages()
+    from kernel.validation.manifest_edit import edited_manifest, write_manifest
     from kernel.validation.selection import (
         describe_selection,
         draw_selections,
@@ -46,7 +47,6 @@ def run_select(options: argparse.Namespace) -> None:
         selections_to_csv,
         uses_of_selections,
     )
-    from kernel.validation.uses import write_uses
 
     for name, value in (("--max-members", options.max_members), ("--images", options.images)):
         if value is not None and value < 1:
@@ -77,6 +77,8 @@ def run_select(options: argparse.Namespace) -> None:
             draw_selections(scratch / "new" / "selection.png", selections, budget)
             replace_folder(scratch / "new", options.out)
         print(f"selection.csv and selection.png: {options.out}")
+    text, difference = edited_manifest(options.manifest, uses=uses)
+    print(difference, end="")
     if options.write:
-        write_uses(options.manifest, uses)
+        write_manifest(options.manifest, text)
         print(f"written: {options.manifest}")

@@ -5,16 +5,19 @@ from __future__ import annotations
 import argparse
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bundle.folders import refuse_to_replace, replace_folder, scratch_folder
 from bundle.site import use_vendored_packages
-from kernel.commands.common import add_ensemble_arguments, list_fold, load_options_ensemble
+from kernel.commands.common import add_ensemble_arguments, list_fold, load_options_ensemble, told_written
 from kernel.commands.tune_stages import add_stage_arguments, run_stages
 from kernel.data.splits import FOLDS_NAME, read_folds
 from kernel.errors import InputError
 from kernel.manifest import read_manifest
 from kernel.runtime.files import whole_file
+
+if TYPE_CHECKING:
+    from kernel.validation.search import TuningPlan
 
 
 def add_parser(commands: Any) -> None:
@@ -54,32 +57,36 @@ def add_parser(commands: Any) -> None:
 def run_tune(options: argparse.Namespace) -> None:
     """Choose the post-processing's thresholds, or those of the stages before it."""
     use_vendored_packages()
-    if options.stages:
-        if options.predictions is not None:
-            raise InputError("--stages needs the network again and again: give --weights-dir, and not --predictions")
-        run_stages(options)
-        return
-    if options.stage_grid or options.try_members:
+    if not options.stages and (options.stage_grid or options.try_members):
         raise InputError("--stage-grid and --try-members belong to --stages, which is not given")
-    from kernel.validation.evidence import EVIDENCE_MARKER, EVIDENCE_NAMES, describe_tuning, write_evidence
-    from kernel.validation.manifest_edit import edited_manifest
-    from kernel.validation.predictions import read_predictions, settings_fingerprint
+    if options.stages:
+        _refuse_with_stages(options)
     from kernel.validation.search import TuningPlan, read_grids
-    from kernel.validation.validate import refuse_other_types, tune_ensemble, tune_predictions
 
     _check_numbers(options)
-    out = options.out
-    if out is None and options.write:
-        out = options.manifest.with_name(f"{options.manifest.stem}-tuning")
-    if out is not None:
-        refuse_to_replace(out, EVIDENCE_NAMES, marker=EVIDENCE_MARKER)
     given = {name: getattr(options, name) for name in ("search", "trials", "seed", "level")}
     given = {name: value for name, value in given.items() if value is not None}
     if options.grid is not None:
         given["grid"], given["grid_of_type"] = read_grids(options.grid)
     given["folds"] = _take_folds(options)
     plan = TuningPlan(**given)
+    if options.stages:
+        run_stages(options, plan)
+    else:
+        _run_thresholds(options, plan)
 
+
+def _run_thresholds(options: argparse.Namespace, plan: TuningPlan) -> None:
+    from kernel.validation.evidence import EVIDENCE_MARKER, EVIDENCE_NAMES, describe_tuning, write_evidence
+    from kernel.validation.manifest_edit import edited_manifest
+    from kernel.validation.predictions import read_predictions, settings_fingerprint
+    from kernel.validation.validate import refuse_other_types, tune_ensemble, tune_predictions
+
+    out = options.out
+    if out is None and options.write:
+        out = options.manifest.with_name(f"{options.manifest.stem}-tuning")
+    if out is not None:
+        refuse_to_replace(out, EVIDENCE_NAMES, marker=EVIDENCE_MARKER)
     images = list_fold(options)
     if options.predictions is None:
         ensemble = load_options_ensemble(options)
@@ -110,7 +117,16 @@ def run_tune(options: argparse.Namespace) -> None:
     if out is not None:
         print(f"evidence: {out}")
     if options.write:
-        print(f"written: {options.manifest}" if difference else f"nothing to write: {options.manifest} stays as it is")
+        print(told_written(options.manifest, difference))
+
+
+def _refuse_with_stages(options: argparse.Namespace) -> None:
+    if options.predictions is not None:
+        raise InputError("--stages needs the network again and again: give --weights-dir, and not --predictions")
+    for name in ("grid", "search", "trials", "out"):
+        if getattr(options, name) is not None:
+            instead = ": use --stage-grid" if name == "grid" else ""
+            raise InputError(f"--{name} is for the post-processing's thresholds, not for --stages{instead}")
 
 
 def _check_numbers(options: argparse.Namespace) -> None:

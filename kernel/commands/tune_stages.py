@@ -8,13 +8,15 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from kernel.commands.common import list_fold, load_options_ensemble
+from kernel.commands.common import list_fold, load_options_ensemble, told_written
 from kernel.errors import InputError
 from kernel.manifest import ENSEMBLE_RULES, THRESHOLD_RULES
 from kernel.settings import CELL_TYPES
 
 if TYPE_CHECKING:
     from kernel.ensemble.ensemble import Ensemble
+    from kernel.validation.search import TuningPlan
+    from kernel.validation.stage_tuning import StageTuning
     from kernel.validation.stages import StagePoint
 
 
@@ -38,21 +40,13 @@ def add_stage_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run_stages(options: argparse.Namespace) -> None:
-    """Choose the stages' thresholds."""
-    from kernel.validation.manifest_edit import write_thresholds
-    from kernel.validation.stages import (
-        DEFAULT_STAGE_GRID,
-        MASK_VIEWS,
-        STAGE_THRESHOLDS,
-        choose_points,
-        score_stages,
-        stage_points,
-    )
-    from kernel.validation.uses import write_uses
+def run_stages(options: argparse.Namespace, plan: TuningPlan) -> None:
+    """Choose the stages' settings. `plan`: its seed, level and folds."""
+    from kernel.validation.manifest_edit import edited_manifest, write_manifest
+    from kernel.validation.stage_tuning import tune_stages
+    from kernel.validation.stages import DEFAULT_STAGE_GRID, MASK_VIEWS, STAGE_THRESHOLDS, score_stages, stage_points
 
-    names = (*STAGE_THRESHOLDS, MASK_VIEWS)
-    given = parse_grid(options.stage_grid or (), names)
+    given = parse_grid(options.stage_grid or (), (*STAGE_THRESHOLDS, MASK_VIEWS))
     grid = given if given or options.try_members else DEFAULT_STAGE_GRID
     member_sets = [tuple(words.split(",")) for words in options.try_members or ()]
     images = list_fold(options)
@@ -60,24 +54,50 @@ def run_stages(options: argparse.Namespace) -> None:
     settings = ensemble.settings
     points = stage_points(grid, settings, member_sets)
     scores = score_stages(ensemble, images, points)
-    picked = choose_points(points, scores)
-    chosen = {cell_type: points[place] for cell_type, place in picked.items()}
-    tuned = {cell_type: point.thresholds_of(settings.thresholds[cell_type]) for cell_type, point in chosen.items()}
-    views = next(iter(chosen.values())).use_tta_masks
-    for cell_type, rows in scores.items():
-        before, after = rows[:, 0].mean(), rows[:, picked[cell_type]].mean()
-        print(f"{cell_type}: {before:.4f} before, {after:.4f} after, on the images tuned on; {len(points)} settings")
-        print("  " + ", ".join(f"{name} {getattr(tuned[cell_type], name)}" for name in STAGE_THRESHOLDS))
-        if member_sets:
-            print(f"  members {', '.join(chosen[cell_type].members or used_now(ensemble, cell_type))}")
-    print(f"{MASK_VIEWS} {json.dumps(views)}, for all types together")
+    tuning = tune_stages(points, images, scores, settings.thresholds, plan)
+    print("\n".join(describe_stages(tuning, points, ensemble, plan)))
+    chosen = {cell_type: points[place] for cell_type, place in tuning.choice.points.items()}
+    views = points[tuning.choice.base].use_tta_masks
+    text, difference = edited_manifest(
+        options.manifest,
+        settings.thresholds,
+        {cell_type: point.thresholds_of(settings.thresholds[cell_type]) for cell_type, point in chosen.items()},
+        {MASK_VIEWS: views} if views != settings.use_tta_masks else {},
+        uses_of_points(ensemble, chosen),
+    )
+    print(difference, end="")
+    if options.write and difference:
+        write_manifest(options.manifest, text)
     if options.write:
-        uses = uses_of_points(ensemble, chosen)
-        if uses:
-            write_uses(options.manifest, uses)
-        switches = {MASK_VIEWS: views} if views != settings.use_tta_masks else {}
-        write_thresholds(options.manifest, settings.thresholds, tuned, switches)
-        print(f"written: {options.manifest}")
+        print(told_written(options.manifest, difference))
+
+
+def describe_stages(
+    tuning: StageTuning, points: Sequence[StagePoint], ensemble: Ensemble, plan: TuningPlan
+) -> list[str]:
+    """What was chosen and what it is worth, in words: a few lines per cell type, and some for all together."""
+    from kernel.validation.evidence import describe_assessment, describe_choice, describe_folds
+    from kernel.validation.stages import MASK_VIEWS, STAGE_THRESHOLDS
+
+    lines: list[str] = []
+    choice, views = tuning.choice, points[tuning.choice.base].use_tta_masks
+    tried = sum(point.use_tta_masks == views for point in points)
+    for cell_type, found in tuning.types.items():
+        point = points[choice.points[cell_type]]
+        thresholds = point.thresholds_of(ensemble.settings.thresholds[cell_type])
+        lines += describe_assessment(cell_type, found.assessment)
+        lines.append(f"  {describe_choice(choice.of_type[cell_type], tried, len(found.before), plan.level)}")
+        lines.append("  " + ", ".join(f"{name} {getattr(thresholds, name)}" for name in STAGE_THRESHOLDS))
+        if any(other.members is not None for other in points):
+            lines.append(f"  members {', '.join(point.members or used_now(ensemble, cell_type))}")
+    lines += describe_assessment("all", tuning.assessment)
+    lines.append(f"  {describe_folds(tuning.folds, tuning.folds_given)}")
+    told = ""
+    if any(point.use_tta_masks != views for point in points):
+        told = ": " + describe_choice(
+            choice.views, len({p.use_tta_masks for p in points}), tuning.folds.shape[1], plan.level
+        )
+    return [*lines, f"  {MASK_VIEWS} {json.dumps(views)}, for all types together{told}"]
 
 
 def parse_grid(words: Sequence[str], names: Sequence[str]) -> dict[str, tuple[Any, ...]]:

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from kernel.settings import CELL_TYPES, Thresholds
-from kernel.validation.choosing import Assessment, Estimate, adjusted_p_values
+from kernel.validation.choosing import Assessment, Choice, Estimate, adjusted_p_values
 from kernel.validation.search import Found, TuningPlan, TypeTuning, assess_together
 from kernel.validation.tuning import TUNED_FIELDS
 
@@ -49,15 +49,18 @@ def describe_tuning(tunings: Sequence[TypeTuning], plan: TuningPlan) -> str:
     """What was chosen and what it is worth, in words: a few lines per cell type, and one for all together."""
     lines = []
     for tuning in tunings:
-        lines += _describe_assessment(tuning.cell_type, tuning.assessment)
-        lines.append(f"  {_describe_folds(tuning)}; {_describe_choice(tuning, plan)}")
+        lines += describe_assessment(tuning.cell_type, tuning.assessment)
+        folds = describe_folds(tuning.validation.folds, tuning.folds_given)
+        tried, images = len(tuning.found.values), len(tuning.image_ids)
+        lines.append(f"  {folds}; {describe_choice(tuning.found.choice, tried, images, plan.level)}")
         lines.append("  " + ", ".join(f"{name} {value}" for name, value in tuned_values(tuning.new).items()))
     if len(tunings) > 1:
-        lines += _describe_assessment("all", assess_together(tunings, plan.seed))
+        lines += describe_assessment("all", assess_together(tunings, plan.seed))
     return "\n".join(lines)
 
 
-def _describe_assessment(name: str, found: Assessment) -> list[str]:
+def describe_assessment(name: str, found: Assessment) -> list[str]:
+    """Two lines: the scores before and after, and what to expect on unseen images, with intervals."""
     images = f"{found.images} image{'s' if found.images != 1 else ''}"
     return [
         f"{name}: {found.before:.4f} before, {found.after:.4f} after, on the {images} tuned on",
@@ -72,20 +75,20 @@ def _describe_estimate(found: Estimate, sign: str) -> str:
     return f"{found.mean:{sign}.4f} [{found.low:{sign}.4f}, {found.high:{sign}.4f}]"
 
 
-def _describe_folds(tuning: TypeTuning) -> str:
-    repeats, _ = tuning.validation.folds.shape
-    folds = len(np.unique(tuning.validation.folds[0]))
-    drawn = "as given" if tuning.folds_given else f"drawn {repeats} time{'s' if repeats != 1 else ''}"
-    return f"95 % intervals, {folds} folds {drawn}"
+def describe_folds(folds: np.ndarray, given: bool) -> str:
+    """How often and into how many folds (repeats, n) the images were parted; `given`: not drawn."""
+    repeats, count = len(folds), len(np.unique(folds[0]))
+    drawn = "as given" if given else f"drawn {repeats} time{'s' if repeats != 1 else ''}"
+    return f"95 % intervals, {count} folds {drawn}"
 
 
-def _describe_choice(tuning: TypeTuning, plan: TuningPlan) -> str:
-    choice, tried = tuning.found.choice, len(tuning.found.values)
-    if tuning.has_gain:
-        return f"{choice.counting} of {tried} points beat the old thresholds beyond noise, p = {choice.p_value:.3f}"
-    if 0.5 ** len(tuning.image_ids) > plan.level:
-        return "no gain: so few images cannot tell one from noise, the thresholds stay"
-    return f"no gain: none of {tried} points beats the old thresholds beyond noise, p = {choice.p_value:.3f}; they stay"
+def describe_choice(choice: Choice, tried: int, images: int, level: float) -> str:
+    """Whether there was a gain, by so many images, among so many points tried."""
+    if choice.point is not None:
+        return f"{choice.counting} of {tried} points beat the old settings beyond noise, p = {choice.p_value:.3f}"
+    if 0.5**images > level:
+        return "no gain: so few images cannot tell one from noise, the settings stay"
+    return f"no gain: none of {tried} points beats the old settings beyond noise, p = {choice.p_value:.3f}; they stay"
 
 
 def write_evidence(folder: Path, tunings: Sequence[TypeTuning], plan: TuningPlan, difference: str) -> None:

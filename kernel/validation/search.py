@@ -207,7 +207,7 @@ def tune_cell_type(cell_type: str, images: Sequence[TuningImage], base: Threshol
         raise ValueError(f"search '{plan.search}' is not one of {get_args(SearchName)}")
     everything = np.arange(len(images))
     grid = plan.grid_for(cell_type).including(base)
-    folds, given = _folds_of([image.image_id for image in images], plan)
+    folds, given = folds_of([image.image_id for image in images], plan)
     search: Search = _SEARCHES[plan.search](images, base, grid, plan)
     found = search.choose(everything)
     validation = cross_validate(search.choose, search.score, folds)
@@ -240,7 +240,7 @@ def assess_together(tunings: Sequence[TypeTuning], seed: int = 0) -> Assessment:
     return assess(before, after, unseen, seed)
 
 
-def _folds_of(image_ids: Sequence[str], plan: TuningPlan) -> tuple[np.ndarray, bool]:
+def folds_of(image_ids: Sequence[str], plan: TuningPlan) -> tuple[np.ndarray, bool]:
     """The folds (repeats, n) to hold out, and whether they are the plan's: these must hold out at least one image."""
     if plan.folds is not None:
         lacking = [image_id for image_id in image_ids if image_id not in plan.folds]

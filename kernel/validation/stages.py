@@ -94,14 +94,14 @@ def use_members(members: Sequence[Member], cell_type: str, names: Sequence[str])
 def stage_points(
     grid: Mapping[str, Sequence[Any]], settings: EnsembleSettings, members: Sequence[tuple[str, ...]] = ()
 ) -> list[StagePoint]:
-    """The settings as they are, then every combination of the grid's values.
+    """The settings as they are, those but for the masks' views, then every combination of the grid's values.
 
     Args:
         grid: values by name, of STAGE_THRESHOLDS and "use_tta_masks".
         settings: the ensemble's own.
         members: sets of members to try beside the present one.
     """
-    points = [StagePoint(settings.use_tta_masks)]
+    points = [StagePoint(views) for views in dict.fromkeys((settings.use_tta_masks, *grid.get(MASK_VIEWS, ())))]
     for names in (None, *members):
         for values in product(*grid.values()):
             chosen = dict(zip(grid, values, strict=True))
@@ -289,28 +289,3 @@ def score_stages(
     for entry in tqdm(images, unit="image", mininterval=2):
         scores[entry.cell_type].append(score_points(ensembles[entry.cell_type], entry.read(), entry.masks()))
     return {kind: np.stack(rows) for kind, rows in scores.items()}
-
-
-def best_mean(scores: np.ndarray) -> int:
-    """Of scores (images, points), the point of the best mean; the first of equally good ones."""
-    return int(scores.mean(axis=0).argmax())
-
-
-def choose_points(
-    points: Sequence[StagePoint],
-    scores: Mapping[str, np.ndarray],
-    choose: Callable[[np.ndarray], int] = best_mean,
-) -> dict[str, int]:
-    """The point of each cell type, by its scores (images, points).
-
-    The views of the masks are one setting for all types, so they are chosen together: the best mean over all images of
-    what each type chooses with them; the first of equally good ones.
-    """
-    best: tuple[float, dict[str, int]] = (-np.inf, {})
-    for views in dict.fromkeys(point.use_tta_masks for point in points):
-        allowed = np.flatnonzero([point.use_tta_masks == views for point in points])
-        chosen = {kind: int(allowed[choose(rows[:, allowed])]) for kind, rows in scores.items()}
-        total = sum(float(rows[:, chosen[kind]].sum()) for kind, rows in scores.items())
-        if total > best[0]:
-            best = total, chosen
-    return best[1]

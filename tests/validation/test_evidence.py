@@ -47,7 +47,7 @@ def test_it_is_said_what_was_chosen_and_what_that_is_worth(tunings: list[TypeTun
         f"gain {gain.mean:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]"
     )
     assert lines[2].startswith("  95 % intervals, 5 folds drawn 10 times; ")
-    assert lines[2].endswith(" of 12 points beat the old thresholds beyond noise, p = 0.008")
+    assert lines[2].endswith(" of 12 points beat the old settings beyond noise, p = 0.008")
     assert lines[3].startswith("  mask_threshold 0.") and lines[3].endswith(f"confidence {tunings[0].new.confidence}")
     assert lines[4:6] == [
         "cort: 0.0000 before, 0.0000 after, on the 1 image tuned on",
@@ -56,7 +56,7 @@ def test_it_is_said_what_was_chosen_and_what_that_is_worth(tunings: list[TypeTun
     assert "no gain: so few images cannot tell one from noise" in lines[6]
     assert lines[8].startswith("all: 0.0000 before") and "8 images" in lines[8] and len(lines) == 10
     stays = replace(tunings[0].found, choice=replace(tunings[0].found.choice, point=None, p_value=0.3))
-    assert "no gain: none of 12 points beats the old thresholds beyond noise, p = 0.300; they stay" in describe_tuning(
+    assert "no gain: none of 12 points beats the old settings beyond noise, p = 0.300; they stay" in describe_tuning(
         [replace(tunings[0], found=stays)], PLAN
     )
     assert describe_tuning([], PLAN) == ""

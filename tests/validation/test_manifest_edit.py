@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from kernel.errors import InputError
 from kernel.manifest import read_manifest
 from kernel.settings import Thresholds
-from kernel.validation.manifest_edit import set_value, write_thresholds
+from kernel.validation.manifest_edit import edited_manifest, write_manifest
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -24,6 +21,12 @@ def demo(tmp_path: Path) -> Path:
     path = tmp_path / "manifest.json"
     path.write_bytes((ROOT / "bundle" / "demo" / "manifest.json").read_bytes())
     return path
+
+
+def write_thresholds(path: Path, base: dict[str, Thresholds], tuned: dict[str, Thresholds]) -> str:
+    text, difference = edited_manifest(path, base, tuned)
+    write_manifest(path, text)
+    return difference
 
 
 def thresholds_of(path: Path) -> dict[str, Thresholds]:
@@ -55,10 +58,33 @@ def test_only_the_changed_numbers_change(demo: Path) -> None:
     assert '"use_for": ["shsy5y", "astro", "cort"]' in after
 
 
-def test_nothing_changed_writes_nothing(demo: Path) -> None:
-    before, base = demo.stat(), thresholds_of(demo)
-    assert write_thresholds(demo, base, base) == ""
-    assert demo.stat() == before
+def test_nothing_changed_is_no_difference(demo: Path) -> None:
+    base = thresholds_of(demo)
+    assert edited_manifest(demo, base, base) == edited_manifest(demo) == (demo.read_bytes().decode(), "")
+
+
+def test_thresholds_switches_and_members_change_together(demo: Path) -> None:
+    base = thresholds_of(demo)
+    tuned = {"cort": replace(base["cort"], rcnn_score_threshold=0.25)}
+    before = json.loads(demo.read_text(encoding="utf-8"))
+    uses = {"maskrcnn": ["cort", "cls"], "cascade": [], "htc": ["shsy5y", "astro", "cort"]}
+    text, difference = edited_manifest(demo, base, tuned, {"use_tta_masks": False}, uses)
+    write_manifest(demo, text)
+    manifest = read_manifest(demo)
+    assert dict(manifest.ensemble.thresholds) == base | tuned and not manifest.ensemble.use_tta_masks
+    assert {member.name: member.use_for for member in manifest.members} == {
+        "maskrcnn": ("cort", "cls"),
+        "htc": ("shsy5y", "astro", "cort"),
+    }
+    after = json.loads(text)
+    assert {**after, "members": 0, "ensemble": 0} == {**before, "members": 0, "ensemble": 0}
+    added = [line for line in difference.splitlines() if line.startswith("+")]
+    assert added[0] == "+++ b/manifest.json" and len(added) <= 5
+
+
+def test_a_manifest_that_would_be_wrong_is_left_alone(demo: Path) -> None:
+    with pytest.raises(InputError, match=r"is left as it is, for with these settings it would be wrong(.|\n)*'astro'"):
+        edited_manifest(demo, uses=dict.fromkeys(("maskrcnn", "cascade", "htc"), ("cort",)))
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
@@ -97,33 +123,3 @@ def test_a_manifest_that_was_changed_meanwhile_is_left_alone(demo: Path) -> None
     demo.write_text("{", encoding="utf-8")
     with pytest.raises(InputError, match="not JSON"):
         write_thresholds(demo, base, base)
-
-
-values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
-    max_leaves=12,
-)
-
-
-@given(
-    st.dictionaries(st.text(max_size=3), values, max_size=4),
-    st.lists(st.text(max_size=3), min_size=1, max_size=3),
-    values,
-    st.sampled_from([None, 1, 4, "\t"]),
-)
-def test_any_value_of_any_text(data: dict[str, Any], path: list[str], value: Any, indent: Any) -> None:
-    expected = json.loads(json.dumps(data))
-    place = expected
-    for key in path[:-1]:
-        if not isinstance(place, dict):
-            break
-        place = place.setdefault(key, {})
-    text = json.dumps(data, indent=indent)
-    if not isinstance(place, dict):
-        with pytest.raises(ValueError, match="expected an object"):
-            set_value(text, tuple(path), value)
-        return
-    place[path[-1]] = value
-    found = set_value(text, tuple(path), value)
-    assert json.loads(found) == expected

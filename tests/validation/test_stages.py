@@ -28,8 +28,6 @@ from kernel.validation.stages import (
     RowAnswers,
     StageCache,
     StagePoint,
-    best_mean,
-    choose_points,
     replay,
     score_stages,
     stage_points,
@@ -124,7 +122,7 @@ def assert_equal(found: Prediction, expected: Prediction) -> None:
 def test_every_point_is_what_an_ensemble_of_its_settings_predicts(members: list[Member], step: int) -> None:
     ensemble, image = Ensemble(members, SETTINGS, views_per_batch=step), random_image()
     points = stage_points(GRID, SETTINGS)
-    assert len(points) == 9
+    assert len(points) == 10
     found = list(replay([point.apply(ensemble, "shsy5y") for point in points], image))
     counts = set()
     for prediction, point in zip(found, points, strict=True):
@@ -267,7 +265,6 @@ def test_scores_are_those_of_the_submissions(members: list[Member], images: list
 
 def test_no_images_have_no_scores(members: list[Member]) -> None:
     assert score_stages(Ensemble(members, SETTINGS), [], [StagePoint(True)]) == {}
-    assert choose_points([StagePoint(True)], {}) == {}
 
 
 def test_points_begin_with_the_settings_as_they_are() -> None:
@@ -277,20 +274,6 @@ def test_points_begin_with_the_settings_as_they_are() -> None:
     assert len(points) == 1 + 2 * 3 * 3 * 3
     assert points[1].thresholds_of(LIMITS).rpn_iou_threshold == 0.6
     assert stage_points({"use_tta_masks": (True, False)}, SETTINGS) == [StagePoint(True), StagePoint(False)]
+    both = stage_points({"rpn_nms_pre": (7,), "use_tta_masks": (False,)}, SETTINGS)
+    assert both == [StagePoint(True), StagePoint(False), StagePoint(False, {"rpn_nms_pre": 7})]
     assert set(DEFAULT_STAGE_GRID) <= set(STAGE_THRESHOLDS)
-
-
-def test_the_best_mean_wins_and_the_first_of_equals() -> None:
-    assert best_mean(np.array([[0.1, 0.5, 0.5, 0.2], [0.1, 0.3, 0.3, 0.5]])) == 1
-    points = [StagePoint(True, {"rpn_nms_pre": value}) for value in (1, 2, 3)]
-    scores = {"astro": np.array([[0.1, 0.1, 0.2]]), "cort": np.array([[0.3, 0.3, 0.3], [0.3, 0.4, 0.1]])}
-    assert choose_points(points, scores) == {"astro": 2, "cort": 1}
-    assert choose_points(points, scores, choose=lambda rows: 0) == {"astro": 0, "cort": 0}
-
-
-def test_the_views_of_the_masks_are_chosen_for_all_types_together() -> None:
-    points = [StagePoint(True), StagePoint(True, {"rpn_nms_pre": 9}), StagePoint(False)]
-    scores = {"astro": np.array([[0.5, 0.6, 0.0]]), "cort": np.array([[0.1, 0.1, 0.3], [0.1, 0.0, 0.3]])}
-    assert choose_points(points, scores) == {"astro": 1, "cort": 0}  # 0.8 against 0.6
-    scores["cort"] = np.array([[0.1, 0.1, 0.9], [0.1, 0.0, 0.9]])
-    assert choose_points(points, scores) == {"astro": 2, "cort": 2}

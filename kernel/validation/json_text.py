@@ -1,0 +1,93 @@
+"""Values of a JSON text set with all else in it as it was, to the last blank."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from json.decoder import scanstring
+from typing import Any
+
+_SPACE = re.compile(r"[ \t\r\n]*")
+_DECODER = json.JSONDecoder()
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where a value stands in the text: a member's of an object, or an item of a list."""
+
+    before: str  # the white space between the brace, bracket or comma before it and it, or its key
+    start: int
+    end: int
+
+
+def skip_blanks(text: str, place: int) -> int:
+    """The first place from `place` on that is no white space."""
+    found = _SPACE.match(text, place)
+    return found.end() if found else place
+
+
+def object_spans(text: str, start: int) -> dict[str, Span]:
+    """The values, by key, of the object whose brace is at `start` of a text that is known to be JSON.
+
+    Raises ValueError where there is no object.
+    """
+    if text[start] != "{":
+        raise ValueError(f"expected an object at {start}, found {text[start : start + 20]!r}")
+    spans: dict[str, Span] = {}
+    separator = start
+    while text[separator] != "}" and text[place := skip_blanks(text, separator + 1)] != "}":
+        key, end_of_key = scanstring(text, place + 1)
+        value = skip_blanks(text, skip_blanks(text, end_of_key) + 1)
+        _, end = _DECODER.raw_decode(text, value)
+        spans[key] = Span(text[separator + 1 : place], value, end)
+        separator = skip_blanks(text, end)
+    return spans
+
+
+def list_spans(text: str, start: int) -> list[Span]:
+    """The items of the list whose bracket is at `start` of a text that is known to be JSON."""
+    spans: list[Span] = []
+    separator = start
+    while text[separator] != "]" and text[place := skip_blanks(text, separator + 1)] != "]":
+        _, end = _DECODER.raw_decode(text, place)
+        spans.append(Span(text[separator + 1 : place], place, end))
+        separator = skip_blanks(text, end)
+    return spans
+
+
+def set_value(text: str, path: tuple[str, ...], value: Any) -> str:
+    """The JSON text with the value at `path` (keys of objects within objects) set, and all else as it was.
+
+    What is not there yet is put behind the last member of its object, in the same way of indenting.
+
+    Raises:
+        ValueError: the text is no JSON, or something on the path is no object.
+    """
+    json.loads(text)
+    place = skip_blanks(text, 0)
+    for depth, key in enumerate(path):
+        members = object_spans(text, place)
+        if key not in members:
+            for missing in reversed(path[depth + 1 :]):
+                value = {missing: value}
+            return _insert(text, place, members, key, value)
+        place, end = members[key].start, members[key].end
+    return text[:place] + json.dumps(value, ensure_ascii=False) + text[end:]
+
+
+def _insert(text: str, brace: int, members: Mapping[str, Span], key: str, value: Any) -> str:
+    if members:
+        last = list(members.values())[-1]
+        place, before, comma = last.end, last.before, ","
+    else:
+        indent = re.search(r"[ \t]*", text[text.rfind("\n", 0, brace) + 1 :])
+        newline = "\r\n" if "\r\n" in text else "\n"
+        place, before, comma = brace + 1, newline + (indent[0] if indent else "") + "  ", ""
+    if "\n" in before:
+        written = json.dumps(value, ensure_ascii=False, indent=2).replace("\n", before)
+    else:
+        written = json.dumps(value, ensure_ascii=False)
+    after = "" if members else before[:-2]
+    return f"{text[:place]}{comma}{before}{json.dumps(key)}: {written}{after}{text[place:]}"
