@@ -161,7 +161,9 @@ def test_stored_predictions_are_tuned_and_scored_without_predicting(
     told = re.findall(rf"^({'|'.join(CELL_TYPES)}): (\d\.\d{{4}}) before, (\d\.\d{{4}}) after", text, re.MULTILINE)
     assert [cell_type for cell_type, _, _ in told] == list(CELL_TYPES)
     assert all(f"{cell_type} {before}" in scores for cell_type, before, _ in told)
-    assert main(validate) == 0
+    assert main([*validate, "--tuning", str(tmp_path / "manifest-tuning")]) == 0
+    assert (tmp_path / "out" / "report" / "tuning.csv").stat().st_size > 1000
+    assert 'id="thresholds"' in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     scores = capsys.readouterr().out
     assert all(f"{cell_type} {after}" in scores for cell_type, _, after in told)
 
@@ -212,6 +214,7 @@ def test_what_is_wrong_is_told(
     told = refused("validate", "--out-of-fold", folder=few)
     assert "fold 3, member tiny: no file tiny_3.pt.safetensors" in told
     assert f"train it: python -m kernel train --data {data} --fold 3 --kind maskrcnn" in told
+    assert "--tuning is for the report of --out" in refused("validate", "--tuning", tmp_path)
     assert "this machine has cpu and" in refused("validate", "--out-of-fold", "--device", "cpu,tpu")
     for command in ("validate", "tune"):
         assert "Here each needs one file: name that of one fold" in refused(command)

@@ -11,6 +11,7 @@ from bundle.folders import refuse_to_replace, replace_folder, scratch_folder
 from bundle.site import use_vendored_packages
 from kernel.commands.common import add_ensemble_arguments, check_device, ensemble_jobs, folds_file, list_fold
 from kernel.data.splits import read_folds
+from kernel.errors import InputError
 from kernel.manifest import read_manifest
 
 if TYPE_CHECKING:
@@ -39,6 +40,9 @@ def add_parser(commands: Any) -> None:
     )
     add_ensemble_arguments(parser)
     parser.add_argument("--out", type=Path, help="folder for report.html, scores.csv and a picture of each image")
+    parser.add_argument(
+        "--tuning", type=Path, metavar="FOLDER", help="what `tune --out` has written: its surfaces go into the report"
+    )
     parser.add_argument("--each-member", action="store_true", help="score each member alone as well")
     parser.add_argument(
         "--out-of-fold", action="store_true", help="predict each image by the weights that have not seen its fold"
@@ -55,11 +59,15 @@ def add_parser(commands: Any) -> None:
 def run_validate(options: argparse.Namespace) -> None:
     """Score an ensemble."""
     use_vendored_packages()
+    from kernel.validation.evidence import read_surfaces
     from kernel.validation.report import REPORT_FOLDER, REPORT_PAGE, ReportBuilder
     from kernel.validation.validate import describe_folds, describe_scores, results_to_csv, validate_jobs
 
     if options.out is not None:
         refuse_to_replace(options.out, ("scores.csv", "pictures", REPORT_PAGE, REPORT_FOLDER), marker="scores.csv")
+    elif options.tuning is not None:
+        raise InputError("--tuning is for the report of --out, which is not given")
+    surfaces = read_surfaces(options.tuning) if options.tuning is not None else []
     devices = check_devices(options.device)
     jobs = list_jobs(options)
     with ExitStack() as stack:
@@ -71,7 +79,7 @@ def run_validate(options: argparse.Namespace) -> None:
             report = ReportBuilder(f"Cells found and missed in {options.data.resolve().name}")
         results = validate_jobs(jobs, devices, options.predictions, pictures, report)
         if pictures is not None and report is not None:
-            report.write(pictures.parent)
+            report.write(pictures.parent, surfaces)
             (pictures.parent / "scores.csv").write_text(results_to_csv(results), encoding="utf-8")
             replace_folder(pictures.parent, options.out)
     for line in describe_folds(results):

@@ -18,6 +18,7 @@ import csv
 import io
 import json
 import math
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -25,10 +26,12 @@ from typing import Any
 
 import numpy as np
 
+from kernel.errors import InputError
 from kernel.settings import CELL_TYPES, Thresholds
 from kernel.validation.choosing import Assessment, Choice, Estimate, adjusted_p_values
+from kernel.validation.report_tuning import ThresholdSurface
 from kernel.validation.search import Found, TuningPlan, TypeTuning, assess_together
-from kernel.validation.tuning import TUNED_FIELDS
+from kernel.validation.tuning import TUNED_FIELDS, ThresholdGrid
 
 #: What makes a folder an earlier tuning's, which may be replaced.
 EVIDENCE_MARKER = "tuning.json"
@@ -176,6 +179,29 @@ def surface_csv(found: Found, seed: int) -> str:
         shown = [f"{value:g}" for value in values], [f"{number:.6f}" for number in numbers]
         writer.writerow([*shown[0], *shown[1], f"{p_value:.4f}"])
     return stream.getvalue()
+
+
+def read_surfaces(folder: Path) -> list[ThresholdSurface]:
+    """The mean scores at all points of the grids, by cell type, from a folder that `write_evidence` has written.
+
+    Raises InputError where it is no such folder, or where optuna searched: its trials are no grid.
+    """
+    try:
+        told = json.loads((folder / EVIDENCE_MARKER).read_text(encoding="utf-8"))
+        if told["search"] != "grid":
+            raise InputError(f"{folder} is of a search by {told['search']}: a grid's scores alone make a surface")
+        surfaces = []
+        with np.load(folder / "tuning.npz") as arrays:
+            for cell_type, of_type in told["types"].items():
+                grid = ThresholdGrid(*(tuple(of_type["grid"][name]) for name in TUNED_FIELDS))
+                scores = arrays[f"{cell_type}_scores"]
+                means = scores.mean(axis=0) if len(scores) else np.full(scores.shape[1], np.nan)
+                surfaces.append(ThresholdSurface(cell_type, grid, means.reshape(grid.shape)))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"{folder} is no folder that `tune --out` has written ({type(error).__name__}: {error})"
+        ) from error
+    return surfaces
 
 
 def draw_surface(tuning: TypeTuning, path: Path) -> None:

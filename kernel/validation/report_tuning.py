@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kernel.runtime.files import whole_file
-from kernel.validation.report_plots import LIGHT, Plot, Theme, file_name
-from kernel.validation.report_tables import write_table
+from kernel.validation.report_plots import Plot, Theme, file_name
 from kernel.validation.tuning import ThresholdGrid
 
 if TYPE_CHECKING:
@@ -116,15 +113,3 @@ def tuning_rows(surfaces: Sequence[ThresholdSurface]) -> Iterator[list[str]]:
     for surface in surfaces:
         for point, score in zip(product(*surface.values), surface.scores.ravel().tolist(), strict=True):
             yield [surface.cell_type, *(f"{value:g}" for value in point), "" if np.isnan(score) else f"{score:.6f}"]
-
-
-def write_tuning_plots(folder: Path, surfaces: Sequence[ThresholdSurface]) -> list[Path]:
-    """Write, into the existing folder, tuning.csv of all points and two PNG per cell type; returns the files."""
-    written = [folder / TUNING_CSV]
-    with whole_file(written[0]) as path:
-        write_table(path, tuning_rows(surfaces))
-    for plot in surface_plots(surfaces):
-        written.append(folder / f"{plot.name}.png")
-        with whole_file(written[-1]) as path:
-            path.write_bytes(plot.render(LIGHT))
-    return written

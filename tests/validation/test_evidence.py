@@ -12,9 +12,10 @@ import pytest
 from oracles import random_instances
 
 from kernel.data.images import read_image
+from kernel.errors import InputError
 from kernel.postprocess.clean import binarise
 from kernel.settings import Thresholds
-from kernel.validation.evidence import EVIDENCE_NAMES, describe_tuning, write_evidence
+from kernel.validation.evidence import EVIDENCE_NAMES, describe_tuning, read_surfaces, write_evidence
 from kernel.validation.search import TuningImage, TuningPlan, TypeTuning, tune_cell_type
 from kernel.validation.tuning import TUNED_FIELDS, ThresholdGrid
 
@@ -97,3 +98,30 @@ def test_nothing_tuned_leaves_a_folder_as_well(tmp_path: Path) -> None:
     write_evidence(tmp_path, [tuning_of("cort", 0)], PLAN, "")
     data = json.loads((tmp_path / "tuning.json").read_text(encoding="utf-8"))
     assert data["overall"]["before"] is None and data["types"]["cort"]["images"] == []
+    (surface,) = read_surfaces(tmp_path)
+    assert surface.cell_type == "cort" and surface.best is None
+
+
+def test_surfaces_are_read_again(tunings: list[TypeTuning], tmp_path: Path) -> None:
+    write_evidence(tmp_path, tunings, PLAN, "")
+    surfaces = read_surfaces(tmp_path)
+    for surface, tuning in zip(surfaces, tunings, strict=True):
+        assert (surface.cell_type, surface.grid) == (tuning.cell_type, tuning.grid)
+        np.testing.assert_array_equal(surface.scores.ravel(), tuning.found.candidates.scores.mean(axis=0))
+        assert surface.best is not None
+        best = tuning.grid.thresholds_at(int(surface.scores.argmax()), OLD)
+        assert [surface.values[axis][place] for axis, place in enumerate(surface.best)] == [
+            getattr(best, name) for name in TUNED_FIELDS
+        ]
+
+
+def test_what_makes_no_surface_is_told(tunings: list[TypeTuning], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is no folder that `tune --out` has written"):
+        read_surfaces(tmp_path)
+    write_evidence(tmp_path, tunings, replace(PLAN, search="optuna"), "")
+    with pytest.raises(InputError, match="is of a search by optuna: a grid's scores alone make a surface"):
+        read_surfaces(tmp_path)
+    write_evidence(tmp_path, tunings, PLAN, "")
+    (tmp_path / "tuning.npz").write_bytes(b"PK")
+    with pytest.raises(InputError, match="is no folder that `tune --out` has written"):
+        read_surfaces(tmp_path)

@@ -16,7 +16,7 @@ from kernel.validation.quality import measure_image
 from kernel.validation.report import ReportBuilder
 from kernel.validation.report_pictures import OUTLINE_KINDS, Example, to_jpeg, to_svg, write_png
 from kernel.validation.report_plots import DARK, LIGHT
-from kernel.validation.report_tuning import ThresholdSurface, surface_plots, write_tuning_plots
+from kernel.validation.report_tuning import ThresholdSurface, surface_plots
 
 
 def table(path: Path) -> list[dict[str, str]]:
@@ -212,13 +212,13 @@ def test_surfaces_name_the_best_point_as_the_grid_counts_it(tmp_path: Path) -> N
     assert not ThresholdSurface("astro", GRID, np.ones(GRID.shape)).at_edge(3)  # level: nothing rises
     assert tuned.spread(1) == pytest.approx(0.1)
 
-    written = write_tuning_plots(tmp_path, [tuned, ThresholdSurface("cort", GRID, np.full(GRID.shape, np.nan))])
-    assert [path.name for path in written] == [
-        "tuning.csv",
-        "tuning_astro_mask_threshold_confidence.png",
-        "tuning_astro_mask_NMS_minimum_size.png",
+    surfaces = [tuned, ThresholdSurface("cort", GRID, np.full(GRID.shape, np.nan))]
+    assert [plot.name for plot in surface_plots(surfaces)] == [
+        "tuning_astro_mask_threshold_confidence",
+        "tuning_astro_mask_NMS_minimum_size",
     ]
-    rows = table(written[0])
+    example_report().write(tmp_path, surfaces)
+    rows = table(tmp_path / "report" / "tuning.csv")
     assert len(rows) == 2 * tuned.scores.size
     best = max((row for row in rows if row["score"]), key=lambda row: float(row["score"]))
     assert (best["mask_threshold"], best["mask_NMS"], best["minimum_size"], best["confidence"], best["score"]) == (
