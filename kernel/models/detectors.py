@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from kernel.models.encoders import ENCODER_STRIDES, build_encoder
+from kernel.models.roi_align import pool_rois
 
 #: A detector of mmdet: an `nn.Module` whose parts (`rpn_head`, `roi_head`) no type of its own tells.
 Detector = Any
@@ -274,10 +275,10 @@ def box_features(detector: Detector, features: ViewFeatures, rois: torch.Tensor)
     """RoI features (M, C, 7, 7) for the box head; the cascades hold one extractor per stage, all alike."""
     extractor = detector.roi_head.bbox_roi_extractor
     extractor = extractor[0] if isinstance(extractor, nn.ModuleList) else extractor
-    pooled = extractor(features.levels[: extractor.num_inputs], rois)
+    pooled = pool_rois(extractor, features.levels[: extractor.num_inputs], rois)
     if features.semantic is not None:
-        semantic = detector.roi_head.semantic_roi_extractor([features.semantic], rois)
-        pooled = pooled + F.adaptive_avg_pool2d(semantic, pooled.shape[-2:])
+        semantic = pool_rois(detector.roi_head.semantic_roi_extractor, [features.semantic], rois)
+        pooled = pooled + F.adaptive_avg_pool2d(semantic, pooled.shape[-1])
     return pooled
 
 
@@ -285,9 +286,9 @@ def mask_features(detector: Detector, features: ViewFeatures, rois: torch.Tensor
     """RoI features (M, C, 14, 14) for the mask heads."""
     extractor = detector.roi_head.mask_roi_extractor
     extractor = extractor[-1] if isinstance(extractor, nn.ModuleList) else extractor
-    pooled = extractor(features.levels[: extractor.num_inputs], rois)
+    pooled = pool_rois(extractor, features.levels[: extractor.num_inputs], rois)
     if features.semantic is not None:
-        pooled = pooled + detector.roi_head.semantic_roi_extractor([features.semantic], rois)
+        pooled = pooled + pool_rois(detector.roi_head.semantic_roi_extractor, [features.semantic], rois)
     return pooled
 
 

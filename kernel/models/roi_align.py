@@ -1,0 +1,109 @@
+"""RoIAlign of a detector's extractors; on the CPU by one lookup of weighted sums in channels-last maps.
+
+A bin's value is a weighted sum of feature vectors: four neighbours of each of its sampling points. Where a position's
+channels lie side by side, as in channels-last maps, that sum is what `embedding_bag` computes, a vector instruction at
+a time. torchvision's kernel copies every map to channels-first order at each call and then works number by number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+#: Sampling points looked up at a time: their positions and weights take about 200 bytes each.
+POINTS_AT_ONCE = 1 << 20
+
+
+def pool_rois(extractor: Any, levels: Sequence[torch.Tensor], rois: torch.Tensor) -> torch.Tensor:
+    """RoI features (M, C, out, out) as mmdet's `SingleRoIExtractor` gives them, up to rounding.
+
+    Args:
+        extractor: the extractor; it has average pooling, adaptive sampling and no rescaling of RoIs.
+        levels: its maps (V, C, h, w), float32, quickest in channels-last order.
+        rois: (M, 5) the map's index in the batch, then x1, y1, x2, y2 in pixels of the image.
+    """
+    if rois.device.type != "cpu":
+        return extractor(levels, rois)
+    layer = extractor.roi_layers[0]
+    size = layer.output_size[0]
+    pooled = rois.new_zeros((len(rois), size, size, extractor.out_channels))
+    of_level = extractor.map_roi_levels(rois, len(levels))
+    for level, (fmap, layer) in enumerate(zip(levels, extractor.roi_layers, strict=True)):
+        here = torch.nonzero(of_level == level)[:, 0]
+        if len(here):
+            pooled[here] = align_rois(fmap, rois[here], size, layer.spatial_scale)
+    return pooled.permute(0, 3, 1, 2)
+
+
+def align_rois(fmap: torch.Tensor, rois: torch.Tensor, size: int, scale: float) -> torch.Tensor:
+    """RoIAlign with half-pixel offsets and as many points per bin and axis as the bin has feature pixels, begun ones
+    included.
+
+    Args:
+        fmap: (V, C, h, w) features.
+        rois: (M, 5), see `pool_rois`.
+        size: bins per axis.
+        scale: feature pixels per image pixel.
+
+    Returns:
+        (M, size, size, C). A RoI without width or height has no points, and all zeros.
+    """
+    table = fmap.permute(0, 2, 3, 1).reshape(-1, fmap.shape[1])
+    corners = rois[:, 1:] * scale - 0.5
+    bins = (corners[:, 2:] - corners[:, :2]) / size  # (M, 2) feature pixels per bin, x and y
+    points = bins.ceil().clamp(min=0).long()  # (M, 2) per bin
+    # Large RoIs have thousands of points: as many RoIs at a time as fit, one at least.
+    piece_of = (points.prod(dim=1).cumsum(0) * size * size) // POINTS_AT_ONCE
+    pieces = piece_of.unique_consecutive(return_counts=True)[1].tolist()
+    split = zip(*(torch.split(each, pieces) for each in (rois[:, 0].long(), corners[:, :2], bins, points)), strict=True)
+    return torch.cat([look_up(table, fmap.shape, size, *piece) for piece in split])
+
+
+def look_up(
+    table: torch.Tensor,
+    map_shape: torch.Size,
+    size: int,
+    index: torch.Tensor,
+    start: torch.Tensor,
+    bins: torch.Tensor,
+    points: torch.Tensor,
+) -> torch.Tensor:
+    """The bins (M, size, size, C) of some RoIs, as sums over rows of `table` (V * h * w, C).
+
+    index (M,) of the map in the batch; start (M, 2) x1, y1; bins (M, 2) and points (M, 2) width and number per bin.
+    """
+    _, _, height, width = map_shape
+    per_bin = points.prod(dim=1)
+    bag_roi = torch.arange(len(index)).repeat_interleave(size * size)
+    bag_starts = F.pad(per_bin[bag_roi].cumsum(0), (1, 0))
+    bag = torch.arange(len(bag_roi)).repeat_interleave(per_bin[bag_roi])  # each point's bin
+    roi = bag_roi[bag]
+    number = torch.arange(len(bag)) - bag_starts[bag]  # of the point in its bin, row by row
+    x_points, y_points = points[roi].unbind(1)
+    row = (bag // size % size) + (number // x_points + 0.5) / y_points  # in bins
+    column = (bag % size) + (number % x_points + 0.5) / x_points
+    x = start[roi, 0] + column * bins[roi, 0]
+    y = start[roi, 1] + row * bins[roi, 1]
+    inside = (y >= -1) & (y <= height) & (x >= -1) & (x <= width)
+    left, right, x_share = neighbours(x, width)
+    top, bottom, y_share = neighbours(y, height)
+    above, below = ((index[roi] * height + line) * width for line in (top, bottom))
+    rows = torch.stack([above + left, above + right, below + left, below + right], dim=1)
+    shares = torch.stack(
+        [(1 - y_share) * (1 - x_share), (1 - y_share) * x_share, y_share * (1 - x_share), y_share * x_share], dim=1
+    )
+    weights = shares * (inside / per_bin[roi])[:, None]
+    sums = F.embedding_bag(
+        rows.flatten(), table, bag_starts[:-1] * 4, mode="sum", per_sample_weights=weights.flatten().to(table.dtype)
+    )
+    return sums.view(len(index), size, size, -1)
+
+
+def neighbours(place: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The positions on either side of places along an axis of `size` positions, and the second one's share."""
+    place = place.clamp(0, size - 1)
+    first = place.long()
+    return first, (first + 1).clamp(max=size - 1), place - first

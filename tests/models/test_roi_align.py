@@ -1,0 +1,73 @@
+"""RoIAlign on the CPU against torchvision's, and against mmdet's extractor over several levels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_detectors import tiny_detector
+from torchvision.ops import RoIAlign
+
+from kernel.models import roi_align as module
+from kernel.models.roi_align import align_rois, pool_rois
+
+
+def random_rois(rng: np.random.Generator, count: int, maps: int, extent: float) -> torch.Tensor:
+    """RoIs of all sizes, some beyond the borders, some without width or height."""
+    corners = rng.uniform(-0.1 * extent, 1.1 * extent, (count, 2))
+    sides = rng.uniform(0, 1, (count, 2)) ** 3 * extent * (rng.random((count, 2)) > 0.1)
+    index = rng.integers(0, maps, (count, 1))
+    return torch.from_numpy(np.concatenate([index, corners, corners + sides], axis=1)).float()
+
+
+def assert_like_torchvision(fmap: torch.Tensor, rois: torch.Tensor, size: int, scale: float) -> None:
+    expected = RoIAlign(size, spatial_scale=scale, sampling_ratio=0, aligned=True)(fmap, rois)
+    found = align_rois(fmap, rois, size, scale).permute(0, 3, 1, 2)
+    # A sampling point within rounding of -1 counts or not; elsewhere positions differ by 1e-5 of a feature pixel.
+    torch.testing.assert_close(found, expected, atol=2e-4, rtol=0)
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([7, 14]), st.sampled_from([0.5, 0.25, 0.0625]))
+def test_it_is_torchvisions(seed: int, size: int, scale: float) -> None:
+    rng = np.random.default_rng(seed)
+    height, width = rng.integers(1, 24, 2)
+    fmap = torch.from_numpy(rng.standard_normal((2, 3, height, width))).float()
+    rois = random_rois(rng, 20, 2, 24 / scale)
+    assert_like_torchvision(fmap.contiguous(memory_format=torch.channels_last), rois, size, scale)
+
+
+def test_half_pixel_offsets_by_hand() -> None:
+    """A ramp's value is its x: bins of two pixels of a RoI from 2 to 6, sampled at pixels' centres, have its means."""
+    ramp = torch.arange(8.0).expand(1, 1, 8, 8)
+    found = align_rois(ramp, torch.tensor([[0.0, 2, 2, 6, 6]]), size=2, scale=1.0)
+    assert found.shape == (1, 2, 2, 1)
+    torch.testing.assert_close(found[0, :, :, 0], torch.tensor([[2.5, 4.5], [2.5, 4.5]]))
+
+
+def test_pieces_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    fmap, rois = torch.from_numpy(rng.standard_normal((2, 4, 30, 40))).float(), random_rois(rng, 50, 2, 60.0)
+    whole = align_rois(fmap, rois, 7, 0.5)
+    monkeypatch.setattr(module, "POINTS_AT_ONCE", 300)
+    torch.testing.assert_close(align_rois(fmap, rois, 7, 0.5), whole, atol=0, rtol=0)
+    assert_like_torchvision(fmap, rois, 7, 0.5)
+
+
+@pytest.mark.parametrize("count", [0, 60])
+def test_levels_are_chosen_as_mmdet_does(count: int, wheels_site: object) -> None:
+    head = tiny_detector("htc").roi_head
+    rng = np.random.default_rng(1)
+    levels = [torch.from_numpy(rng.standard_normal((2, 16, 256 // s, 320 // s))).float() for s in (2, 4, 8, 16)]
+    rois = torch.cat([random_rois(rng, count, 2, extent) for extent in (256.0, 1500.0)])
+    for extractor, maps in (
+        (head.bbox_roi_extractor[0], levels),
+        (head.mask_roi_extractor[0], levels),
+        (head.semantic_roi_extractor, levels[1:2]),
+    ):
+        found, expected = pool_rois(extractor, maps, rois), extractor(maps, rois)
+        assert found.shape == expected.shape
+        torch.testing.assert_close(found, expected, atol=2e-4, rtol=0)
+    if count:
+        assert len(set(head.bbox_roi_extractor[0].map_roi_levels(rois, 4).tolist())) == 4
