@@ -13,6 +13,7 @@ from kernel.ensemble.ensemble import Ensemble, Member, Prediction
 from kernel.inputs import find_dataset, find_weights, walk_paths
 from kernel.manifest import Manifest, MemberEntry
 from kernel.models.checkpoints import load_detector
+from kernel.models.fusion import fuse_batch_norms
 from kernel.models.recognition import recognise_members
 from kernel.postprocess.clean import ImageMasks, postprocess_instances
 from kernel.postprocess.instances import Instances, paste_instances
@@ -77,6 +78,7 @@ def load_ensemble(
     for entry in progress(manifest.members):
         path = weights[entry.name]
         detector = load_detector(path, entry.kind, entry.encoder, entry.sha256)
+        fuse_batch_norms(detector)
         members.append(Member(entry.name, entry.kind, detector, frozenset(entry.use_for), entry.weights))
         LOG.info("member %s: %s %s from %s", entry.name, entry.kind, entry.encoder, path.name)
     on_gpu = torch.device(device).type == "cuda"

@@ -14,6 +14,7 @@ from kernel.ensemble.boxes import Detections, select_boxes
 from kernel.ensemble.ensemble import Ensemble, Member
 from kernel.ensemble.views import ALL_VIEWS
 from kernel.models.detectors import DetectorSpec, build_detector
+from kernel.models.fusion import fuse_batch_norms
 from kernel.postprocess.instances import paste_instances
 from kernel.settings import CELL_TYPES, CLS_USE, EnsembleSettings, Thresholds
 
@@ -59,6 +60,7 @@ def ensemble_of_golden(golden: dict, device: str = "cpu", dtype: torch.dtype = t
         kind, encoder = name.split(":")
         uses = frozenset(use for use in (*CELL_TYPES, CLS_USE) if index in golden["usage"][use])
         detector = deterministic_detector(kind, encoder, golden["scales"])
+        fuse_batch_norms(detector)  # as the kernel does when it loads a member
         members.append(Member(f"{index}:{name}", kind, detector, uses))
     return Ensemble(members, settings, device=device, dtype=dtype)
 
