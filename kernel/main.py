@@ -5,7 +5,7 @@ It runs on Kaggle as one inlined script. The environment may say otherwise than 
     KERNEL_INPUT_ROOT   where inputs are mounted (default /kaggle/input)
     KERNEL_WORKING      where results go (default /kaggle/working)
     KERNEL_DEVICE       cpu, cuda, cuda:1, or several with commas: cuda:0,cuda:1 (default: all GPUs, or the CPU)
-    KERNEL_DTYPE        of the encoders: float32 (default), float16 or bfloat16
+    KERNEL_DTYPE        of the networks: float32 (default), float16 or bfloat16
 
 The images are shared over the devices, a process for each, and done as well as the time limit allows: see
 `TimeBudget` and `LOWERINGS`. Where the script is no file that can be started again (pasted into a notebook's cell,

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from kernel.ensemble.ensemble import Ensemble
     from kernel.validation.predicting import PredictionJob
 
+#: What networks compute in, the exact one first.
+NETWORK_DTYPES = ("float32", "float16", "bfloat16")
+
 
 def add_data_arguments(parser: argparse.ArgumentParser, fold_help: str) -> None:
     """What names annotated images."""
@@ -50,6 +53,12 @@ def add_member_arguments(parser: argparse.ArgumentParser, stored: bool = False) 
             "--predictions", type=Path, metavar="FOLDER", help="what `validate --predictions` has stored, for weights"
         )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU, or the CPU)")
+    parser.add_argument(
+        "--dtype",
+        choices=NETWORK_DTYPES,
+        default=NETWORK_DTYPES[0],
+        help="of the networks' arithmetic; the short ones are faster and less exact (default: %(default)s)",
+    )
 
 
 def list_fold(options: argparse.Namespace) -> list[AnnotatedImage]:
@@ -94,7 +103,8 @@ def load_options_ensemble(options: argparse.Namespace) -> Ensemble:
 
     manifest, found = resolve_weights(read_manifest(options.manifest), options.weights_dir)
     device = check_device(options.device)
-    return load_ensemble(manifest, {weights.member.name: weights.path for weights in found}, device)
+    files = {weights.member.name: weights.path for weights in found}
+    return load_ensemble(manifest, files, device, getattr(torch, options.dtype))
 
 
 def told_written(manifest: Path, difference: str) -> str:

@@ -102,9 +102,11 @@ def list_jobs(options: argparse.Namespace) -> list[PredictionJob]:
     images = list_fold(options)
     manifest = read_manifest(options.manifest)
     if not options.out_of_fold:
-        return ensemble_jobs(manifest, options.weights_dir, images)
-    folds = read_folds(folds_file(options))
-    return out_of_fold_jobs(manifest, options.weights_dir, images, folds, options.data)
+        jobs = ensemble_jobs(manifest, options.weights_dir, images)
+    else:
+        folds = read_folds(folds_file(options))
+        jobs = out_of_fold_jobs(manifest, options.weights_dir, images, folds, options.data)
+    return [job.in_dtype(options.dtype) for job in jobs]
 
 
 def check_devices(names: str | None) -> list[str]:

@@ -116,7 +116,8 @@ class ImageFeatures:
         """What the member's RPN says of the identity view."""
         if member.name not in self._rpn_maps:
             levels = self.get(member, (IDENTITY,)).levels
-            self._rpn_maps[member.name] = compute_rpn_maps(member.detector, levels)
+            with self.ensemble.arithmetic():
+                self._rpn_maps[member.name] = compute_rpn_maps(member.detector, levels)
         return self._rpn_maps[member.name]
 
 
@@ -133,8 +134,8 @@ class Ensemble:
         members: at least one for each cell type. They must agree on anchors, number of classes and mask size.
         settings: thresholds per cell type and what is averaged over which views.
         device: where the members run.
-        dtype: of the encoders' and necks' arithmetic. float32 is exact; float16 (CUDA) and bfloat16 run them under
-            autocast. Heads, boxes and masks stay float32.
+        dtype: of the networks' arithmetic, encoder to heads. float32 is exact; float16 (CUDA) and bfloat16 run them
+            under autocast. What counts pixels or averages stays float32: RoIAlign, softmax and sigmoid, decoded boxes.
         views_per_batch: how many views go through a network at once; 1 needs the least memory.
         feature_budget_bytes: features kept between the stages of one image; more are computed anew.
 
@@ -173,9 +174,13 @@ class Ensemble:
         """Whether the cell type must be known before the members can be: where they differ by type."""
         return any(self.members_for(cell_type) != self.members for cell_type in CELL_TYPES)
 
+    def arithmetic(self) -> torch.autocast:
+        """The context in which networks compute in the ensemble's dtype."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
     def compute_features(self, member: Member, images: torch.Tensor) -> ViewFeatures:
         """A member's features of normalised images (V, 3, H, W), as float32."""
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        with self.arithmetic():
             features = compute_features(member.detector, images)
         semantic = None if features.semantic is None else features.semantic.float()
         return ViewFeatures(tuple(level.float() for level in features.levels), semantic)
@@ -216,18 +221,26 @@ class Ensemble:
             return merge_boxes(
                 (
                     weight * len(views),
-                    predict_view_boxes(
-                        member.kind,
-                        member.detector,
-                        features.get(member, views),
-                        views,
-                        boxes_xyxy,
-                        features.image_shape,
-                        self.settings.num_classes,
-                    ),
+                    self.box_in_views(features, member, views, boxes_xyxy),
                 )
                 for weight, member in weigh(members, "boxes")
                 for views in self.view_batches(self.settings.use_tta)
+            )
+
+    def box_in_views(
+        self, features: ImageFeatures, member: Member, views: tuple[View, ...], boxes_xyxy: torch.Tensor
+    ) -> MergedBoxes:
+        """One member's mean answer of some views to proposals (N, 4)."""
+        view_features = features.get(member, views)
+        with self.arithmetic():
+            return predict_view_boxes(
+                member.kind,
+                member.detector,
+                view_features,
+                views,
+                boxes_xyxy,
+                features.image_shape,
+                self.settings.num_classes,
             )
 
     def mask(
@@ -249,18 +262,26 @@ class Ensemble:
             return merge_masks(
                 (
                     weight * len(views),
-                    predict_view_masks(
-                        member.kind,
-                        member.detector,
-                        features.get(member, views),
-                        views,
-                        boxes.boxes_xyxy,
-                        boxes.labels,
-                        features.image_shape,
-                    ),
+                    self.mask_in_views(features, member, views, boxes),
                 )
                 for weight, member in weigh(members, "masks")
                 for views in batches
+            )
+
+    def mask_in_views(
+        self, features: ImageFeatures, member: Member, views: tuple[View, ...], boxes: Detections
+    ) -> torch.Tensor:
+        """One member's mean mask probabilities (N, 28, 28) of some views for final boxes."""
+        view_features = features.get(member, views)
+        with self.arithmetic():
+            return predict_view_masks(
+                member.kind,
+                member.detector,
+                view_features,
+                views,
+                boxes.boxes_xyxy,
+                boxes.labels,
+                features.image_shape,
             )
 
     @torch.inference_mode()

@@ -74,6 +74,10 @@ class PredictionJob:
         """The same by one member."""
         return replace(self, files=self.files.alone(name))
 
+    def in_dtype(self, dtype: str) -> PredictionJob:
+        """The same with the networks' arithmetic in `dtype`, as "bfloat16"."""
+        return replace(self, files=replace(self.files, dtype=dtype))
+
     def fingerprint(self) -> dict[str, Any]:
         """What its prediction is made of."""
         made_of = ensemble_fingerprint(self.files.manifest, self.files.dtype)
