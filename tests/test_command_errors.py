@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from kernel.__main__ import main
+from kernel.commands.common import add_member_arguments, load_options_ensemble
 from kernel.data.annotated import list_annotated
 from kernel.data.synthetic import write_dataset
 from kernel.errors import InputError
@@ -137,3 +140,13 @@ def test_recipes_that_are_none(tmp_path: Path, text: str, told: str) -> None:
     (tmp_path / "recipe.toml").write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=told):
         read_recipe(tmp_path / "recipe.toml")
+
+
+@pytest.mark.parametrize(("given", "dtype"), [([], torch.float32), (["--dtype", "bfloat16"], torch.bfloat16)])
+def test_the_dtype_reaches_the_ensemble(wheels_site: Path, given: list[str], dtype: torch.dtype) -> None:
+    parser = argparse.ArgumentParser()
+    add_member_arguments(parser)
+    assert load_options_ensemble(parser.parse_args([*ENSEMBLE, "--device", "cpu", *given])).dtype == dtype
+    with pytest.raises(SystemExit) as ending:
+        parser.parse_args([*ENSEMBLE, "--dtype", "int8"])
+    assert ending.value.code == 2
