@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-import kernel.commands.tune_stages
+import kernel.commands.tune
 import kernel.training.trainer
 import kernel.validation.evidence
 import kernel.validation.stages
@@ -338,6 +338,17 @@ def test_a_wrong_plan_is_told(
     assert told in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", [[], ["--stages"]])
+def test_folds_of_other_images_are_told_before_the_weights_are_read(
+    manifest: Path, data: Path, tmp_path: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folds_csv = tmp_path / "other.csv"
+    write_folds(folds_csv, [FoldRow("another", 0, "cort", "")])
+    arguments = ["tune", *ensemble_arguments(manifest, tmp_path / "none", data), "--folds-csv", str(folds_csv)]
+    assert main([*arguments, *words]) == 2
+    assert "the folds lack 3 of the images" in capsys.readouterr().err
+
+
 def test_tune_of_the_stages_writes_all_that_it_chose_at_once(
     manifest: Path, weights: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -365,7 +376,7 @@ def test_tune_of_the_stages_writes_all_that_it_chose_at_once(
     monkeypatch.setattr(kernel.validation.stages, "score_stages", scored)
     first = list_annotated(data)[0]
     images = [replace(first, annotations=ImageAnnotations(str(index), "cort", (96, 128), ())) for index in range(10)]
-    monkeypatch.setattr(kernel.commands.tune_stages, "list_fold", lambda options: images)
+    monkeypatch.setattr(kernel.commands.tune, "list_fold", lambda options: images)
     assert main([*arguments, *grid, "--try-members", "my-htc", "--write"]) == 0
     out = capsys.readouterr().out
     assert "cort: 0.5000 before, 0.9000 after, on the 10 images tuned on" in out

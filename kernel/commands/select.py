@@ -8,7 +8,7 @@ from typing import Any
 
 from bundle.folders import refuse_to_replace, replace_folder, scratch_folder
 from bundle.site import use_vendored_packages
-from kernel.commands.common import add_ensemble_arguments, list_fold, load_options_ensemble
+from kernel.commands.common import add_ensemble_arguments, list_fold, load_options_ensemble, told_written
 from kernel.errors import InputError
 from kernel.manifest import read_manifest
 
@@ -79,6 +79,7 @@ def run_select(options: argparse.Namespace) -> None:
         print(f"selection.csv and selection.png: {options.out}")
     text, difference = edited_manifest(options.manifest, uses=uses)
     print(difference, end="")
-    if options.write:
+    if options.write and difference:
         write_manifest(options.manifest, text)
-        print(f"written: {options.manifest}")
+    if options.write:
+        print(told_written(options.manifest, difference))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from bundle.folders import refuse_to_replace, replace_folder, scratch_folder
 from bundle.site import use_vendored_packages
 from kernel.commands.common import add_ensemble_arguments, list_fold, load_options_ensemble, told_written
 from kernel.commands.tune_stages import add_stage_arguments, run_stages
+from kernel.data.annotated import AnnotatedImage
 from kernel.data.splits import FOLDS_NAME, read_folds
 from kernel.errors import InputError
 from kernel.manifest import read_manifest
@@ -61,7 +63,7 @@ def run_tune(options: argparse.Namespace) -> None:
         raise InputError("--stage-grid and --try-members belong to --stages, which is not given")
     if options.stages:
         _refuse_with_stages(options)
-    from kernel.validation.search import TuningPlan, read_grids
+    from kernel.validation.search import TuningPlan, folds_of, read_grids
 
     _check_numbers(options)
     given = {name: getattr(options, name) for name in ("search", "trials", "seed", "level")}
@@ -70,13 +72,15 @@ def run_tune(options: argparse.Namespace) -> None:
         given["grid"], given["grid_of_type"] = read_grids(options.grid)
     given["folds"] = _take_folds(options)
     plan = TuningPlan(**given)
+    images = list_fold(options)
+    folds_of([entry.image_id for entry in images], plan)  # where they lack an image, it is told before the long part
     if options.stages:
-        run_stages(options, plan)
+        run_stages(options, images, plan)
     else:
-        _run_thresholds(options, plan)
+        _run_thresholds(options, images, plan)
 
 
-def _run_thresholds(options: argparse.Namespace, plan: TuningPlan) -> None:
+def _run_thresholds(options: argparse.Namespace, images: Sequence[AnnotatedImage], plan: TuningPlan) -> None:
     from kernel.validation.evidence import EVIDENCE_MARKER, EVIDENCE_NAMES, describe_tuning, write_evidence
     from kernel.validation.manifest_edit import edited_manifest
     from kernel.validation.predictions import read_predictions, settings_fingerprint
@@ -87,7 +91,6 @@ def _run_thresholds(options: argparse.Namespace, plan: TuningPlan) -> None:
         out = options.manifest.with_name(f"{options.manifest.stem}-tuning")
     if out is not None:
         refuse_to_replace(out, EVIDENCE_NAMES, marker=EVIDENCE_MARKER)
-    images = list_fold(options)
     if options.predictions is None:
         ensemble = load_options_ensemble(options)
         thresholds = ensemble.settings.thresholds

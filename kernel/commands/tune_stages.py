@@ -8,7 +8,8 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from kernel.commands.common import list_fold, load_options_ensemble, told_written
+from kernel.commands.common import load_options_ensemble, told_written
+from kernel.data.annotated import AnnotatedImage
 from kernel.errors import InputError
 from kernel.manifest import ENSEMBLE_RULES, THRESHOLD_RULES
 from kernel.settings import CELL_TYPES
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 def add_stage_arguments(parser: argparse.ArgumentParser) -> None:
     """What `tune` takes for the stages."""
     parser.add_argument(
-        "--stages", action="store_true", help="choose thresholds of proposals and boxes, not the post-processing's"
+        "--stages",
+        action="store_true",
+        help="choose for proposals, boxes and masks, not the post-processing's thresholds",
     )
     parser.add_argument(
         "--stage-grid",
@@ -40,8 +43,8 @@ def add_stage_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run_stages(options: argparse.Namespace, plan: TuningPlan) -> None:
-    """Choose the stages' settings. `plan`: its seed, level and folds."""
+def run_stages(options: argparse.Namespace, images: Sequence[AnnotatedImage], plan: TuningPlan) -> None:
+    """Choose the stages' settings on `images`. `plan`: its seed, level and folds."""
     from kernel.validation.manifest_edit import edited_manifest, write_manifest
     from kernel.validation.stage_tuning import tune_stages
     from kernel.validation.stages import DEFAULT_STAGE_GRID, MASK_VIEWS, STAGE_THRESHOLDS, score_stages, stage_points
@@ -49,7 +52,6 @@ def run_stages(options: argparse.Namespace, plan: TuningPlan) -> None:
     given = parse_grid(options.stage_grid or (), (*STAGE_THRESHOLDS, MASK_VIEWS))
     grid = given if given or options.try_members else DEFAULT_STAGE_GRID
     member_sets = [tuple(words.split(",")) for words in options.try_members or ()]
-    images = list_fold(options)
     ensemble = load_options_ensemble(options)
     settings = ensemble.settings
     points = stage_points(grid, settings, member_sets)
