@@ -8,10 +8,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import torch
 
 from kernel.__main__ import main
-from kernel.commands.common import add_member_arguments, load_options_ensemble
+from kernel.commands import validate
+from kernel.commands.common import load_options_ensemble
 from kernel.data.annotated import list_annotated
 from kernel.data.synthetic import write_dataset
 from kernel.errors import InputError
@@ -142,11 +142,17 @@ def test_recipes_that_are_none(tmp_path: Path, text: str, told: str) -> None:
         read_recipe(tmp_path / "recipe.toml")
 
 
-@pytest.mark.parametrize(("given", "dtype"), [([], torch.float32), (["--dtype", "bfloat16"], torch.bfloat16)])
-def test_the_dtype_reaches_the_ensemble(wheels_site: Path, given: list[str], dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("given", "dtype"), [([], "float32"), (["--dtype", "bfloat16"], "bfloat16")])
+def test_the_dtype_reaches_the_ensemble(wheels_site: Path, data: Path, given: list[str], dtype: str) -> None:
     parser = argparse.ArgumentParser()
-    add_member_arguments(parser)
-    assert load_options_ensemble(parser.parse_args([*ENSEMBLE, "--device", "cpu", *given])).dtype == dtype
+    validate.add_parser(parser.add_subparsers())
+    options = parser.parse_args(["validate", *ENSEMBLE, "--data", str(data), "--device", "cpu", *given])
+    assert [job.files.dtype for job in validate.list_jobs(options)] == [dtype]
+    assert str(load_options_ensemble(options).dtype) == f"torch.{dtype}"
+
+
+def test_an_unknown_dtype(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ending:
-        parser.parse_args([*ENSEMBLE, "--dtype", "int8"])
+        main(["predict", "images", *ENSEMBLE, "--out", "out", "--dtype", "int8"])
     assert ending.value.code == 2
+    assert "choose from" in capsys.readouterr().err
