@@ -11,6 +11,9 @@ The images are shared over the devices, a process for each, and done as well as 
 `TimeBudget` and `LOWERINGS`. Where the script is no file that can be started again (pasted into a notebook's cell,
 say), the first device does them all.
 
+Started by torchrun (RANK, WORLD_SIZE) each process does its share of the images, on one device, and the first writes
+the results of all, to the same bytes as a process that is alone; how it ended is the first one's exit code.
+
 Exit codes: 0 all images done; 1 a failure; 2 wrong input. Where single images failed or could not be read, their rows
 are empty, all others are there, and the code says which of the two it was. In Kaggle's scoring run a complete
 submission always ends with 0, since anything else would discard it.
@@ -43,6 +46,7 @@ from kernel.runtime.budget import TimeBudget
 from kernel.runtime.devices import DeviceWorker, LocalWorker, ProcessWorker, WorkerQueue, share_images
 from kernel.runtime.files import whole_file
 from kernel.runtime.log import LOG, show_log
+from kernel.runtime.shards import RowKeeper, ShardResult, begin_shard, gather_shards, this_shard, write_shard
 from kernel.runtime.wheels import install_wheels, parse_locked_wheels, verify_wheels
 from kernel.worker import SERVE_VARIABLE, peak_memory, serve_device, start_worker
 
@@ -72,11 +76,15 @@ def run_kernel(manifest_json: str, wheels_lock_json: str) -> int:
     """The kernel from top to bottom."""
     start = time.monotonic()
     manifest = parse_manifest(manifest_json, "the embedded manifest")
-    devices, dtype = chosen_devices(), chosen_dtype()
+    shard, machine, dtype = this_shard(), chosen_devices(), chosen_dtype()
+    devices = shard.own_device(machine)
     root, working = input_root(), working_folder()
+    begin_shard(working, shard)
 
-    image_paths = list_images(find_competition(root, manifest.kernel.competition))
-    writer = SubmissionWriter(path.stem for path in image_paths)
+    all_paths = list_images(find_competition(root, manifest.kernel.competition))
+    image_paths = shard.share(all_paths)
+    writer = SubmissionWriter(path.stem for path in all_paths)
+    rows = writer if shard.count == 1 else RowKeeper(path.stem for path in image_paths)
     LOG.info("%d images, %d members, on %s in %s", len(image_paths), len(manifest.members), ", ".join(devices), dtype)
 
     lock = parse_locked_wheels(json.loads(wheels_lock_json), "the embedded wheels lock")
@@ -91,22 +99,33 @@ def run_kernel(manifest_json: str, wheels_lock_json: str) -> int:
         )
         last_call = budget.deadline + manifest.time_margin_hours * 1800
         tasks = worker_tasks(devices, dtype, packages, image_paths)
+        for task in tasks.values():
+            task["sharing"] *= shard.sharing(machine)
         with started_workers(manifest, tasks) as (workers, said):
-            done, failed, peaks = segment_all(workers, said, image_paths, writer, budget, last_call)
+            done, failed, peaks = segment_all(workers, said, image_paths, rows, budget, last_call)
 
+    forecasts = budget.forecasts
+    if isinstance(rows, RowKeeper):
+        write_shard(working, shard, ShardResult(rows.given, done, failed, peaks, forecasts))
+        if shard.rank > 0:
+            return 0  # what is wrong is told by the first process: any other code would have torchrun end that one
+        whole = gather_shards(working, shard, all_paths, last_call)
+        done, failed, peaks, forecasts = whole.done, whole.failed, whole.peaks, whole.forecasts
+        for image_id, (rles, shape) in whole.rows.items():
+            writer.add(image_id, rles, shape)
     writer.write(working / "submission.csv")
     seconds = time.monotonic() - start
     summary = summarise(manifest, dtype, done, failed, seconds) | {
         "devices": peaks,
         "peak_memory_gb": max([peak_memory(torch.device("cpu"))[0], *(host for host, _ in peaks.values())]),
         "peak_gpu_memory_gb": max((gpu for _, gpu in peaks.values() if gpu is not None), default=None),
-        "time_forecasts": budget.forecasts,
+        "time_forecasts": forecasts,
     }
     with whole_file(working / "summary.json") as temporary:
         temporary.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     LOG.info(
         "%d cells in %d images, %d images failed, %.0f s, peak memory %.2f GB; wrote %s",
-        summary["cells"], len(image_paths), len(failed), seconds, summary["peak_memory_gb"],
+        summary["cells"], len(all_paths), len(failed), seconds, summary["peak_memory_gb"],
         working / "submission.csv",
     )  # fmt: skip
     for image_id, failure in failed.items():

@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -144,7 +145,9 @@ def test_what_is_wrong_is_told_by_the_script(
     assert not (tmp_path / "submission.csv").exists()
 
 
-def run_built(dry_run: Path, images: Path, working: Path, devices: str) -> subprocess.Popen[str]:
+def run_built(
+    dry_run: Path, images: Path, working: Path, devices: str, launcher: Sequence[str] = ("-I",)
+) -> subprocess.Popen[str]:
     """Start the built script on images, laid out below `working`, on one thread for each device."""
     inputs = working / "input"
     test = inputs / "competitions" / "sartorius-cell-instance-segmentation" / "test"
@@ -153,7 +156,7 @@ def run_built(dry_run: Path, images: Path, working: Path, devices: str) -> subpr
     shutil.copytree(DEMO / "weights", inputs / "in-network-ensemble-demo-weights")
     given = {"KERNEL_INPUT_ROOT": str(inputs), "KERNEL_WORKING": str(working), "KERNEL_DEVICE": devices}
     return subprocess.Popen(
-        [sys.executable, "-I", str(dry_run / "kernel" / "kernel.py")],
+        [sys.executable, *launcher, str(dry_run / "kernel" / "kernel.py")],
         env={**os.environ, **given, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         text=True,
@@ -187,6 +190,24 @@ def test_two_devices_are_as_good_as_one_and_one_may_die(images: Path, dry_run: P
         assert {told["quality"] for told in summary["images"].values()} == {"full"}
     assert submissions[0] == submissions[1] == submissions[2]
     assert submissions[0].count(b"\n") > 8
+
+
+def test_three_processes_of_torchrun_are_as_good_as_one(images: Path, dry_run: Path, tmp_path: Path) -> None:
+    """Four images over three processes; only the results of all are left."""
+    submissions = []
+    for processes in (1, 3):
+        working = tmp_path / str(processes)
+        working.mkdir()
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        script = run_built(dry_run, images, working, "cpu", torchrun)
+        told, _ = script.communicate()
+        assert script.returncode == 0, told
+        assert sorted(path.name for path in working.iterdir()) == ["input", "submission.csv", "summary.json"]
+        submissions.append((working / "submission.csv").read_bytes())
+        summary = json.loads((working / "summary.json").read_text(encoding="utf-8"))
+        assert list(summary["images"]) == ["astro", "cort", "nothing", "shsy5y"] and summary["failed"] == {}
+        assert len(summary["devices"]) == processes
+    assert submissions[0] == submissions[1] == (dry_run / "dry-run" / "submission.csv").read_bytes()
 
 
 def can_cut_the_network() -> bool:
