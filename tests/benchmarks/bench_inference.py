@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import copy
 import csv
+import ctypes
 import sys
 import time
 from collections import defaultdict
@@ -63,7 +64,7 @@ class Measurement:
     setting: Setting
     way: str
     seconds: dict[str, float]  # per stage, or "total" alone
-    peak_mb: float
+    peak_mb: float  # above what was taken before, the members among it
     result: object = None
 
     @property
@@ -72,7 +73,7 @@ class Measurement:
 
 
 class Meter:
-    """Measures blocks: processor time and the process's peak memory, or a GPU's time and memory."""
+    """Measures blocks: processor time and what memory they take at their peak, or a GPU's time and memory."""
 
     def __init__(self, device: str):
         self.device = device
@@ -87,14 +88,19 @@ class Meter:
         if self.device != "cpu":
             torch.cuda.reset_peak_memory_stats(self.device)
         elif Path("/proc/self/clear_refs").exists():
+            with contextlib.suppress(AttributeError):  # another libc: it has no such thing
+                ctypes.CDLL(None).malloc_trim(0)  # what is free goes back, or the next way would seem to take nothing
             with contextlib.suppress(PermissionError):  # a container's: then peaks are those of the run so far
                 Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
-    def peak_mb(self) -> float:
+    def memory_mb(self, field: str) -> float:
+        """What is taken now ("VmRSS"), or the peak since it was reset ("VmHWM"); Linux's names for its own figures."""
         if self.device != "cpu":
-            return torch.cuda.max_memory_allocated(self.device) / 2**20
+            cuda = torch.cuda
+            taken = cuda.memory_allocated if field == "VmRSS" else cuda.max_memory_allocated
+            return taken(self.device) / 2**20
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**10
+        return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 2**10
 
     def measure(self, setting: Setting, way: str, run: Callable[[Callable], object]) -> Measurement:
         """Run with a function `stage` that charges a block to a stage."""
@@ -107,9 +113,10 @@ class Meter:
             seconds[name] += self.now() - start
 
         self.reset_peak()
+        before = self.memory_mb("VmRSS")
         result = run(stage)
         seconds |= getattr(result, "seconds", {})  # an ensemble charges its own stages
-        measurement = Measurement(setting, way, dict(seconds), self.peak_mb(), result)
+        measurement = Measurement(setting, way, dict(seconds), self.memory_mb("VmHWM") - before, result)
         print(f"  {way}: {measurement.total:.2f} s", flush=True)
         return measurement
 
@@ -324,7 +331,8 @@ def write_results(groups: dict[str, list[list[Measurement]]], folder: Path) -> N
     FigureCanvasAgg(figure)
     for axes, (group, runs) in zip(np.atleast_1d(figure.subplots(1, len(groups))), groups.items(), strict=True):
         if group == "stages":
-            comparable = [each for each in runs[0] if each.setting == runs[0][0].setting]
+            setting = runs[0][0].setting
+            comparable = [each for each in runs[0] if each.setting == setting and "total" not in each.seconds]
             below = np.zeros(len(comparable))
             for name in STAGES:
                 heights = np.array([each.seconds[name] for each in comparable])
