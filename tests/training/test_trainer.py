@@ -335,9 +335,9 @@ def test_half_weights_are_half_the_size_and_load(images: list[TrainingImage], tm
 
 def test_weights_to_start_from_are_taken_where_they_fit(tmp_path: Path) -> None:
     path = tmp_path / "init.safetensors"
-    save_weights(new_detector("maskrcnn", seed=1), path)
+    save_weights(new_detector("cascade", seed=1), path)
     given = read_state_dict(path)
-    detector = new_detector("cascade", seed=2)
+    detector = new_detector("htc", seed=2)
     taken = take_weights(detector, path, keep_classes=True)
     own = detector.state_dict()
     shared = [key for key in own if key in given]
@@ -346,7 +346,7 @@ def test_weights_to_start_from_are_taken_where_they_fit(tmp_path: Path) -> None:
     for key in shared:
         torch.testing.assert_close(own[key], given[key], rtol=0, atol=0)
     assert f"{len(shared)} tensors taken" in taken.describe("init")
-    fresh = new_detector("cascade", seed=2).state_dict()
+    fresh = new_detector("htc", seed=2).state_dict()
     for key in own.keys() - set(shared):
         torch.testing.assert_close(own[key], fresh[key], rtol=0, atol=0)
 
