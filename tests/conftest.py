@@ -5,6 +5,7 @@ This is how the kernel gets them too, so the tests run on what Kaggle would run 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,10 +40,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True)
 def own_log() -> Iterator[None]:
-    """Each test finds the project's logger as it is without a command line, which takes it over."""
-    before = LOG.handlers, LOG.level, LOG.propagate
+    """Each test finds the project's logger as it is without a command line, which takes it over.
+
+    A fixture of a whole module may have run a command before the module's first test; so it is set, not remembered.
+    """
+    LOG.handlers, LOG.propagate = [], True
+    LOG.setLevel(logging.NOTSET)
     yield
-    LOG.handlers, LOG.level, LOG.propagate = before
+    LOG.handlers, LOG.propagate = [], True
+    LOG.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")
