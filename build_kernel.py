@@ -29,7 +29,7 @@ from bundle.kaggle import (
     kernel_metadata,
     unverified_points,
 )
-from bundle.weights import FoundWeights, resolve_weights
+from bundle.weights import FoundWeights, check_claims, resolve_weights
 from kernel.errors import InputError, RunError
 from kernel.manifest import Manifest, manifest_to_json, read_manifest, refuse_fold_files
 from kernel.runtime.wheels import parse_locked_wheels, verify_wheels
@@ -110,6 +110,7 @@ def run_build(options: argparse.Namespace) -> int:
     folder = weights_folder(options)
     if folder is not None:
         manifest, weights = resolve_weights(given, folder)
+        check_claims(weights)
 
     write_kernel(manifest, options.out / "kernel")
     print(f"kernel: {options.out / 'kernel'}")

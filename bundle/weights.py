@@ -1,12 +1,13 @@
 """Weight files at hand: found for the manifest's members in a folder, checked, or recognised by their content.
 
-A bare Python compares names and sums; where torch is installed, what the files hold is compared with the manifest as
-well. A member that names no file is told by what the files hold, which needs torch.
+A bare Python compares names and sums; where torch is installed, `check_claims` compares what the files hold with the
+manifest as well. A member that names no file is told by what the files hold, which needs torch.
 """
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -42,10 +43,6 @@ def resolve_weights(manifest: Manifest, folder: Path) -> tuple[Manifest, tuple[F
         if member.file is not None:
             try:
                 found[member.name] = locate_named(manifest, member, folder)
-                if can_read_weights():
-                    from kernel.models.recognition import check_claim
-
-                    check_claim(member, found[member.name].path)
             except InputError as error:
                 problems.append(str(error))
     nameless = [member for member in manifest.members if member.file is None]
@@ -68,6 +65,27 @@ def resolve_weights(manifest: Manifest, folder: Path) -> tuple[Manifest, tuple[F
 def can_read_weights() -> bool:
     """Whether this Python has what reads weight files; building needs none of it."""
     return all(importlib.util.find_spec(name) is not None for name in ("torch", "timm", "safetensors"))
+
+
+def check_claims(weights: Sequence[FoundWeights]) -> None:
+    """Compare what the files hold with the manifest, where this Python can read them: for a build, which loads none.
+
+    Raises InputError that names each member whose file is another kind or encoder than the manifest says, with both.
+    """
+    if not can_read_weights():
+        return
+    from kernel.models.checkpoints import refuse_other_detector
+    from kernel.models.recognition import recognise_checkpoint
+
+    problems: list[str] = []
+    for found in weights:
+        try:
+            spec = recognise_checkpoint(found.path).spec
+            refuse_other_detector(spec, found.member.kind, found.member.encoder, found.path)
+        except InputError as error:
+            problems.append(f"member {found.member.name}: {error}")
+    if problems:
+        raise InputError("\n".join(problems))
 
 
 def locate_named(manifest: Manifest, member: MemberEntry, folder: Path) -> FoundWeights:

@@ -183,6 +183,15 @@ def shorten_list(names: Iterable[str], limit: int = 5) -> str:
     return ", ".join(names[:limit]) + more
 
 
+def refuse_other_detector(spec: DetectorSpec, kind: str, encoder: str, path: Path) -> None:
+    """Raise InputError where what `path` holds is not the claimed `kind` and `encoder`, naming both."""
+    if (spec.kind, spec.encoder) != (kind, encoder):
+        raise InputError(
+            f"{path} holds {spec.kind} {spec.encoder}, the manifest says {kind} {encoder}: correct the member's "
+            "`kind` and `encoder`, or its `file`"
+        )
+
+
 def load_detector(path: Path, kind: str, encoder: str, sha256: str | None = None) -> Detector:
     """Build the detector that `path` holds, load it, and check it against what the manifest claims.
 
@@ -200,11 +209,7 @@ def load_detector(path: Path, kind: str, encoder: str, sha256: str | None = None
             )
     state = read_state_dict(path)
     spec = recognise_state_dict(shapes_of(state), str(path))
-    if (spec.kind, spec.encoder) != (kind, encoder):
-        raise InputError(
-            f"{path} holds {spec.kind} {spec.encoder}, the manifest says {kind} {encoder}: correct the member's "
-            "`kind` and `encoder`, or its `file`"
-        )
+    refuse_other_detector(spec, kind, encoder, path)
     detector = build_detector(spec)
     load_strictly(detector, state, str(path))
     return detector

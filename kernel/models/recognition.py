@@ -54,13 +54,3 @@ def recognise_members(
     if problems:
         raise InputError("\n".join([*problems, *(f"not recognised: {line}" for line in strangers)]))
     return chosen
-
-
-def check_claim(member: MemberEntry, path: Path) -> None:
-    """Raise InputError where `path` holds another kind or encoder than the manifest says of `member`, naming both."""
-    info = recognise_checkpoint(path)
-    if (info.kind, info.encoder) != (member.kind, member.encoder):
-        raise InputError(
-            f"member {member.name}: {path} holds {info.kind} {info.encoder}, the manifest says {member.kind} "
-            f"{member.encoder}: correct the member's `kind` and `encoder`, or its `file`"
-        )

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import kernel.models.recognition
-from bundle.weights import resolve_weights
+from bundle.weights import check_claims, resolve_weights
 from kernel.errors import InputError
 from kernel.manifest import KernelIdentity, Manifest, MemberEntry
 
@@ -40,6 +40,10 @@ def sum_of(content: str) -> str:
 class Recognised:
     kind: str
     encoder: str
+
+    @property
+    def spec(self) -> Recognised:
+        return self
 
 
 @pytest.fixture(autouse=True)
@@ -86,11 +90,15 @@ def test_missing_and_altered_files_are_all_told(tmp_path: Path) -> None:
 def test_a_named_file_that_holds_something_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path / "a.pt", "cascade resnet101")
     manifest = manifest_of(member("one", file="a.pt"))
-    with pytest.raises(InputError, match=r"a\.pt holds cascade resnet101, the manifest says htc resnet50"):
-        resolve_weights(manifest, tmp_path)
+    _, weights = resolve_weights(manifest, tmp_path)
+    with pytest.raises(
+        InputError, match=r"member one: .*a\.pt holds cascade resnet101, the manifest says htc resnet50"
+    ):
+        check_claims(weights)
     # A bare Python cannot read it; then it shows when the kernel loads it.
     monkeypatch.setattr("bundle.weights.can_read_weights", lambda: False)
-    assert resolve_weights(manifest, tmp_path)[1][0].path == tmp_path / "a.pt"
+    check_claims(weights)
+    assert weights[0].path == tmp_path / "a.pt"
 
 
 def test_files_are_recognised_by_content(tmp_path: Path) -> None:
