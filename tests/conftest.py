@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
 
 from bundle.site import DIST, site_folder, use_vendored_packages
@@ -49,6 +50,16 @@ def own_log() -> Iterator[None]:
     yield
     LOG.handlers, LOG.propagate = [], True
     LOG.setLevel(logging.NOTSET)
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Tiny detectors are quicker on one thread, and on a busy machine by far; worker processes take their number from
+    here."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 import kernel.commands.tune
 import kernel.training.trainer
@@ -40,6 +39,8 @@ from kernel.validation.predicting import PredictionJob
 from kernel.validation.search import TuningImage, TuningPlan, TypeTuning, tune_cell_type
 from kernel.validation.stages import StagePoint
 from kernel.validation.validate import ImageResult
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 ROOT = Path(__file__).resolve().parents[1]
 ENCODER = "resnet18_narrow"
@@ -68,15 +69,6 @@ LENIENT = {
     "confidence": 0.0,
     "min_size": 5,
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Detectors this small are quicker on one thread, and on a busy machine by far."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module", autouse=True)

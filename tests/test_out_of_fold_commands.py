@@ -6,13 +6,11 @@ import csv
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from safetensors.torch import save_file
 from same_predictions import assert_same
 from tiny_detectors import tiny_detector
@@ -25,6 +23,8 @@ from kernel.settings import CELL_TYPES
 from kernel.validation.predicting import Predictor
 from kernel.validation.predictions import load_fingerprint, load_prediction
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 #: Few cells, so that an image takes little time.
 QUICK = {
     "rpn_nms_pre": 20,
@@ -34,15 +34,6 @@ QUICK = {
     "confidence": 0.0,
     "min_size": 5,
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Detectors this small are quicker on one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

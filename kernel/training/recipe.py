@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kernel.data.toml_files import read_toml
 from kernel.errors import InputError
 from kernel.manifest import ENCODER_NAMES, KIND_NAMES
 from kernel.models.detectors import NECK_NORM_GROUPS, DetectorSpec
@@ -31,13 +31,7 @@ def read_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> Recip
     Raises InputError for a file that is none, for unknown tables and keys (naming the nearest known one), and
     for values of a wrong type or name.
     """
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read the recipe {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is no recipe, which is a TOML file: {error}") from error
-    return recipe_of_tables(data, str(path), overrides or {})
+    return recipe_of_tables(read_toml(path, "recipe"), str(path), overrides or {})
 
 
 def recipe_of_tables(data: Mapping[str, Any], source: str, overrides: Mapping[str, Any]) -> Recipe:

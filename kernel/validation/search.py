@@ -8,7 +8,6 @@ searches anew for every fold, since where it looks depends on the images that it
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -17,6 +16,7 @@ from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
+from kernel.data.toml_files import read_toml
 from kernel.errors import InputError
 from kernel.manifest import THRESHOLD_RULES
 from kernel.postprocess.instances import CellMasks, Instances
@@ -268,12 +268,7 @@ def read_grids(path: Path) -> tuple[ThresholdGrid, dict[str, ThresholdGrid]]:
     Raises:
         InputError: no such file, no TOML, an unknown key, or values that do not rise or are no such thresholds.
     """
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read the grid {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is no grid, which is a TOML file: {error}") from error
+    data = read_toml(path, "grid")
     tables = {key: value for key, value in data.items() if isinstance(value, dict)}
     common = _grid_of(
         {key: value for key, value in data.items() if key not in tables}, DEFAULT_GRID, str(path),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,10 +16,9 @@ from kernel.data.splits import read_folds
 from kernel.data.synthetic import write_dataset
 from kernel.manifest import read_manifest
 from kernel.models.checkpoints import recognise_checkpoint
-from kernel.runtime.log import LOG
 from kernel.settings import CELL_TYPES
 
-pytestmark = [pytest.mark.usefixtures("wheels_site"), pytest.mark.xdist_group("members")]
+pytestmark = [pytest.mark.usefixtures("wheels_site", "one_thread"), pytest.mark.xdist_group("members")]
 
 RECIPE = """
 [detector]
@@ -41,17 +39,6 @@ rpn_nms_pre = 50
 rois_per_image = 16
 norm_eval = true
 """
-
-
-@pytest.fixture(autouse=True)
-def quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """One thread for detectors this small; and the command line's log is its own."""
-    for name in ("handlers", "level", "propagate"):
-        monkeypatch.setattr(LOG, name, getattr(LOG, name))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

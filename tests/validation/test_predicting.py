@@ -7,12 +7,10 @@ import pickle
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import save_file
 from same_predictions import assert_same
 from tiny_detectors import tiny_detector
@@ -28,20 +26,13 @@ from kernel.validation.predicting import EnsembleFiles, PredictionJob, Predictor
 from kernel.validation.predictions import SoftPrediction
 from kernel.validation.validate import validate_ensemble, validate_jobs
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ROOT = Path(__file__).resolve().parents[2]
 #: Few cells, so that an image takes little time.
 QUICK = Thresholds(
     rpn_nms_pre=20, rpn_score_threshold=0.0, rpn_max_per_img=10, rcnn_score_threshold=0.0, confidence=0.0
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Detectors this small are quicker on one thread; and worker processes take their number from here."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
