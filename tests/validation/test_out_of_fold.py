@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-import kernel.models.recognition
 from bundle.weights import resolve_weights
 from kernel.data.annotated import AnnotatedImage
 from kernel.data.annotations import ImageAnnotations
@@ -32,12 +31,6 @@ def member(name: str, file: str | None) -> MemberEntry:
 
 
 MANIFEST = manifest_of(member("one", "one_{fold}.pt"), member("two", "{fold}/two.pt"))
-
-
-@pytest.fixture(autouse=True)
-def content_is_as_claimed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The files of these tests hold words."""
-    monkeypatch.setattr(kernel.models.recognition, "check_claim", lambda member, path: None)
 
 
 @pytest.fixture
