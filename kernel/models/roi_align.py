@@ -8,6 +8,7 @@ a time. torchvision's kernel copies every map to channels-first order at each ca
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ def pool_rois(extractor: Any, levels: Sequence[torch.Tensor], rois: torch.Tensor
         rois: (M, 5) the map's index in the batch, then x1, y1, x2, y2 in pixels of the image.
     """
     if rois.device.type != "cpu":
-        return extractor(levels, rois)
+        return type(extractor).forward(extractor, levels, rois)
     layer = extractor.roi_layers[0]
     size = layer.output_size[0]
     pooled = rois.new_zeros((len(rois), size, size, extractor.out_channels))
@@ -36,6 +37,19 @@ def pool_rois(extractor: Any, levels: Sequence[torch.Tensor], rois: torch.Tensor
         if len(here):
             pooled[here] = align_rois(fmap, rois[here], size, layer.spatial_scale)
     return pooled.permute(0, 3, 1, 2)
+
+
+def quicken_extractors(detector: Any) -> None:
+    """Let the detector's extractors pool by `pool_rois` wherever mmdet calls them, as it does in training.
+
+    Forward and backward together take a fifth of the time of torchvision's kernels, of which the backward one knows a
+    single thread (tests/benchmarks/bench_training.py).
+    """
+    from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
+
+    for module in detector.roi_head.modules():
+        if isinstance(module, SingleRoIExtractor):
+            module.forward = partial(pool_rois, module)
 
 
 def align_rois(fmap: torch.Tensor, rois: torch.Tensor, size: int, scale: float) -> torch.Tensor:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from kernel.data.annotated import AnnotatedImage
 from kernel.errors import InputError, RunError
 from kernel.models.detectors import Detector, DetectorSpec, build_detector
+from kernel.models.roi_align import quicken_extractors
 from kernel.runtime.log import LOG
 from kernel.training.evaluation import evaluate_detector
 from kernel.training.extra import ExtraSchedule
@@ -119,6 +120,7 @@ class Trainer:
             taken = take_weights(self.detector, run.init, run.keep_classes)
             LOG.info("%s", taken.describe(str(run.init)))
         set_proposal_counts(self.detector, self.settings)
+        quicken_extractors(self.detector)
         self.detector.to(self.device, memory_format=torch.channels_last)
         self.group.share_weights(self.detector)
         self.optimizer = torch.optim.AdamW(

@@ -29,6 +29,26 @@ def assert_like_torchvision(fmap: torch.Tensor, rois: torch.Tensor, size: int, s
     torch.testing.assert_close(found, expected, atol=2e-4, rtol=0)
 
 
+@pytest.mark.parametrize(("channels_last", "scale"), [(True, 0.5), (False, 0.25)])
+def test_gradients_are_torchvisions(channels_last: bool, scale: float) -> None:
+    rng = np.random.default_rng(2)
+    order = torch.channels_last if channels_last else torch.contiguous_format
+    fmap = torch.from_numpy(rng.standard_normal((2, 8, 30, 40))).float().contiguous(memory_format=order)
+    rois = random_rois(rng, 60, 2, 60.0)
+    push = torch.from_numpy(rng.standard_normal((60, 8, 7, 7))).float()
+    gradients = []
+    for pool in (
+        lambda maps: align_rois(maps, rois, 7, scale).permute(0, 3, 1, 2),
+        lambda maps: RoIAlign(7, spatial_scale=scale, sampling_ratio=0, aligned=True)(maps, rois),
+    ):
+        leaf = fmap.clone().requires_grad_()
+        pool(leaf).backward(push)
+        assert leaf.grad is not None
+        gradients.append(leaf.grad)
+    assert gradients[0].abs().max() > 1
+    torch.testing.assert_close(*gradients, atol=1e-3, rtol=0)
+
+
 @given(st.integers(0, 2**32 - 1), st.sampled_from([7, 14]), st.sampled_from([0.5, 0.25, 0.0625]))
 def test_it_is_torchvisions(seed: int, size: int, scale: float) -> None:
     rng = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""Heads in a short dtype: which layers compute in it, that their answers are float32, that it is over afterwards."""
+"""Quicker training: what heads in a short dtype compute in it, and that quick extractors change no result."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from tiny_detectors import tiny_detector, tiny_spec
 from torch import nn
 
 from kernel.manifest import KIND_NAMES
+from kernel.models.roi_align import quicken_extractors
 from kernel.training.losses import weighted_loss
 from kernel.training.precision import head_modules, heads_in
 from kernel.training.samples import CropDataset, TrainingImage, collate
@@ -83,6 +84,29 @@ def test_the_losses_and_gradients_are_nearly_those_of_float32(kind: str) -> None
     assert torch.cosine_similarity(short[2], exact[2], dim=0) > 0.9
     # And nothing of it stays.
     assert again[0] == exact[0] and torch.equal(again[2], exact[2])
+
+
+@pytest.mark.parametrize("kind", KIND_NAMES)
+def test_quick_extractors_give_the_losses_and_gradients_of_mmdets(kind: str) -> None:
+    detector = tiny_detector(kind).train()
+    set_proposal_counts(detector, replace(TINY, rois_per_image=4096))
+    dataset = CropDataset([cell_image()], 2, 64, 3, seed=0)
+    found = []
+    for quick in (False, True):
+        if quick:
+            quicken_extractors(detector)
+        detector.zero_grad()
+        torch.manual_seed(1)
+        losses = compute_losses(detector, collate([dataset[0], dataset[1]]), torch.float32)
+        loss, terms = weighted_loss(losses, 1, 1)
+        loss.backward()
+        gradients = {name: value.grad for name, value in detector.named_parameters() if value.grad is not None}
+        found.append((terms, gradients))
+    (terms, gradients), (quick_terms, quick_gradients) = found
+    assert quick_terms == pytest.approx(terms, rel=1e-3)
+    assert quick_gradients.keys() == gradients.keys()
+    one, other = (torch.cat([value.flatten() for value in some.values()]) for some in (gradients, quick_gradients))
+    assert torch.linalg.vector_norm(one - other) < 1e-3 * torch.linalg.vector_norm(one)
 
 
 def test_the_heads_are_as_before_even_after_a_failure() -> None:
