@@ -28,7 +28,7 @@ from kernel.training.extra import ExtraSchedule
 from kernel.training.initialise import draw_weights, take_weights
 from kernel.training.losses import weighted_loss
 from kernel.training.optimisation import WeightsMean, learning_rate_factor, parameter_groups
-from kernel.training.precision import heads_in
+from kernel.training.precision import heads_in, keep_depthwise_wide
 from kernel.training.processes import ProcessGroup
 from kernel.training.record import RunRecord
 from kernel.training.samples import CropDataset, TrainingImage, check_classes, collate
@@ -121,6 +121,8 @@ class Trainer:
             LOG.info("%s", taken.describe(str(run.init)))
         set_proposal_counts(self.detector, self.settings)
         quicken_extractors(self.detector)
+        if self.device.type == "cpu":
+            keep_depthwise_wide(self.detector)
         self.detector.to(self.device, memory_format=torch.channels_last)
         self.group.share_weights(self.detector)
         self.optimizer = torch.optim.AdamW(

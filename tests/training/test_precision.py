@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from torch import nn
 from kernel.manifest import KIND_NAMES
 from kernel.models.roi_align import quicken_extractors
 from kernel.training.losses import weighted_loss
-from kernel.training.precision import head_modules, heads_in
+from kernel.training.precision import head_modules, heads_in, keep_depthwise_wide
 from kernel.training.samples import CropDataset, TrainingImage, collate
 from kernel.training.settings import TrainSettings
 from kernel.training.trainer import TrainingRun, compute_losses, set_proposal_counts, train_detector
@@ -124,3 +125,22 @@ def test_a_run_with_heads_in_bfloat16_keeps_float32_weights(tmp_path: Path) -> N
     detector = train_detector(TrainingRun(tiny_spec("htc"), settings, [cell_image()], out))
     assert {parameter.dtype for parameter in detector.parameters()} == {torch.float32}
     assert not any("forward" in vars(head) for head in head_modules(detector))
+
+
+def test_large_and_strided_depthwise_convolutions_compute_in_float32() -> None:
+    torch.manual_seed(0)
+    convolutions = {
+        "large": nn.Conv2d(8, 8, 5, padding=2, groups=8),
+        "strided": nn.Conv2d(8, 8, 3, stride=2, padding=1, groups=8),
+        "small": nn.Conv2d(8, 8, 3, padding=1, groups=8),
+        "full": nn.Conv2d(8, 8, 5, padding=2),
+    }
+    given = torch.randn(2, 8, 16, 16, dtype=torch.bfloat16)
+    exact = {name: module(given.float()) for name, module in convolutions.items()}
+    keep_depthwise_wide(SimpleNamespace(backbone=nn.ModuleDict(convolutions)))
+    for name, module in convolutions.items():
+        with torch.autocast("cpu", torch.bfloat16):
+            found = module(given)
+        assert found.dtype == torch.bfloat16
+        assert torch.equal(found, exact[name].bfloat16()) == (name in ("large", "strided")), name
+    assert convolutions["large"](given.float()).dtype == torch.float32
