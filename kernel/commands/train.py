@@ -49,6 +49,8 @@ OVERRIDES = {
     "heads_dtype": str,
     "ema_decay": float,
     "flip_paste": float,
+    "zoom": float,
+    "contrast": float,
     "extra_images": int,
     "extra_share": float,
     "extra_until": float,

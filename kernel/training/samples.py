@@ -1,8 +1,8 @@
-"""Training samples: random crops of annotated images, as mmdet's losses take them."""
+"""Training samples: crops of annotated images, as mmdet's losses take them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,6 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from kernel.data.annotated import AnnotatedImage, list_annotated
@@ -19,8 +18,6 @@ from kernel.errors import InputError
 
 #: Cells of fewer pixels than this inside a crop are left out: what is left at the crop's edge.
 MIN_CELL_PIXELS = 12
-#: How often a crop without a cell is drawn again.
-CROP_TRIES = 20
 #: The semantic map is this much smaller than the crop: HTC's semantic head works at stride 4.
 SEMANTIC_STRIDE = 4
 
@@ -190,67 +187,6 @@ def semantic_map(masks: np.ndarray, boxes_xyxy: np.ndarray, labels: np.ndarray, 
         place = result[row : row + covered.shape[0], column : column + covered.shape[1]]
         place[covered] = min(label + 1, num_classes - 1)
     return torch.from_numpy(result)[None]
-
-
-class CropDataset(Dataset[Sample]):
-    """Random crops: sample `index` is a function of the seed and the index alone, whatever worker makes it.
-
-    Cell types are drawn equally often, images of a type as well. `paste_chance` is that of `flip_paste`, which only
-    cort images take part in: their cells are sparse. In place of such a crop one of `extra` is drawn, images of it
-    equally often, with a chance that `extra_chance` tells from how much of all samples lies before this one, 0 to 1.
-    """
-
-    def __init__(
-        self,
-        images: Sequence[TrainingImage],
-        length: int,
-        crop_size: int,
-        num_classes: int,
-        seed: int,
-        paste_chance: float = 0.0,
-        extra: Sequence[TrainingImage] = (),
-        extra_chance: Callable[[float], float] | None = None,
-    ):
-        self.by_type: dict[str, list[TrainingImage]] = {}
-        for image in images:
-            self.by_type.setdefault(image.cell_type, []).append(image)
-        self.length = length
-        self.crop_size = crop_size
-        self.num_classes = num_classes
-        self.seed = seed
-        self.paste_chance = paste_chance
-        self.extra = extra
-        self.extra_chance = extra_chance
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> Sample:
-        rng = np.random.default_rng((self.seed, index))
-        images = self.extra if self.is_extra(index) else self.by_type[sorted(self.by_type)[index % len(self.by_type)]]
-        image = images[rng.integers(len(images))]
-        height, width = image.image_bgr.shape[:2]
-        may_paste = self.paste_chance > 0 and image.cell_type == "cort"
-        cut = flip_paste if may_paste and rng.random() < self.paste_chance else cut_sample
-        sample = None
-        for _ in range(CROP_TRIES):
-            top = int(rng.integers(max(height - self.crop_size, 0) + 1))
-            left = int(rng.integers(max(width - self.crop_size, 0) + 1))
-            flips = (bool(rng.integers(2)), bool(rng.integers(2)))
-            sample = cut(image, top, left, self.crop_size, flips, self.num_classes)
-            if len(sample.labels):
-                break
-        assert sample is not None
-        return sample
-
-    def is_extra(self, index: int) -> bool:
-        """Whether sample `index` is one of an extra image.
-
-        It has random numbers of its own, so that the other samples are those of a run without extra images.
-        """
-        if not self.extra or self.extra_chance is None:
-            return False
-        return np.random.default_rng((self.seed, index, 1)).random() < self.extra_chance(index / self.length)
 
 
 def collate(samples: Sequence[Sample]) -> dict[str, Any]:

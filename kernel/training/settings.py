@@ -24,6 +24,9 @@ class TrainSettings:
     clip_norm: float = 10.0
     crop_size: int = 256
     flip_paste: float = 0.0  # chance that a cort crop is averaged with its mirror image, cells of both kept
+    transpose: bool = False  # crops are mirrored at the diagonal too, half of them
+    zoom: float = 1.0  # cells appear from 1 / zoom to zoom times their size
+    contrast: float = 1.0  # gray levels spread from 1 / contrast to contrast times about their mean
     extra_images: int = 800  # with train --extra: at most so many images
     extra_share: float = 0.5  # ... the chance that a crop is one of them at the start of the run
     extra_until: float = 0.8  # ... which falls linearly to zero at this part of the run
@@ -31,6 +34,7 @@ class TrainSettings:
     rois_per_image: int = 512  # sampled for the box head, a quarter of them positive
     epochs: int = 40  # 10 x batch size; only the loss weights know epochs
     norm_eval: bool = False  # BatchNorm keeps its running statistics
+    norm_eval_below: int = 0  # ... and where fewer crops than this go through the detector at a time
     dtype: str = "float32"  # of encoder and neck; float16 scales the loss
     heads_dtype: str = "float32"  # of the heads' layers; their boxes, targets and losses are float32 always
     ema_decay: float = 0.0  # the weights written are a running mean with this decay; 0: the weights themselves
@@ -38,6 +42,16 @@ class TrainSettings:
     evaluate_every: int = 0  # steps between evaluations on the validation images; 0: none
     workers: int = 0  # processes that make crops
     seed: int = 0
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Crops that go through the detector at a time."""
+        return self.batch_size // self.accumulation
+
+    @property
+    def is_norm_frozen(self) -> bool:
+        """Whether BatchNorm keeps its running statistics."""
+        return self.norm_eval or self.micro_batch_size < self.norm_eval_below
 
     def check(self, source: str) -> None:
         """Raise InputError for a value that cannot be trained with; `source` names the settings in the message."""
@@ -71,10 +85,15 @@ class TrainSettings:
             problems.append("extra_until is 0: to train without extra images, leave out --extra")
         if self.ema_decay == 1:
             problems.append("ema_decay is 1: the mean would never move")
+        for name, highest in (("zoom", 4), ("contrast", 16)):
+            if not 1 <= getattr(self, name) <= highest:
+                problems.append(
+                    f"{name} is {getattr(self, name)}, it must be from 1, which changes nothing, to {highest}"
+                )
         for name in ("learning_rate", "clip_norm"):
             if not 0 < getattr(self, name) < math.inf:
                 problems.append(f"{name} is {getattr(self, name)}, it must be above 0 and finite")
-        for name in ("checkpoint_every", "evaluate_every", "workers", "seed", "weight_decay"):
+        for name in ("norm_eval_below", "checkpoint_every", "evaluate_every", "workers", "seed", "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 problems.append(f"{name} is {getattr(self, name)}, it must be finite and not negative")
         if problems:

@@ -23,6 +23,8 @@ from kernel.errors import InputError, RunError
 from kernel.models.detectors import Detector, DetectorSpec, build_detector
 from kernel.models.roi_align import quicken_extractors
 from kernel.runtime.log import LOG
+from kernel.training.augment import Augmentation
+from kernel.training.crops import CropDataset
 from kernel.training.evaluation import evaluate_detector
 from kernel.training.extra import ExtraSchedule
 from kernel.training.initialise import draw_weights, take_weights
@@ -31,7 +33,7 @@ from kernel.training.optimisation import WeightsMean, learning_rate_factor, para
 from kernel.training.precision import heads_in, keep_depthwise_wide
 from kernel.training.processes import ProcessGroup
 from kernel.training.record import RunRecord
-from kernel.training.samples import CropDataset, TrainingImage, check_classes, collate
+from kernel.training.samples import TrainingImage, check_classes, collate
 from kernel.training.settings import TrainSettings
 from kernel.training.state import RunState, fingerprint_of, read_state, save_state, write_weights
 
@@ -40,7 +42,7 @@ FREE_SETTINGS = {"workers": 0, "checkpoint_every": 0, "evaluate_every": 0}
 #: Settings that mean nothing, and may change, in a run without extra images.
 EXTRA_SETTINGS = ("extra_images", "extra_share", "extra_until")
 #: Settings that came later: at these values a run is what it was before, and its state still fits.
-LATER_SETTINGS = {"heads_dtype": "float32"}
+LATER_SETTINGS = {"heads_dtype": "float32", "transpose": False, "zoom": 1.0, "contrast": 1.0, "norm_eval_below": 0}
 
 
 @dataclass(frozen=True)
@@ -191,7 +193,7 @@ class Trainer:
 
     def micro_batches(self) -> Iterator[list[int]]:
         """The samples of this process's micro-batches, step after step, from where the run stands."""
-        size = self.settings.batch_size // self.settings.accumulation
+        size = self.settings.micro_batch_size
         for step in range(self.step, self.settings.iterations):
             for micro in range(self.settings.accumulation):
                 first = self.micro_batch_number(step, micro) * size
@@ -213,6 +215,7 @@ class Trainer:
             self.settings.flip_paste,
             self.run.extra,
             ExtraSchedule(self.settings.extra_share, self.settings.extra_until).chance,
+            Augmentation(self.settings.transpose, self.settings.zoom, self.settings.contrast),
         )
         return DataLoader(
             dataset,
@@ -307,7 +310,7 @@ def train_detector(run: TrainingRun) -> Detector:
         )  # fmt: skip
         with stop_signals() as stopped:
             for _ in progress:
-                set_training_mode(trainer.detector, settings.norm_eval)
+                set_training_mode(trainer.detector, settings.is_norm_frozen)
                 loss, terms = trainer.take_step(batches)
                 seconds = time.perf_counter() - started
                 crops = (trainer.step - first_step) * settings.batch_size * trainer.group.size
@@ -368,10 +371,10 @@ def set_proposal_counts(detector: Detector, settings: TrainSettings) -> None:
         sampler.num = settings.rois_per_image
 
 
-def set_training_mode(detector: Detector, norm_eval: bool) -> None:
-    """Training mode; with `norm_eval` but for BatchNorm, which keeps its running statistics."""
+def set_training_mode(detector: Detector, is_norm_frozen: bool) -> None:
+    """Training mode, with `is_norm_frozen` but for BatchNorm, which then keeps its running statistics."""
     detector.train()
-    if norm_eval:
+    if is_norm_frozen:
         for module in detector.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()

@@ -42,17 +42,18 @@ def our_steps(settings: TrainSettings, folder: Path) -> Iterator[float]:
     trainer = Trainer(TrainingRun(spec, settings, [crowded_image(CELLS)], folder / "ours.safetensors"))
     batches = iter(trainer.loader())
     while not trainer.is_finished:
-        set_training_mode(trainer.detector, settings.norm_eval)
+        set_training_mode(trainer.detector, settings.is_norm_frozen)
         yield trainer.take_step(batches)[0]
 
 
 def plain_steps(settings: TrainSettings) -> Iterator[float]:
     """The losses of the loop that one would write first."""
-    import kernel.training.samples as samples
+    import kernel.training.crops as crops
     from kernel.models.detectors import DetectorSpec, build_detector
     from kernel.training.initialise import draw_weights
     from kernel.training.losses import weighted_loss
     from kernel.training.optimisation import learning_rate_factor, parameter_groups
+    from kernel.training.samples import Sample, collate
     from kernel.training.trainer import set_proposal_counts
 
     image = crowded_image(CELLS)
@@ -67,18 +68,18 @@ def plain_steps(settings: TrainSettings) -> Iterator[float]:
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate_factor(step, settings.iterations, settings.warmup_share)
     )
-    dataset = samples.CropDataset(
+    dataset = crops.CropDataset(
         [image], settings.iterations * settings.batch_size, settings.crop_size, spec.num_classes, settings.seed
     )
 
-    def decode_all(_: object, top: int, left: int, size: int, flips: tuple[bool, bool], classes: int) -> samples.Sample:
+    def decode_all(_: object, top: int, left: int, size: int, flips: tuple[bool, bool], classes: int) -> Sample:
         return decoded_sample(image.image_bgr, rles, image.labels, (top, left), size, flips, classes)
 
     for step in range(settings.iterations):
         torch.manual_seed(settings.seed * 1_000_003 + step)
         first = step * settings.batch_size
-        with patch.object(samples, "cut_sample", decode_all):
-            batch = samples.collate([dataset[index] for index in range(first, first + settings.batch_size)])
+        with patch.object(crops, "cut_sample", decode_all):
+            batch = collate([dataset[index] for index in range(first, first + settings.batch_size)])
         losses = detector.forward_train(
             batch["images"], batch["img_metas"], batch["gt_bboxes"], batch["gt_labels"], gt_masks=batch["gt_masks"]
         )

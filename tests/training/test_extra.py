@@ -25,8 +25,9 @@ from kernel.data.splits import FoldRow, write_folds
 from kernel.data.synthetic import write_dataset
 from kernel.errors import InputError, RunError
 from kernel.settings import CELL_TYPES
+from kernel.training.crops import CropDataset
 from kernel.training.extra import ExtraSchedule, label_table, read_extra_images
-from kernel.training.samples import CropDataset, TrainingImage, read_training_images
+from kernel.training.samples import TrainingImage, read_training_images
 from kernel.training.settings import TrainSettings
 from kernel.training.trainer import Trainer, TrainingRun, train_detector
 

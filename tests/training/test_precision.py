@@ -14,9 +14,10 @@ from torch import nn
 
 from kernel.manifest import KIND_NAMES
 from kernel.models.roi_align import quicken_extractors
+from kernel.training.crops import CropDataset
 from kernel.training.losses import weighted_loss
 from kernel.training.precision import head_modules, heads_in, keep_depthwise_wide
-from kernel.training.samples import CropDataset, TrainingImage, collate
+from kernel.training.samples import TrainingImage, collate
 from kernel.training.settings import TrainSettings
 from kernel.training.trainer import TrainingRun, compute_losses, set_proposal_counts, train_detector
 

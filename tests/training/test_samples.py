@@ -20,9 +20,9 @@ from kernel.ensemble.views import ALL_VIEWS, PIXEL_MEAN, PIXEL_STD, view_images
 from kernel.errors import InputError
 from kernel.postprocess.clean import binarise
 from kernel.settings import CELL_TYPES
+from kernel.training.crops import CropDataset
 from kernel.training.samples import (
     MIN_CELL_PIXELS,
-    CropDataset,
     Sample,
     TrainingImage,
     cells_meeting,

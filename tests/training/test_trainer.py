@@ -22,10 +22,11 @@ from kernel.errors import InputError, RunError
 from kernel.manifest import KIND_NAMES
 from kernel.models.checkpoints import is_optional_key, load_detector, read_state_dict
 from kernel.models.detectors import Detector, DetectorSpec, build_detector
+from kernel.training.crops import CropDataset
 from kernel.training.initialise import draw_weights, rename_lite0, take_weights
 from kernel.training.losses import LOSS_GROUPS, loss_weight, weighted_loss
 from kernel.training.optimisation import learning_rate_factor, parameter_groups
-from kernel.training.samples import CropDataset, TrainingImage, collate
+from kernel.training.samples import TrainingImage, collate
 from kernel.training.settings import TrainSettings
 from kernel.training.state import save_weights
 from kernel.training.trainer import TrainingRun, compute_losses, set_proposal_counts, train_detector
@@ -292,13 +293,24 @@ def test_a_batch_without_cells_can_be_learnt_from(kind: str) -> None:
     assert detector.rpn_head.rpn_cls.weight.grad.any()
 
 
-@pytest.mark.parametrize("norm_eval", [True, False])
-def test_norms_keep_their_statistics_if_asked_to(norm_eval: bool, images: list[TrainingImage], tmp_path: Path) -> None:
-    settings = replace(TINY, norm_eval=norm_eval)
+@pytest.mark.parametrize(
+    ("asked", "frozen"),
+    [
+        ({"norm_eval": True}, True),
+        ({}, False),
+        ({"norm_eval_below": 3}, True),
+        ({"norm_eval_below": 2}, False),
+        ({"norm_eval_below": 2, "accumulation": 2}, True),
+    ],
+)
+def test_norms_keep_their_statistics_if_asked_to(
+    asked: dict[str, Any], frozen: bool, images: list[TrainingImage], tmp_path: Path
+) -> None:
+    settings = replace(TINY, **asked)
     state = train(tiny_spec("maskrcnn"), images, settings, tmp_path / "member.safetensors").state_dict()
     counted = {int(value) for key, value in state.items() if key.endswith("num_batches_tracked")}
-    assert counted == {0 if norm_eval else settings.iterations}
-    assert bool((state["backbone.bn1.running_var"] == 1).all()) == norm_eval
+    assert counted == {0 if frozen else settings.iterations * settings.accumulation}
+    assert bool((state["backbone.bn1.running_var"] == 1).all()) == frozen
 
 
 def test_bfloat16_trains_the_same_parameters(images: list[TrainingImage], tmp_path: Path) -> None:

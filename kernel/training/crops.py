@@ -1,0 +1,81 @@
+"""The random crops of a run: which ones, of which images, and what is drawn for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from kernel.training.augment import Augmentation
+from kernel.training.samples import Sample, TrainingImage, cut_sample, flip_paste
+
+#: How often a crop without a cell is drawn again.
+CROP_TRIES = 20
+NO_AUGMENTATION = Augmentation()
+
+
+class CropDataset(Dataset[Sample]):
+    """Random crops: sample `index` is a function of the seed and the index alone, whatever worker makes it.
+
+    Cell types are drawn equally often, images of a type as well. `paste_chance` is that of `flip_paste`, which only
+    cort images take part in: their cells are sparse. In place of such a crop one of `extra` is drawn, images of it
+    equally often, with a chance that `extra_chance` tells from how much of all samples lies before this one, 0 to 1.
+    `augmentation` is of all of them.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[TrainingImage],
+        length: int,
+        crop_size: int,
+        num_classes: int,
+        seed: int,
+        paste_chance: float = 0.0,
+        extra: Sequence[TrainingImage] = (),
+        extra_chance: Callable[[float], float] | None = None,
+        augmentation: Augmentation = NO_AUGMENTATION,
+    ):
+        self.by_type: dict[str, list[TrainingImage]] = {}
+        for image in images:
+            self.by_type.setdefault(image.cell_type, []).append(image)
+        self.length = length
+        self.crop_size = crop_size
+        self.num_classes = num_classes
+        self.seed = seed
+        self.paste_chance = paste_chance
+        self.extra = extra
+        self.extra_chance = extra_chance
+        self.augmentation = augmentation
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Sample:
+        rng = np.random.default_rng((self.seed, index))
+        images = self.extra if self.is_extra(index) else self.by_type[sorted(self.by_type)[index % len(self.by_type)]]
+        image = images[rng.integers(len(images))]
+        height, width = image.image_bgr.shape[:2]
+        may_paste = self.paste_chance > 0 and image.cell_type == "cort"
+        cut = flip_paste if may_paste and rng.random() < self.paste_chance else cut_sample
+        sample = None
+        for _ in range(CROP_TRIES):
+            side = self.augmentation.draw_side(rng, self.crop_size)
+            top = int(rng.integers(max(height - side, 0) + 1))
+            left = int(rng.integers(max(width - side, 0) + 1))
+            flips = (bool(rng.integers(2)), bool(rng.integers(2)))
+            sample = cut(image, top, left, side, flips, self.num_classes)
+            sample = self.augmentation.apply(sample, rng, self.crop_size, self.num_classes)
+            if len(sample.labels):
+                break
+        assert sample is not None
+        return sample
+
+    def is_extra(self, index: int) -> bool:
+        """Whether sample `index` is one of an extra image.
+
+        It has random numbers of its own, so that the other samples are those of a run without extra images.
+        """
+        if not self.extra or self.extra_chance is None:
+            return False
+        return np.random.default_rng((self.seed, index, 1)).random() < self.extra_chance(index / self.length)
