@@ -2,13 +2,16 @@
 
     PYTHONPATH=.:tests python tests/benchmarks/bench_postprocess.py [count]
 
-It compares the results as well, and prints the ratio of the times.
+From soft masks to submission.csv. It compares the results as well, and prints the ratio of the times.
 """
 
 from __future__ import annotations
 
+import csv
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 from oracles import full_corrupt, full_remove_overlaps, random_instances
@@ -21,8 +24,10 @@ from kernel.postprocess.clean import (
     remove_overlaps,
     remove_small,
 )
-from kernel.postprocess.instances import Instances
+from kernel.postprocess.instances import CellMasks, Instances
 from kernel.postprocess.mask_nms import best_first, mask_nms
+from kernel.postprocess.rle import encode_rle
+from kernel.postprocess.submission import write_submission
 from kernel.settings import Thresholds
 
 SHAPE = (520, 704)
@@ -42,6 +47,11 @@ def scattered_cells(count: int) -> Instances:
     return Instances(small.crops, offsets, small.boxes_xyxy, small.scores, small.labels, SHAPE)
 
 
+def full_frame_masks(soft: np.ndarray, scores: np.ndarray, mask_threshold: float) -> np.ndarray:
+    """Binary masks, best first."""
+    return (soft > mask_threshold * 255)[np.argsort(-scores)]
+
+
 def full_frame_nms(frames: np.ndarray, threshold: float) -> np.ndarray:
     """Vectorised over the kept masks: the pair by pair oracle would take hours here."""
     flat = frames.reshape(len(frames), -1)
@@ -55,12 +65,38 @@ def full_frame_nms(frames: np.ndarray, threshold: float) -> np.ndarray:
     return np.array(kept)
 
 
+def frames_to_rows(frames: np.ndarray) -> list[str]:
+    """Run lengths of full frames, by the differences of neighbours, as everybody writes them."""
+    rows = []
+    for frame in frames:
+        edges = np.flatnonzero(np.diff(np.concatenate([[0], frame.ravel(), [0]]).astype(np.int8))) + 1
+        edges[1::2] -= edges[::2]
+        rows.append(" ".join(map(str, edges)))
+    return rows
+
+
+def write_frames(frames: np.ndarray, path: Path) -> None:
+    """Full frames as a submission; that no two masks overlap is looked up in a frame of counts."""
+    assert frames.sum(axis=0, dtype=np.uint16).max() <= 1
+    with path.open("w", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(["id", "predicted"])
+        writer.writerows(["image", row] for row in frames_to_rows(frames))
+
+
+def write_crops(masks: CellMasks, path: Path) -> None:
+    """As the kernel writes its submission, checks included."""
+    rles = [encode_rle(crop, offset, SHAPE) for crop, offset in zip(masks.crops, masks.offsets_yx, strict=True)]
+    write_submission(path, [("image", rles)], {"image": SHAPE})
+
+
 def main(count: int) -> None:
     thresholds = Thresholds(confidence=0.0, min_size=20, corrupt=True)
     instances = scattered_cells(count)
     found, whole = timed(postprocess_instances, instances, thresholds)
     print(f"{count} masks at {SHAPE[0]} x {SHAPE[1]}: {len(found)} left, in crops {whole * 1e3:.1f} ms in all")
 
+    _, full_binarised = timed(full_frame_masks, instances.full_frames(), instances.scores, thresholds.mask_threshold)
     masks, binarised = timed(binarise, instances, thresholds.mask_threshold)
     masks, ordered = timed(lambda: masks.select(best_first(masks)))
     kept, suppressed = timed(mask_nms, masks, thresholds.mask_nms_threshold)
@@ -78,12 +114,23 @@ def main(count: int) -> None:
     np.testing.assert_array_equal(full_final, final.full_frames()[: len(some)])
     full_overlap = part * (len(full_corrupted) / len(some)) ** 2
 
-    print(f"binarise {binarised * 1e3:.1f} ms, sort {ordered * 1e3:.1f} ms")
-    for name, ours, full in (
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder, name) for name in ("crops.csv", "frames.csv")]
+        _, written = timed(write_crops, drop_empty(final), files[0])
+        frames = drop_empty(final).full_frames()
+        _, full_written = timed(write_frames, frames, files[1])
+        assert files[0].read_bytes() == files[1].read_bytes()
+
+    stages = (
+        ("binarise and sort", binarised + ordered, full_binarised),
         ("mask NMS", suppressed, full_suppressed),
         ("corruption", corruption, full_corruption),
         ("overlap removal (full frames extrapolated from 100)", overlap, full_overlap),
-        ("together", suppressed + corruption + overlap, full_suppressed + full_corruption + full_overlap),
+        ("run lengths and submission", written, full_written),
+    )
+    for name, ours, full in (
+        *stages,
+        ("together", sum(ours for _, ours, _ in stages), sum(full for *_, full in stages)),
     ):
         print(f"{name}: crops {ours * 1e3:.1f} ms, full frames {full:.2f} s, ratio {full / ours:.0f}")
     assert len(drop_empty(final)) == len(found)
