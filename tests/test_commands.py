@@ -356,6 +356,8 @@ def test_tune_of_the_stages_writes_all_that_it_chose_at_once(
     assert told == [*((cell_type, "1") for cell_type in CELL_TYPES), ("all", "3")]
     assert out.count("no gain: so few images cannot tell one from noise") == 4  # each type, and the views
     assert out.endswith(f"nothing to write: {manifest} stays as it is\n") and manifest.read_bytes() == before
+    evidence = manifest.with_name("manifest-stages")
+    assert (evidence / "manifest.diff").read_bytes() == b"" and f"evidence: {evidence}\n" in out
 
     def scored(ensemble: Ensemble, images: Sequence[AnnotatedImage], points: Sequence[StagePoint]) -> dict[str, Any]:
         better = [
@@ -381,6 +383,8 @@ def test_tune_of_the_stages_writes_all_that_it_chose_at_once(
     new["ensemble"], new["members"] = old["ensemble"], old["members"]
     assert new == old
     assert "--- a/manifest.json\n+++ b/manifest.json\n" in out and out.endswith(f"written: {manifest}\n")
+    assert (evidence / "manifest.diff").read_text(encoding="utf-8") in out
+    assert json.loads((evidence / "stages.json").read_text())["types"]["cort"]["members"] == ["my-htc"]
 
 
 def test_select_shows_and_writes_the_members(

@@ -53,7 +53,7 @@ def test_a_grid_without_stages_is_told(capsys: pytest.CaptureFixture[str], wheel
     ("words", "told"),
     [
         (["--grid", "grid.toml"], "--grid is for the post-processing's thresholds, not for --stages: use --stage-grid"),
-        (["--out", "folder"], "--out is for the post-processing's thresholds, not for --stages"),
+        (["--search", "optuna"], "--search is for the post-processing's thresholds, not for --stages"),
         (["--level", "2"], "--level 2.0: it must lie between 0 and 1"),
     ],
 )

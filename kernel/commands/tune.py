@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bundle.folders import refuse_to_replace, replace_folder, scratch_folder
 from bundle.site import use_vendored_packages
-from kernel.commands.common import add_ensemble_arguments, list_fold, load_options_ensemble, told_written
+from kernel.commands.common import add_ensemble_arguments, list_fold, load_options_ensemble
 from kernel.commands.tune_stages import add_stage_arguments, run_stages
+from kernel.commands.tuning_results import evidence_folder, leave_results
 from kernel.data.annotated import AnnotatedImage
 from kernel.data.splits import FOLDS_NAME, read_folds
 from kernel.errors import InputError
 from kernel.manifest import read_manifest
-from kernel.runtime.files import whole_file
 
 if TYPE_CHECKING:
     from kernel.validation.search import TuningPlan
@@ -43,7 +41,12 @@ def add_parser(commands: Any) -> None:
         ("--trials", int, "N", "optuna's trials for each choice, of which there is one more than folds (default: 200)"),
         ("--seed", int, "S", "of everything that is drawn (default: 0)"),
         ("--level", float, "P", "the chance to report a gain where there is none (default: 0.05)"),
-        ("--out", Path, "FOLDER", "for the evidence (default with --write: MANIFEST-tuning, beside the manifest)"),
+        (
+            "--out",
+            Path,
+            "FOLDER",
+            "for the evidence (default with --write: MANIFEST-tuning or MANIFEST-stages, beside the manifest)",
+        ),
     ):
         parser.add_argument(name, type=kind, metavar=metavar, help=text)
     parser.add_argument(
@@ -86,11 +89,7 @@ def _run_thresholds(options: argparse.Namespace, images: Sequence[AnnotatedImage
     from kernel.validation.predictions import read_predictions, settings_fingerprint
     from kernel.validation.validate import refuse_other_types, tune_ensemble, tune_predictions
 
-    out = options.out
-    if out is None and options.write:
-        out = options.manifest.with_name(f"{options.manifest.stem}-tuning")
-    if out is not None:
-        refuse_to_replace(out, EVIDENCE_NAMES, marker=EVIDENCE_MARKER)
+    out = evidence_folder(options, "tuning", EVIDENCE_NAMES, EVIDENCE_MARKER)
     if options.predictions is None:
         ensemble = load_options_ensemble(options)
         thresholds = ensemble.settings.thresholds
@@ -107,26 +106,15 @@ def _run_thresholds(options: argparse.Namespace, images: Sequence[AnnotatedImage
         thresholds,
         {cell_type: tuning.new for cell_type, tuning in tunings.items()},
     )
-    print(difference, end="")
-    # The manifest is put in its place last: not without the evidence.
-    with ExitStack() as stack:
-        if options.write and difference:
-            stack.enter_context(whole_file(options.manifest)).write_bytes(text.encode("utf-8"))
-        if out is not None:
-            scratch = stack.enter_context(scratch_folder(out.parent, out.name)) / "new"
-            scratch.mkdir()
-            write_evidence(scratch, list(tunings.values()), plan, difference)
-            replace_folder(scratch, out)
-    if out is not None:
-        print(f"evidence: {out}")
-    if options.write:
-        print(told_written(options.manifest, difference))
+    leave_results(
+        options, text, difference, out, lambda folder: write_evidence(folder, list(tunings.values()), plan, difference)
+    )
 
 
 def _refuse_with_stages(options: argparse.Namespace) -> None:
     if options.predictions is not None:
         raise InputError("--stages needs the network again and again: give --weights-dir, and not --predictions")
-    for name in ("grid", "search", "trials", "out"):
+    for name in ("grid", "search", "trials"):
         if getattr(options, name) is not None:
             instead = ": use --stage-grid" if name == "grid" else ""
             raise InputError(f"--{name} is for the post-processing's thresholds, not for --stages{instead}")

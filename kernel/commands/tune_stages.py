@@ -6,9 +6,11 @@ import argparse
 import difflib
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kernel.commands.common import load_options_ensemble, told_written
+from kernel.commands.common import load_options_ensemble
+from kernel.commands.tuning_results import evidence_folder, leave_results
 from kernel.data.annotated import AnnotatedImage
 from kernel.errors import InputError
 from kernel.manifest import ENSEMBLE_RULES, THRESHOLD_RULES
@@ -45,12 +47,14 @@ def add_stage_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_stages(options: argparse.Namespace, images: Sequence[AnnotatedImage], plan: TuningPlan) -> None:
     """Choose the stages' settings on `images`. `plan`: its seed, level and folds."""
-    from kernel.validation.manifest_edit import edited_manifest, write_manifest
+    from kernel.validation.manifest_edit import edited_manifest
+    from kernel.validation.stage_evidence import STAGE_EVIDENCE_MARKER, STAGE_EVIDENCE_NAMES, write_stage_evidence
     from kernel.validation.stage_tuning import tune_stages
     from kernel.validation.stages import DEFAULT_STAGE_GRID, MASK_VIEWS, STAGE_THRESHOLDS, score_stages, stage_points
 
     given = parse_grid(options.stage_grid or (), (*STAGE_THRESHOLDS, MASK_VIEWS))
     grid = given if given or options.try_members else DEFAULT_STAGE_GRID
+    out = evidence_folder(options, "stages", STAGE_EVIDENCE_NAMES, STAGE_EVIDENCE_MARKER)
     member_sets = [tuple(words.split(",")) for words in options.try_members or ()]
     ensemble = load_options_ensemble(options)
     settings = ensemble.settings
@@ -67,11 +71,11 @@ def run_stages(options: argparse.Namespace, images: Sequence[AnnotatedImage], pl
         {MASK_VIEWS: views} if views != settings.use_tta_masks else {},
         uses_of_points(ensemble, chosen),
     )
-    print(difference, end="")
-    if options.write and difference:
-        write_manifest(options.manifest, text)
-    if options.write:
-        print(told_written(options.manifest, difference))
+
+    def write_files(folder: Path) -> None:
+        write_stage_evidence(folder, points, images, scores, settings.thresholds, tuning, plan, difference)
+
+    leave_results(options, text, difference, out, write_files)
 
 
 def describe_stages(

@@ -120,7 +120,7 @@ def evidence_data(tunings: Sequence[TypeTuning], plan: TuningPlan) -> dict[str, 
         "trials": plan.trials if plan.search == "optuna" else None,
         "seed": plan.seed,
         "level": plan.level,
-        "overall": _without_nan(asdict(assess_together(tunings, plan.seed))),
+        "overall": without_nan(asdict(assess_together(tunings, plan.seed))),
         "types": {tuning.cell_type: _type_data(tuning) for tuning in tunings},
     }
 
@@ -139,7 +139,7 @@ def _type_data(tuning: TypeTuning) -> dict[str, Any]:
         "points_beyond_noise": choice.counting,
         "optimum": None if choice.peak is None else _point_values(tuning.found, choice.peak),
         "grid": dict(zip(TUNED_FIELDS, tuning.grid.axes, strict=True)),
-        "assessment": _without_nan(asdict(tuning.assessment)),
+        "assessment": without_nan(asdict(tuning.assessment)),
         "folds_given": tuning.folds_given,
         "chosen_without_each_fold": [[tuned_values(found.thresholds) for found in row] for row in validation.chosen],
         "images": [
@@ -153,10 +153,10 @@ def _point_values(found: Found, point: int) -> dict[str, float]:
     return dict(zip(TUNED_FIELDS, found.values[point].tolist(), strict=True))
 
 
-def _without_nan(data: Mapping[str, Any]) -> dict[str, Any]:
+def without_nan(data: Mapping[str, Any]) -> dict[str, Any]:
     """Not a number is no JSON: null."""
     return {
-        key: _without_nan(value)
+        key: without_nan(value)
         if isinstance(value, dict)
         else None
         if isinstance(value, float) and math.isnan(value)
