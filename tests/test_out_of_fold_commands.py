@@ -172,6 +172,34 @@ def test_stored_predictions_are_tuned_and_scored_without_predicting(
     assert "settings.use_tta: stored false, wanted true" in capsys.readouterr().err
     assert main(["tune", *given, *stored, "--stages"]) == 2
     assert "--stages needs the network" in capsys.readouterr().err
+    assert main(["tune", *given, *stored, "--out-of-fold"]) == 2
+    assert "--out-of-fold is for --stages" in capsys.readouterr().err
+
+
+def test_members_and_stages_are_chosen_out_of_fold(
+    manifest: Path, weights: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both start from the scores that `validate --out-of-fold` tells: cell types are those of the annotations here."""
+    given = ["--manifest", str(manifest), "--weights-dir", str(weights), "--data", str(data), "--out-of-fold"]
+    assert main(["validate", *given, "--out", str(tmp_path / "report")]) == 0
+    with (tmp_path / "report" / "scores.csv").open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    right = {row["cell_type"] for row in rows} - {r["cell_type"] for r in rows if r["counted_type"] != r["cell_type"]}
+    assert right
+    capsys.readouterr()
+
+    assert main(["select", *given, "--out", str(tmp_path / "selection")]) == 0
+    with (tmp_path / "selection" / "selection.csv").open(encoding="utf-8", newline="") as stream:
+        selected = {row["cell_type"]: float(row["score"]) for row in csv.DictReader(stream)}
+    grid = ["--stage-grid", "rcnn_score_threshold=0.9"]
+    assert main(["tune", *given, "--stages", *grid, "--out", str(tmp_path / "stages")]) == 0
+    told = json.loads((tmp_path / "stages" / "stages.json").read_text(encoding="utf-8"))
+    assert told["folds_given"]
+    for cell_type in right:
+        of_type = {row["id"]: float(row["score"]) for row in rows if row["cell_type"] == cell_type}
+        images = {image["id"]: image["before"] for image in told["types"][cell_type]["images"]}
+        assert images == pytest.approx(of_type, abs=1e-6)
+        assert selected[cell_type] == pytest.approx(sum(of_type.values()) / len(of_type), abs=1e-6)
 
 
 def test_two_processes_predict_the_same(

@@ -8,7 +8,8 @@ from typing import Any
 
 from bundle.folders import refuse_to_replace, replace_folder, scratch_folder
 from bundle.site import use_vendored_packages
-from kernel.commands.common import add_ensemble_arguments, list_fold, load_options_ensemble, told_written
+from kernel.commands.common import add_ensemble_arguments, check_device, told_written
+from kernel.commands.scoring import add_out_of_fold, list_jobs
 from kernel.errors import InputError
 from kernel.manifest import read_manifest
 
@@ -20,6 +21,7 @@ def add_parser(commands: Any) -> None:
     """Add the command to the command line's `commands`."""
     parser = commands.add_parser("select", help="choose the members of each cell type, by score and time")
     add_ensemble_arguments(parser)
+    add_out_of_fold(parser)
     parser.add_argument("--max-members", type=int, metavar="K", help="at most so many per type (default: any)")
     parser.add_argument(
         "--images",
@@ -39,6 +41,7 @@ def run_select(options: argparse.Namespace) -> None:
     """Choose members."""
     use_vendored_packages()
     from kernel.validation.manifest_edit import edited_manifest, write_manifest
+    from kernel.validation.predicting import FoldEnsembles
     from kernel.validation.selection import (
         describe_selection,
         draw_selections,
@@ -56,13 +59,15 @@ def run_select(options: argparse.Namespace) -> None:
     manifest = read_manifest(options.manifest)
     hours = manifest.time_limit_hours - manifest.time_margin_hours
     budget = hours * 3600 / options.images
-    images = list_fold(options)
-    ensemble = load_options_ensemble(options)
-    selections = select_members(ensemble, images, options.max_members)
+    device = check_device(options.device)
+    jobs = list_jobs(options)
+    ensembles = FoldEnsembles(jobs, device)
+    ensemble = next(iter(ensembles))[0]
+    selections = select_members(ensembles, options.max_members)
     for selection in selections.values():
         print("\n".join(describe_selection(selection, budget)))
     uses = uses_of_selections(ensemble, selections)
-    mean = sum(seconds_of_type(each, uses) * each.images for each in selections.values()) / len(images)
+    mean = sum(seconds_of_type(each, uses) * each.images for each in selections.values()) / len(jobs)
     print(
         f"{mean:.2f} s per image of these types on {ensemble.device}, with the first pass if one is needed; "
         f"{hours:g} h for {options.images} images leave {budget:.2f}: {'fits' if mean <= budget else 'too slow'}"

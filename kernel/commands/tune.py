@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from bundle.site import use_vendored_packages
 from kernel.commands.common import add_ensemble_arguments, list_fold, load_options_ensemble
+from kernel.commands.scoring import add_out_of_fold
 from kernel.commands.tune_stages import add_stage_arguments, run_stages
 from kernel.commands.tuning_results import evidence_folder, leave_results
 from kernel.data.annotated import AnnotatedImage
@@ -56,6 +57,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--write", action="store_true", help="put the thresholds into the manifest")
     add_stage_arguments(parser)
+    add_out_of_fold(parser)
     parser.set_defaults(run=run_tune)
 
 
@@ -66,6 +68,11 @@ def run_tune(options: argparse.Namespace) -> None:
         raise InputError("--stage-grid and --try-members belong to --stages, which is not given")
     if options.stages:
         _refuse_with_stages(options)
+    elif options.out_of_fold:
+        raise InputError(
+            "--out-of-fold is for --stages; for the post-processing's thresholds store such predictions by "
+            "`validate --out-of-fold --predictions FOLDER`, and give that folder by --predictions"
+        )
     from kernel.validation.search import TuningPlan, folds_of, read_grids
 
     _check_numbers(options)
@@ -78,7 +85,7 @@ def run_tune(options: argparse.Namespace) -> None:
     images = list_fold(options)
     folds_of([entry.image_id for entry in images], plan)  # where they lack an image, it is told before the long part
     if options.stages:
-        run_stages(options, images, plan)
+        run_stages(options, plan)
     else:
         _run_thresholds(options, images, plan)
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,25 @@ def find_stored(jobs: Sequence[PredictionJob], folder: Path) -> list[bool]:
             "%d stored predictions were made of something else and are replaced: %s first", len(others), others[0]
         )
     return found
+
+
+class FoldEnsembles:
+    """The ensembles of some jobs with the images of each, one loaded at a time; may be gone through many times.
+
+    Ensembles differ in their weights alone, as those of `out_of_fold_jobs` do. The last one stays loaded, and is not
+    loaded again where it comes first.
+    """
+
+    def __init__(self, jobs: Sequence[PredictionJob], device: str) -> None:
+        self.jobs, self.device = jobs, device
+        self._loaded: tuple[EnsembleFiles, Ensemble] | None = None
+
+    def __iter__(self) -> Iterator[tuple[Ensemble, list[AnnotatedImage]]]:
+        for files, jobs in groupby(self.jobs, key=lambda job: job.files):
+            if self._loaded is None or self._loaded[0] != files:
+                self._loaded = None  # its memory is needed for the next
+                self._loaded = files, files.load(self.device)
+            yield self._loaded[1], [job.image for job in jobs]
 
 
 class Predictor:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -75,34 +76,43 @@ class Selection:
         return self.steps[-1].members
 
 
-def select_members(
-    ensemble: Ensemble, images: Sequence[AnnotatedImage], max_members: int | None = None
-) -> dict[str, Selection]:
-    """Per cell type among `images`: the members to use of all those of `ensemble`, whatever they are used for now.
+#: Ensembles with the images that each is to predict, of the same members and settings: one with all images, or, out of
+#: fold, one for each fold's. They are gone through once in every round.
+Ensembles = Iterable[tuple[Ensemble, Sequence[AnnotatedImage]]]
+
+
+def select_members(ensembles: Ensembles, max_members: int | None = None) -> dict[str, Selection]:
+    """Per cell type among the images: the members to use of all those there are, whatever they are used for now.
 
     Images are segmented as images of their annotated type, as the first pass would find it.
 
     Args:
-        ensemble: the members, their weights and the settings.
-        images: annotated ones, of at least one cell type.
+        ensembles: the members, their weights and the settings, and annotated images.
         max_members: at most so many for a type; None: as long as it gains.
 
     Raises:
         InputError: an image cannot be read or is of another cell type, or no member counts at all stages by itself.
     """
-    refuse_other_types(ensemble.settings.thresholds, images)
-    by_type: dict[str, list[AnnotatedImage]] = {}
-    for entry in images:
-        by_type.setdefault(entry.cell_type, []).append(entry)
-    return {kind: select_for_type(ensemble, kind, entries, max_members) for kind, entries in by_type.items()}
+    types: dict[str, None] = {}
+    for ensemble, images in ensembles:
+        refuse_other_types(ensemble.settings.thresholds, images)
+        types |= dict.fromkeys(entry.cell_type for entry in images)
+    return {cell_type: select_for_type(ensembles, cell_type, max_members) for cell_type in types}
 
 
-def select_for_type(
-    ensemble: Ensemble, cell_type: str, images: Sequence[AnnotatedImage], max_members: int | None = None
-) -> Selection:
-    """`select_members` for one cell type and its images, of which there is at least one."""
-    costs, alone = score_alone(ensemble, cell_type, images)
-    singles = [make_candidate((m.name,), alone[m.name], costs) for m in ensemble.members if stands([m])]
+def of_type(ensembles: Ensembles, cell_type: str) -> Iterator[tuple[Ensemble, list[AnnotatedImage]]]:
+    """The ensembles that have images of the cell type, with those."""
+    for ensemble, images in ensembles:
+        some = [entry for entry in images if entry.cell_type == cell_type]
+        if some:
+            yield ensemble, some
+
+
+def select_for_type(ensembles: Ensembles, cell_type: str, max_members: int | None = None) -> Selection:
+    """`select_members` for one cell type, of which there is at least one image."""
+    members = next(iter(ensembles))[0].members
+    costs, alone = score_alone(ensembles, cell_type)
+    singles = [make_candidate((m.name,), alone[m.name], costs) for m in members if stands([m])]
     if not singles:
         raise InputError(
             "the selection starts with one member, and none has a weight above 0 at each of "
@@ -110,17 +120,18 @@ def select_for_type(
         )
     rounds, steps = [tuple(singles)], [best_candidate(singles)]
     while max_members is None or len(steps[-1].members) < max_members:
-        sets = [(*steps[-1].members, m.name) for m in ensemble.members if m.name not in steps[-1].members]
+        sets = [(*steps[-1].members, m.name) for m in members if m.name not in steps[-1].members]
         if not sets:
             break
-        scores = score_sets(ensemble, cell_type, images, sets)
+        scores = score_sets(ensembles, cell_type, sets)
         tried = [make_candidate(names, score, costs) for names, score in zip(sets, scores.T.tolist(), strict=True)]
         rounds.append(tuple(tried))
         best = best_candidate(tried)
         if best.score <= steps[-1].score + ROUNDING:
             break
         steps.append(best)
-    return Selection(cell_type, len(images), costs, tuple(rounds), tuple(steps))
+    images = len(next(iter(alone.values())))
+    return Selection(cell_type, images, costs, tuple(rounds), tuple(steps))
 
 
 def make_candidate(names: tuple[str, ...], scores: Sequence[float], costs: Mapping[str, MemberCost]) -> Candidate:
@@ -141,27 +152,27 @@ def stands(members: Sequence[Member]) -> bool:
     return all(weigh(members, stage) for stage in STAGES)
 
 
-def score_alone(
-    ensemble: Ensemble, cell_type: str, images: Sequence[AnnotatedImage]
-) -> tuple[dict[str, MemberCost], dict[str, list[float]]]:
+def score_alone(ensembles: Ensembles, cell_type: str) -> tuple[dict[str, MemberCost], dict[str, list[float]]]:
     """Each member's seconds and its images' scores alone, by name."""
-    lone = {member.name: lone_member(ensemble, member.name) for member in ensemble.members}
-    seconds: dict[str, list[Mapping[str, float]]] = {name: [] for name in lone}
-    scores: dict[str, list[float]] = {name: [] for name in lone}
-    for entry in tqdm(images, unit="image", mininterval=2, desc=f"{cell_type}, alone"):
-        image, truth = entry.read(), entry.masks()
-        for name, alone in lone.items():
-            found = alone.predict_features(alone.image_features(image), cell_type)
-            seconds[name].append(found.seconds)
-            scores[name].append(prediction_score(alone, found, truth))
-    costs = {
-        member.name: MemberCost(
-            median_seconds(seconds[member.name], "features"),
-            {stage: median_seconds(seconds[member.name], stage) for stage in STAGES if weigh([member], stage)},
-        )
-        for member in ensemble.members
-    }
-    return costs, scores
+    seconds: defaultdict[str, list[Mapping[str, float]]] = defaultdict(list)
+    scores: defaultdict[str, list[float]] = defaultdict(list)
+    costs: dict[str, MemberCost] = {}
+    for ensemble, images in of_type(ensembles, cell_type):
+        lone = {member.name: lone_member(ensemble, member.name) for member in ensemble.members}
+        for entry in tqdm(images, unit="image", mininterval=2, desc=f"{cell_type}, alone"):
+            image, truth = entry.read(), entry.masks()
+            for name, alone in lone.items():
+                found = alone.predict_features(alone.image_features(image), cell_type)
+                seconds[name].append(found.seconds)
+                scores[name].append(prediction_score(alone, found, truth))
+        costs = {
+            member.name: MemberCost(
+                median_seconds(seconds[member.name], "features"),
+                {stage: median_seconds(seconds[member.name], stage) for stage in STAGES if weigh([member], stage)},
+            )
+            for member in ensemble.members
+        }
+    return costs, dict(scores)
 
 
 def median_seconds(images: Sequence[Mapping[str, float]], stage: str) -> float:
@@ -169,22 +180,20 @@ def median_seconds(images: Sequence[Mapping[str, float]], stage: str) -> float:
     return float(np.median([seconds.get(stage, 0.0) for seconds in images]))
 
 
-def score_sets(
-    ensemble: Ensemble, cell_type: str, images: Sequence[AnnotatedImage], sets: Sequence[tuple[str, ...]]
-) -> np.ndarray:
+def score_sets(ensembles: Ensembles, cell_type: str, sets: Sequence[tuple[str, ...]]) -> np.ndarray:
     """(images, sets) float64: each image's score with each set of members, by names.
 
     All sets share an image's features and RPN maps; what follows them depends on the set.
     """
-    ensembles = [ensemble_of(ensemble, names) for names in sets]
-    scores = np.zeros((len(images), len(sets)))
-    for row, entry in enumerate(tqdm(images, unit="image", mininterval=2, desc=f"{cell_type}, {len(sets[0])} members")):
-        image, truth = entry.read(), entry.masks()
-        # All members' features at once may need more than the kernel keeps for one set of them.
-        features = ImageFeatures(ensemble, image, StageClock(ensemble.device), free_memory(ensemble.device) // 2)
-        for column, each in enumerate(ensembles):
-            scores[row, column] = prediction_score(each, each.predict_features(features, cell_type), truth)
-    return scores
+    rows: list[list[float]] = []
+    for ensemble, images in of_type(ensembles, cell_type):
+        each_set = [ensemble_of(ensemble, names) for names in sets]
+        for entry in tqdm(images, unit="image", mininterval=2, desc=f"{cell_type}, {len(sets[0])} members"):
+            image, truth = entry.read(), entry.masks()
+            # All members' features at once may need more than the kernel keeps for one set of them.
+            features = ImageFeatures(ensemble, image, StageClock(ensemble.device), free_memory(ensemble.device) // 2)
+            rows.append([prediction_score(s, s.predict_features(features, cell_type), truth) for s in each_set])
+    return np.array(rows)
 
 
 def ensemble_of(ensemble: Ensemble, names: Sequence[str]) -> Ensemble:

@@ -273,19 +273,23 @@ def score_points(ensembles: Sequence[ReplayedEnsemble], image_bgr: np.ndarray, t
 
 
 def score_stages(
-    ensemble: Ensemble, images: Sequence[AnnotatedImage], points: Sequence[StagePoint]
+    ensembles: Iterable[tuple[Ensemble, Sequence[AnnotatedImage]]], points: Sequence[StagePoint]
 ) -> dict[str, np.ndarray]:
-    """Per cell type among `images`: (images, points) float64, each image's score with each of the points.
+    """Per cell type among the images: (images, points) float64, each image's score with each of the points.
+
+    Args:
+        ensembles: each with the images that it is to predict: one with all, or, out of fold, one for each fold's.
+        points: settings to try.
 
     Raises InputError for an image that cannot be read, a cell type that the ensemble has no thresholds of, and as
     `StagePoint.apply` does.
     """
-    refuse_other_types(ensemble.settings.thresholds, images)
-    by_type: dict[str, list[AnnotatedImage]] = {}
-    for entry in images:
-        by_type.setdefault(entry.cell_type, []).append(entry)
-    ensembles = {kind: [point.apply(ensemble, kind) for point in points] for kind in by_type}
-    scores: dict[str, list[np.ndarray]] = {kind: [] for kind in by_type}
-    for entry in tqdm(images, unit="image", mininterval=2):
-        scores[entry.cell_type].append(score_points(ensembles[entry.cell_type], entry.read(), entry.masks()))
+    scores: dict[str, list[np.ndarray]] = {}
+    for ensemble, images in ensembles:
+        refuse_other_types(ensemble.settings.thresholds, images)
+        kinds = dict.fromkeys(entry.cell_type for entry in images)
+        with_points = {kind: [point.apply(ensemble, kind) for point in points] for kind in kinds}
+        for entry in tqdm(images, unit="image", mininterval=2):
+            found = score_points(with_points[entry.cell_type], entry.read(), entry.masks())
+            scores.setdefault(entry.cell_type, []).append(found)
     return {kind: np.stack(rows) for kind, rows in scores.items()}

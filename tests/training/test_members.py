@@ -96,6 +96,10 @@ def test_one_command_from_raw_data_to_scores(
     mask_logits = "roi_head.mask_head.0.conv_logits.weight"
     torch.testing.assert_close(htc[mask_logits], cascade[mask_logits])
 
+    for folder, images in (("report", 3), ("score-report", 6)):
+        assert len((out / folder / "scores.csv").read_text().splitlines()) == 1 + images
+        assert f"report.html, scores.csv and pictures: {out / folder}\n" in told
+
     before = {path.name: path.read_bytes() for path in out.glob("*.safetensors")}
     (out / "htc.safetensors").unlink()
     assert main(["train-members", *words]) == 0

@@ -22,7 +22,7 @@ from kernel.manifest import KernelIdentity, Manifest, MemberEntry
 from kernel.runtime.wheels import file_sha256
 from kernel.settings import CELL_TYPES, CLS_USE, EnsembleSettings, Thresholds
 from kernel.validation import predicting
-from kernel.validation.predicting import EnsembleFiles, PredictionJob, Predictor, predict_jobs
+from kernel.validation.predicting import EnsembleFiles, FoldEnsembles, PredictionJob, Predictor, predict_jobs
 from kernel.validation.predictions import SoftPrediction
 from kernel.validation.validate import validate_ensemble, validate_jobs
 
@@ -100,6 +100,16 @@ def test_an_ensemble_is_loaded_once_for_the_jobs_that_it_has(
     monkeypatch.setattr(EnsembleFiles, "load", count)
     assert len(list(predict_jobs(jobs, ["cpu"]))) == 6
     assert loaded == [("maskrcnn", "cascade"), ("cascade",)]
+
+    loaded.clear()
+    ensembles = FoldEnsembles(jobs, "cpu")
+    for _ in range(2):
+        found = [(len(ensemble.members), images) for ensemble, images in ensembles]
+        assert [count for count, _ in found] == [2, 1]
+        assert [image for _, images in found for image in images] == [job.image for job in jobs]
+    assert len(loaded) == 4  # one at a time
+    alone = FoldEnsembles(jobs[:3], "cpu")
+    assert next(iter(alone))[0] is next(iter(alone))[0] and len(loaded) == 5
 
 
 def test_what_is_stored_is_not_predicted_again(

@@ -141,7 +141,7 @@ def test_the_selection_is_the_oracles(
 
     monkeypatch.setattr(kernel.ensemble.ensemble, "compute_features", count_views)
     monkeypatch.setattr(kernel.ensemble.ensemble, "compute_rpn_maps", count_rpn_runs)
-    selections = select_members(ensemble, images)
+    selections = select_members([(ensemble, images)])
     assert list(selections) == ["shsy5y"]
     found = selections["shsy5y"]
     assert [frozenset(step.members) for step in found.steps] == greedy(oracle)
@@ -160,7 +160,7 @@ def test_the_selection_is_the_oracles(
 
 
 def test_there_are_no_more_members_than_wanted(ensemble: Ensemble, images: list[AnnotatedImage]) -> None:
-    found = select_for_type(ensemble, "shsy5y", images[:1], max_members=1)
+    found = select_for_type([(ensemble, images[:1])], "shsy5y", max_members=1)
     assert len(found.members) == len(found.rounds) == 1
 
 
@@ -171,7 +171,7 @@ def test_a_copy_of_a_member_gains_nothing_and_of_two_the_cheaper_is_taken(
     copies = [replace(one, name=name, use_for=frozenset(CELL_TYPES)) for name in ("slow", "quick")]
     seconds = iter([9.0] * 4 + [1.0] * 4)
     monkeypatch.setattr(module, "median_seconds", lambda images, stage: next(seconds))
-    found = select_for_type(Ensemble(copies, SETTINGS), "shsy5y", images[:1])
+    found = select_for_type([(Ensemble(copies, SETTINGS), images[:1])], "shsy5y")
     assert found.members == ("quick",)
     assert len(found.rounds) == 2
     assert [candidate.score for candidate in found.rounds[0]] == [found.steps[0].score] * 2
@@ -182,7 +182,7 @@ def test_weights_are_kept_and_only_sets_that_stand_begin(ensemble: Ensemble, ima
     every_use = frozenset(CELL_TYPES)
     members = [replace(m, weights=weights[m.name], use_for=every_use) for m in ensemble.members]
     weighted = Ensemble(members, SETTINGS)
-    found = select_for_type(weighted, "shsy5y", images[:1])
+    found = select_for_type([(weighted, images[:1])], "shsy5y")
     assert [candidate.members for candidate in found.rounds[0]] == [("first",)]
     assert set(found.costs["stranger"].heads) == {"proposals", "boxes"}
     for candidate in found.rounds[1]:
@@ -190,14 +190,14 @@ def test_weights_are_kept_and_only_sets_that_stand_begin(ensemble: Ensemble, ima
         assert candidate.score == pytest.approx(image_score(masks, images[0].masks()), abs=1e-6)
     members[1] = replace(members[1], weights=StageWeights(boxes=0))
     with pytest.raises(InputError, match="the selection starts with one member, and none has a weight above 0"):
-        select_for_type(Ensemble(members, SETTINGS), "shsy5y", images[:1])
+        select_for_type([(Ensemble(members, SETTINGS), images[:1])], "shsy5y")
 
 
 def test_other_cell_types_are_refused(ensemble: Ensemble, images: list[AnnotatedImage]) -> None:
     foreign = replace(images[0], annotations=replace(images[0].annotations, cell_type="bv2"))
     with pytest.raises(InputError, match="the images are of bv2"):
-        select_members(ensemble, [foreign])
-    assert select_members(ensemble, []) == {}
+        select_members([(ensemble, [foreign])])
+    assert select_members([(ensemble, [])]) == {}
 
 
 # --- on figures --------------------------------------------------------------------------------------------------

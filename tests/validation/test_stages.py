@@ -253,7 +253,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[AnnotatedImage]:
 def test_scores_are_those_of_the_submissions(members: list[Member], images: list[AnnotatedImage]) -> None:
     ensemble = Ensemble(members, SETTINGS)
     points = stage_points({"rpn_iou_threshold": (0.3,), "rcnn_iou_threshold": (0.2, 0.8)}, SETTINGS)
-    scores = score_stages(ensemble, images, points)
+    scores = score_stages([(ensemble, images)], points)
     assert {kind: rows.shape for kind, rows in scores.items()} == {"shsy5y": (2, 3), "cort": (1, 3)}
     for kind, rows in scores.items():
         for entry, row in zip([entry for entry in images if entry.cell_type == kind], rows, strict=True):
@@ -264,7 +264,7 @@ def test_scores_are_those_of_the_submissions(members: list[Member], images: list
 
 
 def test_no_images_have_no_scores(members: list[Member]) -> None:
-    assert score_stages(Ensemble(members, SETTINGS), [], [StagePoint(True)]) == {}
+    assert score_stages([(Ensemble(members, SETTINGS), [])], [StagePoint(True)]) == {}
 
 
 def test_points_begin_with_the_settings_as_they_are() -> None:
