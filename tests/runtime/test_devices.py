@@ -39,6 +39,10 @@ for line in sys.stdin:
         os._exit(3)
     if path.stem.startswith("hang"):
         time.sleep(600)
+    if path.stem.startswith("meet"):
+        path.touch()
+        while len(list(path.parent.glob("meet*"))) < 2:
+            time.sleep(0.01)
     answer = {"image": path.stem, "failure": None, "told": {"run_as": "cort", "seconds": {}}}
     if path.stem.startswith("broken"):
         answer = {"image": path.stem, "failure": {"reason": "broken", "wrong_input": True}}
@@ -100,8 +104,10 @@ NAMES = [f"image{number}" for number in range(40)]
 
 
 def test_all_images_are_done_by_all_devices(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    outcomes = share(NAMES, tmp_path, {}, {})
-    assert not outcomes.failed and "device0: hello" in caplog.text
+    # Each of the two that meet waits for the other: however slow a process is to start, both have a share.
+    outcomes = share(["meet0", "meet1", *NAMES], tmp_path, {}, {})
+    assert not outcomes.failed and set(outcomes.done.values()) == {"device0", "device1"}
+    assert "device0: hello" in caplog.text and "device1: hello" in caplog.text
     assert share([], tmp_path, {}).done == {}
 
 
