@@ -147,7 +147,7 @@ def test_the_dtype_reaches_the_ensemble(wheels_site: Path, data: Path, given: li
     parser = argparse.ArgumentParser()
     validate.add_parser(parser.add_subparsers())
     options = parser.parse_args(["validate", *ENSEMBLE, "--data", str(data), "--device", "cpu", *given])
-    assert [job.files.dtype for job in validate.list_jobs(options)] == [dtype]
+    assert [job.files.dtype for job in validate.list_jobs(options, validate.list_fold(options))] == [dtype]
     assert str(load_options_ensemble(options).dtype) == f"torch.{dtype}"
 
 

@@ -17,13 +17,11 @@ import numpy as np
 import pytest
 
 import kernel.commands.tune
-import kernel.commands.tune_stages
 import kernel.training.trainer
 import kernel.validation.evidence
 import kernel.validation.stages
 import kernel.validation.validate
 from kernel.__main__ import main
-from kernel.commands.common import ensemble_jobs
 from kernel.data.annotated import AnnotatedImage, list_annotated
 from kernel.data.annotations import ImageAnnotations
 from kernel.data.images import read_image
@@ -372,10 +370,7 @@ def test_tune_of_the_stages_writes_all_that_it_chose_at_once(
     monkeypatch.setattr(kernel.validation.stages, "score_stages", scored)
     first = list_annotated(data)[0]
     images = [replace(first, annotations=ImageAnnotations(str(index), "cort", (96, 128), ())) for index in range(10)]
-    files = ensemble_jobs(read_manifest(manifest), weights, [first])[0].files
     monkeypatch.setattr(kernel.commands.tune, "list_fold", lambda options: images)
-    jobs = [PredictionJob(image, files) for image in images]
-    monkeypatch.setattr(kernel.commands.tune_stages, "list_jobs", lambda options, folds: jobs)
     assert main([*arguments, *grid, "--try-members", "my-htc", "--write"]) == 0
     out = capsys.readouterr().out
     assert "cort: 0.5000 before, 0.9000 after, on the 10 images tuned on" in out

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bundle.folders import refuse_to_replace, replace_folder, scratch_folder
-from kernel.commands.common import ensemble_jobs, folds_file, list_fold
+from kernel.commands.common import ensemble_jobs, folds_file
+from kernel.data.annotated import AnnotatedImage
 from kernel.data.splits import read_folds
 from kernel.manifest import read_manifest
 
@@ -26,14 +26,15 @@ def add_out_of_fold(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def list_jobs(options: argparse.Namespace, folds: Mapping[str, int] | None = None) -> list[PredictionJob]:
-    """The images that the command line names, each with the ensemble that is to predict it.
+def list_jobs(
+    options: argparse.Namespace, images: Sequence[AnnotatedImage], folds: Mapping[str, int] | None = None
+) -> list[PredictionJob]:
+    """The images, as `list_fold` lists them, each with the ensemble that is to predict it.
 
     `folds`: of --out-of-fold, by image id, where they were read already.
     """
     from kernel.validation.out_of_fold import out_of_fold_jobs
 
-    images = list_fold(options)
     manifest = read_manifest(options.manifest)
     if not options.out_of_fold:
         jobs = ensemble_jobs(manifest, options.weights_dir, images)
@@ -63,7 +64,7 @@ def score_jobs(
     Args:
         jobs: the images, each with the ensemble that predicts it.
         devices: as ["cpu"] or ["cuda:0", "cuda:1"].
-        out: a folder to write; an earlier report is replaced. None: no report.
+        out: a folder to write, one that `refuse_to_replace_report` has let pass. None: no report.
         title: of the report.
         predictions: a folder that keeps the soft predictions, or has them.
         surfaces: of a tuning, for the report.
@@ -75,10 +76,9 @@ def score_jobs(
 
     if out is None:
         return validate_jobs(jobs, devices, predictions)
-    refuse_to_replace_report(out)
-    with ExitStack() as stack:
-        folder = stack.enter_context(scratch_folder(out.parent, out.name)) / "new"
-        pictures, report = folder / "pictures", ReportBuilder(title)
+    with scratch_folder(out.parent, out.name) as scratch:
+        folder, report = scratch / "new", ReportBuilder(title)
+        pictures = folder / "pictures"
         pictures.mkdir(parents=True)
         results = validate_jobs(jobs, devices, predictions, pictures, report)
         report.write(folder, surfaces)

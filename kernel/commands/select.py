@@ -8,7 +8,7 @@ from typing import Any
 
 from bundle.folders import refuse_to_replace, replace_folder, scratch_folder
 from bundle.site import use_vendored_packages
-from kernel.commands.common import add_ensemble_arguments, check_device, told_written
+from kernel.commands.common import add_ensemble_arguments, check_device, list_fold, told_written
 from kernel.commands.scoring import add_out_of_fold, list_jobs
 from kernel.errors import InputError
 from kernel.manifest import read_manifest
@@ -41,7 +41,7 @@ def run_select(options: argparse.Namespace) -> None:
     """Choose members."""
     use_vendored_packages()
     from kernel.validation.manifest_edit import edited_manifest, write_manifest
-    from kernel.validation.predicting import FoldEnsembles
+    from kernel.validation.predicting import FoldEnsembles, LastEnsemble
     from kernel.validation.selection import (
         describe_selection,
         draw_selections,
@@ -59,11 +59,14 @@ def run_select(options: argparse.Namespace) -> None:
     manifest = read_manifest(options.manifest)
     hours = manifest.time_limit_hours - manifest.time_margin_hours
     budget = hours * 3600 / options.images
-    device = check_device(options.device)
-    jobs = list_jobs(options)
-    ensembles = FoldEnsembles(jobs, device)
-    ensemble = next(iter(ensembles))[0]
-    selections = select_members(ensembles, options.max_members)
+    last = LastEnsemble(check_device(options.device))
+    jobs = list_jobs(options, list_fold(options))
+    by_type = {
+        cell_type: FoldEnsembles([job for job in jobs if job.image.cell_type == cell_type], last)
+        for cell_type in dict.fromkeys(job.image.cell_type for job in jobs)
+    }
+    ensemble = last.load(jobs[0].files)
+    selections = select_members(by_type, options.max_members)
     for selection in selections.values():
         print("\n".join(describe_selection(selection, budget)))
     uses = uses_of_selections(ensemble, selections)

@@ -85,7 +85,7 @@ def run_tune(options: argparse.Namespace) -> None:
     images = list_fold(options)
     folds_of([entry.image_id for entry in images], plan)  # where they lack an image, it is told before the long part
     if options.stages:
-        run_stages(options, plan)
+        run_stages(options, images, plan)
     else:
         _run_thresholds(options, images, plan)
 

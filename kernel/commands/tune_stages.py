@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from kernel.commands.common import check_device
 from kernel.commands.scoring import list_jobs
 from kernel.commands.tuning_results import evidence_folder, leave_results
+from kernel.data.annotated import AnnotatedImage
 from kernel.errors import InputError
 from kernel.manifest import ENSEMBLE_RULES, THRESHOLD_RULES
 from kernel.settings import CELL_TYPES
@@ -45,10 +46,10 @@ def add_stage_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run_stages(options: argparse.Namespace, plan: TuningPlan) -> None:
-    """Choose the stages' settings. `plan`: its seed, level and folds."""
+def run_stages(options: argparse.Namespace, images: Sequence[AnnotatedImage], plan: TuningPlan) -> None:
+    """Choose the stages' settings on `images`. `plan`: its seed, level and folds."""
     from kernel.validation.manifest_edit import edited_manifest
-    from kernel.validation.predicting import FoldEnsembles
+    from kernel.validation.predicting import FoldEnsembles, LastEnsemble
     from kernel.validation.stage_evidence import STAGE_EVIDENCE_MARKER, STAGE_EVIDENCE_NAMES, write_stage_evidence
     from kernel.validation.stage_tuning import tune_stages
     from kernel.validation.stages import DEFAULT_STAGE_GRID, MASK_VIEWS, STAGE_THRESHOLDS, score_stages, stage_points
@@ -57,11 +58,11 @@ def run_stages(options: argparse.Namespace, plan: TuningPlan) -> None:
     grid = given if given or options.try_members else DEFAULT_STAGE_GRID
     out = evidence_folder(options, "stages", STAGE_EVIDENCE_NAMES, STAGE_EVIDENCE_MARKER)
     member_sets = [tuple(words.split(",")) for words in options.try_members or ()]
-    device = check_device(options.device)
-    jobs = list_jobs(options, plan.folds)
-    images = [job.image for job in jobs]
-    ensembles = FoldEnsembles(jobs, device)
-    ensemble = next(iter(ensembles))[0]
+    last = LastEnsemble(check_device(options.device))
+    jobs = list_jobs(options, images, plan.folds)
+    images = [job.image for job in jobs]  # out of fold, fold by fold
+    ensembles = FoldEnsembles(jobs, last)
+    ensemble = last.load(jobs[0].files)
     settings = ensemble.settings
     points = stage_points(grid, settings, member_sets)
     scores = score_stages(ensembles, points)

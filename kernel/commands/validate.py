@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bundle.site import use_vendored_packages
-from kernel.commands.common import add_ensemble_arguments, check_device
+from kernel.commands.common import add_ensemble_arguments, check_device, list_fold
 from kernel.commands.scoring import add_out_of_fold, list_jobs, refuse_to_replace_report, score_jobs
 from kernel.errors import InputError
 
@@ -63,7 +63,7 @@ def run_validate(options: argparse.Namespace) -> None:
         raise InputError("--tuning is for the report of --out, which is not given")
     surfaces = read_surfaces(options.tuning) if options.tuning is not None else []
     devices = check_devices(options.device)
-    jobs = list_jobs(options)
+    jobs = list_jobs(options, list_fold(options))
     title = f"Cells found and missed in {options.data.resolve().name}"
     results = score_jobs(jobs, devices, options.out, title, options.predictions, surfaces)
     for line in describe_folds(results):

@@ -140,41 +140,47 @@ def find_stored(jobs: Sequence[PredictionJob], folder: Path) -> list[bool]:
     return found
 
 
-class FoldEnsembles:
-    """The ensembles of some jobs with the images of each, one loaded at a time; may be gone through many times.
-
-    Ensembles differ in their weights alone, as those of `out_of_fold_jobs` do. The last one stays loaded, and is not
-    loaded again where it comes first.
-    """
-
-    def __init__(self, jobs: Sequence[PredictionJob], device: str) -> None:
-        self.jobs, self.device = jobs, device
-        self._loaded: tuple[EnsembleFiles, Ensemble] | None = None
-
-    def __iter__(self) -> Iterator[tuple[Ensemble, list[AnnotatedImage]]]:
-        for files, jobs in groupby(self.jobs, key=lambda job: job.files):
-            if self._loaded is None or self._loaded[0] != files:
-                self._loaded = None  # its memory is needed for the next
-                self._loaded = files, files.load(self.device)
-            yield self._loaded[1], [job.image for job in jobs]
-
-
-class Predictor:
-    """Predicts on one device. The ensemble of the last job stays loaded."""
+class LastEnsemble:
+    """Loads ensembles to one device; the last one stays loaded until another is asked for."""
 
     def __init__(self, device: str) -> None:
         self.device = device
-        self.files: EnsembleFiles | None = None
-        self.ensemble: Ensemble | None = None
+        self._files: EnsembleFiles | None = None
+        self._ensemble: Ensemble | None = None
+
+    def load(self, files: EnsembleFiles) -> Ensemble:
+        """The ensemble of these files."""
+        if self._ensemble is None or self._files != files:
+            self._ensemble = None  # its memory is needed for the next
+            self._ensemble = files.load(self.device)
+            self._files = files
+        return self._ensemble
+
+
+class FoldEnsembles:
+    """The ensembles of some jobs with the images of each, one loaded at a time; may be gone through many times.
+
+    Ensembles differ in their weights alone, as those of `out_of_fold_jobs` do.
+    """
+
+    def __init__(self, jobs: Sequence[PredictionJob], last: LastEnsemble) -> None:
+        self.jobs, self.last = jobs, last
+
+    def __iter__(self) -> Iterator[tuple[Ensemble, list[AnnotatedImage]]]:
+        for files, jobs in groupby(self.jobs, key=lambda job: job.files):
+            yield self.last.load(files), [job.image for job in jobs]
+
+
+class Predictor:
+    """Predicts on one device."""
+
+    def __init__(self, device: str) -> None:
+        self.last = LastEnsemble(device)
 
     def predict(self, job: PredictionJob, folder: Path | None) -> SoftPrediction:
         """Predict the job's image, and store that in `folder`, if there is one."""
         image = job.image.read()  # before the loading: an image that cannot be read is told at once
-        if self.ensemble is None or self.files != job.files:
-            self.ensemble = None  # its memory is needed for the next
-            self.ensemble = job.files.load(self.device)
-            self.files = job.files
-        prediction = soft_prediction(self.ensemble.predict(image))
+        prediction = soft_prediction(self.last.load(job.files).predict(image))
         if folder is not None:
             store_prediction(prediction_path(folder, job.image.image_id), prediction, job.fingerprint())
         return prediction

@@ -10,8 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -76,42 +75,33 @@ class Selection:
         return self.steps[-1].members
 
 
-#: Ensembles with the images that each is to predict, of the same members and settings: one with all images, or, out of
-#: fold, one for each fold's. They are gone through once in every round.
+#: Ensembles with the images of one cell type that each is to predict, of the same members and settings: one with all
+#: images, or, out of fold, one for each fold's. They are gone through once in every round.
 Ensembles = Iterable[tuple[Ensemble, Sequence[AnnotatedImage]]]
 
 
-def select_members(ensembles: Ensembles, max_members: int | None = None) -> dict[str, Selection]:
-    """Per cell type among the images: the members to use of all those there are, whatever they are used for now.
+def select_members(by_type: Mapping[str, Ensembles], max_members: int | None = None) -> dict[str, Selection]:
+    """Per cell type: the members to use of all those there are, whatever they are used for now.
 
     Images are segmented as images of their annotated type, as the first pass would find it.
 
     Args:
-        ensembles: the members, their weights and the settings, and annotated images.
+        by_type: the members, their weights and the settings, and annotated images, at least one, of each type.
         max_members: at most so many for a type; None: as long as it gains.
 
     Raises:
         InputError: an image cannot be read or is of another cell type, or no member counts at all stages by itself.
     """
-    types: dict[str, None] = {}
-    for ensemble, images in ensembles:
+    for ensembles in by_type.values():
+        ensemble, images = next(iter(ensembles))
         refuse_other_types(ensemble.settings.thresholds, images)
-        types |= dict.fromkeys(entry.cell_type for entry in images)
-    return {cell_type: select_for_type(ensembles, cell_type, max_members) for cell_type in types}
-
-
-def of_type(ensembles: Ensembles, cell_type: str) -> Iterator[tuple[Ensemble, list[AnnotatedImage]]]:
-    """The ensembles that have images of the cell type, with those."""
-    for ensemble, images in ensembles:
-        some = [entry for entry in images if entry.cell_type == cell_type]
-        if some:
-            yield ensemble, some
+    return {cell_type: select_for_type(ensembles, cell_type, max_members) for cell_type, ensembles in by_type.items()}
 
 
 def select_for_type(ensembles: Ensembles, cell_type: str, max_members: int | None = None) -> Selection:
     """`select_members` for one cell type, of which there is at least one image."""
     members = next(iter(ensembles))[0].members
-    costs, alone = score_alone(ensembles, cell_type)
+    costs, alone = score_alone(ensembles, cell_type, members)
     singles = [make_candidate((m.name,), alone[m.name], costs) for m in members if stands([m])]
     if not singles:
         raise InputError(
@@ -152,27 +142,28 @@ def stands(members: Sequence[Member]) -> bool:
     return all(weigh(members, stage) for stage in STAGES)
 
 
-def score_alone(ensembles: Ensembles, cell_type: str) -> tuple[dict[str, MemberCost], dict[str, list[float]]]:
+def score_alone(
+    ensembles: Ensembles, cell_type: str, members: Sequence[Member]
+) -> tuple[dict[str, MemberCost], dict[str, list[float]]]:
     """Each member's seconds and its images' scores alone, by name."""
-    seconds: defaultdict[str, list[Mapping[str, float]]] = defaultdict(list)
-    scores: defaultdict[str, list[float]] = defaultdict(list)
-    costs: dict[str, MemberCost] = {}
-    for ensemble, images in of_type(ensembles, cell_type):
-        lone = {member.name: lone_member(ensemble, member.name) for member in ensemble.members}
+    seconds: dict[str, list[Mapping[str, float]]] = {member.name: [] for member in members}
+    scores: dict[str, list[float]] = {member.name: [] for member in members}
+    for ensemble, images in ensembles:
+        lone = {name: lone_member(ensemble, name) for name in scores}
         for entry in tqdm(images, unit="image", mininterval=2, desc=f"{cell_type}, alone"):
             image, truth = entry.read(), entry.masks()
             for name, alone in lone.items():
                 found = alone.predict_features(alone.image_features(image), cell_type)
                 seconds[name].append(found.seconds)
                 scores[name].append(prediction_score(alone, found, truth))
-        costs = {
-            member.name: MemberCost(
-                median_seconds(seconds[member.name], "features"),
-                {stage: median_seconds(seconds[member.name], stage) for stage in STAGES if weigh([member], stage)},
-            )
-            for member in ensemble.members
-        }
-    return costs, dict(scores)
+    costs = {
+        member.name: MemberCost(
+            median_seconds(seconds[member.name], "features"),
+            {stage: median_seconds(seconds[member.name], stage) for stage in STAGES if weigh([member], stage)},
+        )
+        for member in members
+    }
+    return costs, scores
 
 
 def median_seconds(images: Sequence[Mapping[str, float]], stage: str) -> float:
@@ -186,7 +177,7 @@ def score_sets(ensembles: Ensembles, cell_type: str, sets: Sequence[tuple[str, .
     All sets share an image's features and RPN maps; what follows them depends on the set.
     """
     rows: list[list[float]] = []
-    for ensemble, images in of_type(ensembles, cell_type):
+    for ensemble, images in ensembles:
         each_set = [ensemble_of(ensemble, names) for names in sets]
         for entry in tqdm(images, unit="image", mininterval=2, desc=f"{cell_type}, {len(sets[0])} members"):
             image, truth = entry.read(), entry.masks()

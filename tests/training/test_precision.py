@@ -13,6 +13,7 @@ from tiny_detectors import tiny_detector, tiny_spec
 from torch import nn
 
 from kernel.manifest import KIND_NAMES
+from kernel.models.detectors import Detector
 from kernel.models.roi_align import quicken_extractors
 from kernel.training.crops import CropDataset
 from kernel.training.losses import weighted_loss
@@ -63,51 +64,54 @@ def test_layers_of_the_heads_and_no_others_compute_in_the_dtype(kind: str) -> No
     assert all(found == {torch.float32} for found in given_to_losses.values())
 
 
+def detector_for_comparison(kind: str) -> Detector:
+    """One that samples all proposals: of a few drawn, some would be others for a score off in its last digit."""
+    detector = tiny_detector(kind).train()
+    set_proposal_counts(detector, replace(TINY, rois_per_image=4096))
+    return detector
+
+
+def loss_terms_gradients(
+    detector: Detector, heads_dtype: torch.dtype = torch.float32
+) -> tuple[float, dict[str, float], dict[str, torch.Tensor]]:
+    """Of one and the same batch and random numbers; the gradients by parameter."""
+    dataset = CropDataset([cell_image()], 2, 64, 3, seed=0)
+    detector.zero_grad()
+    torch.manual_seed(1)
+    losses = compute_losses(detector, collate([dataset[0], dataset[1]]), torch.float32, heads_dtype)
+    loss, terms = weighted_loss(losses, 1, 1)
+    loss.backward()
+    gradients = {name: value.grad for name, value in detector.named_parameters() if value.grad is not None}
+    return float(loss), terms, gradients
+
+
+def joined(gradients: dict[str, torch.Tensor]) -> torch.Tensor:
+    return torch.cat([value.flatten() for value in gradients.values()])
+
+
 @pytest.mark.parametrize("kind", KIND_NAMES)
 def test_the_losses_and_gradients_are_nearly_those_of_float32(kind: str) -> None:
-    detector = tiny_detector(kind).train()
-    # All proposals are sampled: a few of them drawn would be others, for a score that differs in its last digit.
-    set_proposal_counts(detector, replace(TINY, rois_per_image=4096))
-    dataset = CropDataset([cell_image()], 2, 64, 3, seed=0)
-    found = []
-    for dtype in (torch.float32, torch.bfloat16, torch.float32):
-        detector.zero_grad()
-        torch.manual_seed(1)
-        loss, terms = weighted_loss(
-            compute_losses(detector, collate([dataset[0], dataset[1]]), torch.float32, dtype), 1, 1
-        )
-        loss.backward()
-        gradient = torch.cat([value.grad.flatten() for value in detector.parameters() if value.grad is not None])
-        found.append((float(loss), terms, gradient))
-    exact, short, again = found
+    detector = detector_for_comparison(kind)
+    exact, short, again = (
+        loss_terms_gradients(detector, dtype) for dtype in (torch.float32, torch.bfloat16, torch.float32)
+    )
     assert short[0] == pytest.approx(exact[0], rel=0.05) and short[0] != exact[0]
     for term in ("loss_rpn_cls", "loss_rpn_bbox"):  # of the same anchors; the proposals are not quite the same
         assert short[1][term] == pytest.approx(exact[1][term], rel=0.02, abs=1e-3)
-    assert torch.cosine_similarity(short[2], exact[2], dim=0) > 0.9
+    assert torch.cosine_similarity(joined(short[2]), joined(exact[2]), dim=0) > 0.9
     # And nothing of it stays.
-    assert again[0] == exact[0] and torch.equal(again[2], exact[2])
+    assert again[0] == exact[0] and torch.equal(joined(again[2]), joined(exact[2]))
 
 
 @pytest.mark.parametrize("kind", KIND_NAMES)
 def test_quick_extractors_give_the_losses_and_gradients_of_mmdets(kind: str) -> None:
-    detector = tiny_detector(kind).train()
-    set_proposal_counts(detector, replace(TINY, rois_per_image=4096))
-    dataset = CropDataset([cell_image()], 2, 64, 3, seed=0)
-    found = []
-    for quick in (False, True):
-        if quick:
-            quicken_extractors(detector)
-        detector.zero_grad()
-        torch.manual_seed(1)
-        losses = compute_losses(detector, collate([dataset[0], dataset[1]]), torch.float32)
-        loss, terms = weighted_loss(losses, 1, 1)
-        loss.backward()
-        gradients = {name: value.grad for name, value in detector.named_parameters() if value.grad is not None}
-        found.append((terms, gradients))
-    (terms, gradients), (quick_terms, quick_gradients) = found
+    detector = detector_for_comparison(kind)
+    _, terms, gradients = loss_terms_gradients(detector)
+    quicken_extractors(detector)
+    _, quick_terms, quick_gradients = loss_terms_gradients(detector)
     assert quick_terms == pytest.approx(terms, rel=1e-3)
     assert quick_gradients.keys() == gradients.keys()
-    one, other = (torch.cat([value.flatten() for value in some.values()]) for some in (gradients, quick_gradients))
+    one, other = joined(gradients), joined(quick_gradients)
     assert torch.linalg.vector_norm(one - other) < 1e-3 * torch.linalg.vector_norm(one)
 
 

@@ -22,7 +22,14 @@ from kernel.manifest import KernelIdentity, Manifest, MemberEntry
 from kernel.runtime.wheels import file_sha256
 from kernel.settings import CELL_TYPES, CLS_USE, EnsembleSettings, Thresholds
 from kernel.validation import predicting
-from kernel.validation.predicting import EnsembleFiles, FoldEnsembles, PredictionJob, Predictor, predict_jobs
+from kernel.validation.predicting import (
+    EnsembleFiles,
+    FoldEnsembles,
+    LastEnsemble,
+    PredictionJob,
+    Predictor,
+    predict_jobs,
+)
 from kernel.validation.predictions import SoftPrediction
 from kernel.validation.validate import validate_ensemble, validate_jobs
 
@@ -102,13 +109,13 @@ def test_an_ensemble_is_loaded_once_for_the_jobs_that_it_has(
     assert loaded == [("maskrcnn", "cascade"), ("cascade",)]
 
     loaded.clear()
-    ensembles = FoldEnsembles(jobs, "cpu")
+    ensembles = FoldEnsembles(jobs, LastEnsemble("cpu"))
     for _ in range(2):
         found = [(len(ensemble.members), images) for ensemble, images in ensembles]
         assert [count for count, _ in found] == [2, 1]
         assert [image for _, images in found for image in images] == [job.image for job in jobs]
     assert len(loaded) == 4  # one at a time
-    alone = FoldEnsembles(jobs[:3], "cpu")
+    alone = FoldEnsembles(jobs[:3], LastEnsemble("cpu"))
     assert next(iter(alone))[0] is next(iter(alone))[0] and len(loaded) == 5
 
 

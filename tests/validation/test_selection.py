@@ -141,7 +141,7 @@ def test_the_selection_is_the_oracles(
 
     monkeypatch.setattr(kernel.ensemble.ensemble, "compute_features", count_views)
     monkeypatch.setattr(kernel.ensemble.ensemble, "compute_rpn_maps", count_rpn_runs)
-    selections = select_members([(ensemble, images)])
+    selections = select_members({"shsy5y": [(ensemble, images)]})
     assert list(selections) == ["shsy5y"]
     found = selections["shsy5y"]
     assert [frozenset(step.members) for step in found.steps] == greedy(oracle)
@@ -196,8 +196,8 @@ def test_weights_are_kept_and_only_sets_that_stand_begin(ensemble: Ensemble, ima
 def test_other_cell_types_are_refused(ensemble: Ensemble, images: list[AnnotatedImage]) -> None:
     foreign = replace(images[0], annotations=replace(images[0].annotations, cell_type="bv2"))
     with pytest.raises(InputError, match="the images are of bv2"):
-        select_members([(ensemble, [foreign])])
-    assert select_members([(ensemble, [])]) == {}
+        select_members({foreign.cell_type: [(ensemble, [foreign])]})
+    assert select_members({}) == {}
 
 
 # --- on figures --------------------------------------------------------------------------------------------------
