@@ -144,6 +144,7 @@ class TimeBudget:
         self._waiting = dict(sizes)
         self._running: dict[str, tuple[float, int]] = {}  # begun when, at which level
         self._costs = [LevelCosts() for _ in self.levels]
+        self._first: list[list[float]] = []  # costs by level of the images measured first, until they are enough
         self._known = 0  # images that were measured
         self._largest = max(self._sizes.values(), default=0.0)
         self._level = 0  # of the image begun last
@@ -165,10 +166,26 @@ class TimeBudget:
         seconds = {**stage_seconds, "other": other}
         done = self.levels[level].stage_work(cell_type)
         size = self._sizes[image_id]
-        for quality, costs in zip(self.levels, self._costs, strict=True):
-            work = quality.stage_work(cell_type)
-            costs.add(sum(spent * work[stage] / done[stage] for stage, spent in seconds.items()) / size)
+        by_level = [
+            sum(spent * work[stage] / done[stage] for stage, spent in seconds.items()) / size
+            for work in (quality.stage_work(cell_type) for quality in self.levels)
+        ]
+        for costs, cost in zip(self._costs, by_level, strict=True):
+            costs.add(cost)
         self._known += 1
+        self._forget_warm_up(by_level)
+
+    def _forget_warm_up(self, by_level: list[float]) -> None:
+        """Once each device has done a second image, leave out the first ones: kernels were loaded in their time."""
+        if self._known > 2 * self.devices:
+            return
+        self._first.append(by_level)
+        if self._known == 2 * self.devices:
+            self._costs = [LevelCosts() for _ in self.levels]
+            for later in self._first[self.devices :]:
+                for costs, cost in zip(self._costs, later, strict=True):
+                    costs.add(cost)
+            self._first.clear()
 
     def drop(self, image_id: str, wait: bool = False) -> None:
         """An image has failed, or will never be begun; `wait`: it is begun again later."""

@@ -131,6 +131,15 @@ def test_a_slow_start_alone_lowers_nothing(slow_images: int, devices: int) -> No
     assert set(night.levels) == {0}
 
 
+@pytest.mark.parametrize("devices", [1, 2, 4])
+@pytest.mark.parametrize("factor", [5.0, 40.0])
+def test_a_first_image_of_each_device_however_slow_is_forgotten(factor: float, devices: int) -> None:
+    """Little more than the time that all takes: lowered are only images begun before each device had done a second."""
+    limit = 1.1 * (IMAGES - devices + factor * devices) * light_seconds() / devices
+    night = play(lambda number, _: factor if number < devices else 1.0, limit, devices)
+    assert set(night.levels[3 * devices :]) == {0} and night.end <= limit
+
+
 @pytest.mark.parametrize("devices", [1, 2])
 @pytest.mark.parametrize("when", [0.1, 0.5, 0.8, 0.9])
 @pytest.mark.parametrize("factor", [2.0, 3.0, 6.0])
