@@ -1,7 +1,8 @@
-"""What few images need beyond the published flips: crops mirrored at the diagonal, zoomed, of more or less contrast."""
+"""What few images need beyond the published flips: crops at any angle, zoomed, of more or less contrast."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import cv2
@@ -12,25 +13,47 @@ from kernel.training.samples import MIN_CELL_PIXELS, SEMANTIC_STRIDE, Sample, se
 
 
 @dataclass(frozen=True)
+class Turn:
+    """How the pixels of a crop lie in the image: turned by `angle` radians, cells `zoom` times their size."""
+
+    angle: float = 0.0
+    zoom: float = 1.0
+
+    def side(self, size: int) -> int:
+        """Side of the smallest upright square that holds a crop of `size` pixels; a multiple of the semantic map's
+        stride, as `size` is.
+        """
+        spread = abs(math.cos(self.angle)) + abs(math.sin(self.angle))
+        return SEMANTIC_STRIDE * math.ceil(size * spread / self.zoom / SEMANTIC_STRIDE - 1e-9)
+
+    def matrix(self, side: int, size: int) -> np.ndarray:
+        """(2, 3) float64, from pixel x, y of a square of `side` to that of a crop of `size` with the same centre."""
+        cosine, sine = math.cos(self.angle) * self.zoom, math.sin(self.angle) * self.zoom
+        linear = np.array([[cosine, -sine], [sine, cosine]])
+        shift = (size - 1) / 2 - linear @ np.full(2, (side - 1) / 2)
+        return np.column_stack([linear, shift])
+
+
+NO_TURN = Turn()
+
+
+@dataclass(frozen=True)
 class Augmentation:
     """What is drawn for each crop. The defaults draw nothing, and leave the random numbers of all else alone."""
 
-    transpose: bool = False  # one crop of two is mirrored at its diagonal: with the flips, all eight symmetries
+    rotate: bool = False  # crops lie at any angle
     zoom: float = 1.0  # cells appear from 1 / zoom to zoom times their size
     contrast: float = 1.0  # gray levels spread about their mean, from 1 / contrast to contrast times
 
-    def draw_side(self, rng: np.random.Generator, size: int) -> int:
-        """Side of the square to cut for a crop of `size` pixels, a multiple of the semantic map's stride as that is."""
-        if self.zoom == 1:
-            return size
-        return SEMANTIC_STRIDE * round(size * self.zoom ** rng.uniform(-1, 1) / SEMANTIC_STRIDE)
+    def draw_turn(self, rng: np.random.Generator) -> Turn:
+        """How the next crop lies."""
+        zoom = 1.0 if self.zoom == 1 else self.zoom ** rng.uniform(-1, 1)
+        return Turn(rng.uniform(0, 2 * math.pi) if self.rotate else 0.0, zoom)
 
-    def apply(self, sample: Sample, rng: np.random.Generator, size: int, num_classes: int) -> Sample:
-        """A sample of a square of `draw_side` pixels as one of `size` pixels, with what is drawn here."""
-        if sample.image.shape[-1] != size:
-            sample = resized(sample, size, num_classes)
-        if self.transpose and rng.integers(2):
-            sample = transposed(sample)
+    def apply(self, sample: Sample, turn: Turn, rng: np.random.Generator, size: int, num_classes: int) -> Sample:
+        """A sample of a square of `turn.side(size)` pixels as one of `size` pixels, with what else is drawn here."""
+        if turn != NO_TURN:
+            sample = turned(sample, turn, size, num_classes)
         if self.contrast != 1:
             mean = sample.image.mean(dim=(1, 2), keepdim=True)
             factor = self.contrast ** rng.uniform(-1, 1)
@@ -38,30 +61,31 @@ class Augmentation:
         return sample
 
 
-def transposed(sample: Sample) -> Sample:
-    """The sample mirrored at its diagonal: x and y change places."""
-    return replace(
-        sample,
-        image=sample.image.transpose(1, 2).contiguous(),
-        boxes_xyxy=sample.boxes_xyxy[:, [1, 0, 3, 2]],
-        masks=np.ascontiguousarray(sample.masks.transpose(0, 2, 1)),
-        semantic=sample.semantic.transpose(1, 2).contiguous(),
+def turned(sample: Sample, turn: Turn, size: int, num_classes: int) -> Sample:
+    """The sample's middle as a crop of `size` pixels that lies by `turn`.
+
+    Boxes are those of the new masks; cells of which too little is left are left out. Of each mask only its own box is
+    looked at.
+    """
+    matrix = turn.matrix(sample.image.shape[-1], size)
+    pixels = cv2.warpAffine(
+        sample.image.permute(1, 2, 0).numpy(),
+        matrix,
+        (size, size),
+        flags=cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_REFLECT,
     )
-
-
-def resized(sample: Sample, size: int, num_classes: int) -> Sample:
-    """The sample at `size` x `size` pixels; boxes are those of the new masks, cells that became too small left out."""
-    interpolation = cv2.INTER_AREA if sample.image.shape[-1] > size else cv2.INTER_LINEAR
-    pixels = cv2.resize(sample.image.permute(1, 2, 0).numpy(), (size, size), interpolation=interpolation)
-    masks = np.zeros((len(sample.masks), size, size), np.uint8)
-    for mask, given in zip(masks, sample.masks, strict=True):
-        mask[:] = cv2.resize(given * np.uint8(255), (size, size), interpolation=interpolation) > 127
-    kept = np.array([np.count_nonzero(mask) >= MIN_CELL_PIXELS for mask in masks], bool)
-    masks, labels = masks[kept], sample.labels[torch.from_numpy(kept)]
+    masks, kept = np.zeros((len(sample.masks), size, size), np.uint8), []
     boxes = np.zeros((len(masks), 4), np.int64)
-    for box, mask in zip(boxes, masks, strict=True):
-        x, y, width, height = cv2.boundingRect(mask)
-        box[:] = x, y, x + width, y + height
+    for index, (mask, box) in enumerate(zip(sample.masks, sample.boxes_xyxy.long().tolist(), strict=True)):
+        x, y, window = turned_window(mask, box, matrix, size)
+        if np.count_nonzero(window) < MIN_CELL_PIXELS:
+            continue
+        masks[len(kept), y : y + window.shape[0], x : x + window.shape[1]] = window
+        left, top, width, height = cv2.boundingRect(window)
+        boxes[len(kept)] = x + left, y + top, x + left + width, y + top + height
+        kept.append(index)
+    masks, boxes, labels = masks[: len(kept)], boxes[: len(kept)], sample.labels[kept]
     return replace(
         sample,
         image=torch.from_numpy(pixels).permute(2, 0, 1).contiguous(),
@@ -70,3 +94,21 @@ def resized(sample: Sample, size: int, num_classes: int) -> Sample:
         masks=masks,
         semantic=semantic_map(masks, boxes, labels.numpy(), num_classes),
     )
+
+
+def turned_window(mask: np.ndarray, box_xyxy: list[int], matrix: np.ndarray, size: int) -> tuple[int, int, np.ndarray]:
+    """Where a mask, which is empty outside its box, comes to lie: x, y of a window, and the window (h, w) uint8."""
+    x0, y0, x1, y1 = box_xyxy
+    corners = matrix @ np.array([[x0, x1, x0, x1], [y0, y0, y1, y1], [1, 1, 1, 1]], np.float64)
+    left, top = np.clip(np.floor(corners.min(axis=1)).astype(int) - 1, 0, size).tolist()
+    right, bottom = np.clip(np.ceil(corners.max(axis=1)).astype(int) + 1, 0, size).tolist()
+    if left >= right or top >= bottom:
+        return left, top, np.zeros((0, 0), np.uint8)
+    shift = matrix[:, :2] @ np.array([x0, y0]) + matrix[:, 2] - (left, top)
+    window = cv2.warpAffine(
+        mask[y0:y1, x0:x1] * np.uint8(255),
+        np.column_stack([matrix[:, :2], shift]),
+        (right - left, bottom - top),
+        flags=cv2.INTER_LINEAR,
+    )
+    return left, top, (window > 127).astype(np.uint8)

@@ -60,12 +60,13 @@ class CropDataset(Dataset[Sample]):
         cut = flip_paste if may_paste and rng.random() < self.paste_chance else cut_sample
         sample = None
         for _ in range(CROP_TRIES):
-            side = self.augmentation.draw_side(rng, self.crop_size)
+            turn = self.augmentation.draw_turn(rng)
+            side = turn.side(self.crop_size)
             top = int(rng.integers(max(height - side, 0) + 1))
             left = int(rng.integers(max(width - side, 0) + 1))
             flips = (bool(rng.integers(2)), bool(rng.integers(2)))
             sample = cut(image, top, left, side, flips, self.num_classes)
-            sample = self.augmentation.apply(sample, rng, self.crop_size, self.num_classes)
+            sample = self.augmentation.apply(sample, turn, rng, self.crop_size, self.num_classes)
             if len(sample.labels):
                 break
         assert sample is not None

@@ -24,7 +24,7 @@ class TrainSettings:
     clip_norm: float = 10.0
     crop_size: int = 256
     flip_paste: float = 0.0  # chance that a cort crop is averaged with its mirror image, cells of both kept
-    transpose: bool = False  # crops are mirrored at the diagonal too, half of them
+    rotate: bool = False  # crops lie at any angle in their images
     zoom: float = 1.0  # cells appear from 1 / zoom to zoom times their size
     contrast: float = 1.0  # gray levels spread from 1 / contrast to contrast times about their mean
     extra_images: int = 800  # with train --extra: at most so many images

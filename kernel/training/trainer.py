@@ -42,7 +42,7 @@ FREE_SETTINGS = {"workers": 0, "checkpoint_every": 0, "evaluate_every": 0}
 #: Settings that mean nothing, and may change, in a run without extra images.
 EXTRA_SETTINGS = ("extra_images", "extra_share", "extra_until")
 #: Settings that came later: at these values a run is what it was before, and its state still fits.
-LATER_SETTINGS = {"heads_dtype": "float32", "transpose": False, "zoom": 1.0, "contrast": 1.0, "norm_eval_below": 0}
+LATER_SETTINGS = {"heads_dtype": "float32", "rotate": False, "zoom": 1.0, "contrast": 1.0, "norm_eval_below": 0}
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ class Trainer:
             self.settings.flip_paste,
             self.run.extra,
             ExtraSchedule(self.settings.extra_share, self.settings.extra_until).chance,
-            Augmentation(self.settings.transpose, self.settings.zoom, self.settings.contrast),
+            Augmentation(self.settings.rotate, self.settings.zoom, self.settings.contrast),
         )
         return DataLoader(
             dataset,

@@ -250,10 +250,10 @@ def test_crops_are_drawn_as_set(images: list[TrainingImage], tmp_path: Path, mon
         return CropDataset(*arguments)
 
     monkeypatch.setattr(kernel.training.trainer, "CropDataset", record)
-    settings = replace(TINY, iterations=2, batch_size=3, crop_size=32, seed=8, transpose=True, zoom=1.2, contrast=1.5)
+    settings = replace(TINY, iterations=2, batch_size=3, crop_size=32, seed=8, rotate=True, zoom=1.2, contrast=1.5)
     train(tiny_spec("maskrcnn"), images, settings, tmp_path / "member.safetensors")
     *plain, extra_chance, augmentation = drawn[0]
-    assert augmentation == Augmentation(transpose=True, zoom=1.2, contrast=1.5)
+    assert augmentation == Augmentation(rotate=True, zoom=1.2, contrast=1.5)
     assert plain == [images, 6, 32, 3, 8, 0.0, ()] and len(drawn) == 1
     assert extra_chance(0.4) == 0.25
 
