@@ -282,6 +282,7 @@ ENSEMBLE_RULES: dict[str, FieldRule] = {
     "use_tta": RULE_SWITCH,
     "use_tta_masks": RULE_SWITCH,
     "bbox_nms": RULE_SWITCH,
+    "mask_score_power": rule_number(0, 16),
     # The labels 0, 1, 2 are the cell types: with other counts the most frequent label names no type.
     "num_classes": FieldRule(
         lambda value: type(value) is int and value == len(CELL_TYPES),

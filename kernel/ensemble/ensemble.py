@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from kernel.ensemble.boxes import Detections, MergedBoxes, merge_boxes, predict_view_boxes, select_boxes
-from kernel.ensemble.masks import merge_masks, predict_view_masks
+from kernel.ensemble.masks import merge_masks, predict_view_masks, score_masks
 from kernel.ensemble.proposals import Proposals, RpnMaps, compute_rpn_maps, merge_rpn_maps, select_proposals
 from kernel.ensemble.views import ALL_VIEWS, IDENTITY, View, view_images
 from kernel.errors import InputError
@@ -328,8 +328,8 @@ class Ensemble:
     def predict_features(self, features: ImageFeatures, cell_type: str | None = None) -> Prediction:
         """As `predict`, from features that may have been used before; as `detect` where the cell type is known."""
         found = self.detect(features, cell_type)
-        boxes = found.boxes
-        masks = self.mask(features, found.members, boxes)
+        masks = self.mask(features, found.members, found.boxes)
+        boxes, masks = score_masks(found.boxes, masks, self.settings.mask_score_power)
         return Prediction(
             image_shape=features.image_shape,
             cell_type=found.cell_type,

@@ -22,7 +22,7 @@ from kernel.runtime.files import whole_file
 from kernel.runtime.log import LOG
 from kernel.settings import CELL_TYPES
 from kernel.training.enlist import manifest_entry
-from kernel.training.evaluation import EVALUATION_THRESHOLDS
+from kernel.training.evaluation import EVALUATION_SETTINGS
 from kernel.training.recipe import Recipe
 from kernel.training.samples import TrainingImage, read_training_images
 from kernel.training.trainer import TrainingRun, train_detector
@@ -150,7 +150,10 @@ def write_members_manifest(plan: MembersPlan) -> None:
         "wheels_dataset": "your-kaggle-name/mmdet-pure-python-wheels",
         "weight_datasets": ["your-kaggle-name/in-network-ensemble-weights"],
         "members": members,
-        "ensemble": {"thresholds": {name: asdict(limits) for name, limits in EVALUATION_THRESHOLDS.items()}},
+        "ensemble": {
+            "mask_score_power": EVALUATION_SETTINGS.mask_score_power,
+            "thresholds": {name: asdict(limits) for name, limits in EVALUATION_SETTINGS.thresholds.items()},
+        },
     }
     text = json.dumps(data, indent=2) + "\n"
     parse_manifest(text, str(plan.manifest))

@@ -15,6 +15,7 @@ from tiny_detectors import tiny_detector
 
 from kernel.ensemble.boxes import Detections, select_boxes
 from kernel.ensemble.ensemble import Ensemble, Member, Prediction
+from kernel.ensemble.masks import mask_sureness
 from kernel.ensemble.views import ALL_VIEWS, IDENTITY
 from kernel.errors import InputError
 from kernel.models.detectors import Detector
@@ -474,6 +475,17 @@ def test_without_bbox_nms_every_proposal_stays() -> None:
     found = Ensemble([member("one")], replace(SETTINGS, bbox_nms=False)).predict(random_image())
     assert len(found.scores) == LIMITS.rpn_max_per_img
     assert (found.scores.diff() <= 0).all()
+
+
+def test_masks_have_a_say_in_scores_where_the_settings_want_it() -> None:
+    plain = Ensemble([member("one")], SETTINGS).predict(random_image())
+    found = Ensemble([member("one")], replace(SETTINGS, mask_score_power=3.0)).predict(random_image())
+    expected = plain.scores * mask_sureness(plain.mask_probs) ** 3
+    order = expected.argsort(descending=True, stable=True)
+    assert len(expected) > 3 and order.tolist() != sorted(order.tolist())
+    torch.testing.assert_close(found.scores, expected[order])
+    torch.testing.assert_close(found.mask_probs, plain.mask_probs[order])
+    torch.testing.assert_close(found.boxes_xyxy, plain.boxes_xyxy[order])
 
 
 # --- members and cell types --------------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ import pytest
 import torch
 from tiny_detectors import tiny_detector
 
-from kernel.ensemble.masks import merge_masks, predict_view_masks
+from kernel.ensemble.boxes import Detections
+from kernel.ensemble.masks import mask_sureness, merge_masks, predict_view_masks, score_masks
 from kernel.ensemble.views import ALL_VIEWS, IDENTITY, View, boxes_into_view, flip_boxes, view_images
 from kernel.models.detectors import DETECTOR_KINDS, DetectorKind, compute_features
 
@@ -124,3 +125,37 @@ def test_no_boxes(kind: str, wheels_site: Path) -> None:
     found = predict_view_masks(kind, detector, features, ALL_VIEWS, torch.zeros(0, 4), none, SHAPE)
     assert found.shape == (0, 28, 28)
     assert merge_masks([(4, found), (1, found)]).shape == (0, 28, 28)
+
+
+# --- scores that know of the mask ----------------------------------------------------------------------------------
+
+
+def masks_of(*probabilities: tuple[float, float, float]) -> torch.Tensor:
+    """(N, 28, 28): two rows of the first probability, one of the second, the rest the third."""
+    masks = torch.zeros(len(probabilities), 28, 28)
+    for mask, (first, second, rest) in zip(masks, probabilities, strict=True):
+        mask[:], mask[:2], mask[2] = rest, first, second
+    return masks
+
+
+def test_sureness_is_the_mean_inside() -> None:
+    masks = masks_of((0.9, 0.6, 0.1), (1.0, 0.5, 0.5), (0.4, 0.3, 0.0), (0.8, 0.8, 0.8))
+    torch.testing.assert_close(mask_sureness(masks), torch.tensor([0.8, 1.0, 0.0, 0.8]))
+    assert mask_sureness(masks[:0]).shape == (0,)
+
+
+def test_sure_masks_come_first() -> None:
+    found = Detections(BOXES, torch.tensor([0.9, 0.8, 0.7]), LABELS)
+    masks = masks_of((0.6, 0.6, 0), (1.0, 1.0, 0), (0.8, 0.8, 0))
+    same, same_masks = score_masks(found, masks, 0.0)
+    assert same is found and same_masks is masks
+    by_mask, sorted_masks = score_masks(found, masks, 2.0)
+    torch.testing.assert_close(by_mask.scores, torch.tensor([0.8, 0.7 * 0.64, 0.9 * 0.36]))
+    assert torch.equal(by_mask.boxes_xyxy, BOXES[[1, 2, 0]]) and by_mask.labels.tolist() == [0, 1, 2]
+    assert torch.equal(sorted_masks, masks[[1, 2, 0]])
+
+
+def test_no_masks_to_score() -> None:
+    none = Detections(BOXES[:0], torch.zeros(0), LABELS[:0])
+    found, masks = score_masks(none, torch.zeros(0, 28, 28), 2.0)
+    assert len(found.scores) == 0 and masks.shape == (0, 28, 28)
