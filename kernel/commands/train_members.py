@@ -54,7 +54,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--iterations", type=int, nargs="+", metavar="N", help="of all finetunings, or of each, instead of the recipe's"
     )
-    parser.add_argument("--pretraining-iterations", type=int, default=300, metavar="N", help="default: %(default)s")
+    parser.add_argument("--pretraining-iterations", type=int, default=1300, metavar="N", help="default: %(default)s")
     parser.add_argument("--folds", type=int, default=5, metavar="N", help="by cell type (default: %(default)s)")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--fold", type=int, default=0, metavar="K", help="left out, and scored (default: %(default)s)")

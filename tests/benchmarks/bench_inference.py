@@ -350,13 +350,15 @@ def write_results(groups: dict[str, list[list[Measurement]]], folder: Path) -> N
     figure.savefig(folder / "inference.png", dpi=110)
 
 
-def grown(setting: Setting) -> dict[str, list[Setting]]:
-    """What is varied around a setting, one thing at a time."""
+def grown(setting: Setting, wide: bool) -> dict[str, list[Setting]]:
+    """What is varied around a setting, one thing at a time; `wide`: over all that the competition's images have."""
     height, width = setting.size
     kinds = len(setting.kinds)
+    cells = (30, 120, 500, 2000) if wide else [setting.cells * factor for factor in (1, 2, 4)]
+    members = (1, 4, 7, 10, 13) if wide else (kinds, kinds + 3, kinds + 6)
     return {
-        "cells": [replace(setting, cells=setting.cells * factor) for factor in (1, 2, 4)],
-        "members": [replace(setting, members=count) for count in (kinds, kinds + 3, kinds + 6)],
+        "cells": [replace(setting, cells=count) for count in cells],
+        "members": [replace(setting, members=count) for count in members],
         "views": [replace(setting, views=views) for views in (1, 4)],
         "size": [replace(setting, size=(height * factor // 2, width * factor // 2)) for factor in (2, 3, 4)],
     }
@@ -383,6 +385,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--published", action="store_true", help="three resnet50, 520x704, 96 cells, four views")
     parser.add_argument("--no-growth", action="store_true", help="this setting alone, without varying it")
+    parser.add_argument("--wide", action="store_true", help="vary more: 30 to 2000 cells, 1 to 13 members (20 minutes)")
     parser.add_argument("--folder", type=Path, default=Path("dist/benchmarks/inference"))
     options = parser.parse_args()
     use_vendored_packages()
@@ -394,7 +397,7 @@ def main() -> None:
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     groups = {"stages": [compare(meter, setting, dtype, others=True)]}
     if not (options.no_growth or options.published):
-        for what, settings in grown(setting).items():
+        for what, settings in grown(setting, options.wide).items():
             groups[what] = [compare(meter, each, dtype, others=False) for each in settings]
     print(f"\n{torch.get_num_threads()} thread(s), {options.device}")
     for runs in groups.values():
