@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,10 +16,10 @@ import numpy as np
 import torch
 
 from kernel.data.images import read_image
-from kernel.ensemble.ensemble import Ensemble
+from kernel.ensemble.ensemble import Ensemble, Prediction
 from kernel.errors import InputError
 from kernel.runtime.log import LOG
-from kernel.segment import Segmentation, segment_image
+from kernel.segment import Segmentation, finish_prediction
 
 #: What an image that is too much for us, or for a library below, may raise. It must not cost the others their results.
 IMAGE_ERRORS = (RuntimeError, ValueError, IndexError, ArithmeticError, MemoryError, cv2.error, InputError)
@@ -54,12 +54,26 @@ MEMORY_LADDER = (
 
 def attempt_image(ensemble: Ensemble, path: Path) -> tuple[np.ndarray, Segmentation] | FailedImage:
     """Read and segment an image; returns it (H, W, 3) uint8 BGR with its result, or says why there is none."""
+    outcome = attempt_prediction(ensemble, path)
+    if isinstance(outcome, FailedImage):
+        return outcome
+    image, prediction = outcome
     try:
-        image = read_image(path)
+        return image, finish_prediction(prediction, ensemble.settings.thresholds)
+    except IMAGE_ERRORS as error:
+        return failed_image(path.stem, error)
+
+
+def attempt_prediction(
+    ensemble: Ensemble, path: Path, read: Callable[[], np.ndarray] | None = None
+) -> tuple[np.ndarray, Prediction] | FailedImage:
+    """As `attempt_image`, as far as the networks go. `read` gives the pixels where another thread has read them."""
+    try:
+        image = read_image(path) if read is None else read()
     except InputError as error:
         return FailedImage(str(error), wrong_input=True)
     try:
-        return image, segment_within_memory(ensemble, image)
+        return image, predict_within_memory(ensemble, image)
     except IMAGE_ERRORS as error:
         return failed_image(path.stem, error)
 
@@ -70,8 +84,8 @@ def failed_image(image_id: str, error: BaseException) -> FailedImage:
     return FailedImage(f"{type(error).__name__}: {error}", wrong_input=False)
 
 
-def segment_within_memory(ensemble: Ensemble, image_bgr: np.ndarray) -> Segmentation:
-    """Segment an image; out of memory, once more on each rung of `MEMORY_LADDER`.
+def predict_within_memory(ensemble: Ensemble, image_bgr: np.ndarray) -> Prediction:
+    """Find the cells of an image; out of memory, once more on each rung of `MEMORY_LADDER`.
 
     Raises torch.OutOfMemoryError (on a GPU) or what the CPU's allocator raises where even the last rung is too much.
     """
@@ -79,7 +93,7 @@ def segment_within_memory(ensemble: Ensemble, image_bgr: np.ndarray) -> Segmenta
     for rung, below in itertools.pairwise(rungs):
         try:
             with running_on(ensemble, rung):
-                return segment_image(ensemble, image_bgr)
+                return ensemble.predict(image_bgr)
         except (RuntimeError, MemoryError) as error:
             if not means_out_of_memory(error):
                 raise
@@ -88,7 +102,7 @@ def segment_within_memory(ensemble: Ensemble, image_bgr: np.ndarray) -> Segmenta
             torch.cuda.empty_cache()
         LOG.warning("out of memory on %s: trying again %s", ensemble.device, below.told)
     with running_on(ensemble, rungs[-1]):
-        return segment_image(ensemble, image_bgr)
+        return ensemble.predict(image_bgr)
 
 
 def means_out_of_memory(error: BaseException) -> bool:

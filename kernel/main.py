@@ -164,7 +164,10 @@ def started_workers(
     said: WorkerQueue = queue.SimpleQueue()
     if len(tasks) == 1:
         ((name, task),) = tasks.items()
-        yield [LocalWorker(name, start_worker(manifest, task).answer, said)], said
+        device = start_worker(manifest, task)
+        worker = LocalWorker(name, device.begin, said, device.overlaps)
+        yield [worker], said
+        worker.close()
         return
     command = [sys.executable, *(["-I"] if sys.flags.isolated else []), str(startable_script())]
     environment = {**os.environ, SERVE_VARIABLE: "1"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from kernel.models.recognition import recognise_members
 from kernel.postprocess.clean import ImageMasks, postprocess_instances
 from kernel.postprocess.instances import Instances, paste_instances
 from kernel.runtime.log import LOG
+from kernel.settings import Thresholds
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,13 @@ class Segmentation:
 
 def segment_image(ensemble: Ensemble, image_bgr: np.ndarray) -> Segmentation:
     """Find the cells of an image (H, W, 3) uint8 BGR and make the masks of its submission rows."""
-    prediction = ensemble.predict(image_bgr)
+    return finish_prediction(ensemble.predict(image_bgr), ensemble.settings.thresholds)
+
+
+def finish_prediction(prediction: Prediction, thresholds: Mapping[str, Thresholds]) -> Segmentation:
+    """What is left to do when the networks are done: the masks of the submission rows. Nothing is on a GPU any more."""
     instances = instances_of_prediction(prediction)
-    return Segmentation(prediction, instances, postprocess_instances(instances, ensemble.settings.thresholds))
+    return Segmentation(prediction, instances, postprocess_instances(instances, thresholds))
 
 
 def instances_of_prediction(prediction: Prediction) -> Instances:

@@ -7,32 +7,42 @@ import logging
 import os
 import resource
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
 import torch
 
-from kernel.attempt import IMAGE_ERRORS, FailedImage, attempt_image, failed_image
-from kernel.ensemble.ensemble import Ensemble
+from kernel.attempt import IMAGE_ERRORS, FailedImage, attempt_prediction, failed_image
+from kernel.data.images import read_image
+from kernel.ensemble.ensemble import Ensemble, Prediction
 from kernel.ensemble.quality import QualityLevel, ensemble_at, quality_levels
 from kernel.errors import InputError, RunError
 from kernel.inputs import input_root
 from kernel.manifest import Manifest, parse_manifest
+from kernel.runtime.devices import Finisher
 from kernel.runtime.log import LOG, show_log
 from kernel.runtime.memory import apply_plan, free_memory, plan_memory
 from kernel.runtime.wheels import install_wheels
-from kernel.segment import Segmentation, load_ensemble, mounted_weights
+from kernel.segment import Segmentation, finish_prediction, load_ensemble, mounted_weights
+from kernel.settings import Thresholds
 
 #: Set for a process that serves a device.
 SERVE_VARIABLE = "KERNEL_SERVE"
+_SAYING = threading.Lock()
 #: What an error says that leaves the whole process without its GPU, not only one image.
 LOST_DEVICE_SIGNS = ("CUDA error", "device-side assert", "CUBLAS_STATUS", "CUDNN_STATUS_EXECUTION_FAILED")
 
 
 class ImageWorker:
-    """Answers image after image.
+    """Does image after image, each in two parts: what the networks do, and what is left then.
+
+    On a GPU the parts of different images overlap: the next image is read, and the masks of the last one are made,
+    while the networks are at this one. On the CPU they would only take its cores from each other.
 
     Parameters:
         ensemble: in full quality, on its device.
@@ -42,31 +52,45 @@ class ImageWorker:
     def __init__(self, ensemble: Ensemble, levels: Sequence[QualityLevel]):
         self.ensemble = ensemble
         self.levels = levels
+        self._device = ensemble.device  # an image without room there has the ensemble moved away for a while
+        self.overlaps = self._device.type != "cpu"
+        self.has_lost_device = False
+        self._reader = ThreadPoolExecutor(1, "reads the next image")
+        self._ahead: dict[Path, Future[np.ndarray]] = {}
 
-    def answer(self, path: Path, level: int) -> dict[str, Any]:
-        """Do an image at a level; what comes back is text and figures, as JSON takes them.
+    def begin(self, path: Path, level: int, then: Path | None = None) -> Callable[[], dict[str, Any]]:
+        """Have the networks do an image at a level; `then` is likely to be the next one.
 
-        Either "failure" says why there are no rows, or "rles", "image_shape" and "told" (for the summary) are there.
+        What comes back does the rest, in any thread, and returns text and figures as JSON takes them: either "failure"
+        says why there are no rows, or "rles", "image_shape" and "told" (for the summary) are there.
         """
         ensemble = ensemble_at(self.ensemble, self.levels[level])
-        outcome = attempt_image(ensemble, path)
-        if not isinstance(outcome, FailedImage):
-            _, result = outcome
-            try:
-                rles = result.masks.rles()
-            except IMAGE_ERRORS as error:
-                outcome = failed_image(path.stem, error)
-            else:
-                told = describe_image(result) | {"quality": self.levels[level].name}
-                return {
-                    "image": path.stem,
-                    "failure": None,
-                    "rles": rles,
-                    "image_shape": list(result.prediction.image_shape),
-                    "told": told,
-                    "peaks": peak_memory(ensemble.device),
-                }
-        return {"image": path.stem, "failure": asdict(outcome)}
+        read = self._ahead.get(path)
+        self._ahead = {then: self._reader.submit(read_image, then)} if self.overlaps and then is not None else {}
+        outcome = attempt_prediction(ensemble, path, read.result if read else None)
+        if isinstance(outcome, FailedImage):
+            self.has_lost_device |= any(sign in outcome.reason for sign in LOST_DEVICE_SIGNS)
+            return lambda: {"image": path.stem, "failure": asdict(outcome)}
+        _, prediction = outcome
+        thresholds = ensemble.settings.thresholds
+        return lambda: self._finish(path, level, prediction, thresholds)
+
+    def _finish(
+        self, path: Path, level: int, prediction: Prediction, thresholds: Mapping[str, Thresholds]
+    ) -> dict[str, Any]:
+        try:
+            result = finish_prediction(prediction, thresholds)
+            rles = result.masks.rles()
+        except IMAGE_ERRORS as error:
+            return {"image": path.stem, "failure": asdict(failed_image(path.stem, error))}
+        return {
+            "image": path.stem,
+            "failure": None,
+            "rles": rles,
+            "image_shape": list(prediction.image_shape),
+            "told": describe_image(result) | {"quality": self.levels[level].name},
+            "peaks": peak_memory(self._device),
+        }
 
 
 def describe_image(result: Segmentation) -> dict[str, Any]:
@@ -115,16 +139,18 @@ class SayingHandler(logging.Handler):
 
 
 def say(stream: TextIO, message: Mapping[str, Any]) -> None:
-    """Write one message."""
-    stream.write(json.dumps(message) + "\n")
-    stream.flush()
+    """Write one message; any thread may."""
+    with _SAYING:
+        stream.write(json.dumps(message) + "\n")
+        stream.flush()
 
 
 def serve_device(manifest_json: str) -> int:
     """Be the process of one device: read tasks from standard input, answer on standard output. Returns the exit code.
 
     The first line is the task of `start_worker`, with the folder of installed "packages"; each further one has an
-    image's "path" and "level". Ends with the input. Whatever libraries print goes to standard error.
+    image's "path" and "level", and which one is likely "then". Ends with the input. Whatever libraries print goes to
+    standard error.
     """
     said = os.fdopen(os.dup(sys.__stdout__.fileno()), "w", encoding="utf-8")  # type: ignore[union-attr]
     os.dup2(2, 1)
@@ -141,11 +167,20 @@ def serve_device(manifest_json: str) -> int:
     except RunError as error:
         say(said, {"failure": str(error)})
         return 1
+    finisher = Finisher(lambda message: say(said, message), end_process, worker.overlaps)
     say(said, {"ready": True})
     for line in sys.stdin:
         task = json.loads(line)
-        answer = worker.answer(Path(task["path"]), task["level"])
-        if answer["failure"] and any(sign in answer["failure"]["reason"] for sign in LOST_DEVICE_SIGNS):
-            return 1  # nothing works here any more; the image is done elsewhere
-        say(said, {"answer": answer})
+        finish = worker.begin(Path(task["path"]), task["level"], Path(task["then"]) if task["then"] else None)
+        if worker.has_lost_device:  # nothing works here any more; the image is done elsewhere
+            finisher.close()
+            return 1
+        finisher.take(finish)
+    finisher.close()
     return 0
+
+
+def end_process(error: BaseException | None) -> None:
+    """End this process from whatever thread; the one that started it has its images done elsewhere."""
+    LOG.critical("an image ends the process", exc_info=error)
+    os._exit(1)

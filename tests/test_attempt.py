@@ -12,11 +12,11 @@ import torch
 from tiny_detectors import tiny_detector
 
 import kernel.attempt
-from kernel.attempt import MEMORY_LADDER, FailedImage, attempt_image, means_out_of_memory, segment_within_memory
-from kernel.ensemble.ensemble import Ensemble, ImageFeatures, Member, features_bytes
+from kernel.attempt import MEMORY_LADDER, FailedImage, attempt_image, means_out_of_memory, predict_within_memory
+from kernel.ensemble.ensemble import Ensemble, ImageFeatures, Member, Prediction, features_bytes
 from kernel.errors import InputError
 from kernel.models.detectors import ViewFeatures
-from kernel.segment import Segmentation, segment_image
+from kernel.segment import Segmentation, finish_prediction, segment_image
 from kernel.settings import CELL_TYPES, EnsembleSettings, Thresholds
 
 pytestmark = pytest.mark.usefixtures("wheels_site")
@@ -76,9 +76,9 @@ def test_each_rung_gives_the_same_masks(
     small = SmallDevice(members, SETTINGS)
     small.most_views, small.most_bytes = most_views, most_bytes
     expected = segment_image(Ensemble(members, SETTINGS), IMAGE)
-    found = segment_within_memory(small, IMAGE)
+    found = predict_within_memory(small, IMAGE)
     assert small.tried == tried
-    assert rows(found) == rows(expected)
+    assert rows(finish_prediction(found, small.settings.thresholds)) == rows(expected)
     assert (small.views_per_batch, small.feature_budget_bytes) == (3, 1 << 30), "the next image starts at the top"
 
 
@@ -86,7 +86,7 @@ def test_what_no_rung_holds_is_raised(members: list[Member]) -> None:
     small = SmallDevice(members, SETTINGS)
     small.most_views = 0
     with pytest.raises(torch.OutOfMemoryError, match="small device"):
-        segment_within_memory(small, IMAGE)
+        predict_within_memory(small, IMAGE)
     assert len(small.tried) == 3  # it is the CPU already
     assert (small.views_per_batch, small.feature_budget_bytes) == (3, 1 << 30)
 
@@ -101,23 +101,27 @@ def test_a_gpu_hands_its_image_to_the_cpu_and_takes_the_next(
         self.device = torch.device(device)
         moves.append(str(device))
 
-    def segment(ensemble: Ensemble, image: np.ndarray) -> Segmentation:
+    predict = Ensemble.predict
+
+    def predict_there(ensemble: Ensemble, image: np.ndarray) -> Prediction:
         if ensemble.device.type != "cpu":
             raise torch.OutOfMemoryError("full")
         assert ensemble.dtype == torch.float32, "float16 is no type for a CPU"
-        return segment_image(ensemble, image)
+        return predict(ensemble, image)
 
     ensemble = Ensemble(members, SETTINGS, dtype=torch.float16)
     monkeypatch.setattr(Ensemble, "move_to", move_to)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: moves.append("emptied"))
-    monkeypatch.setattr(kernel.attempt, "segment_image", segment)
+    monkeypatch.setattr(Ensemble, "predict", predict_there)
     ensemble.move_to("cuda:1")
-    found = segment_within_memory(ensemble, IMAGE)
+    found = predict_within_memory(ensemble, IMAGE)
     assert moves == ["cuda:1", "emptied", "emptied", "emptied", "cpu", "cuda:1"]
     assert (ensemble.device, ensemble.dtype) == (torch.device("cuda:1"), torch.float16)
     assert [rung.told in caplog.text for rung in MEMORY_LADDER] == [False, True, True, True]
     monkeypatch.undo()
-    assert rows(found) == rows(segment_image(Ensemble(members, SETTINGS), IMAGE))
+    assert rows(finish_prediction(found, SETTINGS.thresholds)) == rows(
+        segment_image(Ensemble(members, SETTINGS), IMAGE)
+    )
 
 
 @pytest.mark.parametrize(
@@ -134,14 +138,14 @@ def test_other_errors_are_not_tried_again(
 ) -> None:
     attempts = []
 
-    def fail(ensemble: Ensemble, image: np.ndarray) -> Segmentation:
+    def fail(ensemble: Ensemble, image: np.ndarray) -> Prediction:
         attempts.append(ensemble.feature_budget_bytes)
         raise error
 
-    monkeypatch.setattr(kernel.attempt, "segment_image", fail)
+    monkeypatch.setattr(Ensemble, "predict", fail)
     assert means_out_of_memory(error) == means
     with pytest.raises(type(error)):
-        segment_within_memory(Ensemble(members, SETTINGS), IMAGE)
+        predict_within_memory(Ensemble(members, SETTINGS), IMAGE)
     assert len(attempts) == (3 if means else 1)
 
 
@@ -157,10 +161,12 @@ def test_an_image_that_fails_says_why(members: list[Member], tmp_path: Path, mon
     assert isinstance(broken, FailedImage) and broken.wrong_input and "no PNG" in broken.reason
     for error in (RuntimeError("x"), InputError("x"), cv2.error("x")):
 
-        def fail(ensemble: Ensemble, image: np.ndarray, error: Exception = error) -> Segmentation:
+        def fail(*_: object, error: Exception = error) -> None:
             raise error
 
-        monkeypatch.setattr(kernel.attempt, "segment_image", fail)
-        failed = attempt_image(ensemble, tmp_path / "a.png")
-        assert isinstance(failed, FailedImage) and not failed.wrong_input
-        assert failed.reason.startswith(type(error).__name__)
+        for place, name in ((Ensemble, "predict"), (kernel.attempt, "finish_prediction")):
+            with monkeypatch.context() as patch:
+                patch.setattr(place, name, fail)
+                failed = attempt_image(ensemble, tmp_path / "a.png")
+            assert isinstance(failed, FailedImage) and not failed.wrong_input
+            assert failed.reason.startswith(type(error).__name__)

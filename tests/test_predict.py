@@ -16,7 +16,7 @@ from kernel.errors import RunError
 from kernel.postprocess.clean import ImageMasks
 from kernel.postprocess.instances import CellMasks
 from kernel.predict import TABLE_COLUMNS, outlines_of, table_rows, write_labels
-from kernel.segment import segment_image
+from kernel.segment import finish_prediction
 
 DEMO = Path(__file__).resolve().parents[1] / "bundle" / "demo"
 
@@ -102,7 +102,7 @@ def test_the_command(wheels_site: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert "holds other files (mine.txt)" in capsys.readouterr().err and (out / "mine.txt").exists()
 
 
-@pytest.mark.parametrize("stage", ["kernel.attempt.segment_image", "kernel.predict.table_rows"])
+@pytest.mark.parametrize("stage", ["kernel.attempt.finish_prediction", "kernel.predict.table_rows"])
 def test_a_failing_image_costs_only_itself(
     wheels_site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], stage: str
 ) -> None:
@@ -110,7 +110,7 @@ def test_a_failing_image_costs_only_itself(
     (tmp_path / "images").mkdir()
     for name in ("a", "b"):
         cv2.imwrite(str(tmp_path / "images" / f"{name}.png"), generate_image("cort", 3, (96, 128)).image)
-    original = segment_image if stage.endswith("segment_image") else table_rows
+    original = finish_prediction if stage.endswith("finish_prediction") else table_rows
     calls = []
 
     def fail_second(*arguments: object) -> object:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import queue
 import subprocess
+import sys
 import threading
 import time
 from collections import Counter, deque
@@ -31,8 +32,11 @@ CLOSING_SECONDS = 10.0
 #: The clock is looked at at least this often.
 LISTENING_SECONDS = 60.0
 
-#: What a worker says: an object with "ready", "log", "wrong_input", "failure" or "answer"; None: it has ended.
+#: What a worker says: an object with "ready" (for an image, even if the last one's answer is still to come), "answer",
+#: "log", "wrong_input", "failure" or "crash"; None: it has ended.
 Message = Mapping[str, Any] | None
+#: What a worker's networks leave to do of an image; it returns the answer.
+Finish = Callable[[], Mapping[str, Any]]
 
 
 class DeviceWorker(Protocol):
@@ -40,8 +44,8 @@ class DeviceWorker(Protocol):
 
     name: str  # of the device, for people
 
-    def send(self, path: Path, level: int) -> None:
-        """Do an image at a level of quality."""
+    def send(self, path: Path, level: int, then: Path | None) -> None:
+        """Do an image at a level of quality; `then` is likely to be the next one."""
         ...
 
     def close(self, at_once: bool = False) -> None:
@@ -52,20 +56,123 @@ class DeviceWorker(Protocol):
 WorkerQueue = queue.SimpleQueue[tuple[DeviceWorker, Message]]
 
 
+class Lane:
+    """A thread that does one thing after another. Unlike a pool's, it keeps no process from ending.
+
+    Parameters:
+        name: of the thread.
+        crashed: takes what ends the thread, should anything raise.
+    """
+
+    def __init__(self, name: str, crashed: Callable[[BaseException | None], None]):
+        self._crashed = crashed
+        self._things: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def add(self, thing: Callable[[], None]) -> None:
+        """Have it done after all that was added before."""
+        self._things.put(thing)
+
+    def close(self) -> None:
+        """Wait until all is done."""
+        self._things.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        ended = False
+        try:
+            while (thing := self._things.get()) is not None:
+                thing()
+            ended = True
+        finally:
+            if not ended:
+                self._crashed(sys.exception())
+
+
+class Finisher:
+    """Finishes images: in a thread of its own while the next one is begun, or at once.
+
+    Parameters:
+        say: takes the messages "ready" and "answer".
+        crashed: takes what finishing raises in the thread. At once, it is raised as usual.
+        overlaps: whether there is a thread.
+    """
+
+    def __init__(
+        self, say: Callable[[Mapping[str, Any]], None], crashed: Callable[[BaseException | None], None], overlaps: bool
+    ):
+        self._say = say
+        self._lane = Lane("finishes images", crashed) if overlaps else None
+        self._free = threading.Semaphore()
+
+    def take(self, finish: Finish) -> None:
+        """Finish an image, once the one before is: never more than one waits, so that memory stays flat."""
+        if self._lane is None:
+            self._say({"answer": finish()})
+            self._say({"ready": True})
+            return
+        self._free.acquire()
+        self._say({"ready": True})
+        self._lane.add(lambda: self._finish(finish))
+
+    def _finish(self, finish: Finish) -> None:
+        self._say({"answer": finish()})
+        self._free.release()
+
+    def close(self) -> None:
+        """Wait until all is finished."""
+        if self._lane is not None:
+            self._lane.close()
+
+
 class LocalWorker:
-    """A device served in this process: an image is done before `send` returns."""
+    """A device served in this process.
 
-    def __init__(self, name: str, answer: Callable[[Path, int], Mapping[str, Any]], said: WorkerQueue):
+    Without `overlaps` an image is done before `send` returns; with it, it is only begun, in a thread.
+
+    Parameters:
+        name: of the device, for people.
+        begin: has the networks do an image: path, level, and the path of what is likely to come then.
+        said: where its messages go.
+        overlaps: as for `Finisher`.
+    """
+
+    def __init__(
+        self, name: str, begin: Callable[[Path, int, Path | None], Finish], said: WorkerQueue, overlaps: bool = False
+    ):
         self.name = name
-        self._answer = answer
+        self._begin = begin
         self._said = said
-        said.put((self, {"ready": True}))
+        self._lane = Lane(f"runs networks on {name}", self._crash) if overlaps else None
+        self._finisher = Finisher(self._say, self._crash, overlaps)
+        self._given_up = False
+        self._say({"ready": True})
 
-    def send(self, path: Path, level: int) -> None:
-        self._said.put((self, {"answer": self._answer(path, level)}))
+    def _say(self, message: Message) -> None:
+        self._said.put((self, message))
+
+    def _crash(self, error: BaseException | None) -> None:
+        self._say({"crash": error})
+
+    def send(self, path: Path, level: int, then: Path | None) -> None:
+        if self._lane is None:
+            self._do(path, level, then)
+        else:
+            self._lane.add(lambda: self._do(path, level, then))
+
+    def _do(self, path: Path, level: int, then: Path | None) -> None:
+        self._finisher.take(self._begin(path, level, then))
 
     def close(self, at_once: bool = False) -> None:
-        pass
+        if at_once:  # a thread cannot be ended, but nothing need wait for it
+            self._given_up = True
+            self._say(None)
+        if self._given_up:
+            return
+        if self._lane is not None:
+            self._lane.close()
+        self._finisher.close()
 
 
 class ProcessWorker:
@@ -99,8 +206,8 @@ class ProcessWorker:
         self._write(task)
         threading.Thread(target=self._listen, name=f"listens to {name}", daemon=True).start()
 
-    def send(self, path: Path, level: int) -> None:
-        self._write({"path": str(path), "level": level})
+    def send(self, path: Path, level: int, then: Path | None) -> None:
+        self._write({"path": str(path), "level": level, "then": None if then is None else str(then)})
 
     def _write(self, task: Mapping[str, Any]) -> None:
         assert self.process.stdin is not None
@@ -155,9 +262,9 @@ def share_images(
     """
     waiting, attempts = deque(paths), Counter[Path]()
     alive, idle = list(workers), deque[DeviceWorker]()
-    busy: dict[int, Path] = {}  # by the worker's place in `workers`
+    busy: dict[int, list[Path]] = {place: [] for place in range(len(workers))}  # a worker may finish one and do another
     called = False
-    while waiting or busy:
+    while waiting or any(busy.values()):
         if waiting and (not alive or clock() > budget.deadline):
             reason = "the time limit came first" if alive else "no device is left: all their processes have died"
             for path in waiting:
@@ -167,19 +274,20 @@ def share_images(
             continue
         if idle and waiting:
             worker, path = idle.popleft(), waiting.popleft()
-            busy[workers.index(worker)] = path
-            worker.send(path, budget.begin(path.stem, clock()))
+            busy[workers.index(worker)].append(path)
+            worker.send(path, budget.begin(path.stem, clock()), waiting[0] if waiting else None)
             continue
         try:
             patience = (budget.deadline if waiting else last_call) - clock()
             worker, message = said.get(timeout=min(max(0.01, patience), LISTENING_SECONDS))
         except queue.Empty:
             if clock() > last_call and not called:
-                for place in busy:
-                    LOG.error("%s has not answered in time and is ended", workers[place].name)
-                    workers[place].close(at_once=True)
+                for place, late in busy.items():
+                    if late:
+                        LOG.error("%s has not answered in time and is ended", workers[place].name)
+                        workers[place].close(at_once=True)
+                    attempts.update(dict.fromkeys(late, MOST_ATTEMPTS))
                 called = True  # their end is told like any other
-                attempts.update(dict.fromkeys(busy.values(), MOST_ATTEMPTS))
             continue
         place = workers.index(worker)
         if message is None:
@@ -188,8 +296,7 @@ def share_images(
             LOG.error("the process of %s has died; %d device(s) left", worker.name, len(alive))
             if worker in idle:
                 idle.remove(worker)
-            if place in busy:
-                path = busy.pop(place)
+            for path in reversed(busy[place]):
                 attempts[path] += 1
                 again = attempts[path] < MOST_ATTEMPTS
                 budget.drop(path.stem, wait=again)
@@ -197,6 +304,7 @@ def share_images(
                     waiting.appendleft(path)
                 else:
                     failed(path, FailedImage(f"the process of {worker.name} died or had to be ended", False))
+            busy[place].clear()
         elif "log" in message:
             level, text = message["log"]
             LOG.log(level, "%s: %s", worker.name, text)
@@ -204,11 +312,14 @@ def share_images(
             raise InputError(f"{worker.name}: {message['wrong_input']}")
         elif "failure" in message:
             raise RunError(f"{worker.name}: {message['failure']}")
+        elif "crash" in message:
+            raise message["crash"]
         elif "ready" in message:
             idle.append(worker)
         else:
-            path, answer = busy.pop(place), message["answer"]
-            idle.append(worker)
+            answer = message["answer"]
+            path = next(path for path in busy[place] if path.stem == answer["image"])
+            busy[place].remove(path)
             if answer["failure"] is None:
                 budget.finish(path.stem, clock(), answer["told"]["run_as"], answer["told"]["seconds"])
                 answered(worker, answer)

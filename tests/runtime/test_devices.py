@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import queue
 import sys
+import threading
 import time
 import tracemalloc
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,11 @@ import pytest
 from kernel.attempt import FailedImage
 from kernel.errors import InputError, RunError
 from kernel.runtime.budget import TimeBudget
-from kernel.runtime.devices import DeviceWorker, LocalWorker, ProcessWorker, WorkerQueue, share_images
+from kernel.runtime.devices import DeviceWorker, Finish, LocalWorker, ProcessWorker, WorkerQueue, share_images
 
 #: Behaves as the image's name says.
 WORKER = """
-import json, os, pathlib, sys, time
+import json, os, pathlib, sys, threading, time
 task = json.loads(sys.stdin.readline())
 if "say" in task:
     print(json.dumps(task["say"]), flush=True)
@@ -46,7 +47,12 @@ for line in sys.stdin:
     answer = {"image": path.stem, "failure": None, "told": {"run_as": "cort", "seconds": {}}}
     if path.stem.startswith("broken"):
         answer = {"image": path.stem, "failure": {"reason": "broken", "wrong_input": True}}
-    print(json.dumps({"answer": answer}), flush=True)
+    says = lambda answer=answer: print(json.dumps({"answer": answer}), flush=True)
+    if task.get("overlap"):  # ready for the next one before the answer
+        threading.Timer(0.02, says).start()
+    else:
+        says()
+    print(json.dumps({"ready": True}), flush=True)
 """
 
 
@@ -159,24 +165,114 @@ def test_what_a_worker_cannot_start_with_is_told(tmp_path: Path, kind: str, erro
         share(NAMES, tmp_path, {"say": {kind: "no such file"}, "die": True}, {"die": True})
 
 
-def test_memory_stays_flat_over_a_night(tmp_path: Path) -> None:
+@pytest.mark.parametrize("overlaps", [False, True])
+def test_memory_stays_flat_over_a_night(tmp_path: Path, overlaps: bool) -> None:
     """240 images of 500 cells: only rows of text stay, and what is made of an image is let go before the next."""
     names = [f"image{number}" for number in range(240)]
     outcomes = Outcomes()
 
-    def answer(path: Path, level: int) -> dict[str, Any]:
+    def begin(path: Path, level: int, then: Path | None) -> Finish:
         pixels = bytearray(4 << 20)
         told = {"run_as": "cort", "seconds": {}, "cells": len(pixels)}
-        return {"image": path.stem, "failure": None, "told": told, "rles": [f"{len(pixels)} 5"] * 500}
+        return lambda: {"image": path.stem, "failure": None, "told": told, "rles": [f"{len(pixels)} 5"] * 500}
 
     said: WorkerQueue = queue.SimpleQueue()
     budget = TimeBudget([OnlyLevel()], dict.fromkeys(names, 1.0), time.monotonic() + 1e9)
     tracemalloc.start()
     try:
-        worker = LocalWorker("cpu", answer, said)
+        worker = LocalWorker("cpu", begin, said, overlaps)
         share_images([worker], said, [tmp_path / name for name in names], budget, outcomes.answered, outcomes.fail, 1e9)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
     assert len(outcomes.done) == 240
-    assert peak < 3 * (4 << 20)
+    assert peak < (5 if overlaps else 3) * (4 << 20)
+
+
+# --- images that overlap -----------------------------------------------------------------------------------------
+
+
+def answer_of(path: Path) -> dict[str, Any]:
+    return {"image": path.stem, "failure": None, "told": {"run_as": "cort", "seconds": {}}}
+
+
+def share_with(begin: Callable[[Path, int, Path | None], Finish], names: list[str], last_call: float = 1e9) -> Outcomes:
+    """Have images done by a thread of this process."""
+    said: WorkerQueue = queue.SimpleQueue()
+    worker, outcomes, now = LocalWorker("gpu", begin, said, overlaps=True), Outcomes(), time.monotonic()
+    budget = TimeBudget([OnlyLevel()], dict.fromkeys(names, 1.0), now + 1e9)
+    paths = [Path(name) for name in names]
+    share_images([worker], said, paths, budget, outcomes.answered, outcomes.fail, now + last_call)
+    worker.close()
+    return outcomes
+
+
+def test_an_image_is_finished_while_the_next_is_begun() -> None:
+    """Each waits, before it is finished, for the next one to be begun: one after the other, they would never end."""
+    begun = {name: threading.Event() for name in NAMES}
+    told: list[tuple[str, str | None]] = []
+
+    def begin(path: Path, level: int, then: Path | None) -> Finish:
+        begun[path.stem].set()
+        told.append((path.stem, then and then.stem))
+
+        def finish() -> dict[str, Any]:
+            assert then is None or begun[then.stem].wait(60)
+            return answer_of(path)
+
+        return finish
+
+    assert list(share_with(begin, NAMES).done) == NAMES
+    assert told == list(zip(NAMES, [*NAMES[1:], None], strict=True))
+
+
+def test_no_more_than_one_image_waits_to_be_finished() -> None:
+    waiting, most = 0, 0
+
+    def begin(path: Path, level: int, then: Path | None) -> Finish:
+        nonlocal waiting, most
+        waiting += 1
+        most = max(most, waiting)
+
+        def finish() -> dict[str, Any]:
+            nonlocal waiting
+            time.sleep(0.01)
+            waiting -= 1
+            return answer_of(path)
+
+        return finish
+
+    assert len(share_with(begin, NAMES).done) == len(NAMES)
+    assert most <= 3  # one is finished, one waits for that, one is begun
+
+
+@pytest.mark.parametrize("where", ["begin", "finish"])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_mistake_in_a_thread_is_raised_and_not_waited_for(where: str) -> None:
+    def mistake() -> dict[str, Any]:
+        raise KeyError("a mistake")
+
+    def begin(path: Path, level: int, then: Path | None) -> Finish:
+        return mistake if where == "finish" else mistake()["nothing"]
+
+    with pytest.raises(KeyError, match="a mistake"):
+        share_with(begin, NAMES)
+
+
+def test_a_thread_that_hangs_is_left_alone_at_the_last_call() -> None:
+    never = threading.Event()
+
+    def begin(path: Path, level: int, then: Path | None) -> Finish:
+        if path.stem == "hang":
+            never.wait()
+        return lambda: answer_of(path)
+
+    outcomes = share_with(begin, ["a", "hang", "b"], last_call=1)
+    assert list(outcomes.done) == ["a"] and list(outcomes.failed) == ["hang", "b"]
+    never.set()
+
+
+def test_a_process_that_dies_with_two_images_has_both_done_by_the_other(tmp_path: Path) -> None:
+    overlap = {"overlap": True}
+    outcomes = share([*NAMES[:5], "once", *NAMES[5:]], tmp_path, overlap, overlap)
+    assert not outcomes.failed and len(outcomes.done) == len(NAMES) + 1
