@@ -36,7 +36,10 @@ def paths(tmp_path: Path) -> list[Path]:
 
 def make_worker() -> ImageWorker:
     members = [Member(kind, kind, tiny_detector(kind), frozenset(CELL_TYPES)) for kind in ("maskrcnn", "htc")]
-    return ImageWorker(Ensemble(members, SETTINGS), [QualityLevel("full", SETTINGS, dict.fromkeys(("maskrcnn", "htc"), frozenset(CELL_TYPES)))])
+    return ImageWorker(
+        Ensemble(members, SETTINGS),
+        [QualityLevel("full", SETTINGS, dict.fromkeys(("maskrcnn", "htc"), frozenset(CELL_TYPES)))],
+    )
 
 
 def test_on_the_cpu_nothing_overlaps() -> None:

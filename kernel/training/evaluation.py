@@ -15,21 +15,22 @@ from kernel.settings import CELL_TYPES, CLS_USE, EnsembleSettings, Thresholds
 from kernel.validation.validate import ImageResult, validate_ensemble
 
 #: For members that are few or not yet sure of themselves: the published thresholds of a single model but for lower
-#: scores, which the masks have a say in. On 34 real images out of fold that is worth 0.003 to 0.009 per cell type.
+#: scores, which the masks have a say in: on 34 real images out of fold that is worth 0.003 to 0.009 per cell type. The
+#: confidences are those that 18 images out of fold want.
 EVALUATION_SETTINGS = EnsembleSettings(
     mask_score_power=2.0,
     thresholds={
         "shsy5y": Thresholds(
             rpn_nms_pre=3000, rpn_iou_threshold=0.75, rpn_score_threshold=0.5,
-            rcnn_iou_threshold=0.75, rcnn_score_threshold=0.2, confidence=0.25,
+            rcnn_iou_threshold=0.75, rcnn_score_threshold=0.15, confidence=0.2,
         ),
         "astro": Thresholds(
             rpn_nms_pre=2000, rpn_iou_threshold=0.75, rpn_score_threshold=0.5,
-            rcnn_iou_threshold=0.9, rcnn_score_threshold=0.1, mask_nms_threshold=0.1, confidence=0.15, corrupt=True,
+            rcnn_iou_threshold=0.9, rcnn_score_threshold=0.1, mask_nms_threshold=0.1, confidence=0.25, corrupt=True,
         ),
         "cort": Thresholds(
             rpn_nms_pre=1000, rpn_iou_threshold=0.6, rpn_score_threshold=0.5,
-            rcnn_iou_threshold=0.6, rcnn_score_threshold=0.3, mask_nms_threshold=0.05, confidence=0.4,
+            rcnn_iou_threshold=0.6, rcnn_score_threshold=0.3, mask_nms_threshold=0.05, confidence=0.5,
         ),
     },
 )  # fmt: skip
