@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import queue
 import sys
@@ -30,7 +31,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from tqdm import tqdm
@@ -43,7 +44,14 @@ from kernel.inputs import find_competition, find_dataset, input_root
 from kernel.manifest import Manifest, parse_manifest
 from kernel.postprocess.submission import SubmissionWriter
 from kernel.runtime.budget import TimeBudget
-from kernel.runtime.devices import DeviceWorker, LocalWorker, ProcessWorker, WorkerQueue, share_images
+from kernel.runtime.devices import (
+    DeviceWorker,
+    LocalWorker,
+    ProcessWorker,
+    WorkerQueue,
+    has_running_lanes,
+    share_images,
+)
 from kernel.runtime.files import whole_file
 from kernel.runtime.log import LOG, show_log
 from kernel.runtime.shards import RowKeeper, ShardResult, begin_shard, gather_shards, this_shard, write_shard
@@ -60,16 +68,30 @@ STARTABLE_ENDING = 'if __name__ == "__main__":'
 def main(manifest_json: str, wheels_lock_json: str) -> int:
     """Run the kernel; returns the exit code."""
     if SERVE_VARIABLE in os.environ:
-        return serve_device(manifest_json)
+        end_at_once(serve_device(manifest_json))
     show_log(sys.stdout)
     try:
-        return run_kernel(manifest_json, wheels_lock_json)
+        code = run_kernel(manifest_json, wheels_lock_json)
     except InputError as error:
         LOG.error("%s", error)
-        return 2
+        code = 2
     except RunError as error:
         LOG.error("%s", error)
-        return 1
+        code = 1
+    if has_running_lanes():
+        end_at_once(code)
+    return code
+
+
+def end_at_once(code: int) -> NoReturn:
+    """End the process without waiting for threads, of which one may have been given up, or for a GPU that is lost.
+
+    Python's own end would wait for ever, or abort with a code of its own where the thread came back from torch by then.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def run_kernel(manifest_json: str, wheels_lock_json: str) -> int:

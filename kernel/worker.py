@@ -65,7 +65,9 @@ class ImageWorker:
         says why there are no rows, or "rles", "image_shape" and "told" (for the summary) are there.
         """
         ensemble = ensemble_at(self.ensemble, self.levels[level])
-        read = self._ahead.get(path)
+        read = self._ahead.pop(path, None)
+        for useless in self._ahead.values():
+            useless.cancel()
         self._ahead = {then: self._reader.submit(read_image, then)} if self.overlaps and then is not None else {}
         outcome = attempt_prediction(ensemble, path, read.result if read else None)
         if isinstance(outcome, FailedImage):
@@ -182,5 +184,7 @@ def serve_device(manifest_json: str) -> int:
 
 def end_process(error: BaseException | None) -> None:
     """End this process from whatever thread; the one that started it has its images done elsewhere."""
-    LOG.critical("an image ends the process", exc_info=error)
-    os._exit(1)
+    try:
+        LOG.critical("an image ends the process", exc_info=error)
+    finally:  # the one to tell may have gone
+        os._exit(1)

@@ -144,6 +144,7 @@ class TimeBudget:
         self._waiting = dict(sizes)
         self._running: dict[str, tuple[float, int]] = {}  # begun when, at which level
         self._costs = [LevelCosts() for _ in self.levels]
+        self._warm_up = devices  # so many images are the first of their device
         self._first: list[list[float]] = []  # costs by level of the images measured first, until they are enough
         self._known = 0  # images that were measured
         self._largest = max(self._sizes.values(), default=0.0)
@@ -177,15 +178,20 @@ class TimeBudget:
 
     def _forget_warm_up(self, by_level: list[float]) -> None:
         """Once each device has done a second image, leave out the first ones: kernels were loaded in their time."""
-        if self._known > 2 * self.devices:
+        if self._known > 2 * self._warm_up:
             return
         self._first.append(by_level)
-        if self._known == 2 * self.devices:
+        if self._known == 2 * self._warm_up:
             self._costs = [LevelCosts() for _ in self.levels]
-            for later in self._first[self.devices :]:
+            for later in self._first[self._warm_up :]:
                 for costs, cost in zip(self._costs, later, strict=True):
                     costs.add(cost)
             self._first.clear()
+
+    def resume(self, image_id: str, now: float) -> None:
+        """Charge a running image from now on only: what its device did until now is charged to the one just done."""
+        _, level = self._running[image_id]
+        self._running[image_id] = now, level
 
     def drop(self, image_id: str, wait: bool = False) -> None:
         """An image has failed, or will never be begun; `wait`: it is begun again later."""

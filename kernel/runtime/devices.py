@@ -32,6 +32,8 @@ CLOSING_SECONDS = 10.0
 #: The clock is looked at at least this often.
 LISTENING_SECONDS = 60.0
 
+#: What the names of a `Lane`'s threads begin with.
+LANE_PREFIX = "lane: "
 #: What a worker says: an object with "ready" (for an image, even if the last one's answer is still to come), "answer",
 #: "log", "wrong_input", "failure" or "crash"; None: it has ended.
 Message = Mapping[str, Any] | None
@@ -56,6 +58,11 @@ class DeviceWorker(Protocol):
 WorkerQueue = queue.SimpleQueue[tuple[DeviceWorker, Message]]
 
 
+def has_running_lanes() -> bool:
+    """Whether the thread of a `Lane` is running, as one does that was given up."""
+    return any(thread.name.startswith(LANE_PREFIX) for thread in threading.enumerate())
+
+
 class Lane:
     """A thread that does one thing after another. Unlike a pool's, it keeps no process from ending.
 
@@ -67,7 +74,7 @@ class Lane:
     def __init__(self, name: str, crashed: Callable[[BaseException | None], None]):
         self._crashed = crashed
         self._things: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread = threading.Thread(target=self._run, name=LANE_PREFIX + name, daemon=True)
         self._thread.start()
 
     def add(self, thing: Callable[[], None]) -> None:
@@ -272,10 +279,16 @@ def share_images(
                 failed(path, FailedImage(reason, wrong_input=False))
             waiting.clear()
             continue
-        if idle and waiting:
-            worker, path = idle.popleft(), waiting.popleft()
+        worker = (
+            next((w for w in idle if may_take(waiting[0], busy[workers.index(w)], attempts)), None) if waiting else None
+        )
+        if worker is not None:
+            idle.remove(worker)
+            path = waiting.popleft()
             busy[workers.index(worker)].append(path)
-            worker.send(path, budget.begin(path.stem, clock()), waiting[0] if waiting else None)
+            # By the time this worker is ready again, each of the others has most likely taken one.
+            then = waiting[len(alive) - 1] if len(waiting) >= len(alive) else None
+            worker.send(path, budget.begin(path.stem, clock()), then)
             continue
         try:
             patience = (budget.deadline if waiting else last_call) - clock()
@@ -296,12 +309,12 @@ def share_images(
             LOG.error("the process of %s has died; %d device(s) left", worker.name, len(alive))
             if worker in idle:
                 idle.remove(worker)
-            for path in reversed(busy[place]):
+            for path in busy[place]:
                 attempts[path] += 1
                 again = attempts[path] < MOST_ATTEMPTS
                 budget.drop(path.stem, wait=again)
-                if again:
-                    waiting.appendleft(path)
+                if again:  # last of all: it may be what kills, and the others should be done by then
+                    waiting.append(path)
                 else:
                     failed(path, FailedImage(f"the process of {worker.name} died or had to be ended", False))
             busy[place].clear()
@@ -326,3 +339,13 @@ def share_images(
             else:
                 budget.drop(path.stem)
                 failed(path, FailedImage(**answer["failure"]))
+            for other in busy[place]:
+                budget.resume(other.stem, clock())
+
+
+def may_take(path: Path, held: Sequence[Path], attempts: Mapping[Path, int]) -> bool:
+    """Whether a worker that holds some images already may have this one.
+
+    What a process died with is done alone, so that no other image is lost with it.
+    """
+    return not held or not any(attempts[each] for each in (path, *held))

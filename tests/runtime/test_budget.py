@@ -261,3 +261,13 @@ def test_times_for_people() -> None:
         "2.5 h",
         "-2.5 h",
     ]
+
+
+def test_a_warm_up_is_forgotten_even_if_a_device_is_lost() -> None:
+    names = [f"image{number}" for number in range(6)]
+    budget = TimeBudget(LEVELS[:1], dict.fromkeys(names, 1.0), 1e9, devices=2)
+    for number, name in enumerate(names[:5]):
+        budget.begin(name, 0.0)
+        budget.finish(name, 60.0 if number < 2 else 1.0, "cort", {})
+        budget.devices = 1
+    assert budget.forecast(0).mean == pytest.approx(1.0)

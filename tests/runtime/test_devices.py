@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import queue
+import subprocess
 import sys
 import threading
 import time
@@ -276,3 +277,76 @@ def test_a_process_that_dies_with_two_images_has_both_done_by_the_other(tmp_path
     overlap = {"overlap": True}
     outcomes = share([*NAMES[:5], "once", *NAMES[5:]], tmp_path, overlap, overlap)
     assert not outcomes.failed and len(outcomes.done) == len(NAMES) + 1
+
+
+class ScriptedWorker:
+    """Says what is asked of it when it is asked."""
+
+    def __init__(self, name: str):
+        self.name, self.sent = name, list[str]()
+
+    def send(self, path: Path, level: int, then: Path | None) -> None:
+        self.sent.append(path.stem)
+
+    def close(self, at_once: bool = False) -> None:
+        pass
+
+
+def test_what_a_process_died_with_is_done_alone_and_last() -> None:
+    """One dies with an innocent image still to be answered; the next must not take both at a time."""
+    one, two = ScriptedWorker("one"), ScriptedWorker("two")
+    said: WorkerQueue = queue.SimpleQueue()
+    names, outcomes = ["innocent", "poison", "other"], Outcomes()
+    budget = TimeBudget([OnlyLevel()], dict.fromkeys(names, 1.0), time.monotonic() + 1e9, 2)
+
+    def tell(worker: ScriptedWorker, message: Any) -> None:
+        said.put((worker, message))
+
+    tell(one, {"ready": True})  # takes innocent
+    tell(one, {"ready": True})  # takes poison, innocent not yet answered
+    tell(one, None)
+    tell(two, {"ready": True})  # takes other
+    tell(two, {"ready": True})  # must take nothing yet
+    tell(two, {"answer": answer_of(Path("other"))})  # takes innocent
+    tell(two, {"ready": True})  # must wait for its answer
+    tell(two, {"answer": answer_of(Path("innocent"))})
+    tell(two, {"answer": answer_of(Path("poison"))})
+    share_images([one, two], said, [Path(name) for name in names], budget, outcomes.answered, outcomes.fail, 1e18)
+    assert one.sent == ["innocent", "poison"] and two.sent == ["other", "innocent", "poison"]
+    assert sorted(outcomes.done) == sorted(names) and not outcomes.failed
+
+
+def test_an_image_is_charged_from_when_its_device_has_answered_for_the_one_before() -> None:
+    budget = TimeBudget([OnlyLevel()], dict.fromkeys("abc", 1.0), 1e9)
+    budget.begin("a", 0.0)
+    budget.begin("b", 2.0)  # the networks are done with a, which is finished at 3
+    budget.finish("a", 3.0, "cort", {})
+    budget.resume("b", 3.0)
+    budget.finish("b", 5.0, "cort", {})
+    assert budget.forecast(0).mean == pytest.approx(2.0)  # the first is forgotten
+
+
+def test_a_process_with_a_thread_given_up_ends_with_its_code() -> None:
+    """In torch, where Python would abort it."""
+    script = """
+import queue, time, torch
+from pathlib import Path
+from kernel.main import end_at_once
+from kernel.runtime.devices import LocalWorker
+square = torch.ones(400, 400)
+worker = LocalWorker("gpu", lambda *_: all((square @ square).any() for _ in iter(int, 1)), queue.SimpleQueue(), True)
+worker.send(Path("a"), 0, None)
+time.sleep(0.5)
+worker.close(at_once=True)
+worker.close()
+print("written")
+end_at_once(2)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=Path(__file__).resolve().parents[2],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout) == (2, "written\n"), done.stderr
