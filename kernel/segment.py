@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from kernel.ensemble.ensemble import Ensemble, Member, Prediction
@@ -28,11 +27,6 @@ class Segmentation:
     prediction: Prediction
     instances: Instances  # soft masks, before the post-processing
     masks: ImageMasks
-
-
-def segment_image(ensemble: Ensemble, image_bgr: np.ndarray) -> Segmentation:
-    """Find the cells of an image (H, W, 3) uint8 BGR and make the masks of its submission rows."""
-    return finish_prediction(ensemble.predict(image_bgr), ensemble.settings.thresholds)
 
 
 def finish_prediction(prediction: Prediction, thresholds: Mapping[str, Thresholds]) -> Segmentation:

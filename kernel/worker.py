@@ -33,9 +33,10 @@ from kernel.settings import Thresholds
 
 #: Set for a process that serves a device.
 SERVE_VARIABLE = "KERNEL_SERVE"
-_SAYING = threading.Lock()
 #: What an error says that leaves the whole process without its GPU, not only one image.
 LOST_DEVICE_SIGNS = ("CUDA error", "device-side assert", "CUBLAS_STATUS", "CUDNN_STATUS_EXECUTION_FAILED")
+#: Held while a message is written.
+_SAYING = threading.Lock()
 
 
 class ImageWorker:

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from same_predictions import segment_image
 from tiny_detectors import tiny_detector
 
 import kernel.attempt
@@ -16,7 +17,7 @@ from kernel.attempt import MEMORY_LADDER, FailedImage, attempt_image, means_out_
 from kernel.ensemble.ensemble import Ensemble, ImageFeatures, Member, Prediction, features_bytes
 from kernel.errors import InputError
 from kernel.models.detectors import ViewFeatures
-from kernel.segment import Segmentation, finish_prediction, segment_image
+from kernel.segment import Segmentation, finish_prediction
 from kernel.settings import CELL_TYPES, EnsembleSettings, Thresholds
 
 pytestmark = pytest.mark.usefixtures("wheels_site")

@@ -18,6 +18,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from same_predictions import segment_image
 
 import build_kernel
 from bundle.weights import resolve_weights
@@ -26,7 +27,7 @@ from kernel.data.synthetic import generate_image
 from kernel.main import SCORING_RUN_VARIABLE
 from kernel.manifest import read_manifest
 from kernel.postprocess.submission import read_submission, validate_submission
-from kernel.segment import load_ensemble, segment_image
+from kernel.segment import load_ensemble
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "bundle" / "demo"

@@ -171,10 +171,14 @@ class TimeBudget:
             sum(spent * work[stage] / done[stage] for stage, spent in seconds.items()) / size
             for work in (quality.stage_work(cell_type) for quality in self.levels)
         ]
+        self._known += 1
+        self._learn(by_level)
+        self._forget_warm_up(by_level)
+
+    def _learn(self, by_level: Sequence[float]) -> None:
+        """Another image's cost at each level."""
         for costs, cost in zip(self._costs, by_level, strict=True):
             costs.add(cost)
-        self._known += 1
-        self._forget_warm_up(by_level)
 
     def _forget_warm_up(self, by_level: list[float]) -> None:
         """Once each device has done a second image, leave out the first ones: kernels were loaded in their time."""
@@ -184,8 +188,7 @@ class TimeBudget:
         if self._known == 2 * self._warm_up:
             self._costs = [LevelCosts() for _ in self.levels]
             for later in self._first[self._warm_up :]:
-                for costs, cost in zip(self._costs, later, strict=True):
-                    costs.add(cost)
+                self._learn(later)
             self._first.clear()
 
     def resume(self, image_id: str, now: float) -> None:

@@ -269,9 +269,9 @@ def share_images(
     """
     waiting, attempts = deque(paths), Counter[Path]()
     alive, idle = list(workers), deque[DeviceWorker]()
-    busy: dict[int, list[Path]] = {place: [] for place in range(len(workers))}  # a worker may finish one and do another
+    busy: list[list[Path]] = [[] for _ in workers]  # by place: a worker may finish one image and do another
     called = False
-    while waiting or any(busy.values()):
+    while waiting or any(busy):
         if waiting and (not alive or clock() > budget.deadline):
             reason = "the time limit came first" if alive else "no device is left: all their processes have died"
             for path in waiting:
@@ -295,10 +295,10 @@ def share_images(
             worker, message = said.get(timeout=min(max(0.01, patience), LISTENING_SECONDS))
         except queue.Empty:
             if clock() > last_call and not called:
-                for place, late in busy.items():
+                for late_worker, late in zip(workers, busy, strict=True):
                     if late:
-                        LOG.error("%s has not answered in time and is ended", workers[place].name)
-                        workers[place].close(at_once=True)
+                        LOG.error("%s has not answered in time and is ended", late_worker.name)
+                        late_worker.close(at_once=True)
                     attempts.update(dict.fromkeys(late, MOST_ATTEMPTS))
                 called = True  # their end is told like any other
             continue

@@ -14,8 +14,8 @@ from kernel.models.detectors import Detector
 from kernel.settings import CELL_TYPES, CLS_USE, EnsembleSettings, Thresholds
 from kernel.validation.validate import ImageResult, validate_ensemble
 
-#: For members that are few or not yet sure of themselves: the published thresholds of a single model but for lower
-#: scores, which the masks have a say in: on 34 real images out of fold that is worth 0.003 to 0.009 per cell type. The
+#: For members that are few or not yet sure of themselves: the published thresholds of a single model, but for lower
+#: scores. Masks have a say in these, which on 34 real images out of fold is worth 0.003 to 0.009 per cell type; the
 #: confidences are those that 18 images out of fold want.
 EVALUATION_SETTINGS = EnsembleSettings(
     mask_score_power=2.0,

@@ -21,9 +21,8 @@ from tqdm import tqdm
 from kernel.data.annotated import AnnotatedImage
 from kernel.ensemble.ensemble import Ensemble, ImageFeatures, Member, Prediction, StageClock, weigh
 from kernel.errors import InputError
-from kernel.postprocess.clean import postprocess_instances
 from kernel.postprocess.instances import CellMasks
-from kernel.segment import instances_of_prediction
+from kernel.segment import finish_prediction
 from kernel.settings import CELL_TYPES, CLS_USE, FIRST_PASS_STAGES, StageWeights
 from kernel.validation.metric import image_score
 from kernel.validation.validate import lone_member, refuse_other_types
@@ -202,8 +201,8 @@ def ensemble_of(ensemble: Ensemble, names: Sequence[str]) -> Ensemble:
 
 def prediction_score(ensemble: Ensemble, found: Prediction, truth: CellMasks) -> float:
     """The score of the submission's masks that a prediction gives."""
-    masks = postprocess_instances(instances_of_prediction(found), ensemble.settings.thresholds).masks
-    return image_score(masks, truth)
+    masks = finish_prediction(found, ensemble.settings.thresholds).masks
+    return image_score(masks.masks, truth)
 
 
 def free_memory(device: torch.device) -> int:

@@ -25,9 +25,8 @@ from kernel.ensemble.masks import merge_masks
 from kernel.ensemble.proposals import Proposals, RpnMaps
 from kernel.ensemble.views import View
 from kernel.errors import InputError
-from kernel.postprocess.clean import postprocess_instances
 from kernel.postprocess.instances import CellMasks
-from kernel.segment import instances_of_prediction
+from kernel.segment import finish_prediction
 from kernel.settings import CLS_USE, EnsembleSettings, Thresholds
 from kernel.validation.metric import image_score
 from kernel.validation.validate import refuse_other_types
@@ -266,8 +265,8 @@ def score_points(ensembles: Sequence[ReplayedEnsemble], image_bgr: np.ndarray, t
         tensors = (found.boxes_xyxy, found.scores, found.labels, found.mask_probs)
         key = tuple(tensor.numpy().tobytes() for tensor in tensors)
         if key not in known:
-            done = postprocess_instances(instances_of_prediction(found), ensemble.settings.thresholds)
-            known[key] = image_score(done.masks, truth)
+            done = finish_prediction(found, ensemble.settings.thresholds)
+            known[key] = image_score(done.masks.masks, truth)
         scores.append(known[key])
     return np.array(scores, dtype=np.float64)
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from same_predictions import segment_image
 from tiny_detectors import tiny_detector
 
 from kernel.ensemble.ensemble import Ensemble, Member
 from kernel.ensemble.quality import ensemble_at, quality_levels, uses_left
 from kernel.manifest import MemberEntry, read_manifest
-from kernel.segment import segment_image
 from kernel.settings import CELL_TYPES, CLS_USE, EnsembleSettings, Thresholds
 
 ROOT = Path(__file__).resolve().parents[2]
