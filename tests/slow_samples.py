@@ -69,15 +69,11 @@ def decoded_sample(
     place: tuple[int, int],
     size: int,
     flips: tuple[bool, bool],
-    num_classes: int,
 ) -> Sample:
     """What `cut_sample` gives at `place` (top, left), all cells decoded from their run lengths first."""
     (top, left), (height, width) = place, image_bgr.shape[:2]
     frames = np.stack([decode_rle(text, (height, width)) for text in rles])
     masks, kept = slow_masks(frames, labels, top, left, size, flips)
-    semantic = np.zeros((size // 4, size // 4), np.int64)
-    for mask, label in zip(masks, kept, strict=True):
-        semantic[mask[2::4, 2::4] > 0] = min(label + 1, num_classes - 1)
     square = np.full((3, size, size), PAD_VALUE, np.uint8)
     pixels = flipped(image_bgr[top : top + size, left : left + size, ::-1].transpose(2, 0, 1), flips)
     square[:, : pixels.shape[1], : pixels.shape[2]] = pixels
@@ -87,7 +83,6 @@ def decoded_sample(
         boxes_xyxy=torch.from_numpy(slow_boxes(masks).astype(np.float32)),
         labels=torch.from_numpy(kept),
         masks=masks,
-        semantic=torch.from_numpy(semantic)[None],
         name="",
     )
 
@@ -96,6 +91,5 @@ def assert_equal_samples(found: Sample, expected: Sample) -> None:
     """Raise AssertionError unless they agree, to the bit, in all but their names."""
     torch.testing.assert_close(found.image, expected.image, rtol=0, atol=0)
     torch.testing.assert_close(found.boxes_xyxy, expected.boxes_xyxy, rtol=0, atol=0)
-    torch.testing.assert_close(found.semantic, expected.semantic, rtol=0, atol=0)
     assert found.labels.tolist() == expected.labels.tolist()
     np.testing.assert_array_equal(found.masks, expected.masks)

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import torch
 
-from kernel.training.samples import MIN_CELL_PIXELS, SEMANTIC_STRIDE, Sample, semantic_map
+from kernel.training.samples import MIN_CELL_PIXELS, Sample
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,9 @@ class Turn:
     zoom: float = 1.0
 
     def side(self, size: int) -> int:
-        """Side of the smallest upright square that holds a crop of `size` pixels; a multiple of the semantic map's
-        stride, as `size` is.
-        """
+        """Side of the smallest upright square that holds a crop of `size` pixels."""
         spread = abs(math.cos(self.angle)) + abs(math.sin(self.angle))
-        return SEMANTIC_STRIDE * math.ceil(size * spread / self.zoom / SEMANTIC_STRIDE - 1e-9)
+        return math.ceil(size * spread / self.zoom - 1e-9)
 
     def matrix(self, side: int, size: int) -> np.ndarray:
         """(2, 3) float64, from pixel x, y of a square of `side` to that of a crop of `size` with the same centre."""
@@ -50,10 +48,10 @@ class Augmentation:
         zoom = 1.0 if self.zoom == 1 else self.zoom ** rng.uniform(-1, 1)
         return Turn(rng.uniform(0, 2 * math.pi) if self.rotate else 0.0, zoom)
 
-    def apply(self, sample: Sample, turn: Turn, rng: np.random.Generator, size: int, num_classes: int) -> Sample:
+    def apply(self, sample: Sample, turn: Turn, rng: np.random.Generator, size: int) -> Sample:
         """A sample of a square of `turn.side(size)` pixels as one of `size` pixels, with what else is drawn here."""
         if turn != NO_TURN:
-            sample = turned(sample, turn, size, num_classes)
+            sample = turned(sample, turn, size)
         if self.contrast != 1:
             mean = sample.image.mean(dim=(1, 2), keepdim=True)
             factor = self.contrast ** rng.uniform(-1, 1)
@@ -61,7 +59,7 @@ class Augmentation:
         return sample
 
 
-def turned(sample: Sample, turn: Turn, size: int, num_classes: int) -> Sample:
+def turned(sample: Sample, turn: Turn, size: int) -> Sample:
     """The sample's middle as a crop of `size` pixels that lies by `turn`.
 
     Boxes are those of the new masks; cells of which too little is left are left out. Of each mask only its own box is
@@ -76,7 +74,7 @@ def turned(sample: Sample, turn: Turn, size: int, num_classes: int) -> Sample:
         borderMode=cv2.BORDER_REFLECT,
     )
     masks, kept = np.zeros((len(sample.masks), size, size), np.uint8), []
-    boxes = np.zeros((len(masks), 4), np.int64)
+    boxes = np.zeros((len(masks), 4), np.float32)
     for index, (mask, box) in enumerate(zip(sample.masks, sample.boxes_xyxy.long().tolist(), strict=True)):
         x, y, window = turned_window(mask, box, matrix, size)
         if np.count_nonzero(window) < MIN_CELL_PIXELS:
@@ -85,14 +83,12 @@ def turned(sample: Sample, turn: Turn, size: int, num_classes: int) -> Sample:
         left, top, width, height = cv2.boundingRect(window)
         boxes[len(kept)] = x + left, y + top, x + left + width, y + top + height
         kept.append(index)
-    masks, boxes, labels = masks[: len(kept)], boxes[: len(kept)], sample.labels[kept]
     return replace(
         sample,
         image=torch.from_numpy(pixels).permute(2, 0, 1).contiguous(),
-        boxes_xyxy=torch.from_numpy(boxes.astype(np.float32)),
-        labels=labels,
-        masks=masks,
-        semantic=semantic_map(masks, boxes, labels.numpy(), num_classes),
+        boxes_xyxy=torch.from_numpy(boxes[: len(kept)]),
+        labels=sample.labels[kept],
+        masks=masks[: len(kept)],
     )
 
 

@@ -29,7 +29,6 @@ class CropDataset(Dataset[Sample]):
         images: Sequence[TrainingImage],
         length: int,
         crop_size: int,
-        num_classes: int,
         seed: int,
         paste_chance: float = 0.0,
         extra: Sequence[TrainingImage] = (),
@@ -41,7 +40,6 @@ class CropDataset(Dataset[Sample]):
             self.by_type.setdefault(image.cell_type, []).append(image)
         self.length = length
         self.crop_size = crop_size
-        self.num_classes = num_classes
         self.seed = seed
         self.paste_chance = paste_chance
         self.extra = extra
@@ -65,8 +63,8 @@ class CropDataset(Dataset[Sample]):
             top = int(rng.integers(max(height - side, 0) + 1))
             left = int(rng.integers(max(width - side, 0) + 1))
             flips = (bool(rng.integers(2)), bool(rng.integers(2)))
-            sample = cut(image, top, left, side, flips, self.num_classes)
-            sample = self.augmentation.apply(sample, turn, rng, self.crop_size, self.num_classes)
+            sample = cut(image, top, left, side, flips)
+            sample = self.augmentation.apply(sample, turn, rng, self.crop_size)
             if len(sample.labels):
                 break
         assert sample is not None

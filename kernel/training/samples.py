@@ -81,13 +81,10 @@ class Sample:
     boxes_xyxy: torch.Tensor  # (N, 4) float32 pixels of the crop
     labels: torch.Tensor  # (N,) int64
     masks: np.ndarray  # (N, S, S) uint8
-    semantic: torch.Tensor  # (1, S / 4, S / 4) int64: 0 background, else 1 + class
     name: str  # image and place, for messages
 
 
-def cut_sample(
-    image: TrainingImage, top: int, left: int, size: int, flips: tuple[bool, bool], num_classes: int
-) -> Sample:
+def cut_sample(image: TrainingImage, top: int, left: int, size: int, flips: tuple[bool, bool]) -> Sample:
     """Cut the square of `size` pixels at (top, left) and flip it by `flips` (x, y).
 
     Only cells that meet the square are looked at, and of each only its own window: a full mask is written once, where
@@ -115,13 +112,11 @@ def cut_sample(
     masks = np.zeros((len(windows), size, size), np.uint8)
     for mask, window, (x0, y0, x1, y1) in zip(masks, windows, boxes, strict=True):
         mask[y0:y1, x0:x1] = window
-    box_array, label_array = np.asarray(boxes, np.int64).reshape(-1, 4), np.asarray(labels, np.int64)
     return Sample(
         image=normalised_square(pixels, size, flips),
-        boxes_xyxy=torch.from_numpy(box_array.astype(np.float32)),
-        labels=torch.from_numpy(label_array),
+        boxes_xyxy=torch.from_numpy(np.asarray(boxes, np.float32).reshape(-1, 4)),
+        labels=torch.from_numpy(np.asarray(labels, np.int64)),
         masks=masks,
-        semantic=semantic_map(masks, box_array, label_array, num_classes),
         name=f"{image.name or image.cell_type} at row {top}, column {left}",
     )
 
@@ -138,21 +133,16 @@ def normalised_square(pixels_bgr: np.ndarray, size: int, flips: tuple[bool, bool
     return padded
 
 
-def flip_paste(
-    image: TrainingImage, top: int, left: int, size: int, flips: tuple[bool, bool], num_classes: int
-) -> Sample:
+def flip_paste(image: TrainingImage, top: int, left: int, size: int, flips: tuple[bool, bool]) -> Sample:
     """The crop of `cut_sample` averaged with its mirror image (left to right); the cells of both are there."""
-    one = cut_sample(image, top, left, size, flips, num_classes)
-    other = cut_sample(image, top, left, size, (not flips[0], flips[1]), num_classes)
-    masks, labels = np.concatenate([one.masks, other.masks]), torch.cat([one.labels, other.labels])
-    boxes = torch.cat([one.boxes_xyxy, other.boxes_xyxy])
+    one = cut_sample(image, top, left, size, flips)
+    other = cut_sample(image, top, left, size, (not flips[0], flips[1]))
     return Sample(
         # Normalising is linear, so the mean may be taken after it.
         image=(one.image + other.image) / 2,
-        boxes_xyxy=boxes,
-        labels=labels,
-        masks=masks,
-        semantic=semantic_map(masks, boxes.long().numpy(), labels.numpy(), num_classes),
+        boxes_xyxy=torch.cat([one.boxes_xyxy, other.boxes_xyxy]),
+        labels=torch.cat([one.labels, other.labels]),
+        masks=np.concatenate([one.masks, other.masks]),
         name=f"{one.name}, with its mirror image",
     )
 
@@ -165,28 +155,6 @@ def cells_meeting(image: TrainingImage, top: int, left: int, size: int) -> np.nd
     starts, ends = image.offsets_yx, image.offsets_yx + sizes
     corner = np.array([top, left])
     return np.flatnonzero(((starts < corner + size) & (ends > corner)).all(axis=1))
-
-
-def semantic_map(masks: np.ndarray, boxes_xyxy: np.ndarray, labels: np.ndarray, num_classes: int) -> torch.Tensor:
-    """The class of every fourth pixel, (1, S / 4, S / 4) int64: 0 is background, 1 + label a cell.
-
-    The semantic head has as many outputs as there are classes and none for the background, so the last two classes
-    share one; what it is for is telling cells from background.
-
-    Args:
-        masks: (N, S, S); a later one covers an earlier one.
-        boxes_xyxy: (N, 4) int64 around each mask, the ends exclusive: nothing else of it is looked at.
-        labels: (N,).
-        num_classes: of the detector.
-    """
-    step = SEMANTIC_STRIDE
-    result = np.zeros(tuple(side // step for side in masks.shape[1:]), np.int64)
-    for mask, (x0, y0, x1, y1), label in zip(masks, boxes_xyxy.tolist(), labels.tolist(), strict=True):
-        row, column = y0 // step, x0 // step
-        covered = mask[row * step + step // 2 : y1 : step, column * step + step // 2 : x1 : step] > 0
-        place = result[row : row + covered.shape[0], column : column + covered.shape[1]]
-        place[covered] = min(label + 1, num_classes - 1)
-    return torch.from_numpy(result)[None]
 
 
 def collate(samples: Sequence[Sample]) -> dict[str, Any]:
@@ -208,6 +176,22 @@ def collate(samples: Sequence[Sample]) -> dict[str, Any]:
         "gt_bboxes": [s.boxes_xyxy for s in samples],
         "gt_labels": [s.labels for s in samples],
         "gt_masks": [BitmapMasks(s.masks, size, size) for s in samples],
-        "gt_semantic_seg": torch.stack([s.semantic for s in samples]),
         "names": [s.name for s in samples],
     }
+
+
+def semantic_maps(batch: dict[str, Any], num_classes: int) -> torch.Tensor:
+    """The class of every fourth pixel of a batch of `collate`, (B, 1, S / 4, S / 4) int64: 0 is background, 1 + label a
+    cell; a later cell covers an earlier one.
+
+    A semantic head of `num_classes` has as many outputs and none for the background, so the last two classes share one;
+    what it is for is telling cells from background.
+    """
+    maps = []
+    for cells, labels in zip(batch["gt_masks"], batch["gt_labels"], strict=True):
+        found = np.zeros((cells.height // SEMANTIC_STRIDE, cells.width // SEMANTIC_STRIDE), np.int64)
+        first = SEMANTIC_STRIDE // 2
+        for mask, label in zip(cells.masks, labels.tolist(), strict=True):
+            found[mask[first::SEMANTIC_STRIDE, first::SEMANTIC_STRIDE] > 0] = min(label + 1, num_classes - 1)
+        maps.append(torch.from_numpy(found)[None])
+    return torch.stack(maps)

@@ -33,7 +33,7 @@ from kernel.training.optimisation import WeightsMean, learning_rate_factor, para
 from kernel.training.precision import heads_in, keep_depthwise_wide
 from kernel.training.processes import ProcessGroup
 from kernel.training.record import RunRecord
-from kernel.training.samples import TrainingImage, check_classes, collate
+from kernel.training.samples import TrainingImage, check_classes, collate, semantic_maps
 from kernel.training.settings import TrainSettings
 from kernel.training.state import RunState, fingerprint_of, read_state, save_state, write_weights
 
@@ -210,7 +210,6 @@ class Trainer:
             self.run.images,
             length,
             self.settings.crop_size,
-            self.run.spec.num_classes,
             self.settings.seed,
             self.settings.flip_paste,
             self.run.extra,
@@ -352,7 +351,7 @@ def compute_losses(
     levels = tuple(level.float() for level in levels)
     extra = {}
     if getattr(detector.roi_head, "with_semantic", False):
-        extra["gt_semantic_seg"] = batch["gt_semantic_seg"].to(device)
+        extra["gt_semantic_seg"] = semantic_maps(batch, detector.roi_head.semantic_head.num_classes).to(device)
     with heads_in(detector, heads_dtype):
         rpn_losses, proposals = detector.rpn_head.forward_train(
             levels, batch["img_metas"], boxes, proposal_cfg=detector.train_cfg.rpn_proposal

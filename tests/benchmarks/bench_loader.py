@@ -16,7 +16,7 @@ from slow_samples import assert_equal_samples, crowded_image, decoded_sample, en
 
 from kernel.training.samples import cut_sample
 
-CELLS, SIZE, CLASSES = 500, 256, 8
+CELLS, SIZE = 500, 256
 #: Samples of ours for one of the slow way, which is timed long enough with a few.
 REPEATS = 10
 
@@ -34,16 +34,16 @@ def main(count: int) -> None:
         )
         for _ in range(count)
     ]
-    ours = [cut_sample(image, *place, SIZE, flips, CLASSES) for place, flips in draws]
+    ours = [cut_sample(image, *place, SIZE, flips) for place, flips in draws]
 
     start = time.perf_counter()
     for _ in range(REPEATS):
         for place, flips in draws:
-            cut_sample(image, *place, SIZE, flips, CLASSES)
+            cut_sample(image, *place, SIZE, flips)
     fast = (time.perf_counter() - start) / (REPEATS * count)
 
     start = time.perf_counter()
-    slow = [decoded_sample(image.image_bgr, rles, image.labels, place, SIZE, flips, CLASSES) for place, flips in draws]
+    slow = [decoded_sample(image.image_bgr, rles, image.labels, place, SIZE, flips) for place, flips in draws]
     decoding = (time.perf_counter() - start) / count
 
     for one, other in zip(ours, slow, strict=True):

@@ -68,12 +68,10 @@ def plain_steps(settings: TrainSettings) -> Iterator[float]:
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate_factor(step, settings.iterations, settings.warmup_share)
     )
-    dataset = crops.CropDataset(
-        [image], settings.iterations * settings.batch_size, settings.crop_size, spec.num_classes, settings.seed
-    )
+    dataset = crops.CropDataset([image], settings.iterations * settings.batch_size, settings.crop_size, settings.seed)
 
-    def decode_all(_: object, top: int, left: int, size: int, flips: tuple[bool, bool], classes: int) -> Sample:
-        return decoded_sample(image.image_bgr, rles, image.labels, (top, left), size, flips, classes)
+    def decode_all(_: object, top: int, left: int, size: int, flips: tuple[bool, bool]) -> Sample:
+        return decoded_sample(image.image_bgr, rles, image.labels, (top, left), size, flips)
 
     for step in range(settings.iterations):
         torch.manual_seed(settings.seed * 1_000_003 + step)

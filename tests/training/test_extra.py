@@ -117,7 +117,7 @@ def test_what_classes_are_called(
 def test_as_many_samples_are_extra_as_the_schedule_says() -> None:
     ours, extra = [plain_image(10)], [plain_image(20), plain_image(30)]
     length = 1000
-    dataset = CropDataset(ours, length, 64, 3, 0, 0.0, extra, ExtraSchedule(0.5, 0.8).chance)
+    dataset = CropDataset(ours, length, 64, 0, 0.0, extra, ExtraSchedule(0.5, 0.8).chance)
     drawn = [dataset[index].name.split(" at ")[0] for index in range(length)]
     for start, expected in ((0, 43.75), (200, 31.25), (400, 18.75), (600, 6.25)):  # the mean of a piece of 200, in %
         count = sum(name != "gray 10" for name in drawn[start : start + 200])
@@ -130,8 +130,8 @@ def test_as_many_samples_are_extra_as_the_schedule_says() -> None:
 def test_the_other_samples_are_those_without_extra_images() -> None:
     ours = [plain_image(10, "shsy5y", 0), plain_image(11, "astro", 1), plain_image(12)]
     chance = ExtraSchedule(0.5, 0.8).chance
-    mixed = CropDataset(ours, 60, 64, 3, 5, 0.3, [plain_image(99)], chance)
-    plain = CropDataset(ours, 60, 64, 3, 5, 0.3)
+    mixed = CropDataset(ours, 60, 64, 5, 0.3, [plain_image(99)], chance)
+    plain = CropDataset(ours, 60, 64, 5, 0.3)
     extra = [index for index in range(60) if mixed.is_extra(index)]
     assert 4 < len(extra) < 24 and not any(plain.is_extra(index) for index in range(60))
     for index in range(60):
@@ -139,9 +139,9 @@ def test_the_other_samples_are_those_without_extra_images() -> None:
             assert mixed[index].name.startswith("gray 99")
         else:
             assert_equal_samples(mixed[index], plain[index])
-    again = CropDataset(ours, 60, 64, 3, 5, 0.3, [plain_image(99)], chance)
+    again = CropDataset(ours, 60, 64, 5, 0.3, [plain_image(99)], chance)
     assert [index for index in reversed(range(60)) if again.is_extra(index)] == extra[::-1]
-    other = CropDataset(ours, 60, 64, 3, 6, 0.3, [plain_image(99)], chance)
+    other = CropDataset(ours, 60, 64, 6, 0.3, [plain_image(99)], chance)
     assert [index for index in range(60) if other.is_extra(index)] != extra
 
 

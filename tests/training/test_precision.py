@@ -52,7 +52,7 @@ def test_layers_of_the_heads_and_no_others_compute_in_the_dtype(kind: str) -> No
             if name.startswith("loss"):
                 found = given_to_losses.setdefault(f"{number}.{name}", set())
                 module.register_forward_pre_hook(lambda _, given, found=found: found.add(given[0].dtype))
-    dataset = CropDataset([cell_image()], 2, 64, 3, seed=0)
+    dataset = CropDataset([cell_image()], 2, 64, seed=0)
     compute_losses(detector, collate([dataset[0], dataset[1]]), torch.float32, torch.bfloat16)
     assert {name for name, found in dtypes.items() if found == {torch.bfloat16}} == {
         name for name in dtypes if name.startswith(("rpn_head.", "roi_head."))
@@ -75,7 +75,7 @@ def loss_terms_gradients(
     detector: Detector, heads_dtype: torch.dtype = torch.float32
 ) -> tuple[float, dict[str, float], dict[str, torch.Tensor]]:
     """Of one and the same batch and random numbers; the gradients by parameter."""
-    dataset = CropDataset([cell_image()], 2, 64, 3, seed=0)
+    dataset = CropDataset([cell_image()], 2, 64, seed=0)
     detector.zero_grad()
     torch.manual_seed(1)
     losses = compute_losses(detector, collate([dataset[0], dataset[1]]), torch.float32, heads_dtype)

@@ -30,7 +30,7 @@ from kernel.training.samples import (
     cut_sample,
     flip_paste,
     read_training_images,
-    semantic_map,
+    semantic_maps,
 )
 
 FLIPS = [(False, False), (True, False), (False, True), (True, True)]
@@ -79,13 +79,12 @@ def test_a_crop_is_what_the_slow_way_gives(data: st.DataObject, seed: int, flips
     shape = data.draw(st.tuples(st.integers(10, 70), st.integers(10, 70)))
     top, left = (data.draw(st.integers(0, max(side - size, 0))) for side in shape)
     image, frames = random_image(seed, shape)
-    sample = cut_sample(image, top, left, size, flips, num_classes=3)
+    sample = cut_sample(image, top, left, size, flips)
 
     masks, labels = slow_masks(frames, image.labels, top, left, size, flips)
     np.testing.assert_array_equal(sample.masks, masks)
     assert sample.masks.dtype == np.uint8
     assert sample.labels.tolist() == labels.tolist()
-    np.testing.assert_array_equal(sample.semantic.numpy(), slow_semantic(masks, labels, 3))
     assert sample.boxes_xyxy.dtype == torch.float32
     np.testing.assert_array_equal(sample.boxes_xyxy.numpy(), slow_boxes(masks))
 
@@ -94,8 +93,8 @@ def test_a_crop_of_a_crowded_image_is_what_decoding_gives() -> None:
     image = crowded_image(40)
     rles = encoded_cells(image)
     for place, flips in zip([(0, 0), (100, 300), (264, 448), (7, 11)], FLIPS, strict=True):
-        slow = decoded_sample(image.image_bgr, rles, image.labels, place, 256, flips, 8)
-        assert_equal_samples(cut_sample(image, *place, 256, flips, 8), slow)
+        slow = decoded_sample(image.image_bgr, rles, image.labels, place, 256, flips)
+        assert_equal_samples(cut_sample(image, *place, 256, flips), slow)
         assert len(slow.labels) > 3
 
 
@@ -117,7 +116,7 @@ def test_the_random_cells_are_worth_comparing() -> None:
 def test_pixels_are_those_of_inference(shape: tuple[int, int], size: int, flips: tuple[bool, bool]) -> None:
     image, _ = random_image(1, shape)
     top, left = (max(side - size, 0) // 2 for side in shape)
-    sample = cut_sample(image, top, left, size, flips, num_classes=3)
+    sample = cut_sample(image, top, left, size, flips)
     view = next(view for view in ALL_VIEWS if (view.flip_x, view.flip_y) == flips)
     expected = view_images(np.ascontiguousarray(image.image_bgr[top : top + size, left : left + size]), (view,))[0]
     assert (sample.image.shape, sample.image.dtype) == ((3, size, size), torch.float32)
@@ -129,7 +128,7 @@ def test_a_flip_keeps_mask_and_pixels_together_in_a_padded_crop() -> None:
     image = square_image((2, 3), 6, (20, 30), gray=100)
     image.image_bgr[2:8, 3:9] = 250
     for flips in FLIPS:
-        sample = cut_sample(image, 0, 0, 64, flips, num_classes=3)
+        sample = cut_sample(image, 0, 0, 64, flips)
         bright = sample.image[0] > 2
         np.testing.assert_array_equal(sample.masks[0], bright.numpy())
 
@@ -150,7 +149,7 @@ def test_a_flip_keeps_mask_and_pixels_together_in_a_padded_crop() -> None:
 )
 def test_what_is_left_at_the_edge_counts_by_its_pixels(side: int, offset: tuple[int, int], kept: bool) -> None:
     place = (50 + offset[0], 60 + offset[1])
-    sample = cut_sample(square_image(place, side, (200, 200), 100), 50, 60, 32, (False, False), num_classes=3)
+    sample = cut_sample(square_image(place, side, (200, 200), 100), 50, 60, 32, (False, False))
     assert len(sample.labels) == len(sample.masks) == len(sample.boxes_xyxy) == kept
 
 
@@ -167,39 +166,53 @@ def test_only_cells_at_the_square_are_looked_at() -> None:
 
 @pytest.mark.parametrize("flips", FLIPS)
 def test_a_crop_without_cells_is_empty_in_the_right_shapes(flips: tuple[bool, bool]) -> None:
-    sample = cut_sample(square_image((0, 0), 10, (200, 200), 100), 100, 100, 32, flips, num_classes=3)
+    sample = cut_sample(square_image((0, 0), 10, (200, 200), 100), 100, 100, 32, flips)
     assert (tuple(sample.boxes_xyxy.shape), sample.boxes_xyxy.dtype) == ((0, 4), torch.float32)
     assert (tuple(sample.labels.shape), sample.labels.dtype) == ((0,), torch.int64)
     assert (sample.masks.shape, sample.masks.dtype) == ((0, 32, 32), np.uint8)
-    assert (tuple(sample.semantic.shape), sample.semantic.dtype) == ((1, 8, 8), torch.int64)
-    assert not sample.semantic.any()
 
 
 @pytest.mark.parametrize(("num_classes", "expected"), [(3, [1, 2, 2]), (8, [1, 2, 3])])
-def test_semantic_classes_fit_the_semantic_head(num_classes: int, expected: list[int]) -> None:
+def test_semantic_classes_fit_the_semantic_head(num_classes: int, expected: list[int], wheels_site: Path) -> None:
     masks = np.zeros((3, 32, 32), np.uint8)
     for index, mask in enumerate(masks):
         mask[:, 8 * index : 8 * index + 8] = 1
-    found = semantic_map(masks, slow_boxes(masks), np.array([0, 1, 2]), num_classes)
+    boxes = torch.from_numpy(slow_boxes(masks).astype(np.float32))
+    sample = Sample(torch.zeros(3, 32, 32), boxes, torch.tensor([0, 1, 2]), masks, "")
+    (found,) = semantic_maps(collate([sample]), num_classes)
     assert found[0].tolist() == [[*(label for label in expected for _ in range(2)), 0, 0]] * 8
+
+
+@pytest.mark.parametrize("num_classes", [3, 8])
+def test_a_later_cell_covers_an_earlier_one_in_the_semantic_map(num_classes: int, wheels_site: Path) -> None:
+    samples = [
+        cut_sample(random_image(seed, (64, 80), cells)[0], 0, 0, 64, (False, False))
+        for seed, cells in [(3, 60), (4, 0)]
+    ]
+    found = semantic_maps(collate(samples), num_classes)
+    assert (found.shape, found.dtype) == ((2, 1, 16, 16), torch.int64)
+    assert (samples[0].masks.sum(axis=0) > 1).any(), "no cells overlap"
+    for each, sample in zip(found, samples, strict=True):
+        np.testing.assert_array_equal(each, slow_semantic(sample.masks, sample.labels.numpy(), num_classes))
+    assert not found[1].any()
 
 
 def test_samples_depend_on_seed_and_index_alone() -> None:
     images = [random_image(seed, (80, 90))[0] for seed in range(3)]
-    first, second = (CropDataset(images, 12, 32, 3, seed=5) for _ in range(2))
+    first, second = (CropDataset(images, 12, 32, seed=5) for _ in range(2))
     forward = [first[index] for index in range(12)]
     backward = [second[index] for index in reversed(range(12))][::-1]
     for one, other in zip(forward, backward, strict=True):
         assert_equal_samples(one, other)
     pixels = {sample.image.numpy().tobytes() for sample in forward}
     assert len(pixels) == 12
-    others = CropDataset(images, 12, 32, 3, seed=6)
+    others = CropDataset(images, 12, 32, seed=6)
     assert not pixels & {others[index].image.numpy().tobytes() for index in range(12)}
 
 
 def test_samples_do_not_depend_on_workers() -> None:
     images = [random_image(seed, (80, 90))[0] for seed in range(2)]
-    dataset = CropDataset(images, 6, 32, 3, seed=5)
+    dataset = CropDataset(images, 6, 32, seed=5)
     torch.manual_seed(1)
     made = [sample for batch in DataLoader(dataset, 2, collate_fn=list, num_workers=2) for sample in batch]
     assert len(made) == len(dataset) == 6
@@ -210,7 +223,7 @@ def test_samples_do_not_depend_on_workers() -> None:
 def test_cell_types_are_drawn_equally_often_and_images_of_a_type_too() -> None:
     kinds = {10: "shsy5y", 20: "shsy5y", 30: "astro", 40: "cort", 50: "cort", 60: "cort"}
     images = [square_image((0, 0), 32, (32, 32), gray, kind) for gray, kind in kinds.items()]
-    dataset = CropDataset(images, 360, 32, 3, seed=0)
+    dataset = CropDataset(images, 360, 32, seed=0)
     drawn = Counter(gray_of(dataset[index]) for index in range(360))
     by_type = Counter()
     for gray, count in drawn.items():
@@ -224,7 +237,7 @@ def test_all_places_and_flips_are_drawn() -> None:
     image = square_image((0, 0), 40, (40, 40), 0)
     # The lowest gray level tells the place, the direction in which they rise the flips.
     image.image_bgr[:] = (9 * np.arange(40)[:, None] // 2 + np.arange(40))[..., None]
-    dataset = CropDataset([image], 400, 32, 3, seed=0)
+    dataset = CropDataset([image], 400, 32, seed=0)
     flips, lowest = Counter(), set()
     for index in range(400):
         red = dataset[index].image[0] * PIXEL_STD[0] + PIXEL_MEAN[0]
@@ -236,22 +249,21 @@ def test_all_places_and_flips_are_drawn() -> None:
 
 def test_crops_without_cells_are_drawn_again() -> None:
     # About a third of the places meet the cell.
-    dataset = CropDataset([square_image((0, 0), 40, (128, 100), 100)], 50, 32, 3, seed=0)
+    dataset = CropDataset([square_image((0, 0), 40, (128, 100), 100)], 50, 32, seed=0)
     assert all(len(dataset[index].labels) == 1 for index in range(50))
 
 
 def test_an_image_without_a_cell_gives_empty_samples() -> None:
-    dataset = CropDataset([square_image(None, 0, (70, 70), 77), square_image((0, 0), 70, (70, 70), 99)], 20, 32, 3, 0)
+    dataset = CropDataset([square_image(None, 0, (70, 70), 77), square_image((0, 0), 70, (70, 70), 99)], 20, 32, 0)
     found = {gray_of(sample): len(sample.labels) for sample in (dataset[index] for index in range(20))}
     assert found == {77: 0, 99: 1}
 
 
 def test_a_batch_is_what_mmdet_takes(wheels_site: Path) -> None:
     images = [random_image(3, (80, 90), cells=40)[0], square_image(None, 0, (64, 64), 9)]
-    samples = [cut_sample(image, 0, 0, 64, (False, False), 3) for image in images]
+    samples = [cut_sample(image, 0, 0, 64, (False, False)) for image in images]
     batch = collate(samples)
     assert tuple(batch["images"].shape) == (2, 3, 64, 64)
-    assert tuple(batch["gt_semantic_seg"].shape) == (2, 1, 16, 16)
     count = len(samples[0].labels)
     assert count > 5
     assert [len(boxes) for boxes in batch["gt_bboxes"]] == [count, 0]
@@ -280,7 +292,7 @@ def test_a_folder_is_read_with_its_holes_filled(tmp_path: Path) -> None:
 
 def test_a_synthetic_folder_gives_samples_of_every_type(tmp_path: Path) -> None:
     write_dataset(tmp_path, dict.fromkeys(CELL_TYPES, 1), seed=2, shape=(96, 128))
-    dataset = CropDataset(read_training_images(tmp_path), 12, 64, 3, seed=0)
+    dataset = CropDataset(read_training_images(tmp_path), 12, 64, seed=0)
     labels = {label for index in range(12) for label in dataset[index].labels.tolist()}
     assert labels == {0, 1, 2}
 
@@ -292,21 +304,19 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 def test_a_flip_pasted_crop_has_the_cells_of_both_sides() -> None:
     image, _ = random_image(3, (64, 64))
-    one, other = (cut_sample(image, 0, 0, 64, (flip_x, True), 3) for flip_x in (False, True))
-    both = flip_paste(image, 0, 0, 64, (False, True), 3)
+    one, other = (cut_sample(image, 0, 0, 64, (flip_x, True)) for flip_x in (False, True))
+    both = flip_paste(image, 0, 0, 64, (False, True))
     torch.testing.assert_close(both.image, (one.image + other.image) / 2)
     np.testing.assert_array_equal(both.masks, np.concatenate([one.masks, other.masks]))
     np.testing.assert_array_equal(both.masks[: len(one.masks)], other.masks[:, :, ::-1])
     assert both.labels.tolist() == one.labels.tolist() * 2 and len(one.labels) > 0
     np.testing.assert_array_equal(both.boxes_xyxy, slow_boxes(both.masks))
-    expected = slow_semantic(both.masks, both.labels.numpy(), 3)
-    np.testing.assert_array_equal(both.semantic, expected)
 
 
 @pytest.mark.parametrize(
     ("kind", "chance", "share"), [("cort", 0.3, 0.3), ("cort", 0, 0), ("astro", 1, 0), ("cort", 1, 1)]
 )
 def test_only_cort_crops_are_pasted(kind: str, chance: float, share: float) -> None:
-    dataset = CropDataset([square_image((0, 0), 40, (40, 40), 100, kind)], 200, 32, 3, 0, chance)
+    dataset = CropDataset([square_image((0, 0), 40, (40, 40), 100, kind)], 200, 32, 0, chance)
     pasted = np.mean([dataset[index].name.endswith("mirror image") for index in range(200)])
     assert pasted == pytest.approx(share, abs=0.1 if 0 < share < 1 else 0)

@@ -76,7 +76,7 @@ def log_lines(out: Path) -> list[dict]:
 
 
 def batch_loss(detector: Detector, images: list[TrainingImage], crop_size: int) -> tuple[torch.Tensor, dict]:
-    dataset = CropDataset(images, 2, crop_size, 3, seed=0)
+    dataset = CropDataset(images, 2, crop_size, seed=0)
     losses = compute_losses(detector, collate([dataset[0], dataset[1]]), torch.float32)
     return weighted_loss(losses, 1, 1)
 
@@ -254,7 +254,7 @@ def test_crops_are_drawn_as_set(images: list[TrainingImage], tmp_path: Path, mon
     train(tiny_spec("maskrcnn"), images, settings, tmp_path / "member.safetensors")
     *plain, extra_chance, augmentation = drawn[0]
     assert augmentation == Augmentation(rotate=True, zoom=1.2, contrast=1.5)
-    assert plain == [images, 6, 32, 3, 8, 0.0, ()] and len(drawn) == 1
+    assert plain == [images, 6, 32, 8, 0.0, ()] and len(drawn) == 1
     assert extra_chance(0.4) == 0.25
 
 
