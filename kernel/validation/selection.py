@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from kernel.data.annotated import AnnotatedImage
 from kernel.ensemble.ensemble import Ensemble, ImageFeatures, Member, Prediction, StageClock, weigh
 from kernel.errors import InputError
 from kernel.postprocess.instances import CellMasks
+from kernel.runtime.memory import free_memory
 from kernel.segment import finish_prediction
 from kernel.settings import CELL_TYPES, CLS_USE, FIRST_PASS_STAGES, StageWeights
 from kernel.validation.metric import image_score
@@ -203,13 +202,6 @@ def prediction_score(ensemble: Ensemble, found: Prediction, truth: CellMasks) ->
     """The score of the submission's masks that a prediction gives."""
     masks = finish_prediction(found, ensemble.settings.thresholds).masks
     return image_score(masks.masks, truth)
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that are free where features are kept."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 # --- what comes of it ------------------------------------------------------------------------------------------
