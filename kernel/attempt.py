@@ -10,19 +10,23 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-import cv2
 import numpy as np
 import torch
 
 from kernel.data.images import read_image
-from kernel.ensemble.ensemble import Ensemble, Prediction
+from kernel.ensemble.ensemble import Ensemble, NotFiniteError, Prediction
 from kernel.errors import InputError
 from kernel.runtime.log import LOG
 from kernel.segment import Segmentation, finish_prediction
 
-#: What an image that is too much for us, or for a library below, may raise. It must not cost the others their results.
-IMAGE_ERRORS = (RuntimeError, ValueError, IndexError, ArithmeticError, MemoryError, cv2.error, InputError)
+T = TypeVar("T")
+#: What errors without a type of their own say where memory was missing: the CPU's allocator; a GPU's libraries, which
+#: ask the driver past torch's allocator; cuDNN, which finds no algorithm where there is no room for its workspace.
+OUT_OF_MEMORY_SIGNS = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED", "unable to find an engine")
+#: What an error says that leaves the whole process without its GPU, not only one image.
+LOST_DEVICE_SIGNS = ("CUDA error", "device-side assert", "CUBLAS_STATUS", "CUDNN_STATUS_EXECUTION_FAILED")
 
 
 @dataclass(frozen=True)
@@ -58,30 +62,53 @@ def attempt_image(ensemble: Ensemble, path: Path) -> tuple[np.ndarray, Segmentat
     if isinstance(outcome, FailedImage):
         return outcome
     image, prediction = outcome
-    try:
-        return image, finish_prediction(prediction, ensemble.settings.thresholds)
-    except IMAGE_ERRORS as error:
-        return failed_image(path.stem, error)
+    return attempt(path.stem, lambda: (image, finish_prediction(prediction, ensemble.settings.thresholds)))
 
 
 def attempt_prediction(
     ensemble: Ensemble, path: Path, read: Callable[[], np.ndarray] | None = None
 ) -> tuple[np.ndarray, Prediction] | FailedImage:
     """As `attempt_image`, as far as the networks go. `read` gives the pixels where another thread has read them."""
-    try:
-        image = read_image(path) if read is None else read()
-    except InputError as error:
-        return FailedImage(str(error), wrong_input=True)
-    try:
-        return image, predict_within_memory(ensemble, image)
-    except IMAGE_ERRORS as error:
-        return failed_image(path.stem, error)
+
+    def read_and_predict() -> tuple[np.ndarray, Prediction] | FailedImage:
+        try:
+            image = read_image(path) if read is None else read()
+        except InputError as error:
+            return FailedImage(str(error), wrong_input=True)
+        return image, predict_image(ensemble, image)
+
+    return attempt(path.stem, read_and_predict)
 
 
-def failed_image(image_id: str, error: BaseException) -> FailedImage:
-    """Log an error that is being handled with its traceback, and make it the reason why the image has no result."""
-    LOG.error("image %s", image_id, exc_info=True)
-    return FailedImage(f"{type(error).__name__}: {error}", wrong_input=False)
+def attempt(image_id: str, action: Callable[[], T]) -> T | FailedImage:
+    """What an action on an image gives; or, whatever it raises, why the image has no result. The log tells where.
+
+    It is this broad on purpose: what a library raises on a device that nobody tried is not known beforehand, and one
+    image must not cost the others their results.
+    """
+    try:
+        return action()
+    except Exception as error:  # noqa: BLE001
+        LOG.exception("image %s", image_id)
+        return FailedImage(f"{type(error).__name__}: {error}", wrong_input=False)
+
+
+def predict_image(ensemble: Ensemble, image_bgr: np.ndarray) -> Prediction:
+    """Find the cells of an image; once more in float32 where the range of the ensemble's dtype is too small for it.
+
+    Raises NotFiniteError where float32's is, and what `predict_within_memory` does.
+    """
+    try:
+        return predict_within_memory(ensemble, image_bgr)
+    except NotFiniteError as error:
+        if ensemble.dtype == torch.float32:
+            raise
+        LOG.warning("%s: trying again in float32", error)
+    dtype, ensemble.dtype = ensemble.dtype, torch.float32
+    try:
+        return predict_within_memory(ensemble, image_bgr)
+    finally:
+        ensemble.dtype = dtype
 
 
 def predict_within_memory(ensemble: Ensemble, image_bgr: np.ndarray) -> Prediction:
@@ -106,8 +133,14 @@ def predict_within_memory(ensemble: Ensemble, image_bgr: np.ndarray) -> Predicti
 
 
 def means_out_of_memory(error: BaseException) -> bool:
-    """Whether memory was missing: on a GPU that has a type of its own, on the CPU only a text."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
+    """Whether memory was missing."""
+    is_typed = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return is_typed or any(sign in str(error) for sign in OUT_OF_MEMORY_SIGNS)
+
+
+def means_lost_device(reason: str) -> bool:
+    """Whether an image failed because its process can no longer use its GPU: missing memory is no such reason."""
+    return any(sign in reason for sign in LOST_DEVICE_SIGNS) and not any(sign in reason for sign in OUT_OF_MEMORY_SIGNS)
 
 
 @contextlib.contextmanager

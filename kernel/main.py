@@ -5,7 +5,7 @@ It runs on Kaggle as one inlined script. The environment may say otherwise than 
     KERNEL_INPUT_ROOT   where inputs are mounted (default /kaggle/input)
     KERNEL_WORKING      where results go (default /kaggle/working)
     KERNEL_DEVICE       cpu, cuda, cuda:1, or several with commas: cuda:0,cuda:1 (default: all GPUs, or the CPU)
-    KERNEL_DTYPE        of the networks: float32 (default), float16 or bfloat16
+    KERNEL_DTYPE        of the networks: float32, float16 or bfloat16 (default: the manifest's)
 
 The images are shared over the devices, a process for each, and done as well as the time limit allows: see
 `TimeBudget` and `LOWERINGS`. Where the script is no file that can be started again (pasted into a notebook's cell,
@@ -56,11 +56,11 @@ from kernel.runtime.files import whole_file
 from kernel.runtime.log import LOG, show_log
 from kernel.runtime.shards import RowKeeper, ShardResult, begin_shard, gather_shards, this_shard, write_shard
 from kernel.runtime.wheels import install_wheels, parse_locked_wheels, verify_wheels
+from kernel.settings import NETWORK_DTYPES
 from kernel.worker import SERVE_VARIABLE, peak_memory, serve_device, start_worker
 
 #: Set by Kaggle in the run whose submission is scored.
 SCORING_RUN_VARIABLE = "KAGGLE_IS_COMPETITION_RERUN"
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 #: How a script ends that can be started again as a process of its own.
 STARTABLE_ENDING = 'if __name__ == "__main__":'
 
@@ -98,8 +98,9 @@ def run_kernel(manifest_json: str, wheels_lock_json: str) -> int:
     """The kernel from top to bottom."""
     start = time.monotonic()
     manifest = parse_manifest(manifest_json, "the embedded manifest")
-    shard, machine, dtype = this_shard(), chosen_devices(), chosen_dtype()
+    shard, machine = this_shard(), chosen_devices()
     devices = shard.own_device(machine)
+    dtype = chosen_dtype(manifest.dtype, devices)
     root, working = input_root(), working_folder()
     begin_shard(working, shard)
 
@@ -182,16 +183,21 @@ def worker_tasks(
 def started_workers(
     manifest: Manifest, tasks: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[tuple[list[DeviceWorker], WorkerQueue]]:
-    """A worker for each device, in this process if there is one only; they end with the block."""
+    """A worker for each device; they end with the block.
+
+    A CPU that is alone is served in this process. A GPU is not, alone or not, wherever that can be helped: some of its
+    errors leave a process without it, and only a new process has it back.
+    """
     said: WorkerQueue = queue.SimpleQueue()
-    if len(tasks) == 1:
-        ((name, task),) = tasks.items()
+    (name, task), *others = tasks.items()
+    script = startable_script()
+    if not others and (script is None or task["device"] == "cpu"):
         device = start_worker(manifest, task)
         worker = LocalWorker(name, device.begin, said, device.overlaps)
         yield [worker], said
         worker.close()
         return
-    command = [sys.executable, *(["-I"] if sys.flags.isolated else []), str(startable_script())]
+    command = [sys.executable, *(["-I"] if sys.flags.isolated else []), str(script)]
     environment = {**os.environ, SERVE_VARIABLE: "1"}
     workers: list[DeviceWorker] = []
     finished = False
@@ -325,9 +331,12 @@ def chosen_devices() -> list[str]:
     return names
 
 
-def chosen_dtype() -> torch.dtype:
-    """KERNEL_DTYPE, or float32."""
-    name = os.environ.get("KERNEL_DTYPE", "float32")
-    if name not in DTYPES:
-        raise InputError(f"KERNEL_DTYPE is {name!r}; allowed are {', '.join(DTYPES)}")
-    return DTYPES[name]
+def chosen_dtype(planned: str, devices: Sequence[str]) -> torch.dtype:
+    """KERNEL_DTYPE, or the one that the manifest has `planned`; float16 only for GPUs, whose type it is."""
+    name = os.environ.get("KERNEL_DTYPE")
+    if name is None:
+        on_cpu = any(torch.device(device).type == "cpu" for device in devices)
+        name = "float32" if planned == "float16" and on_cpu else planned
+    if name not in NETWORK_DTYPES:
+        raise InputError(f"KERNEL_DTYPE is {name!r}; allowed are {', '.join(NETWORK_DTYPES)}")
+    return getattr(torch, name)

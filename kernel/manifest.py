@@ -21,11 +21,12 @@ from kernel.settings import (
     CLS_USE,
     DEFAULT_THRESHOLDS,
     EQUAL_WEIGHTS,
-    FIRST_PASS_STAGES,
+    NETWORK_DTYPES,
     CellTypeRule,
     EnsembleSettings,
     StageWeights,
     Thresholds,
+    needed_stages,
 )
 
 KIND_NAMES = ("maskrcnn", "cascade", "htc")
@@ -92,6 +93,7 @@ class Manifest:
     weight_datasets: tuple[str, ...] = ()  # where members without a dataset are looked for
     time_limit_hours: float = 9.0  # the competition's
     time_margin_hours: float = 0.5  # kept back: images not begun by then get an empty row
+    dtype: str = "float32"  # one of NETWORK_DTYPES
     ensemble: EnsembleSettings = field(default_factory=EnsembleSettings)
     notes: str = ""
 
@@ -293,6 +295,7 @@ MANIFEST_RULES: dict[str, FieldRule] = {
     "wheels_dataset": RULE_DATASET,
     "time_limit_hours": rule_number(0.01, 24),
     "time_margin_hours": rule_number(0, 24),
+    "dtype": rule_choice(NETWORK_DTYPES),
     "notes": RULE_TEXT,
 }
 
@@ -511,10 +514,8 @@ class ManifestReader:
 
     def check_weights(self, manifest: Manifest) -> None:
         """Every average needs a member that counts in it: all three for each cell type, two in the first pass."""
-        averages = [(cell_type, stage.name) for cell_type in CELL_TYPES for stage in fields(StageWeights)]
-        if not manifest.all_types_use_all_members:
-            averages += [(CLS_USE, stage) for stage in FIRST_PASS_STAGES]
-        for use, stage in averages:
+        stages_of_uses = needed_stages(member.use_for for member in manifest.members)
+        for use, stage in [(use, stage) for use, stages in stages_of_uses.items() for stage in stages]:
             users = [index for index, member in enumerate(manifest.members) if use in member.use_for]
             if users and not any(getattr(manifest.members[index].weights, stage) > 0 for index in users):
                 self.problems.append(

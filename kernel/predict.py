@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from kernel.attempt import IMAGE_ERRORS, FailedImage, attempt_image, failed_image
+from kernel.attempt import FailedImage, attempt, attempt_image
 from kernel.data.images import largest_image_shape
 from kernel.ensemble.ensemble import Ensemble
 from kernel.errors import RunError
@@ -51,10 +52,9 @@ def predict_folder(ensemble: Ensemble, images: Sequence[Path], out: Path) -> dic
             failed[path.stem] = outcome
             continue
         image, result = outcome
-        try:
-            rows = write_image(image, result.masks, path.stem, out)
-        except IMAGE_ERRORS as error:
-            failed[path.stem] = failed_image(path.stem, error)
+        rows = attempt(path.stem, partial(write_image, image, result.masks, path.stem, out))
+        if isinstance(rows, FailedImage):
+            failed[path.stem] = rows
             for written in image_files(path.stem, out):
                 written.unlink(missing_ok=True)
         else:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from kernel.ensemble.ensemble import Ensemble, Member, Prediction
+from kernel.errors import InputError
 from kernel.inputs import find_dataset, find_weights, walk_paths
 from kernel.manifest import Manifest, MemberEntry
 from kernel.models.checkpoints import load_detector
@@ -72,7 +73,13 @@ def load_ensemble(
     dtype: torch.dtype = torch.float32,
     progress: Callable[[Sequence[MemberEntry]], Sequence[MemberEntry]] = lambda members: members,
 ) -> Ensemble:
-    """Load the manifest's members from their files and join them. mmdet must be importable."""
+    """Load the manifest's members from their files and join them. mmdet must be importable.
+
+    Raises InputError as `load_detector` does, and for a dtype that the device has not.
+    """
+    on_gpu = torch.device(device).type == "cuda"
+    if on_gpu:
+        prepare_gpu(torch.device(device), dtype)
     members = []
     for entry in progress(manifest.members):
         path = weights[entry.name]
@@ -80,5 +87,11 @@ def load_ensemble(
         fuse_batch_norms(detector)
         members.append(Member(entry.name, entry.kind, detector, frozenset(entry.use_for), entry.weights))
         LOG.info("member %s: %s %s from %s", entry.name, entry.kind, entry.encoder, path.name)
-    on_gpu = torch.device(device).type == "cuda"
     return Ensemble(members, manifest.ensemble, device=device, dtype=dtype, views_per_batch=3 if on_gpu else 1)
+
+
+def prepare_gpu(device: torch.device, dtype: torch.dtype) -> None:
+    """See that a GPU computes in a dtype as it is meant. Raises InputError where it cannot."""
+    if dtype == torch.bfloat16 and torch.cuda.get_device_capability(device) < (8, 0):  # torch would emulate it, slowly
+        raise InputError(f"{device}, {torch.cuda.get_device_name(device)}, has no bfloat16: give float16 or float32")
+    torch.backends.cudnn.allow_tf32 = False  # float32 is then the same on every GPU

@@ -5,10 +5,13 @@ Figures without another origin are those of the published solution (its last ens
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field, fields
 
 #: The competition's cell types; a type's place here is its label.
 CELL_TYPES = ("shsy5y", "astro", "cort")
+#: What networks can compute in; the short ones on a GPU that has them.
+NETWORK_DTYPES = ("float32", "float16", "bfloat16")
 #: The use of a member that takes part in the first pass, which decides the cell type.
 CLS_USE = "cls"
 #: The averages that the first pass takes: it needs no masks.
@@ -55,6 +58,20 @@ class StageWeights:
     proposals: float = 1.0
     boxes: float = 1.0
     masks: float = 1.0
+
+
+#: The averages, by name.
+STAGES = tuple(stage.name for stage in fields(StageWeights))
+
+
+def needed_stages(uses_of_members: Iterable[Collection[str]]) -> dict[str, tuple[str, ...]]:
+    """The averages in which somebody must count, for each use that matters.
+
+    "cls" does where the types' members differ: where all are used for the same types, no first pass is made.
+    """
+    types_of_members = {frozenset(uses) - {CLS_USE} for uses in uses_of_members}
+    first_pass = {CLS_USE: FIRST_PASS_STAGES} if len(types_of_members) > 1 else {}
+    return {**dict.fromkeys(CELL_TYPES, STAGES), **first_pass}
 
 
 #: Of members that count alike.

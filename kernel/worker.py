@@ -17,7 +17,7 @@ from typing import Any, TextIO
 import numpy as np
 import torch
 
-from kernel.attempt import IMAGE_ERRORS, FailedImage, attempt_prediction, failed_image
+from kernel.attempt import FailedImage, attempt, attempt_prediction, means_lost_device
 from kernel.data.images import read_image
 from kernel.ensemble.ensemble import Ensemble, Prediction
 from kernel.ensemble.quality import QualityLevel, ensemble_at, quality_levels
@@ -33,8 +33,6 @@ from kernel.settings import Thresholds
 
 #: Set for a process that serves a device.
 SERVE_VARIABLE = "KERNEL_SERVE"
-#: What an error says that leaves the whole process without its GPU, not only one image.
-LOST_DEVICE_SIGNS = ("CUDA error", "device-side assert", "CUBLAS_STATUS", "CUDNN_STATUS_EXECUTION_FAILED")
 #: Held while a message is written.
 _SAYING = threading.Lock()
 
@@ -51,8 +49,8 @@ class ImageWorker:
     """
 
     def __init__(self, ensemble: Ensemble, levels: Sequence[QualityLevel]):
-        self.ensemble = ensemble
         self.levels = levels
+        self._ensembles = [ensemble_at(ensemble, level) for level in levels]
         self._device = ensemble.device  # an image without room there has the ensemble moved away for a while
         self.overlaps = self._device.type != "cpu"
         self.has_lost_device = False
@@ -65,14 +63,14 @@ class ImageWorker:
         What comes back does the rest, in any thread, and returns text and figures as JSON takes them: either "failure"
         says why there are no rows, or "rles", "image_shape" and "told" (for the summary) are there.
         """
-        ensemble = ensemble_at(self.ensemble, self.levels[level])
+        ensemble = self._ensembles[level]
         read = self._ahead.pop(path, None)
         for useless in self._ahead.values():
             useless.cancel()
         self._ahead = {then: self._reader.submit(read_image, then)} if self.overlaps and then is not None else {}
         outcome = attempt_prediction(ensemble, path, read.result if read else None)
         if isinstance(outcome, FailedImage):
-            self.has_lost_device |= any(sign in outcome.reason for sign in LOST_DEVICE_SIGNS)
+            self.has_lost_device |= means_lost_device(outcome.reason)
             return lambda: {"image": path.stem, "failure": asdict(outcome)}
         _, prediction = outcome
         thresholds = ensemble.settings.thresholds
@@ -81,19 +79,21 @@ class ImageWorker:
     def _finish(
         self, path: Path, level: int, prediction: Prediction, thresholds: Mapping[str, Thresholds]
     ) -> dict[str, Any]:
-        try:
+        def answer() -> dict[str, Any]:
             result = finish_prediction(prediction, thresholds)
-            rles = result.masks.rles()
-        except IMAGE_ERRORS as error:
-            return {"image": path.stem, "failure": asdict(failed_image(path.stem, error))}
-        return {
-            "image": path.stem,
-            "failure": None,
-            "rles": rles,
-            "image_shape": list(prediction.image_shape),
-            "told": describe_image(result) | {"quality": self.levels[level].name},
-            "peaks": peak_memory(self._device),
-        }
+            return {
+                "image": path.stem,
+                "failure": None,
+                "rles": result.masks.rles(),
+                "image_shape": list(prediction.image_shape),
+                "told": describe_image(result) | {"quality": self.levels[level].name},
+                "peaks": peak_memory(self._device),
+            }
+
+        outcome = attempt(path.stem, answer)
+        if isinstance(outcome, FailedImage):
+            return {"image": path.stem, "failure": asdict(outcome)}
+        return outcome
 
 
 def describe_image(result: Segmentation) -> dict[str, Any]:

@@ -13,8 +13,16 @@ from same_predictions import segment_image
 from tiny_detectors import tiny_detector
 
 import kernel.attempt
-from kernel.attempt import MEMORY_LADDER, FailedImage, attempt_image, means_out_of_memory, predict_within_memory
-from kernel.ensemble.ensemble import Ensemble, ImageFeatures, Member, Prediction, features_bytes
+import kernel.ensemble.ensemble
+from kernel.attempt import (
+    MEMORY_LADDER,
+    FailedImage,
+    attempt_image,
+    means_out_of_memory,
+    predict_image,
+    predict_within_memory,
+)
+from kernel.ensemble.ensemble import Ensemble, ImageFeatures, Member, NotFiniteError, Prediction, features_bytes
 from kernel.errors import InputError
 from kernel.models.detectors import ViewFeatures
 from kernel.segment import Segmentation, finish_prediction
@@ -131,6 +139,9 @@ def test_a_gpu_hands_its_image_to_the_cpu_and_takes_the_next(
         (torch.OutOfMemoryError("CUDA out of memory"), True),
         (MemoryError(), True),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate"), True),
+        (torch.AcceleratorError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("GET was unable to find an engine to execute this computation"), True),
         (RuntimeError("shapes differ"), False),
     ],
 )
@@ -148,6 +159,32 @@ def test_other_errors_are_not_tried_again(
     with pytest.raises(type(error)):
         predict_within_memory(Ensemble(members, SETTINGS), IMAGE)
     assert len(attempts) == (3 if means else 1)
+
+
+class Overflowing(Ensemble):
+    """The first member's features of the flipped views overflow in short dtypes, or always."""
+
+    always = False
+
+    def compute_features(self, member: Member, images: torch.Tensor) -> ViewFeatures:
+        features = super().compute_features(member, images)
+        if member is self.members[0] and (self.always or self.dtype != torch.float32):
+            last = features.levels[-1].clone()
+            last[0, 0, 0, 0] = torch.inf
+            kernel.ensemble.ensemble.require_finite("features", [last])
+        return features
+
+
+def test_what_overflows_is_done_in_float32(members: list[Member], caplog: pytest.LogCaptureFixture) -> None:
+    ensemble = Overflowing(members, SETTINGS, dtype=torch.bfloat16)
+    found = predict_image(ensemble, IMAGE)
+    expected = segment_image(Ensemble(members, SETTINGS), IMAGE)
+    assert rows(finish_prediction(found, SETTINGS.thresholds)) == rows(expected)
+    assert "not all numbers are finite" in caplog.text and "again in float32" in caplog.text
+    assert ensemble.dtype == torch.bfloat16, "the next image is done as planned"
+    ensemble.always = True
+    with pytest.raises(NotFiniteError):
+        predict_image(ensemble, IMAGE)
 
 
 def test_an_image_that_fails_says_why(members: list[Member], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -167,6 +167,7 @@ WRONG = [
     (changed("kernel.accelerator", "NvidiaTeslaP100"), "expected one of NvidiaTeslaT4"),
     (changed("kernel.private", "yes"), "kernel.private: found \"yes\", expected true or false"),
     (changed("time_limit_hours", True), "time_limit_hours: found true"),
+    (changed("dtype", "half"), 'dtype: found "half", expected one of float32'),
     (changed("time_margin_hours", 9), "time_margin_hours: 9 leaves nothing of time_limit_hours 9"),
     (changed("ensemble", 1), "ensemble: found 1, expected an object"),
     (changed("ensemble.num_classes", 8), "ensemble.num_classes: found 8, expected 3"),

@@ -181,7 +181,7 @@ def test_two_devices_are_as_good_as_one_and_one_may_die(images: Path, dry_run: P
                 os.kill(int(children[0]), signal.SIGKILL)
                 kill = False
         assert script.wait() == 0, "".join(log)
-        assert ("has died; 1 device(s) left" in "".join(log)) == (name == "killed")
+        assert ("has died and is started again" in "".join(log)) == (name == "killed")
         submissions.append((tmp_path / name / "submission.csv").read_bytes())
         summary = json.loads((tmp_path / name / "summary.json").read_text(encoding="utf-8"))
         assert len(summary["images"]) == 4 and summary["failed"] == {}

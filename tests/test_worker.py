@@ -11,17 +11,19 @@ import pytest
 import torch
 from tiny_detectors import tiny_detector
 
+import kernel.attempt
 import kernel.worker
 from kernel.data.images import read_image
 from kernel.ensemble.ensemble import Ensemble, Member
 from kernel.ensemble.quality import QualityLevel
-from kernel.settings import CELL_TYPES, EnsembleSettings, Thresholds
+from kernel.settings import CELL_TYPES, EQUAL_WEIGHTS, EnsembleSettings, Thresholds
 from kernel.worker import ImageWorker
 
 pytestmark = pytest.mark.usefixtures("wheels_site")
 
 LIMITS = Thresholds(rpn_max_per_img=40, rcnn_iou_threshold=0.5, rcnn_score_threshold=0.1, confidence=0.1, min_size=0)
 SETTINGS = EnsembleSettings(thresholds=dict.fromkeys(CELL_TYPES, LIMITS))
+KINDS = ("maskrcnn", "htc")
 
 
 @pytest.fixture
@@ -35,10 +37,14 @@ def paths(tmp_path: Path) -> list[Path]:
 
 
 def make_worker() -> ImageWorker:
-    members = [Member(kind, kind, tiny_detector(kind), frozenset(CELL_TYPES)) for kind in ("maskrcnn", "htc")]
+    members = [Member(kind, kind, tiny_detector(kind), frozenset(CELL_TYPES)) for kind in KINDS]
     return ImageWorker(
         Ensemble(members, SETTINGS),
-        [QualityLevel("full", SETTINGS, dict.fromkeys(("maskrcnn", "htc"), frozenset(CELL_TYPES)))],
+        [
+            QualityLevel(
+                "full", SETTINGS, dict.fromkeys(KINDS, frozenset(CELL_TYPES)), dict.fromkeys(KINDS, EQUAL_WEIGHTS)
+            )
+        ],
     )
 
 
@@ -74,11 +80,43 @@ def test_an_image_that_did_not_come_next_is_read_when_it_comes(paths: list[Path]
     assert worker.begin(paths[3], 0, None)()["rles"] == expected
 
 
-def test_a_lost_device_is_noticed(paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("text", "lost"),
+    [
+        ("CUDA error: unspecified launch failure", True),
+        ("CUDA error: out of memory", False),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", False),
+        ("GET was unable to find an engine to execute this computation", False),
+    ],
+)
+def test_a_lost_device_is_noticed(paths: list[Path], monkeypatch: pytest.MonkeyPatch, text: str, lost: bool) -> None:
     worker = make_worker()
 
     def fail(*_: object) -> None:
-        raise torch.AcceleratorError("CUDA error: unspecified launch failure")
+        raise torch.AcceleratorError(text)
 
     monkeypatch.setattr(Ensemble, "predict", fail)
-    assert worker.begin(paths[0], 0, None)()["failure"]["reason"] and worker.has_lost_device
+    assert text in worker.begin(paths[0], 0, None)()["failure"]["reason"]
+    assert worker.has_lost_device == lost
+
+
+def test_whatever_an_image_raises_costs_only_itself(paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = make_worker()
+    expected = worker.begin(paths[0], 0, None)()["rles"]
+    for place, name in (
+        (kernel.attempt, "read_image"),
+        (Ensemble, "predict"),
+        (kernel.worker, "finish_prediction"),
+        (kernel.worker, "describe_image"),
+    ):
+        for error in (MemoryError("x"), OSError("x"), TypeError("x"), AssertionError("x")):
+
+            def fail(*_: object, error: Exception = error) -> None:
+                raise error
+
+            with monkeypatch.context() as patch:
+                patch.setattr(place, name, fail)
+                answer = worker.begin(paths[0], 0, None)()
+            assert answer["image"] == "a" and not answer["failure"]["wrong_input"]
+            assert answer["failure"]["reason"] == f"{type(error).__name__}: x"
+    assert worker.begin(paths[0], 0, None)()["rles"] == expected

@@ -14,13 +14,11 @@ from kernel.data.annotated import AnnotatedImage, list_annotated
 from kernel.data.splits import FOLDS_NAME
 from kernel.errors import InputError
 from kernel.manifest import Manifest, read_manifest
+from kernel.settings import NETWORK_DTYPES
 
 if TYPE_CHECKING:
     from kernel.ensemble.ensemble import Ensemble
     from kernel.validation.predicting import PredictionJob
-
-#: What networks compute in, the exact one first.
-NETWORK_DTYPES = ("float32", "float16", "bfloat16")
 
 
 def add_data_arguments(parser: argparse.ArgumentParser, fold_help: str) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,11 @@ from kernel.ensemble.proposals import Proposals, RpnMaps, compute_rpn_maps, merg
 from kernel.ensemble.views import ALL_VIEWS, IDENTITY, View, view_images
 from kernel.errors import InputError
 from kernel.models.detectors import Detector, ViewFeatures, compute_features, mask_size
-from kernel.settings import CELL_TYPES, CLS_USE, EQUAL_WEIGHTS, FIRST_PASS_STAGES, EnsembleSettings, StageWeights
+from kernel.settings import CELL_TYPES, CLS_USE, EQUAL_WEIGHTS, EnsembleSettings, StageWeights, needed_stages
+
+
+class NotFiniteError(RuntimeError):
+    """Numbers went beyond a dtype's range, or weights are broken."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,7 @@ class ImageFeatures:
         with self.clock.stage("features"):
             if views not in self._inputs:
                 self._inputs[views] = view_images(self.image_bgr, views, self.ensemble.device).contiguous(
-                    memory_format=torch.channels_last
+                    memory_format=self.ensemble.memory_format
                 )
             features = self.ensemble.compute_features(member, self._inputs[views])
         size = features_bytes(features)
@@ -163,7 +167,15 @@ class Ensemble:
         """Move all members to a device, and run there from now on."""
         self.device = torch.device(device)
         for member in self.members:
-            member.detector.to(self.device, memory_format=torch.channels_last).eval()
+            member.detector.to(self.device, memory_format=self.memory_format).eval()
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """How the networks' tensors lie. Channels last is faster on CPUs, and on a GPU in short dtypes, where its
+        tensor cores want it so; cuDNN's float32 convolutions are slower by it (pytorch/pytorch issue 44943).
+        """
+        is_exact_on_gpu = self.device.type == "cuda" and self.dtype == torch.float32
+        return torch.contiguous_format if is_exact_on_gpu else torch.channels_last
 
     def members_for(self, use: str) -> tuple[Member, ...]:
         """The members used for a cell type, or for "cls"."""
@@ -179,11 +191,18 @@ class Ensemble:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def compute_features(self, member: Member, images: torch.Tensor) -> ViewFeatures:
-        """A member's features of normalised images (V, 3, H, W), as float32."""
+        """A member's features of normalised images (V, 3, H, W), as float32. Raises NotFiniteError."""
         with self.arithmetic():
             features = compute_features(member.detector, images)
-        semantic = None if features.semantic is None else features.semantic.float()
-        return ViewFeatures(tuple(level.float() for level in features.levels), semantic)
+        levels = tuple(self.lay_out(level) for level in features.levels)
+        semantic = None if features.semantic is None else self.lay_out(features.semantic)
+        require_finite(f"features of {member.name}", [*levels, *([] if semantic is None else [semantic])])
+        return ViewFeatures(levels, semantic)
+
+    def lay_out(self, level: torch.Tensor) -> torch.Tensor:
+        """A feature map as the RoI extractors take it: float32, and on a GPU contiguous, which its RoIAlign would
+        otherwise make it anew for each batch of boxes."""
+        return level.float().contiguous() if self.device.type == "cuda" else level.float()
 
     def view_batches(self, all_views: bool) -> tuple[tuple[View, ...], ...]:
         """The views of a stage in batches: the four, or identity alone.
@@ -199,8 +218,10 @@ class Ensemble:
         return ImageFeatures(self, image_bgr, StageClock(self.device), self.feature_budget_bytes)
 
     def merge_maps(self, features: ImageFeatures, members: Sequence[Member]) -> RpnMaps:
-        """The members' averaged RPN maps of the identity view."""
-        return merge_rpn_maps((weight, features.rpn_maps(member)) for weight, member in weigh(members, "proposals"))
+        """The members' averaged RPN maps of the identity view. Raises NotFiniteError."""
+        merged = merge_rpn_maps((weight, features.rpn_maps(member)) for weight, member in weigh(members, "proposals"))
+        require_finite("merged RPN maps", [*merged.scores, *merged.deltas])
+        return merged
 
     def propose(self, features: ImageFeatures, members: Sequence[Member]) -> Proposals:
         """Proposals of the members' averaged RPN maps on the identity view."""
@@ -214,11 +235,11 @@ class Ensemble:
             )
 
     def box(self, features: ImageFeatures, members: Sequence[Member], boxes_xyxy: torch.Tensor) -> MergedBoxes:
-        """The members' and views' averaged answer to proposals (N, 4)."""
+        """The members' and views' averaged answer to proposals (N, 4). Raises NotFiniteError."""
         with features.clock.stage("boxes"):
             if len(boxes_xyxy) == 0:
                 return MergedBoxes(boxes_xyxy, boxes_xyxy.new_zeros((0, self.settings.num_classes)))
-            return merge_boxes(
+            merged = merge_boxes(
                 (
                     weight * len(views),
                     self.box_in_views(features, member, views, boxes_xyxy),
@@ -226,6 +247,8 @@ class Ensemble:
                 for weight, member in weigh(members, "boxes")
                 for views in self.view_batches(self.settings.use_tta)
             )
+            require_finite("merged boxes", [merged.boxes_xyxy, merged.scores])
+            return merged
 
     def box_in_views(
         self, features: ImageFeatures, member: Member, views: tuple[View, ...], boxes_xyxy: torch.Tensor
@@ -252,14 +275,14 @@ class Ensemble:
     ) -> torch.Tensor:
         """The members' and views' averaged mask probabilities (N, 28, 28) of final boxes.
 
-        `batches` are those of `view_batches`, or some of them; None: all that the settings want.
+        `batches` are those of `view_batches`, or some of them; None: all that the settings want. Raises NotFiniteError.
         """
         if batches is None:
             batches = self.view_batches(self.settings.use_tta_masks)
         with features.clock.stage("masks"):
             if len(boxes.boxes_xyxy) == 0:
                 return boxes.boxes_xyxy.new_zeros((0, *mask_size(members[0].detector)))
-            return merge_masks(
+            merged = merge_masks(
                 (
                     weight * len(views),
                     self.mask_in_views(features, member, views, boxes),
@@ -267,6 +290,8 @@ class Ensemble:
                 for weight, member in weigh(members, "masks")
                 for views in batches
             )
+            require_finite("merged masks", [merged])
+            return merged
 
     def mask_in_views(
         self, features: ImageFeatures, member: Member, views: tuple[View, ...], boxes: Detections
@@ -321,7 +346,10 @@ class Ensemble:
 
     @torch.inference_mode()
     def predict(self, image_bgr: np.ndarray) -> Prediction:
-        """Find the cells of an image (H, W, 3) uint8 BGR of any size. Only the members that it needs are run."""
+        """Find the cells of an image (H, W, 3) uint8 BGR of any size. Only the members that it needs are run.
+
+        Raises NotFiniteError rather than finding nothing.
+        """
         return self.predict_features(self.image_features(image_bgr))
 
     @torch.inference_mode()
@@ -343,6 +371,15 @@ class Ensemble:
         )
 
 
+def require_finite(what: str, tensors: Sequence[torch.Tensor]) -> None:
+    """Raise NotFiniteError where a number is none: no threshold is below it, so that its cells would vanish unseen.
+
+    Sums tell, in one pass and one answer from the device: nothing added to NaN or infinity is finite.
+    """
+    if not torch.stack([tensor.sum() for tensor in tensors]).isfinite().all():
+        raise NotFiniteError(f"not all numbers are finite in the {what}")
+
+
 def weigh(members: Sequence[Member], stage: str) -> list[tuple[float, Member]]:
     """The members that count at a stage, a field of `StageWeights`, with their weights there; the largest is 1.
 
@@ -355,10 +392,7 @@ def weigh(members: Sequence[Member], stage: str) -> list[tuple[float, Member]]:
 def check_members_agree(members: Sequence[Member], settings: EnsembleSettings) -> None:
     """Raise InputError unless all members can be averaged: same anchors, classes, mask size; each type has some, and
     some that count at each stage."""
-    stages_of_uses = {use: tuple(stage.name for stage in fields(StageWeights)) for use in CELL_TYPES}
-    if len({member.use_for - {CLS_USE} for member in members}) > 1:
-        stages_of_uses[CLS_USE] = FIRST_PASS_STAGES
-    for use, stages in stages_of_uses.items():
+    for use, stages in needed_stages(member.use_for for member in members).items():
         users = [member for member in members if use in member.use_for]
         if not users:
             raise InputError(f"no member is used for {use!r}: add it to some member's `use_for` in the manifest")

@@ -1,9 +1,10 @@
 """Images shared over devices: a process for each, one queue for all, and no image lost with a process.
 
 A process of its own for each device means that none waits for another's Python, and that one that dies takes only
-itself along. The processes are the script once more, told by the environment to serve: they take tasks as lines of
-JSON on their input and give answers the same way; what goes back is text, rows and not masks. A device that is alone
-is served in this process, by the same loop.
+itself along: another one is started in its place, unless the last two did not a single image. The processes are the
+script once more, told by the environment to serve: they take tasks as lines of JSON on their input and give answers
+the same way; what goes back is text, rows and not masks. A CPU that is alone is served in this process, by the same
+loop.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from kernel.runtime.log import LOG
 
 #: An image in whose hands so many processes died is given up: it may be what they died of.
 MOST_ATTEMPTS = 2
+#: After so many starts that brought no image a device is given up.
+MOST_BARREN_STARTS = 2
 #: How long a process may take to end when it is told to.
 CLOSING_SECONDS = 10.0
 
@@ -48,6 +51,10 @@ class DeviceWorker(Protocol):
 
     def send(self, path: Path, level: int, then: Path | None) -> None:
         """Do an image at a level of quality; `then` is likely to be the next one."""
+        ...
+
+    def restart(self) -> bool:
+        """Start anew after its end, where that makes sense; whether it did."""
         ...
 
     def close(self, at_once: bool = False) -> None:
@@ -168,6 +175,9 @@ class LocalWorker:
         else:
             self._lane.add(lambda: self._do(path, level, then))
 
+    def restart(self) -> bool:
+        return False
+
     def _do(self, path: Path, level: int, then: Path | None) -> None:
         self._finisher.take(self._begin(path, level, then))
 
@@ -201,53 +211,79 @@ class ProcessWorker:
         said: WorkerQueue,
     ):
         self.name = name
+        self._command, self._environment, self._task = list(command), dict(environment), task
         self._said = said
-        self.process = subprocess.Popen(
-            list(command),
-            env=dict(environment),
+        self._barren_starts = 0  # since the last answer
+        self._ended = False
+        self.process = self._start()
+
+    def _start(self) -> subprocess.Popen[str]:
+        """A process that has its task and is listened to."""
+        self._barren_starts += 1
+        process = subprocess.Popen(
+            self._command,
+            env=self._environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             encoding="utf-8",
             errors="replace",
         )
-        self._write(task)
-        threading.Thread(target=self._listen, name=f"listens to {name}", daemon=True).start()
+        self._write(process, self._task)
+        threading.Thread(target=self._listen, args=(process,), name=f"listens to {self.name}", daemon=True).start()
+        return process
+
+    def restart(self) -> bool:
+        """Not one that had to be ended, and not after so many starts without any image: the next would be no better."""
+        if self._ended or self._barren_starts >= MOST_BARREN_STARTS:
+            return False
+        self._close_input()
+        self.process = self._start()
+        return True
 
     def send(self, path: Path, level: int, then: Path | None) -> None:
-        self._write({"path": str(path), "level": level, "then": None if then is None else str(then)})
+        self._write(self.process, {"path": str(path), "level": level, "then": None if then is None else str(then)})
 
-    def _write(self, task: Mapping[str, Any]) -> None:
-        assert self.process.stdin is not None
+    def _write(self, process: subprocess.Popen[str], task: Mapping[str, Any]) -> None:
+        assert process.stdin is not None
         try:
-            self.process.stdin.write(json.dumps(task) + "\n")
-            self.process.stdin.flush()
+            process.stdin.write(json.dumps(task) + "\n")
+            process.stdin.flush()
         except OSError:  # it has died, which its end of the other pipe tells
             LOG.debug("%s takes no more tasks", self.name)
 
-    def _listen(self) -> None:
-        """Pass on what the process says, until it ends."""
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            try:
-                self._said.put((self, json.loads(line)))
-            except ValueError:  # half a line of one that was killed
-                LOG.debug("%s: not JSON: %s", self.name, line[:80])
-        self.process.wait()
+    def _listen(self, process: subprocess.Popen[str]) -> None:
+        """Pass on what a process says, until it ends."""
+        assert process.stdout is not None
+        with process.stdout as lines:
+            for line in lines:
+                try:
+                    message = json.loads(line)
+                except ValueError:  # half a line of one that was killed
+                    LOG.debug("%s: not JSON: %s", self.name, line[:80])
+                    continue
+                if "answer" in message:
+                    self._barren_starts = 0
+                self._said.put((self, message))
+        process.wait()
         self._said.put((self, None))
 
     def close(self, at_once: bool = False) -> None:
+        self._ended = True
         if at_once:
             self.process.kill()
-        assert self.process.stdin is not None
-        try:
-            self.process.stdin.close()
-        except OSError:
-            LOG.debug("%s has gone before", self.name)
+        self._close_input()
         try:
             self.process.wait(CLOSING_SECONDS)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+    def _close_input(self) -> None:
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.close()
+        except OSError:
+            LOG.debug("%s has gone before", self.name)
 
 
 def share_images(
@@ -262,8 +298,9 @@ def share_images(
 ) -> None:
     """Have every image done by whichever worker is free; calls `answered` or `failed` once for each.
 
-    An image whose worker dies is done once more by another. Images not begun at the budget's deadline fail; at
-    `last_call` so do those still being done, and their workers are ended. Workers that all die leave the rest failed.
+    An image whose worker dies is done once more, by another or by the one started in its place. Images not begun at the
+    budget's deadline fail; at `last_call` so do those still being done, and their workers are ended. Workers that all
+    die leave the rest failed.
 
     Raises InputError or RunError where a worker says that it cannot start for such a reason.
     """
@@ -304,9 +341,12 @@ def share_images(
             continue
         place = workers.index(worker)
         if message is None:
-            alive.remove(worker)
-            budget.devices = max(1, len(alive))
-            LOG.error("the process of %s has died; %d device(s) left", worker.name, len(alive))
+            if worker.restart():
+                LOG.error("the process of %s has died and is started again", worker.name)
+            else:
+                alive.remove(worker)
+                budget.devices = max(1, len(alive))
+                LOG.error("the process of %s has died; %d device(s) left", worker.name, len(alive))
             if worker in idle:
                 idle.remove(worker)
             for path in busy[place]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +22,10 @@ from kernel.errors import InputError
 from kernel.postprocess.instances import CellMasks
 from kernel.runtime.memory import free_memory
 from kernel.segment import finish_prediction
-from kernel.settings import CELL_TYPES, CLS_USE, FIRST_PASS_STAGES, StageWeights
+from kernel.settings import CELL_TYPES, CLS_USE, FIRST_PASS_STAGES, STAGES
 from kernel.validation.metric import image_score
 from kernel.validation.validate import lone_member, refuse_other_types
 
-#: The averages, as `StageWeights` and the ensemble's clock name them.
-STAGES = tuple(stage.name for stage in fields(StageWeights))
 #: Means of the same scores in another order may differ by so much.
 ROUNDING = 1e-12
 

@@ -14,7 +14,7 @@ from golden_ensemble import assert_same_boxes, to_rows
 from tiny_detectors import tiny_detector
 
 from kernel.ensemble.boxes import Detections, select_boxes
-from kernel.ensemble.ensemble import Ensemble, Member, Prediction
+from kernel.ensemble.ensemble import Ensemble, Member, NotFiniteError, Prediction
 from kernel.ensemble.masks import mask_sureness
 from kernel.ensemble.views import ALL_VIEWS, IDENTITY
 from kernel.errors import InputError
@@ -656,3 +656,24 @@ def test_two_members_of_one_name_are_refused() -> None:
     """Features are kept by name."""
     with pytest.raises(InputError, match="two members are called 'one'"):
         Ensemble([member("one"), member("one", seed=1)], EnsembleSettings())
+
+
+@pytest.mark.parametrize(
+    ("parameter", "told"),
+    [
+        ("backbone.conv1.weight", "features of two"),
+        ("neck.fpn_convs.3.conv.bias", "features of two"),
+        ("rpn_head.rpn_reg.bias", "merged RPN maps"),
+        ("roi_head.bbox_head.fc_cls.bias", "merged boxes"),
+        ("roi_head.mask_head.conv_logits.bias", "merged masks"),
+    ],
+)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_is_no_number_is_told_and_not_averaged_away(parameter: str, told: str, value: float) -> None:
+    members = [member("one"), member("two", seed=1)]
+    weights = dict(members[1].detector.named_parameters())[parameter]
+    weights.data.view(-1)[0] = value
+    if parameter.startswith("roi_head.mask"):
+        weights.data[:] = torch.nan  # an infinite logit is a sure pixel
+    with pytest.raises(NotFiniteError, match=told):
+        Ensemble(members, SETTINGS).predict(random_image())

@@ -14,7 +14,7 @@ from tiny_detectors import tiny_detector
 from kernel.ensemble.ensemble import Ensemble, Member
 from kernel.ensemble.quality import ensemble_at, quality_levels, uses_left
 from kernel.manifest import MemberEntry, read_manifest
-from kernel.settings import CELL_TYPES, CLS_USE, EnsembleSettings, Thresholds
+from kernel.settings import CELL_TYPES, CLS_USE, EQUAL_WEIGHTS, EnsembleSettings, StageWeights, Thresholds
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMITS = Thresholds(rpn_max_per_img=40, rcnn_iou_threshold=0.5, rcnn_score_threshold=0.1, confidence=0.1, min_size=0)
@@ -22,8 +22,13 @@ SETTINGS = EnsembleSettings(thresholds=dict.fromkeys(CELL_TYPES, LIMITS))
 KINDS = ("maskrcnn", "cascade", "htc")
 
 
-def entry(name: str, uses: tuple[str, ...] = CELL_TYPES, worth: float | None = None) -> MemberEntry:
-    return MemberEntry(name, "maskrcnn", "resnet18_narrow", uses, worth=worth)
+def entry(
+    name: str,
+    uses: tuple[str, ...] = CELL_TYPES,
+    worth: float | None = None,
+    weights: StageWeights = EQUAL_WEIGHTS,
+) -> MemberEntry:
+    return MemberEntry(name, "maskrcnn", "resnet18_narrow", uses, worth=worth, weights=weights)
 
 
 def test_the_order_of_three_members() -> None:
@@ -60,6 +65,29 @@ def test_the_least_worthy_go_first() -> None:
 def test_each_type_keeps_its_best_member() -> None:
     members = [entry("a", ("astro",)), entry("b", ("cort", "shsy5y", CLS_USE)), entry("c", ("astro", CLS_USE))]
     assert uses_left(members, 9) == {"a": {"astro"}, "b": {"cort", "shsy5y", CLS_USE}}
+
+
+def test_where_the_best_has_no_weight_the_next_one_stays_too() -> None:
+    no_masks, only_masks = StageWeights(masks=0), StageWeights(proposals=0, boxes=0)
+    members = [entry("a", weights=no_masks), entry("b"), entry("c")]
+    assert ["".join(uses_left(members, dropped)) for dropped in range(4)] == ["abc", "ab", "ab", "ab"]
+    members = [entry("a", weights=only_masks), entry("b", weights=only_masks), entry("c", weights=no_masks)]
+    assert ["".join(uses_left(members, dropped)) for dropped in range(3)] == ["abc", "abc", "ac"]
+    # The first pass takes no masks.
+    members = [entry("a", (*CELL_TYPES, CLS_USE), weights=no_masks), entry("b"), entry("c", ("cort", CLS_USE))]
+    assert uses_left(members, 9) == {"a": {*CELL_TYPES, CLS_USE}, "b": {*CELL_TYPES}}
+
+
+def test_no_level_has_a_first_pass_where_full_quality_has_none() -> None:
+    members = [entry("a"), entry("b"), entry("c", (*CELL_TYPES, CLS_USE))]
+    for level in quality_levels(members, EnsembleSettings()):
+        assert all(uses == {*CELL_TYPES} for uses in level.uses.values())
+
+
+def test_members_without_weight_are_no_work() -> None:
+    members = [entry("a", weights=StageWeights(masks=0)), entry("b", weights=StageWeights(boxes=0))]
+    for level in quality_levels(members, EnsembleSettings(use_tta=False, use_tta_masks=False)):
+        assert level.stage_work("cort") == {"features": 2, "proposals": 2, "boxes": 1, "masks": 1, "other": 1}
 
 
 @pytest.mark.parametrize("name", ["weights_manifest.json", "bundle/demo/manifest.json"])

@@ -121,17 +121,20 @@ def test_all_images_are_done_by_all_devices(tmp_path: Path, caplog: pytest.LogCa
 def test_a_device_that_dies_has_its_image_done_by_the_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     outcomes = share([*NAMES[:5], "once", *NAMES[5:]], tmp_path, {}, {})
     assert not outcomes.failed and outcomes.done["once"] in ("device0", "device1")
-    assert "has died; 1 device(s) left" in caplog.text
-    survivors = {outcomes.done[name] for name in NAMES[20:]}
-    assert survivors == {outcomes.done["once"]}
+    assert "has died and is started again" in caplog.text and "left" not in caplog.text
+
+
+def test_a_lone_device_that_dies_is_started_again(tmp_path: Path) -> None:
+    outcomes = share(["once", *NAMES, "poison"], tmp_path, {})
+    assert list(outcomes.failed) == ["poison"] and set(outcomes.done.values()) == {"device0"}
 
 
 def test_a_device_that_never_starts_is_done_without(tmp_path: Path) -> None:
     assert set(share(NAMES, tmp_path, {"die": True}, {}).done.values()) == {"device1"}
 
 
-def test_where_the_last_device_dies_the_rest_fails(tmp_path: Path) -> None:
-    outcomes = share([*NAMES[:3], "once", *NAMES[3:]], tmp_path, {})
+def test_where_the_last_device_only_dies_the_rest_fails(tmp_path: Path) -> None:
+    outcomes = share([*NAMES[:3], "poison0", "poison1", "poison2", *NAMES[3:]], tmp_path, {})
     assert list(outcomes.done) == NAMES[:3]
     assert {failure.reason for failure in outcomes.failed.values()} == {
         "no device is left: all their processes have died"
@@ -287,6 +290,9 @@ class ScriptedWorker:
 
     def send(self, path: Path, level: int, then: Path | None) -> None:
         self.sent.append(path.stem)
+
+    def restart(self) -> bool:
+        return False
 
     def close(self, at_once: bool = False) -> None:
         pass
