@@ -54,7 +54,15 @@ from kernel.runtime.devices import (
 )
 from kernel.runtime.files import whole_file
 from kernel.runtime.log import LOG, show_log
-from kernel.runtime.shards import RowKeeper, ShardResult, begin_shard, gather_shards, this_shard, write_shard
+from kernel.runtime.shards import (
+    RowKeeper,
+    ShardResult,
+    begin_shard,
+    failed_share,
+    gather_shards,
+    this_shard,
+    write_shard,
+)
 from kernel.runtime.wheels import install_wheels, parse_locked_wheels, verify_wheels
 from kernel.settings import NETWORK_DTYPES
 from kernel.worker import SERVE_VARIABLE, peak_memory, serve_device, start_worker
@@ -110,22 +118,30 @@ def run_kernel(manifest_json: str, wheels_lock_json: str) -> int:
     rows = writer if shard.count == 1 else RowKeeper(path.stem for path in image_paths)
     LOG.info("%d images, %d members, on %s in %s", len(image_paths), len(manifest.members), ", ".join(devices), dtype)
 
-    lock = parse_locked_wheels(json.loads(wheels_lock_json), "the embedded wheels lock")
-    wheels = verify_wheels(find_dataset(root, manifest.wheels_dataset), lock)
-    with tempfile.TemporaryDirectory(prefix="kernel-wheels-") as packages:
-        install_wheels(wheels, Path(packages))
-        budget = TimeBudget(
-            quality_levels(manifest.members, manifest.ensemble),
-            {path.stem: pixels_of(path) for path in image_paths},
-            start + (manifest.time_limit_hours - manifest.time_margin_hours) * 3600,
-            len(devices),
-        )
-        last_call = budget.deadline + manifest.time_margin_hours * 1800
-        tasks = worker_tasks(devices, dtype, packages, image_paths)
-        for task in tasks.values():
-            task["sharing"] *= shard.sharing(machine)
-        with started_workers(manifest, tasks) as (workers, said):
-            done, failed, peaks = segment_all(workers, said, image_paths, rows, budget, last_call)
+    try:
+        lock = parse_locked_wheels(json.loads(wheels_lock_json), "the embedded wheels lock")
+        wheels = verify_wheels(find_dataset(root, manifest.wheels_dataset), lock)
+        with tempfile.TemporaryDirectory(prefix="kernel-wheels-") as packages:
+            install_wheels(wheels, Path(packages))
+            budget = TimeBudget(
+                quality_levels(manifest.members, manifest.ensemble),
+                {path.stem: pixels_of(path) for path in image_paths},
+                start + (manifest.time_limit_hours - manifest.time_margin_hours) * 3600,
+                len(devices),
+            )
+            last_call = budget.deadline + manifest.time_margin_hours * 1800
+            tasks = worker_tasks(devices, dtype, packages, image_paths)
+            for task in tasks.values():
+                task["sharing"] *= shard.sharing(machine)
+            with started_workers(manifest, tasks) as (workers, said):
+                done, failed, peaks = segment_all(workers, said, image_paths, rows, budget, last_call)
+    except (InputError, RunError) as error:
+        if shard.rank == 0:
+            raise
+        # Told by the first process, whose submission has the others' images: any other code would end that one.
+        LOG.error("%s", error)
+        write_shard(working, shard, failed_share(image_paths, f"process {shard.rank}: {error}"))
+        return 0
 
     forecasts = budget.forecasts
     if isinstance(rows, RowKeeper):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 
 #: The competition's cell types; a type's place here is its label.
 CELL_TYPES = ("shsy5y", "astro", "cort")
-#: What networks can compute in; the short ones on a GPU that has them.
+#: What networks can compute in, the exact one first.
 NETWORK_DTYPES = ("float32", "float16", "bfloat16")
 #: The use of a member that takes part in the first pass, which decides the cell type.
 CLS_USE = "cls"

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import cv2
+import numpy as np
 import pytest
 import torch
 
+import kernel.main
 from kernel.errors import InputError
 from kernel.main import chosen_dtype
+from kernel.manifest import manifest_to_json, read_manifest
+from kernel.runtime.shards import Shard, ShardResult, gather_shards, write_shard
 from kernel.segment import prepare_gpu
+
+DEMO = Path(__file__).resolve().parents[1] / "bundle" / "demo" / "manifest.json"
 
 
 @pytest.mark.parametrize(
@@ -44,3 +53,29 @@ def test_bfloat16_is_refused_where_it_would_be_emulated(
             prepare_gpu(torch.device("cuda:1"), torch.bfloat16)
     else:
         prepare_gpu(torch.device("cuda:1"), torch.bfloat16)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_of_several_that_cannot_start_costs_only_its_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    """torchrun ends the first process, which writes the submission, where another ends with any code but 0."""
+    manifest = read_manifest(DEMO)
+    test = tmp_path / "competitions" / manifest.kernel.competition / "test"
+    test.mkdir(parents=True)
+    for name in "abc":
+        cv2.imwrite(str(test / f"{name}.png"), np.zeros((8, 8), np.uint8))
+    given = {"KERNEL_INPUT_ROOT": tmp_path, "KERNEL_WORKING": tmp_path, "RANK": rank, "WORLD_SIZE": 2}
+    for name, value in {**given, "KERNEL_DEVICE": "cpu"}.items():
+        monkeypatch.setenv(name, str(value))
+    launched = kernel.main.this_shard()
+
+    # There is no dataset of wheels.
+    assert kernel.main.main(manifest_to_json(manifest), '{"packages": []}') == (2 if rank == 0 else 0)
+    if rank == 1:
+        first = Shard(0, 2, 0, 2, launched.launch)
+        write_shard(tmp_path, first, ShardResult({"a": ([], (8, 8)), "c": ([], (8, 8))}, {}, {}, {}, []))
+        whole = gather_shards(tmp_path, first, sorted(test.glob("*.png")), last_call=1e18)
+        assert whole.rows == {"a": ([], (8, 8)), "b": ([], (0, 0)), "c": ([], (8, 8))}
+        assert list(whole.failed) == ["b"] and whole.failed["b"].reason.startswith("process 1: ")
+    assert not list(tmp_path.glob("shard-*"))

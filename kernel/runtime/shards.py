@@ -99,6 +99,13 @@ def this_shard(environment: Mapping[str, str] = os.environ) -> Shard:
     )
 
 
+def failed_share(paths: Sequence[Path], reason: str) -> ShardResult:
+    """What is left of a share whose process could not do it: an empty row for each image."""
+    ids = [path.stem for path in paths]
+    failure = FailedImage(reason, wrong_input=False)
+    return ShardResult({image_id: ([], (0, 0)) for image_id in ids}, {}, dict.fromkeys(ids, failure), {}, [])
+
+
 def shard_path(working: Path, rank: int) -> Path:
     """The file of a process's share."""
     return working / f"shard-{rank:04}.json"
@@ -152,9 +159,7 @@ def gather_shards(
             time.sleep(SHARD_POLL_SECONDS)
     for rank in sorted(set(range(shard.count)) - set(found)):
         LOG.error("process %d of %d has not written its share in time", rank, shard.count)
-        ids = [path.stem for path in paths[rank :: shard.count]]
-        lost = FailedImage(f"process {rank} did not end in time", wrong_input=False)
-        found[rank] = ShardResult({name: ([], (0, 0)) for name in ids}, {}, dict.fromkeys(ids, lost), {}, [])
+        found[rank] = failed_share(paths[rank :: shard.count], f"process {rank} did not end in time")
     for rank in found:
         shard_path(working, rank).unlink(missing_ok=True)
     parts = [found[rank] for rank in range(shard.count)]
