@@ -10,7 +10,7 @@ from typing import Any
 from bundle.site import use_vendored_packages
 from kernel.commands.common import check_device, ensemble_jobs
 from kernel.commands.scoring import refuse_to_replace_report, score_jobs
-from kernel.data.annotated import AnnotatedImage, list_annotated
+from kernel.data.annotated import AnnotatedImage, check_readable, list_annotated
 from kernel.errors import InputError
 from kernel.manifest import KIND_NAMES, read_manifest
 
@@ -52,9 +52,13 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--recipe", type=Path, default=RECIPE, help="for all kinds (default: lite0.toml, for CPUs)")
     parser.add_argument("--kinds", nargs="+", choices=KIND_NAMES, default=list(KIND_NAMES), help="default: all three")
     parser.add_argument(
-        "--iterations", type=int, nargs="+", metavar="N", help="of all finetunings, or of each, instead of the recipe's"
+        "--iterations",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="of all finetunings, or of each, instead of the recipe's (without LIVECell the first one wants more)",
     )
-    parser.add_argument("--pretraining-iterations", type=int, default=1300, metavar="N", help="default: %(default)s")
+    parser.add_argument("--pretraining-iterations", type=int, default=2000, metavar="N", help="default: %(default)s")
     parser.add_argument("--folds", type=int, default=5, metavar="N", help="by cell type (default: %(default)s)")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--fold", type=int, default=0, metavar="K", help="left out, and scored (default: %(default)s)")
@@ -67,7 +71,7 @@ def add_parser(commands: Any) -> None:
 def run_train_members(options: argparse.Namespace) -> None:
     """Train one member of each kind and score them."""
     use_vendored_packages()
-    from kernel.training.members import MembersPlan, train_members
+    from kernel.training.members import MembersPlan, prepare_members, train_members
     from kernel.training.recipe import read_recipe
 
     recipe = read_recipe(options.recipe)
@@ -90,10 +94,13 @@ def run_train_members(options: argparse.Namespace) -> None:
     report, other_report = plan.out / "report", plan.out / "score-report"
     for folder in (report, other_report):
         refuse_to_replace_report(folder)
+    prepare_members(plan)
+    # The truth is the competition's own: prepared masks have their holes filled.
+    unseen = [] if plan.fold is None else list_annotated(options.competition, [plan.fold], plan.folds_csv)
+    check_readable([*unseen, *others])
     train_members(plan)
     print(f"weights and manifest: {options.out}")
     if plan.fold is not None:
-        unseen = list_annotated(options.competition, [plan.fold], plan.folds_csv)
         title = f"fold {plan.fold}, which no member saw"
         print_scores(title, plan.manifest, unseen, plan.device, report)
     if others:

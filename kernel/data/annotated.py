@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from tqdm import tqdm
 
 from kernel.data.annotations import read_annotations
 from kernel.data.coco import PREPARED_NAME, read_prepared
@@ -82,6 +83,13 @@ class AnnotatedImage:
             InputError: run lengths that cannot be read.
         """
         return self.annotations.masks(fill_holes=fill_holes)
+
+
+def check_readable(images: Sequence[AnnotatedImage]) -> None:
+    """Read each image and its cells once. Raises InputError as `AnnotatedImage.read` and `.masks` do."""
+    for image in tqdm(images, unit="image", desc="checking", mininterval=1, disable=not images):
+        image.read()
+        image.masks()
 
 
 def list_annotated(

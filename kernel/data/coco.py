@@ -210,6 +210,7 @@ def write_prepared(folder: Path, dataset: PreparedDataset, description: str) -> 
 
     Raises:
         InputError: the folder cannot be written.
+        RunError: the disk is full.
     """
     parts = {
         "categories": (
@@ -258,10 +259,12 @@ def _cell_records(dataset: PreparedDataset) -> Iterator[dict[str, Any]]:
 
 
 def _path_from(folder: Path, path: Path) -> str:
+    # An image that is a link keeps its own name, by which it is known.
+    path = path.parent.resolve() / path.name
     try:
-        return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
+        return Path(os.path.relpath(path, folder.resolve())).as_posix()
     except ValueError:  # on Windows, between drives
-        return path.resolve().as_posix()
+        return path.as_posix()
 
 
 def read_prepared(folder: Path) -> PreparedDataset:
@@ -272,6 +275,7 @@ def read_prepared(folder: Path) -> PreparedDataset:
     """
     path = folder / PREPARED_NAME
     data = read_json(path, "prepared annotations")
+    real_folder = folder.resolve()  # what `..` in the images' paths starts from
     place = "the file"
     try:
         names = []
@@ -285,7 +289,7 @@ def read_prepared(folder: Path) -> PreparedDataset:
         place = "the file"
         for number, image in enumerate(data["images"], start=1):
             place = f"image {number}"
-            file_name = os.path.normpath(folder / image["file_name"])
+            file_name = os.path.normpath(real_folder / image["file_name"])
             heads[image["id"]] = Path(file_name), str(image["cell_type"]), (int(image["height"]), int(image["width"]))
             cells[image["id"]] = []
         place = "the file"

@@ -55,7 +55,7 @@ def list_images(folder: Path) -> list[Path]:
     return images
 
 
-def read_image(path: Path) -> np.ndarray:
+def read_image(path: Path, *, only_eight_bit: bool = False) -> np.ndarray:
     """One image as (H, W, 3) uint8, channels B, G, R: gray is repeated, alpha dropped, of a stack the first page read.
 
     8 bit values stay as they are. Other depths are mapped linearly to the gray levels of the competition's images,
@@ -64,8 +64,12 @@ def read_image(path: Path) -> np.ndarray:
     stretch from the darkest to the brightest value gives a contrast that no member was trained on. The channels share
     one mapping, which keeps colours; a constant image becomes 128; not-a-number counts as the mean.
 
+    Args:
+        path: the file.
+        only_eight_bit: refuse other depths, where values have a meaning that the mapping would lose.
+
     Raises:
-        InputError: the file is missing, empty, truncated, or no image that OpenCV reads.
+        InputError: the file is missing, empty, truncated, no image that OpenCV reads, or of a refused depth.
     """
     path = Path(path)
     try:
@@ -88,6 +92,8 @@ def read_image(path: Path) -> np.ndarray:
         pages = _tiff_pages(content)
         if pages > 1:
             LOG.warning("%s has %d pages: only the first is used", path.name, pages)
+    if only_eight_bit and pixels.dtype != np.uint8:
+        raise InputError(f"{path} holds {pixels.dtype} values, and 8 bits are expected: save it again as an 8 bit PNG")
     return _three_channels(_eight_bit(pixels))
 
 

@@ -157,7 +157,7 @@ def prepare(
     Raises:
         InputError: no image is left, the split is not possible, or `out` is the competition's folder or cannot
             be written.
-        RunError: a worker process died.
+        RunError: a worker process died, or the disk is full.
     """
     if (out / "train.csv").exists():
         raise InputError(
@@ -281,7 +281,7 @@ def _outside_correction(task: SourceImage, image_shape: tuple[int, int]) -> tupl
     if task.correction is None:
         return None, ""
     try:
-        pixels = read_image(task.correction)
+        pixels = read_image(task.correction, only_eight_bit=True)
     except InputError as error:
         return None, str(error)
     if pixels.shape[:2] != image_shape:

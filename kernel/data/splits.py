@@ -178,6 +178,7 @@ def write_folds(path: Path, rows: Sequence[FoldRow]) -> None:
 
     Raises:
         InputError: the folder cannot be written.
+        RunError: the disk is full.
     """
     with whole_text(path) as stream:
         writer = csv.writer(stream, lineterminator="\n")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+import errno
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from kernel.errors import InputError
+from kernel.errors import InputError, RunError
 from kernel.runtime.files import whole_file
 
 
@@ -55,10 +56,13 @@ def whole_text(path: Path) -> Iterator[TextIO]:
 
     Raises:
         InputError: the folder cannot be written.
+        RunError: the disk is full.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
             yield stream
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise RunError(f"cannot write {path}: {error.strerror}; free some, and run the same again") from error
         raise InputError(f"cannot write {path}: {error.strerror}; choose a folder that can be written") from error

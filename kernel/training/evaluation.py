@@ -8,11 +8,12 @@ from pathlib import Path
 
 import torch
 
-from kernel.data.annotated import AnnotatedImage
+from kernel.data.annotated import AnnotatedImage, check_readable
 from kernel.ensemble.ensemble import Ensemble, Member
+from kernel.errors import InputError
 from kernel.models.detectors import Detector
 from kernel.settings import CELL_TYPES, CLS_USE, EnsembleSettings, Thresholds
-from kernel.validation.validate import ImageResult, validate_ensemble
+from kernel.validation.validate import ImageResult, refuse_other_types, validate_ensemble
 
 #: For members that are few or not yet sure of themselves: the published thresholds of a single model, but for lower
 #: scores. Masks have a say in these, which on 34 real images out of fold is worth 0.003 to 0.009 per cell type; the
@@ -34,6 +35,23 @@ EVALUATION_SETTINGS = EnsembleSettings(
         ),
     },
 )  # fmt: skip
+
+
+def check_class_count(num_classes: int) -> None:
+    """Raise InputError for a detector that lacks outputs for the competition's cell types, as no ensemble may."""
+    needed = EVALUATION_SETTINGS.num_classes
+    if num_classes < needed:
+        raise InputError(
+            f"num_classes is {num_classes}, and {', '.join(CELL_TYPES)} are to be found: set it to {needed} or more in "
+            "the recipe's [detector]"
+        )
+
+
+def check_evaluation(num_classes: int, images: Sequence[AnnotatedImage]) -> None:
+    """Raise InputError for what `evaluate_detector` cannot score: better now than after the first hours."""
+    check_class_count(num_classes)
+    refuse_other_types(EVALUATION_SETTINGS.thresholds, images, "validate on images of these, or set evaluate_every 0")
+    check_readable(images)
 
 
 def evaluate_detector(

@@ -8,24 +8,34 @@ done again, and one that was stopped goes on.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from kernel.data.coco import read_json
 from kernel.data.livecell import read_livecell
-from kernel.data.prepare import prepare
+from kernel.data.prepare import PrepareReport, prepare
 from kernel.data.sources import read_competition
 from kernel.data.splits import FOLDS_NAME, other_folds
+from kernel.data.tables import whole_text
 from kernel.errors import InputError
 from kernel.manifest import parse_manifest
 from kernel.runtime.files import whole_file
 from kernel.runtime.log import LOG
+from kernel.runtime.wheels import file_sha256
 from kernel.settings import CELL_TYPES
 from kernel.training.enlist import manifest_entry
-from kernel.training.evaluation import EVALUATION_SETTINGS
+from kernel.training.evaluation import EVALUATION_SETTINGS, check_class_count
 from kernel.training.recipe import Recipe
 from kernel.training.samples import TrainingImage, read_training_images
 from kernel.training.trainer import TrainingRun, train_detector
+from kernel.validation.predictions import fingerprint_differences
+
+#: The run on LIVECell, by its name beside those of the kinds.
+PRETRAINED = "pretrained"
+#: What a folder was prepared from; written last, so that only a whole folder has it.
+SOURCE_NAME = "source.json"
 
 
 @dataclass(frozen=True)
@@ -50,8 +60,29 @@ class MembersPlan:
         return self.out / "manifest.json"
 
     @property
+    def prepared(self) -> Path:
+        return self.out / "prepared"
+
+    @property
+    def prepared_livecell(self) -> Path:
+        return self.out / "livecell"
+
+    @property
     def folds_csv(self) -> Path:
-        return self.out / "prepared" / FOLDS_NAME
+        return self.prepared / FOLDS_NAME
+
+    @property
+    def recipes(self) -> dict[str, Recipe]:
+        """What each run trains, by its name, in their order."""
+        pretraining = [(PRETRAINED, self.kinds[0], self.pretraining_iterations)] if self.livecell_annotations else []
+        runs = [*pretraining, *zip(self.kinds, self.kinds, self.iterations, strict=True)]
+        detector, training = self.recipe.detector, self.recipe.training
+        return {
+            name: Recipe(
+                replace(detector, kind=kind), replace(training, iterations=iterations, seed=training.seed + number)
+            )
+            for number, (name, kind, iterations) in enumerate(runs, start=1 - len(pretraining))
+        }
 
     def weights(self, name: str) -> Path:
         """Where the run `name` writes."""
@@ -59,10 +90,15 @@ class MembersPlan:
 
     def check(self) -> None:
         """Raise InputError for a plan that cannot be followed: better now than after the first hour."""
-        if not self.encoder_weights.is_file():
-            raise InputError(f"--encoder-weights {self.encoder_weights}: no such file")
         if bool(self.livecell_annotations) != (self.livecell_images is not None):
             raise InputError("--livecell-annotations and --livecell-images belong together: give both, or none")
+        for option, path in (
+            ("--encoder-weights", self.encoder_weights),
+            ("--competition", self.competition / "train.csv"),
+            *(("--livecell-annotations", path) for path in self.livecell_annotations),
+        ):
+            if not path.is_file():
+                raise InputError(f"{option} {path}: no such file")
         if self.fold is not None and not 0 <= self.fold < self.folds:
             raise InputError(f"--fold {self.fold}: there are folds 0 to {self.folds - 1}")
         if len(set(self.kinds)) < len(self.kinds):
@@ -72,47 +108,75 @@ class MembersPlan:
                 f"--iterations {' '.join(map(str, self.iterations))}: give one number for all kinds, or one for "
                 f"each of {', '.join(self.kinds)}"
             )
+        check_class_count(self.recipe.detector.num_classes)
+        for name, recipe in self.recipes.items():
+            recipe.check(f"the run {name}")
+
+
+def prepare_members(plan: MembersPlan) -> None:
+    """Check the plan, and prepare what it trains on: `plan.prepared`, and `plan.prepared_livecell` where that is given.
+
+    Raises InputError for a plan or data that cannot be followed, and where a folder was prepared from other data.
+    """
+    plan.check()
+    prepare_once(
+        plan.prepared,
+        {
+            "competition": str(plan.competition.resolve()),
+            "train_csv_sha256": file_sha256(plan.competition / "train.csv"),
+            "folds": plan.folds,
+        },
+        lambda: prepare(read_competition(plan.competition), plan.prepared, "stratified", plan.folds),
+    )
+    annotations, images = list(plan.livecell_annotations), plan.livecell_images
+    if images is not None:
+        prepare_once(
+            plan.prepared_livecell,
+            {
+                "livecell_annotations": [str(path.resolve()) for path in annotations],
+                "livecell_annotations_sha256": [file_sha256(path) for path in annotations],
+                "livecell_images": str(images.resolve()),
+            },
+            lambda: prepare(read_livecell(annotations, images), plan.prepared_livecell, None),
+        )
+
+
+def prepare_once(folder: Path, source: Mapping[str, Any], make: Callable[[], PrepareReport]) -> None:
+    """Let `make` prepare `folder` from `source`, unless that is done. Raises InputError where it was another source."""
+    path = folder / SOURCE_NAME
+    if path.is_file():
+        differences = fingerprint_differences(read_json(path, "the source of prepared images"), source)
+        if differences:
+            raise InputError(
+                f"{folder} was prepared from other data ({'; '.join(differences)}): give the same, or another --out, "
+                "or delete the folder to prepare it anew"
+            )
+        return
+    LOG.info("%s", make().describe())
+    with whole_text(path) as stream:
+        stream.write(json.dumps(source, indent=1) + "\n")
 
 
 def train_members(plan: MembersPlan) -> None:
-    """Follow the plan: `plan.out` then holds the weights `<kind>.safetensors`, the manifest, and what they came of.
+    """Train what `prepare_members` has prepared: `plan.out` then holds `<kind>.safetensors` and the manifest.
 
-    Raises InputError for a plan or data that cannot be trained, RunError where a training fails or is stopped; the same
-    call goes on from there.
+    Raises InputError for images that cannot be trained on, RunError where a training fails or is stopped; the same call
+    goes on from there.
     """
-    plan.check()
-    init, keep_classes = plan.encoder_weights, False
-    if plan.livecell_annotations:
-        init = pretrain(plan, init)
+    # First, though LIVECell's turn comes before: what is wrong with them is better told now than after hours.
     images = competition_images(plan)
-    for number, (kind, iterations) in enumerate(zip(plan.kinds, plan.iterations, strict=True), start=1):
-        settings = replace(plan.recipe.training, iterations=iterations, seed=plan.recipe.training.seed + number)
-        recipe = Recipe(replace(plan.recipe.detector, kind=kind), settings)
-        init = train_one(plan, kind, recipe, images, init, keep_classes)
-        keep_classes = True  # from here on the classes are the same
+    init, keep_classes = plan.encoder_weights, False
+    for name, recipe in plan.recipes.items():
+        its_images = read_training_images(plan.prepared_livecell) if name == PRETRAINED else images
+        init = train_one(plan, name, recipe, its_images, init, keep_classes)
+        keep_classes = name != PRETRAINED  # from the first kind on the classes are the same
     write_members_manifest(plan)
-
-
-def pretrain(plan: MembersPlan, init: Path) -> Path:
-    """Train the first kind on LIVECell's classes; returns the weights."""
-    folder = plan.out / "livecell"
-    if not folder.is_dir():
-        assert plan.livecell_images is not None
-        report = prepare(read_livecell(list(plan.livecell_annotations), plan.livecell_images), folder, None)
-        LOG.info("%s", report.describe())
-    detector = replace(plan.recipe.detector, kind=plan.kinds[0])
-    settings = replace(plan.recipe.training, iterations=plan.pretraining_iterations)
-    return train_one(plan, "pretrained", Recipe(detector, settings), read_training_images(folder), init, False)
 
 
 def competition_images(plan: MembersPlan) -> list[TrainingImage]:
     """The images to finetune on."""
-    folder = plan.folds_csv.parent
-    if not folder.is_dir():
-        report = prepare(read_competition(plan.competition, None), folder, "stratified", plan.folds)
-        LOG.info("%s", report.describe())
     training = None if plan.fold is None else other_folds(plan.folds_csv, plan.fold)
-    return read_training_images(folder, training, plan.folds_csv)
+    return read_training_images(plan.prepared, training, plan.folds_csv)
 
 
 def train_one(
@@ -138,9 +202,8 @@ def train_one(
 
 def write_members_manifest(plan: MembersPlan) -> None:
     """A manifest of the members, with thresholds for detectors that are not yet sure of themselves."""
-    members = [
-        manifest_entry(plan.weights(kind), replace(plan.recipe.detector, kind=kind), CELL_TYPES) for kind in plan.kinds
-    ]
+    recipes = plan.recipes
+    members = [manifest_entry(plan.weights(kind), recipes[kind].detector, CELL_TYPES) for kind in plan.kinds]
     data = {
         "kernel": {
             "id": "your-kaggle-name/in-network-ensemble",

@@ -28,7 +28,7 @@ def learning_rate_factor(step: int, steps: int, warmup_share: float) -> float:
 
 
 class WeightsMean:
-    """A running mean of a detector's weights, which is written in their place; buffers are taken as they are.
+    """A running mean of a detector's parameters, written in their place; buffers are the detector's, as they are.
 
     The first steps count for more than `decay` says, as the mean would otherwise remember the random start: after
     n steps the decay is at most (1 + n) / (10 + n).
@@ -37,18 +37,15 @@ class WeightsMean:
     def __init__(self, detector: Detector, decay: float):
         self.decay = decay
         self.steps = 0
-        self.mean = {key: value.detach().clone() for key, value in detector.state_dict().items()}
+        self.mean = {key: value.detach().clone() for key, value in detector.named_parameters()}
 
     @torch.no_grad()
     def update(self, detector: Detector) -> None:
         """Take in the weights after a step."""
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        for key, value in detector.state_dict().items():
-            if value.is_floating_point():
-                self.mean[key].lerp_(value, 1 - decay)
-            else:
-                self.mean[key].copy_(value)
+        for key, value in detector.named_parameters():
+            self.mean[key].lerp_(value, 1 - decay)
 
     def state_dict(self) -> dict[str, object]:
         """What a run needs to go on."""

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from kernel.errors import InputError
+
+#: The others wait while the first process evaluates and saves; torch's 10 (NCCL) or 30 minutes would end the run there.
+LONGEST_WAIT = timedelta(hours=12)
 
 
 def is_first_process() -> bool:
@@ -39,7 +43,7 @@ class ProcessGroup:
                 )
             self.device = torch.device("cuda", local)
             torch.cuda.set_device(self.device)
-        dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+        dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
 
     @property
     def is_first(self) -> bool:
@@ -89,6 +93,13 @@ class ProcessGroup:
         told = torch.tensor(int(flag), device=self.device)
         dist.all_reduce(told, dist.ReduceOp.MAX)
         return bool(told)
+
+    def all_of(self, number: int) -> list[int]:
+        """Every process's `number`, by rank."""
+        numbers = [number] * self.size
+        if self.size > 1:
+            dist.all_gather_object(numbers, number)
+        return numbers
 
     def close(self) -> None:
         """Leave the group."""

@@ -22,6 +22,27 @@ class Recipe:
     detector: DetectorSpec
     training: TrainSettings
 
+    def check(self, source: str) -> None:
+        """Raise InputError for what cannot be trained; `source` names the recipe in the message."""
+        detector = self.detector
+        for what, value, allowed in (
+            ("kind", detector.kind, KIND_NAMES),
+            ("encoder", detector.encoder, ENCODER_NAMES),
+        ):
+            if value not in allowed:
+                raise InputError(f"{source}: {what} {value!r} is not one of {', '.join(allowed)}")
+        if detector.kind == "htc" and detector.mask_channels != detector.neck_channels:
+            raise InputError(
+                f"{source}: mask_channels is {detector.mask_channels} and neck_channels {detector.neck_channels}; an "
+                "htc's mask heads add one's features to the next one's input, so the two must be equal"
+            )
+        if detector.neck_norm and detector.neck_channels % NECK_NORM_GROUPS:
+            raise InputError(
+                f"{source}: neck_channels is {detector.neck_channels}; with neck_norm it must be a multiple of "
+                f"{NECK_NORM_GROUPS}, the groups of GroupNorm"
+            )
+        self.training.check(source)
+
 
 def read_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
     """Read a recipe of two tables, `[detector]` and `[training]`, whose keys are the fields of the dataclasses.
@@ -56,24 +77,7 @@ def recipe_of_tables(data: Mapping[str, Any], source: str, overrides: Mapping[st
             raise InputError(f"{source} [{table}]: {', '.join(missing)} must be given")
         made[table] = target(**values)
     recipe = Recipe(made["detector"], made["training"])
-    for what, value, allowed in (
-        ("kind", recipe.detector.kind, KIND_NAMES),
-        ("encoder", recipe.detector.encoder, ENCODER_NAMES),
-    ):
-        if value not in allowed:
-            raise InputError(f"{source}: {what} {value!r} is not one of {', '.join(allowed)}")
-    detector = recipe.detector
-    if detector.kind == "htc" and detector.mask_channels != detector.neck_channels:
-        raise InputError(
-            f"{source}: mask_channels is {detector.mask_channels} and neck_channels {detector.neck_channels}; an htc's "
-            "mask heads add one's features to the next one's input, so the two must be equal"
-        )
-    if detector.neck_norm and detector.neck_channels % NECK_NORM_GROUPS:
-        raise InputError(
-            f"{source}: neck_channels is {detector.neck_channels}; with neck_norm it must be a multiple of "
-            f"{NECK_NORM_GROUPS}, the groups of GroupNorm"
-        )
-    recipe.training.check(source)
+    recipe.check(source)
     return recipe
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from kernel.runtime.log import LOG
-from kernel.training.state import write_whole
+from kernel.training.state import write_whole, writing
 from kernel.validation.validate import ImageResult, describe_scores, scores_of
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ LOG_EVERY = 20
 class RunRecord:
     """Writes beside the weights `<out>`: `<out>.json` (settings), `.jsonl` (log), `.png` (curves).
 
-    A resumed run goes on in the same log; lines of steps that are done again are dropped from it.
+    A resumed run goes on in the same log; lines of steps that are done again are dropped from it. All methods that
+    write raise RunError where the disk is full.
     """
 
     def __init__(self, run: TrainingRun, step: int):
@@ -38,13 +39,14 @@ class RunRecord:
             "images": len(run.images),
             "cells": sum(len(image.crops) for image in run.images),
             "extra_images": len(run.extra),
-            "fingerprint": run.fingerprint(),
+            "fingerprint": run.fingerprint,
             "torch": torch.__version__,
         }
         text = json.dumps(settings, indent=2) + "\n"
         write_whole(run.out.with_suffix(".json"), lambda path: path.write_text(text, encoding="utf-8"))
         kept = [line for line in read_log(self.path) if line["step"] <= step] if step else []
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        log = "".join(json.dumps(line) + "\n" for line in kept)
+        write_whole(self.path, lambda path: path.write_text(log, encoding="utf-8"))
         self.board = open_board(run.out.with_suffix(""))
 
     def add_step(
@@ -73,7 +75,7 @@ class RunRecord:
         return scores.overall
 
     def _add(self, line: dict[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as stream:
+        with writing(self.path), self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
         if self.board is not None:
             for name, value in line.items():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +63,18 @@ def read_entries(entries: Sequence[AnnotatedImage]) -> list[TrainingImage]:
             )
         )
     return images
+
+
+def images_digest(images: Sequence[TrainingImage]) -> str:
+    """A hash of all that a training sees of the images, in their order."""
+    digest = hashlib.sha256()
+    for image in images:
+        arrays = (image.image_bgr, image.offsets_yx, image.labels, *image.crops)
+        shapes = [array.shape for array in arrays]
+        digest.update(json.dumps([image.name, image.cell_type, shapes]).encode())
+        for array in arrays:
+            digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 def check_classes(images: Sequence[TrainingImage], num_classes: int) -> None:

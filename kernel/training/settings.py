@@ -6,9 +6,7 @@ import math
 from dataclasses import dataclass
 
 from kernel.errors import InputError
-
-#: Dtypes of encoder and neck, and of the heads, in training.
-DTYPE_NAMES = ("float32", "bfloat16", "float16")
+from kernel.settings import NETWORK_DTYPES
 
 
 @dataclass(frozen=True)
@@ -76,8 +74,8 @@ class TrainSettings:
         if self.crop_size % 32:
             problems.append(f"crop_size is {self.crop_size}, it must be a multiple of 32, the coarsest stride")
         for name in ("dtype", "heads_dtype"):
-            if getattr(self, name) not in DTYPE_NAMES:
-                problems.append(f"{name} {getattr(self, name)!r} is not one of {', '.join(DTYPE_NAMES)}")
+            if getattr(self, name) not in NETWORK_DTYPES:
+                problems.append(f"{name} {getattr(self, name)!r} is not one of {', '.join(NETWORK_DTYPES)}")
         for name in ("warmup_share", "flip_paste", "extra_share", "extra_until", "ema_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 problems.append(f"{name} is {getattr(self, name)}, it must be from 0 to 1")

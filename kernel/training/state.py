@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import pickle
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ class RunState:
     """
 
     step: int
-    fingerprint: str  # of settings, detector and data: a state goes on only with its own
+    fingerprint: str  # of settings, detector, first weights and data: a state goes on only with its own
     parts: Mapping[str, Any]  # state dicts by name: detector, optimizer, scheduler, scaler, mean
     best_score: float  # of the evaluations so far; -1: none
 
@@ -57,8 +58,8 @@ def read_state(path: Path, fingerprint: str) -> RunState:
         raise InputError(f"{path} is no state of a run ({error}): delete it to start anew") from error
     if state.fingerprint != fingerprint:
         raise InputError(
-            f"{path} belongs to a run with other settings, another detector or other images: resume with the same "
-            "ones, or start anew with another --out (or delete the file)"
+            f"{path} belongs to a run with other settings, another detector, other weights to start from or other "
+            "images: resume with the same ones, or start anew with another --out (or delete the file)"
         )
     return state
 
@@ -79,6 +80,16 @@ def write_weights(tensors: Mapping[str, torch.Tensor], path: Path, half: bool = 
         for key, value in tensors.items()
     }
     write_whole(path, lambda temporary: safetensors.torch.save_file(state, temporary))
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise RunError in the place of an OSError of what is written to `path`: a full disk, most likely."""
+    try:
+        yield
+    except OSError as error:
+        told = f"cannot write {path} ({error}): free some space; a resumed run goes on from its last state"
+        raise RunError(told) from error
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:

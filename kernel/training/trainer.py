@@ -8,7 +8,8 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,9 +24,10 @@ from kernel.errors import InputError, RunError
 from kernel.models.detectors import Detector, DetectorSpec, build_detector
 from kernel.models.roi_align import quicken_extractors
 from kernel.runtime.log import LOG
+from kernel.runtime.wheels import file_sha256
 from kernel.training.augment import Augmentation
 from kernel.training.crops import CropDataset
-from kernel.training.evaluation import evaluate_detector
+from kernel.training.evaluation import check_evaluation, evaluate_detector
 from kernel.training.extra import ExtraSchedule
 from kernel.training.initialise import draw_weights, take_weights
 from kernel.training.losses import weighted_loss
@@ -33,16 +35,14 @@ from kernel.training.optimisation import WeightsMean, learning_rate_factor, para
 from kernel.training.precision import heads_in, keep_depthwise_wide
 from kernel.training.processes import ProcessGroup
 from kernel.training.record import RunRecord
-from kernel.training.samples import TrainingImage, check_classes, collate, semantic_maps
+from kernel.training.samples import TrainingImage, check_classes, collate, images_digest, semantic_maps
 from kernel.training.settings import TrainSettings
-from kernel.training.state import RunState, fingerprint_of, read_state, save_state, write_weights
+from kernel.training.state import RunState, fingerprint_of, read_state, save_state, write_weights, writing
 
 #: Settings that may change when a run is resumed: they do not change what is computed.
-FREE_SETTINGS = {"workers": 0, "checkpoint_every": 0, "evaluate_every": 0}
+FREE_SETTINGS = ("workers", "checkpoint_every", "evaluate_every")
 #: Settings that mean nothing, and may change, in a run without extra images.
 EXTRA_SETTINGS = ("extra_images", "extra_share", "extra_until")
-#: Settings that came later: at these values a run is what it was before, and its state still fits.
-LATER_SETTINGS = {"heads_dtype": "float32", "rotate": False, "zoom": 1.0, "contrast": 1.0, "norm_eval_below": 0}
 
 
 @dataclass(frozen=True)
@@ -69,18 +69,18 @@ class TrainingRun:
     def best_path(self) -> Path:
         return self.out.with_name(f"{self.out.stem}.best{self.out.suffix}")
 
+    @property
+    def has_evaluations(self) -> bool:
+        return bool(self.settings.evaluate_every and self.validation)
+
+    @cached_property
     def fingerprint(self) -> str:
-        """What a state must have been made with to go on from it."""
-        images, extra = (
-            [[image.name, len(image.crops), *image.image_bgr.shape] for image in some]
-            for some in (self.images, self.extra)
-        )
-        settings = asdict(replace(self.settings, **FREE_SETTINGS))
-        ignored = {key for key, value in LATER_SETTINGS.items() if settings[key] == value}
-        ignored |= set() if extra else set(EXTRA_SETTINGS)
-        settings = {key: value for key, value in settings.items() if key not in ignored}
-        described = [json.dumps(asdict(self.spec)), json.dumps(settings), json.dumps(images)]
-        return fingerprint_of(*described, *([json.dumps(extra)] if extra else []))
+        """What a state must have been made with to go on from it; computed once, of gigabytes of pixels."""
+        ignored = {*FREE_SETTINGS, *(() if self.extra else EXTRA_SETTINGS)}
+        settings = {key: value for key, value in asdict(self.settings).items() if key not in ignored}
+        init = None if self.init is None else file_sha256(self.init)
+        described = json.dumps([asdict(self.spec), settings, init, self.keep_classes])
+        return fingerprint_of(described, images_digest(self.images), images_digest(self.extra))
 
     def check(self) -> None:
         """Raise InputError for what cannot be trained."""
@@ -105,6 +105,8 @@ class TrainingRun:
         if self.extra and not self.settings.extra_share:
             raise InputError("there are extra images, and extra_share is 0: none would ever be drawn")
         check_classes([*self.images, *self.extra], self.spec.num_classes)
+        if self.has_evaluations:
+            check_evaluation(self.spec.num_classes, self.validation)
 
 
 class Trainer:
@@ -161,8 +163,7 @@ class Trainer:
     @property
     def is_evaluated(self) -> bool:
         """Whether this step ends with an evaluation: each `evaluate_every`, and the last."""
-        every = self.settings.evaluate_every
-        return bool(every and self.run.validation) and (self.is_finished or self.step % every == 0)
+        return self.run.has_evaluations and (self.is_finished or self.step % self.settings.evaluate_every == 0)
 
     @property
     def is_saved(self) -> bool:
@@ -177,19 +178,30 @@ class Trainer:
             return
         write_weights(self.written_weights(), self.run.out, self.run.half)
         parts = {name: part.state_dict() for name, part in self.parts.items()}
-        save_state(RunState(self.step, self.run.fingerprint(), parts, self.best_score), self.run.state_path)
+        save_state(RunState(self.step, self.run.fingerprint, parts, self.best_score), self.run.state_path)
 
     def restore(self) -> None:
-        """Go on from the state beside the weights. Raises InputError where it is another run's."""
-        state = read_state(self.run.state_path, self.run.fingerprint())
-        for name, part in self.parts.items():
-            part.load_state_dict(state.parts[name])
-        self.step, self.best_score = state.step, state.best_score
-        LOG.info("resumed after step %d of %d", self.step, self.settings.iterations)
+        """Go on from the state beside the weights, if there is one.
+
+        Raises InputError where it is another run's, or where the processes would go on after different steps.
+        """
+        path = self.run.state_path
+        if path.is_file():
+            state = read_state(path, self.run.fingerprint)
+            for name, part in self.parts.items():
+                part.load_state_dict(state.parts[name])
+            self.step, self.best_score = state.step, state.best_score
+            LOG.info("resumed after step %d of %d", self.step, self.settings.iterations)
+        steps = self.group.all_of(self.step)
+        if len(set(steps)) > 1:  # only the first process writes it, and machines need not share a disk
+            raise InputError(
+                f"the processes would go on after the steps {', '.join(map(str, steps))}: copy {path.name}, as the "
+                f"first process wrote it, to {path} on every machine"
+            )
 
     def written_weights(self) -> dict[str, torch.Tensor]:
-        """The weights that the run is for: the running mean, where one is kept."""
-        return self.mean.mean if self.mean else self.detector.state_dict()
+        """The weights that the run is for: the running mean, where one is kept, with the detector's buffers."""
+        return self.detector.state_dict() | (self.mean.mean if self.mean else {})
 
     def micro_batches(self) -> Iterator[list[int]]:
         """The samples of this process's micro-batches, step after step, from where the run stands."""
@@ -221,6 +233,7 @@ class Trainer:
             batch_sampler=list(self.micro_batches()),
             collate_fn=collate,
             num_workers=self.settings.workers,
+            worker_init_fn=ignore_interrupts,
             pin_memory=self.device.type == "cuda",
         )
 
@@ -265,7 +278,7 @@ class Trainer:
         if record is None:
             return
         pictures = self.run.out.with_suffix("") / f"step_{self.step}"
-        with self.mean_weights():
+        with self.mean_weights(), writing(pictures):
             results = evaluate_detector(self.detector, self.run.spec.kind, self.run.validation, self.device, pictures)
         score = record.add_evaluation(self.step, results)
         if score > self.best_score:
@@ -279,7 +292,7 @@ class Trainer:
             yield
             return
         own = {key: value.clone() for key, value in self.detector.state_dict().items()}
-        self.detector.load_state_dict(self.mean.mean)
+        self.detector.load_state_dict(self.written_weights())
         try:
             yield
         finally:
@@ -297,7 +310,7 @@ def train_detector(run: TrainingRun) -> Detector:
     trainer = Trainer(run)
     settings = run.settings
     try:
-        if run.resume and run.state_path.is_file():
+        if run.resume:
             trainer.restore()
         record = RunRecord(run, trainer.step) if trainer.group.is_first else None
         batches = iter(trainer.loader())
@@ -331,8 +344,7 @@ def train_detector(run: TrainingRun) -> Detector:
             trainer.save()  # its weights may have been moved away
         if record:
             record.close()
-        if trainer.mean:
-            trainer.detector.load_state_dict(trainer.mean.mean)
+        trainer.detector.load_state_dict(trainer.written_weights())
         return trainer.detector.eval()
     finally:
         trainer.group.close()
@@ -377,6 +389,11 @@ def set_training_mode(detector: Detector, is_norm_frozen: bool) -> None:
         for module in detector.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
+
+
+def ignore_interrupts(worker: int) -> None:
+    """Let a process that makes crops outlive Ctrl-C, which the terminal sends it too: the step needs its crops."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @contextmanager

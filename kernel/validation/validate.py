@@ -138,13 +138,14 @@ def lone_member(ensemble: Ensemble, name: str) -> Ensemble:
     )
 
 
-def refuse_other_types(thresholds: Mapping[str, Thresholds], images: Iterable[AnnotatedImage]) -> None:
-    """Raise InputError where an image is of a cell type that there are no thresholds of, as LIVECell's."""
+def refuse_other_types(
+    thresholds: Mapping[str, Thresholds], images: Iterable[AnnotatedImage], remedy: str = "give images of these"
+) -> None:
+    """Raise InputError, with a `remedy`, where an image is of a cell type without thresholds, as LIVECell's."""
     foreign = sorted({entry.cell_type for entry in images} - set(thresholds))
     if foreign:
         raise InputError(
-            f"the images are of {', '.join(foreign)}, and thresholds are tuned for {', '.join(thresholds)}: "
-            "give images of these"
+            f"the images are of {', '.join(foreign)}, and there are thresholds for {', '.join(thresholds)}: {remedy}"
         )
 
 

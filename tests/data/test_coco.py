@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -25,7 +26,8 @@ from kernel.data.coco import (
     read_prepared,
     write_prepared,
 )
-from kernel.errors import InputError
+from kernel.data.tables import whole_text
+from kernel.errors import InputError, RunError
 
 SHAPE = (9, 12)
 
@@ -114,6 +116,27 @@ def test_folders_move_together(tmp_path: Path) -> None:
     shutil.move(tmp_path / "data", tmp_path / "moved")
     (first, _) = read_prepared(tmp_path / "moved" / "prepared").images
     assert first.path == tmp_path / "moved" / "images" / "a.png"
+
+
+def test_images_that_are_links_keep_their_names(tmp_path: Path) -> None:
+    for folder in ("store", "images", "disk/deep"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "store" / "0001.png").touch()
+    made = dataset(tmp_path / "images")
+    for image in made.images:
+        image.path.symlink_to(tmp_path / "store" / "0001.png")
+    (tmp_path / "prepared").symlink_to(tmp_path / "disk" / "deep")  # `..` in it is not the link's
+    write_prepared(tmp_path / "prepared", made, "a test")
+    read = read_prepared(tmp_path / "prepared").images
+    assert [image.image_id for image in read] == ["a", "z"]
+    assert [image.path for image in read] == [image.path for image in made.images[::-1]]
+
+
+def test_a_full_disk_is_no_wrong_input(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"cannot write .*No space left"), whole_text(tmp_path / "a.csv") as stream:
+        stream.write("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_was_there_stays_where_writing_fails(tmp_path: Path) -> None:

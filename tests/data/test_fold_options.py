@@ -141,5 +141,5 @@ def test_more_classes_than_the_detector_has(
 
 def test_thresholds_of_other_cell_types_are_not_tuned(folders: tuple[Path, Path]) -> None:
     ensemble: Any = SimpleNamespace(settings=SimpleNamespace(thresholds={"shsy5y": None, "cort": None}))
-    with pytest.raises(InputError, match="the images are of astro, and thresholds are tuned for shsy5y, cort"):
+    with pytest.raises(InputError, match="the images are of astro, and there are thresholds for shsy5y, cort"):
         tune_ensemble(ensemble, held_out(folders[1], None))

@@ -141,8 +141,8 @@ def test_holes_are_counted(tmp_path: Path) -> None:
 
 
 def test_corrected_masks_clear_astro_after_filling(tmp_path: Path) -> None:
-    rows = "".join(f"{name},{rle},10,6,astro,,,,\n" for name in "abd" for rle in (RING, INNER, FAR))
-    folder = small_folder(tmp_path, rows + f"c,{RING},10,6,cort,,,,\n", tuple("abcd"))
+    rows = "".join(f"{name},{rle},10,6,astro,,,,\n" for name in "abde" for rle in (RING, INNER, FAR))
+    folder = small_folder(tmp_path, rows + f"c,{RING},10,6,cort,,,,\n", tuple("abcde"))
     fix = tmp_path / "hck_fix"
     fix.mkdir()
     corrected = np.full((6, 10, 3), 0, np.uint8)
@@ -153,6 +153,7 @@ def test_corrected_masks_clear_astro_after_filling(tmp_path: Path) -> None:
     for name in "ac":
         cv2.imwrite(str(fix / f"{name}.png"), corrected)
     cv2.imwrite(str(fix / "d.png"), corrected[:4])
+    cv2.imwrite(str(fix / "e.png"), corrected.astype(np.uint16))
     report = prepare(read_competition(folder, fix), tmp_path / "out", split=None)
     found = frames_of(tmp_path / "out")
     ring = np.zeros((6, 10), bool)
@@ -163,9 +164,11 @@ def test_corrected_masks_clear_astro_after_filling(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found["a"], [cleared, far])
     np.testing.assert_array_equal(found["c"], [ring])  # not astro
     np.testing.assert_array_equal(found["d"], found["b"])
+    np.testing.assert_array_equal(found["e"], found["b"])
     assert (report.corrected_images, report.cleared_cells, report.cleared_pixels) == (1, 2, 3)
     assert report.without_correction == ("b",)
     assert "4 x 10, its image (6, 10)" in report.correction_flaws["d"]
+    assert "e.png holds uint16 values, and 8 bits are expected" in report.correction_flaws["e"]
     (empty,) = report.empty_masks
     assert (empty.image_id, empty.place) == ("a", "row 3") and "corrected mask" in empty.reason
     assert_every_row_is_told(report)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from tiny_detectors import tiny_spec
 
-from kernel.data.annotated import list_annotated
+from kernel.data.annotated import AnnotatedImage, list_annotated
 from kernel.data.synthetic import write_dataset
+from kernel.errors import InputError, RunError
 from kernel.models.checkpoints import load_detector
 from kernel.training.samples import read_training_images
 from kernel.training.settings import TrainSettings
@@ -18,19 +23,13 @@ from kernel.training.trainer import TrainingRun, train_detector
 
 pytestmark = pytest.mark.usefixtures("wheels_site")
 
+TINY = TrainSettings(iterations=4, batch_size=2, crop_size=64, rpn_nms_pre=50, rois_per_image=16, evaluate_every=2)
+
 
 @pytest.mark.parametrize("ema_decay", [0.0, 0.5])
 def test_a_run_is_evaluated_and_keeps_its_best_weights(tmp_path: Path, ema_decay: float) -> None:
     write_dataset(tmp_path / "data", {"cort": 2}, seed=1, shape=(96, 128))
-    settings = TrainSettings(
-        iterations=4,
-        batch_size=2,
-        crop_size=64,
-        rpn_nms_pre=50,
-        rois_per_image=16,
-        evaluate_every=2,
-        ema_decay=ema_decay,
-    )
+    settings = replace(TINY, ema_decay=ema_decay)
     out = tmp_path / "run" / "member.safetensors"
     images = list_annotated(tmp_path / "data")
     run = TrainingRun(tiny_spec("maskrcnn"), settings, read_training_images(tmp_path / "data"), out, validation=images)
@@ -50,3 +49,48 @@ def test_a_run_is_evaluated_and_keeps_its_best_weights(tmp_path: Path, ema_decay
     # Detectors that have learnt nothing score equally, so the first evaluation stays the best.
     if scores[0]["score"] >= scores[1]["score"]:
         assert any(not torch.equal(best[key], written[key]) for key in best)
+
+
+def truncated(image: AnnotatedImage) -> AnnotatedImage:
+    image.path.write_bytes(image.path.read_bytes()[:100])
+    return image
+
+
+def resized(image: AnnotatedImage) -> AnnotatedImage:
+    cv2.imwrite(str(image.path), np.zeros((9, 9), np.uint8))
+    return image
+
+
+@pytest.mark.parametrize(
+    ("change", "num_classes", "told"),
+    [
+        (truncated, 3, "the PNG is truncated"),
+        (resized, 3, "has 9 rows and 9 columns"),
+        (lambda image: with_annotations(image, rles=("0 1",)), 3, "annotation 1: a run leaves the image"),
+        (lambda image: with_annotations(image, cell_type="a172"), 3, "of a172, .*, cort: .* or set evaluate_every 0"),
+        (lambda image: image, 2, "num_classes is 2, .* set it to 3 or more"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused_before_the_training(
+    tmp_path: Path, change: Callable[[AnnotatedImage], AnnotatedImage], num_classes: int, told: str
+) -> None:
+    write_dataset(tmp_path / "data", {"shsy5y": 2}, seed=1, shape=(96, 128))
+    first, second = list_annotated(tmp_path / "data")
+    spec, images = tiny_spec("maskrcnn", num_classes), read_training_images(tmp_path / "data")
+    run = TrainingRun(spec, TINY, images, tmp_path / "member.safetensors", validation=[first, change(second)])
+    with pytest.raises(InputError, match=told):
+        run.check()
+    replace(run, settings=replace(TINY, evaluate_every=0)).check()
+
+
+def with_annotations(image: AnnotatedImage, **changes: object) -> AnnotatedImage:
+    return replace(image, annotations=replace(image.annotations, **changes))  # type: ignore[type-var]
+
+
+def test_pictures_that_cannot_be_written_end_the_run(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "data", {"cort": 1}, seed=1, shape=(96, 128))
+    images, out = list_annotated(tmp_path / "data"), tmp_path / "member.safetensors"
+    (tmp_path / "member").touch()  # where the pictures' folder would be
+    run = TrainingRun(tiny_spec("maskrcnn"), TINY, read_training_images(tmp_path / "data"), out, validation=images)
+    with pytest.raises(RunError, match=r"cannot write .*step_2"):
+        train_detector(run)

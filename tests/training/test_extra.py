@@ -221,7 +221,7 @@ def test_a_run_with_extra_images_is_resumed_to_the_same_weights(
         train_detector(run_of(broken, settings))
     monkeypatch.setattr(Trainer, "take_step", take_step)
     for other in (run_of(broken, settings, extra=0, resume=True), run_of(broken, settings, extra=3, resume=True)):
-        with pytest.raises(InputError, match="other settings, another detector or other images"):
+        with pytest.raises(InputError, match=r"other settings, another detector, .* or other images"):
             train_detector(other)
     train_detector(run_of(broken, settings, resume=True))
     one, two, three = (safetensors.torch.load_file(path) for path in (whole, broken, plain))
@@ -233,10 +233,10 @@ def test_a_run_with_extra_images_is_resumed_to_the_same_weights(
 def test_settings_without_meaning_do_not_part_runs(tmp_path: Path) -> None:
     out = tmp_path / "member.safetensors"
     changed = replace(TINY, extra_share=0.25)
-    assert run_of(out, changed, extra=0).fingerprint() == run_of(out, extra=0).fingerprint()
-    assert run_of(out, changed).fingerprint() != run_of(out).fingerprint()
+    assert run_of(out, changed, extra=0).fingerprint == run_of(out, extra=0).fingerprint
+    assert run_of(out, changed).fingerprint != run_of(out).fingerprint
     heads = replace(TINY, heads_dtype="bfloat16")
-    assert run_of(out, heads, extra=0).fingerprint() != run_of(out, extra=0).fingerprint()
+    assert run_of(out, heads, extra=0).fingerprint != run_of(out, extra=0).fingerprint
 
 
 def test_extra_images_that_are_never_drawn_are_refused(tmp_path: Path) -> None:

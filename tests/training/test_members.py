@@ -123,17 +123,104 @@ def test_all_images_and_no_pretraining(raw: Path, tmp_path: Path, capsys: pytest
         (["--livecell-annotations", "x.json"], "belong together"),
         (["--kinds", "htc", "htc"], "name each kind once"),
         (["--iterations", "1", "2"], "--iterations 1 2: give one number for all kinds, or one for each of maskrcnn"),
-        (["--encoder-weights", "nothing.pth"], "nothing.pth: no such file"),
+        (["--encoder-weights", "nothing.pth"], "--encoder-weights nothing.pth: no such file"),
+        (["--competition", "nowhere"], "--competition nowhere/train.csv: no such file"),
+        (["--livecell-annotations", "x.json", "--livecell-images", "."], "--livecell-annotations x.json: no such file"),
         (["--score", "nowhere"], "nowhere"),
+        # Of runs that come late.
+        (["--iterations", "1", "1", "0"], "the run htc: iterations is 0, it must be at least 1"),
+        (["--recipe", "narrow.toml"], "the run htc: mask_channels is 16 and neck_channels 32"),
+        (["--recipe", "two.toml"], "num_classes is 2, and shsy5y, astro, cort are to be found: set it to 3 or more"),
     ],
 )
 def test_wrong_plans_are_refused_before_anything_is_done(
-    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], wrong: list[str], told: str
+    raw: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    wrong: list[str],
+    told: str,
 ) -> None:
     out = tmp_path / "members"
+    monkeypatch.chdir(tmp_path)
+    Path("narrow.toml").write_text(RECIPE.replace("mask_channels = 32", "mask_channels = 16"), encoding="utf-8")
+    Path("two.toml").write_text(RECIPE.replace("num_classes = 8", "num_classes = 2"), encoding="utf-8")
     assert main(["train-members", *words_for(raw, out), *wrong]) == 2
     assert told in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_other_inputs_are_never_taken_for_those_that_were_trained_on(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, competition = tmp_path / "members", shutil.copytree(raw / "competition", tmp_path / "competition")
+    encoder, other_encoder = tmp_path / "encoder.safetensors", tmp_path / "other.safetensors"
+    shutil.copy(raw / "encoder.safetensors", encoder)
+    save_file({key: value + 1 for key, value in load_file(encoder).items()}, other_encoder)
+    words = [*words_for(raw, out), "--kinds", "maskrcnn", "--all-images"]
+    words += ["--competition", str(competition), "--encoder-weights", str(encoder)]
+    assert main(["train-members", *words]) == 0
+    before = (out / "maskrcnn.safetensors").read_bytes()
+    capsys.readouterr()
+    for changed, told in (
+        (["--folds", "3"], "was prepared from other data (folds: stored 2, wanted 3): give the same, or another --out"),
+        (["--competition", str(raw / "competition")], f'competition: stored "{competition}"'),
+        (["--encoder-weights", str(other_encoder)], "other weights to start from or other images: resume with the"),
+        (["--fold", "0"], "other weights to start from or other images: resume with the"),
+    ):
+        given = words[: words.index("--all-images")] + words[words.index("--all-images") + ("--fold" in changed) :]
+        assert main(["train-members", *given, *changed]) == 2
+        assert told in capsys.readouterr().err
+    with (competition / "train.csv").open("a", encoding="utf-8") as stream:
+        stream.write("\n")
+    assert main(["train-members", *words]) == 2
+    assert "train_csv_sha256: stored" in capsys.readouterr().err
+    assert (out / "maskrcnn.safetensors").read_bytes() == before
+
+
+def test_an_interrupted_preparation_is_done_again(raw: Path, tmp_path: Path) -> None:
+    prepared = tmp_path / "members" / "prepared"
+    prepared.mkdir(parents=True)
+    (prepared / "annotations.json").write_text("{}", encoding="utf-8")
+    words = [*words_for(raw, tmp_path / "members"), "--kinds", "maskrcnn", "--all-images"]
+    assert main(["train-members", *words]) == 0
+    assert len(read_folds(prepared / "folds.csv")) == 6
+    annotations = prepared / "annotations.json"
+    written = annotations.stat().st_mtime_ns
+    assert main(["train-members", *words]) == 0
+    assert annotations.stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [(1, "0 1", "a run leaves the image"), (4, "neuron", "cell type 'neuron' is not one of")],
+)
+def test_truth_that_cannot_be_read_is_told_before_the_training(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], field: int, value: str, told: str
+) -> None:
+    """The preparation drops such a cell; the image is scored by the competition's own annotations."""
+    out, competition = tmp_path / "members", shutil.copytree(raw / "competition", tmp_path / "competition")
+    table = competition / "train.csv"
+    _, *rows = (row.split(",") for row in table.read_text(encoding="utf-8").splitlines())
+    with table.open("a", encoding="utf-8") as stream:
+        for row in {row[0]: row for row in rows}.values():  # one more cell in each image
+            row[field] = value
+            stream.write(",".join(row) + "\n")
+    assert main(["train-members", *words_for(raw, out), "--competition", str(competition)]) == 2
+    assert told in capsys.readouterr().err
+    assert (out / "prepared").is_dir() and not list(out.glob("*.safetensors"))
+
+
+def test_a_competition_that_cannot_be_prepared_is_told_before_the_pretraining(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    shutil.copy(raw / "competition" / "train.csv", tmp_path / "empty")
+    livecell = ["--livecell-annotations", str(raw / "coco.json"), "--livecell-images", str(raw / "livecell")]
+    words = [*words_for(raw, tmp_path / "members"), *livecell, "--competition", str(tmp_path / "empty")]
+    assert main(["train-members", *words]) == 2
+    assert "train" in capsys.readouterr().err
+    assert not (tmp_path / "members").exists()
 
 
 def test_without_the_package_of_encoder_weights(

@@ -12,8 +12,9 @@ import pytest
 from kernel.errors import InputError
 from kernel.manifest import ENCODER_NAMES, KIND_NAMES
 from kernel.models.detectors import DetectorSpec
+from kernel.settings import NETWORK_DTYPES
 from kernel.training.recipe import Recipe, read_recipe
-from kernel.training.settings import DTYPE_NAMES, TrainSettings
+from kernel.training.settings import TrainSettings
 
 DEMO = Path(__file__).resolve().parents[2] / "bundle" / "demo" / "recipe.toml"
 DETECTOR = '[detector]\nkind = "htc"\nencoder = "resnet50"\n'
@@ -85,7 +86,7 @@ def test_every_member_of_a_manifest_can_be_named(tmp_path: Path, kind: str, enco
     assert (recipe.detector.kind, recipe.detector.encoder) == (kind, encoder)
 
 
-@pytest.mark.parametrize("dtype", DTYPE_NAMES)
+@pytest.mark.parametrize("dtype", NETWORK_DTYPES)
 def test_every_dtype_can_be_named(tmp_path: Path, dtype: str) -> None:
     assert read_recipe(written(tmp_path, f'{DETECTOR}[training]\ndtype = "{dtype}"\n')).training.dtype == dtype
 

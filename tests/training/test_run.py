@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ from safetensors.torch import load_file
 
 from kernel.errors import InputError, RunError
 from kernel.training.optimisation import WeightsMean
+from kernel.training.processes import ProcessGroup
 from kernel.training.settings import TrainSettings
 from kernel.training.state import RunState, read_state, save_state, write_whole
 
@@ -22,7 +26,7 @@ SCRIPT = Path(__file__).with_name("train_tiny.py")
 pytestmark = [pytest.mark.usefixtures("wheels_site"), pytest.mark.xdist_group("runs")]
 
 
-def run_tiny(out: Path, *words: str, processes: int = 1) -> subprocess.CompletedProcess[str]:
+def run_tiny(out: Path | str, *words: str, processes: int = 1) -> subprocess.CompletedProcess[str]:
     """Train to the end, or to the failure."""
     start = [sys.executable]
     if processes > 1:
@@ -83,6 +87,50 @@ def test_two_processes_are_one_that_accumulates(tmp_path: Path) -> None:
     assert_same_weights(tmp_path / "both.safetensors", tmp_path / "alone.safetensors", atol=1e-5)
 
 
+def test_ctrl_c_reaches_the_processes_that_make_crops_and_the_state_is_saved(tmp_path: Path) -> None:
+    """A terminal sends it to all processes of the group."""
+    out = tmp_path / "member.safetensors"
+    words = ("iterations=1000", "checkpoint_every=1", "workers=2")
+    process = subprocess.Popen(
+        [sys.executable, str(SCRIPT), str(out), *words], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    state = out.with_suffix(".state")
+    deadline = time.monotonic() + 120
+    while not state.is_file() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    told = process.communicate()[1]
+    assert process.returncode == 1 and "--resume" in told and "Traceback" not in told, told
+
+
+def test_machines_without_a_shared_disk_need_the_state_on_each(tmp_path: Path) -> None:
+    """Each of two processes sees only its own folder; the first one writes."""
+    out = f"{tmp_path}/{{rank}}/member.safetensors"
+    # Norms learn, each process's from its own crops: what is written is the mean of both, not a mean over steps.
+    words = ("iterations=2", "batch_size=1", "norm_eval=", "ema_decay=0.5")
+    done = run_tiny(out, *words, processes=2)
+    assert done.returncode == 0, done.stderr
+    first, second = tmp_path / "0", tmp_path / "1"
+    written = load_file(first / "member.safetensors")
+    parts = torch.load(first / "member.state", weights_only=True)["parts"]
+    for key in (key for key in written if "running_" in key):
+        assert torch.equal(written[key], parts["detector"][key]), key
+
+    refused = run_tiny(out, *words, "--resume", processes=2)
+    assert refused.returncode and "go on after the steps 2, 0: copy member.state" in refused.stderr, refused.stderr
+    shutil.copy(first / "member.state", second)
+    done = run_tiny(out, *words, "--resume", processes=2)
+    assert done.returncode == 0, done.stderr
+
+
+def test_processes_wait_for_long_evaluations(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {}
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("torch.distributed.init_process_group", lambda backend, **more: given.update(more))
+    ProcessGroup("cpu")
+    assert given["timeout"] >= timedelta(hours=12)
+
+
 def test_a_state_of_another_run_is_refused(whole_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "member.safetensors"
     out.with_suffix(".state").write_bytes(whole_run.with_suffix(".state").read_bytes())
@@ -122,6 +170,10 @@ def test_a_state_comes_back_as_it_went(tmp_path: Path) -> None:
     assert torch.equal(found.parts["detector"]["weight"], torch.arange(3.0))
     with pytest.raises(InputError, match="other settings"):
         read_state(tmp_path / "run.state", "abd")
+
+
+def test_the_mean_is_of_parameters_and_not_of_statistics() -> None:
+    assert set(WeightsMean(torch.nn.BatchNorm1d(2), 0.5).mean) == {"weight", "bias"}
 
 
 def test_the_mean_of_the_weights() -> None:

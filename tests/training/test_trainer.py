@@ -27,6 +27,7 @@ from kernel.training.crops import CropDataset
 from kernel.training.initialise import draw_weights, rename_lite0, take_weights
 from kernel.training.losses import LOSS_GROUPS, loss_weight, weighted_loss
 from kernel.training.optimisation import learning_rate_factor, parameter_groups
+from kernel.training.record import RunRecord
 from kernel.training.samples import TrainingImage, collate
 from kernel.training.settings import TrainSettings
 from kernel.training.state import save_weights
@@ -477,6 +478,48 @@ def test_a_loss_that_is_not_finite_ends_the_training(images: list[TrainingImage]
     with pytest.raises(RunError, match=r"the loss is no number in step [12].*Lower learning_rate"):
         train(tiny_spec("maskrcnn"), images, replace(TINY, learning_rate=1e30), out)
     assert not out.exists()
+
+
+def test_all_that_is_trained_on_parts_runs(tmp_path: Path) -> None:
+    def run_of(*images: TrainingImage, **given: Any) -> TrainingRun:
+        return TrainingRun(tiny_spec("maskrcnn"), TINY, images, tmp_path / "member.safetensors", **given)
+
+    image = disc_image(0, 64, 3)
+    pixels, crop = image.image_bgr.copy(), image.crops[0].copy()
+    pixels[5, 5, 0] ^= 1
+    crop[3, 3] ^= True
+    init = tmp_path / "init.safetensors"
+    init.write_bytes(b"one")
+    runs = [
+        run_of(image),
+        run_of(replace(image, image_bgr=pixels)),
+        run_of(replace(image, crops=(crop, *image.crops[1:]))),
+        run_of(replace(image, offsets_yx=image.offsets_yx + 1)),
+        run_of(replace(image, labels=image.labels - 1)),
+        run_of(image, extra=[image]),
+        run_of(image, image),
+        run_of(image, init=init),
+        run_of(image, init=init, keep_classes=True),
+    ]
+    fingerprints = [run.fingerprint for run in runs]
+    init.write_bytes(b"two")
+    fingerprints.append(run_of(image, init=init).fingerprint)
+    assert len(set(fingerprints)) == len(fingerprints)
+    again = replace(disc_image(0, 64, 3), image_bgr=np.asfortranarray(image.image_bgr))
+    assert run_of(again, extra=(), init=None).fingerprint == fingerprints[0]
+
+
+def test_a_log_that_cannot_be_written_is_told(images: list[TrainingImage], tmp_path: Path) -> None:
+    run = TrainingRun(tiny_spec("maskrcnn"), TINY, images, tmp_path / "member.safetensors")
+    record = RunRecord(run, 0)
+    record.path.unlink()
+    record.path.symlink_to("/dev/full")
+    with pytest.raises(RunError, match=r"cannot write .*member\.jsonl .*No space left"):
+        record.add_step(1, 0.5, {}, 1e-3, 10.0)
+    record.path.unlink()
+    record.path.mkdir()
+    with pytest.raises(RunError, match=r"cannot write .*member\.jsonl"):
+        RunRecord(run, 0)
 
 
 def test_a_failed_write_leaves_the_earlier_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,13 @@
 """A tiny run as a process of its own: what `torchrun` starts, and what is killed and resumed.
 
 python tests/training/train_tiny.py OUT [setting=value ...] [--resume]
+
+{rank} in OUT is the process's number among those of `torchrun`: machines that share no disk.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -53,13 +56,14 @@ def main() -> int:
         "norm_eval": True,
     }
     out, *words = sys.argv[1:]
+    out = Path(out.format(rank=os.environ.get("RANK", "0")))
     for word in words:
         if "=" in word:
             name, value = word.split("=")
             given[name] = type(TrainSettings.__dataclass_fields__[name].default)(value)
     try:
         train_detector(
-            TrainingRun(tiny_spec("maskrcnn"), TrainSettings(**given), images, Path(out), resume="--resume" in words)
+            TrainingRun(tiny_spec("maskrcnn"), TrainSettings(**given), images, out, resume="--resume" in words)
         )
     except InputError as error:
         sys.stderr.write(f"error: {error}\n")
