@@ -119,7 +119,7 @@ def test_every_dtype_can_be_named(tmp_path: Path, dtype: str) -> None:
         ("", "[detector]: kind, encoder must be given"),
         (DETECTOR.replace("htc", "yolo"), "kind 'yolo' is not one of maskrcnn, cascade, htc"),
         (DETECTOR.replace("resnet50", "resnet51"), "encoder 'resnet51' is not one of resnet50, resnet101"),
-        (DETECTOR + "[training]\ndtype = 'int8'\n", "dtype 'int8' is not one of float32, bfloat16, float16"),
+        (DETECTOR + "[training]\ndtype = 'int8'\n", "dtype 'int8' is not one of float32, float16, bfloat16"),
         ("{}", "is no recipe, which is a TOML file"),
         (DETECTOR + DETECTOR, "is no recipe, which is a TOML file"),
     ],
