@@ -71,8 +71,11 @@ def test_a_process_of_several_that_cannot_start_costs_only_its_share(
     launched = kernel.main.this_shard()
 
     # There is no dataset of wheels.
-    assert kernel.main.main(manifest_to_json(manifest), '{"packages": []}') == (2 if rank == 0 else 0)
-    if rank == 1:
+    if rank == 0:
+        with pytest.raises(InputError, match="wheels"):
+            kernel.main.run_kernel(manifest_to_json(manifest), '{"packages": []}')
+    else:
+        assert kernel.main.run_kernel(manifest_to_json(manifest), '{"packages": []}') == 0
         first = Shard(0, 2, 0, 2, launched.launch)
         write_shard(tmp_path, first, ShardResult({"a": ([], (8, 8)), "c": ([], (8, 8))}, {}, {}, {}, []))
         whole = gather_shards(tmp_path, first, sorted(test.glob("*.png")), last_call=1e18)
