@@ -64,13 +64,14 @@ class StageWeights:
 STAGES = tuple(stage.name for stage in fields(StageWeights))
 
 
-def needed_stages(uses_of_members: Iterable[Collection[str]]) -> dict[str, tuple[str, ...]]:
-    """The averages in which somebody must count, for each use that matters.
+def types_differ(uses_of_members: Iterable[Collection[str]]) -> bool:
+    """Whether cell types, each of which has a member, have different ones: a first pass must tell the type then."""
+    return len({frozenset(uses) - {CLS_USE} for uses in uses_of_members}) > 1
 
-    "cls" does where the types' members differ: where all are used for the same types, no first pass is made.
-    """
-    types_of_members = {frozenset(uses) - {CLS_USE} for uses in uses_of_members}
-    first_pass = {CLS_USE: FIRST_PASS_STAGES} if len(types_of_members) > 1 else {}
+
+def needed_stages(uses_of_members: Iterable[Collection[str]]) -> dict[str, tuple[str, ...]]:
+    """The averages in which somebody must count, for each use that matters: "cls" does where a first pass is made."""
+    first_pass = {CLS_USE: FIRST_PASS_STAGES} if types_differ(uses_of_members) else {}
     return {**dict.fromkeys(CELL_TYPES, STAGES), **first_pass}
 
 

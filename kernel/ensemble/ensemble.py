@@ -19,7 +19,15 @@ from kernel.ensemble.proposals import Proposals, RpnMaps, compute_rpn_maps, merg
 from kernel.ensemble.views import ALL_VIEWS, IDENTITY, View, view_images
 from kernel.errors import InputError
 from kernel.models.detectors import Detector, ViewFeatures, compute_features, mask_size
-from kernel.settings import CELL_TYPES, CLS_USE, EQUAL_WEIGHTS, EnsembleSettings, StageWeights, needed_stages
+from kernel.settings import (
+    CELL_TYPES,
+    CLS_USE,
+    EQUAL_WEIGHTS,
+    EnsembleSettings,
+    StageWeights,
+    needed_stages,
+    types_differ,
+)
 
 
 class NotFiniteError(RuntimeError):
@@ -127,8 +135,7 @@ class ImageFeatures:
 
 def features_bytes(features: ViewFeatures) -> int:
     """The memory that features take."""
-    tensors = [*features.levels, *([] if features.semantic is None else [features.semantic])]
-    return sum(t.numel() * t.element_size() for t in tensors)
+    return sum(t.numel() * t.element_size() for t in features.tensors)
 
 
 class Ensemble:
@@ -184,7 +191,7 @@ class Ensemble:
     @property
     def needs_first_pass(self) -> bool:
         """Whether the cell type must be known before the members can be: where they differ by type."""
-        return any(self.members_for(cell_type) != self.members for cell_type in CELL_TYPES)
+        return types_differ(member.use_for for member in self.members)
 
     def arithmetic(self) -> torch.autocast:
         """The context in which networks compute in the ensemble's dtype."""
@@ -193,11 +200,11 @@ class Ensemble:
     def compute_features(self, member: Member, images: torch.Tensor) -> ViewFeatures:
         """A member's features of normalised images (V, 3, H, W), as float32. Raises NotFiniteError."""
         with self.arithmetic():
-            features = compute_features(member.detector, images)
-        levels = tuple(self.lay_out(level) for level in features.levels)
-        semantic = None if features.semantic is None else self.lay_out(features.semantic)
-        require_finite(f"features of {member.name}", [*levels, *([] if semantic is None else [semantic])])
-        return ViewFeatures(levels, semantic)
+            computed = compute_features(member.detector, images)
+        semantic = None if computed.semantic is None else self.lay_out(computed.semantic)
+        features = ViewFeatures(tuple(self.lay_out(level) for level in computed.levels), semantic)
+        require_finite(f"features of {member.name}", features.tensors)
+        return features
 
     def lay_out(self, level: torch.Tensor) -> torch.Tensor:
         """A feature map as the RoI extractors take it: float32, and on a GPU contiguous, which its RoIAlign would

@@ -13,7 +13,7 @@ from typing import Any
 from kernel.ensemble.ensemble import Ensemble
 from kernel.ensemble.views import ALL_VIEWS
 from kernel.manifest import MemberEntry
-from kernel.settings import CELL_TYPES, CLS_USE, EnsembleSettings, StageWeights, needed_stages
+from kernel.settings import CELL_TYPES, CLS_USE, EnsembleSettings, StageWeights, needed_stages, types_differ
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class QualityLevel:
             return sum(getattr(self.weights[name], stage) > 0 for name in names)
 
         typed = {name for name, uses in self.uses.items() if cell_type in uses}
-        differ = any({kind} - uses for uses in self.uses.values() for kind in CELL_TYPES)
-        first = {name for name, uses in self.uses.items() if CLS_USE in uses} if differ else set()
+        has_first_pass = types_differ(self.uses.values())
+        first = {name for name, uses in self.uses.items() if CLS_USE in uses} if has_first_pass else set()
         box_views = len(ALL_VIEWS) if self.settings.use_tta else 1
         mask_views = len(ALL_VIEWS) if self.settings.use_tta_masks else 1
         return {

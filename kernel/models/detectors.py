@@ -48,6 +48,11 @@ class ViewFeatures:
     levels: tuple[torch.Tensor, ...]  # five FPN maps (V, C, h, w), strides 2, 4, 8, 16, 32
     semantic: torch.Tensor | None  # HTC's semantic features (V, C, h, w), stride 4; None for other kinds
 
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """All of them."""
+        return self.levels if self.semantic is None else (*self.levels, self.semantic)
+
 
 @dataclass(frozen=True)
 class DetectorKind:

@@ -21,7 +21,6 @@ from kernel.data.splits import FOLDS_NAME, other_folds
 from kernel.data.tables import whole_text
 from kernel.errors import InputError
 from kernel.manifest import parse_manifest
-from kernel.runtime.files import whole_file
 from kernel.runtime.log import LOG
 from kernel.runtime.wheels import file_sha256
 from kernel.settings import CELL_TYPES
@@ -220,5 +219,5 @@ def write_members_manifest(plan: MembersPlan) -> None:
     }
     text = json.dumps(data, indent=2) + "\n"
     parse_manifest(text, str(plan.manifest))
-    with whole_file(plan.manifest) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    with whole_text(plan.manifest) as stream:
+        stream.write(text)

@@ -344,7 +344,8 @@ def train_detector(run: TrainingRun) -> Detector:
             trainer.save()  # its weights may have been moved away
         if record:
             record.close()
-        trainer.detector.load_state_dict(trainer.written_weights())
+        if trainer.mean:
+            trainer.detector.load_state_dict(trainer.written_weights())
         return trainer.detector.eval()
     finally:
         trainer.group.close()
