@@ -268,6 +268,7 @@ THRESHOLD_RULES: dict[str, FieldRule] = {
     "rpn_max_per_img": rule_or_null(rule_number(1, 10_000_000, whole=True)),
     "rcnn_iou_threshold": RULE_FRACTION,
     "rcnn_score_threshold": RULE_FRACTION,
+    "mask_box_scale": rule_number(1, 2),
     "mask_threshold": RULE_FRACTION,
     "mask_nms_threshold": RULE_FRACTION,
     "confidence": RULE_FRACTION,

@@ -28,6 +28,7 @@ class Thresholds:
     rpn_max_per_img: int | None = None  # at most so many proposals; None: all
     rcnn_iou_threshold: float = 0.7  # high on purpose: the mask NMS decides
     rcnn_score_threshold: float = 0.2  # boxes must score above this
+    mask_box_scale: float = 1.0  # masks are predicted in boxes so many times as large: a tight box cuts a cell off
     mask_threshold: float = 0.45  # a pixel is inside above this probability
     mask_nms_threshold: float = 0.1  # a mask whose IoU with a better one is above this goes; 0: no mask NMS
     confidence: float = 0.3  # masks of a lower score go

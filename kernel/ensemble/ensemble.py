@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from kernel.ensemble.masks import merge_masks, predict_view_masks, score_masks
 from kernel.ensemble.proposals import Proposals, RpnMaps, compute_rpn_maps, merge_rpn_maps, select_proposals
 from kernel.ensemble.views import ALL_VIEWS, IDENTITY, View, view_images
 from kernel.errors import InputError
-from kernel.models.detectors import Detector, ViewFeatures, compute_features, mask_size
+from kernel.models.detectors import Detector, ViewFeatures, compute_features, mask_size, scale_boxes
 from kernel.settings import (
     CELL_TYPES,
     CLS_USE,
@@ -52,7 +52,7 @@ class Prediction:
     image_shape: tuple[int, int]  # (H, W)
     cell_type: str  # whose members and thresholds were used
     level_counts: tuple[int, ...]  # confident positions per FPN level
-    boxes_xyxy: torch.Tensor  # (N, 4) pixels
+    boxes_xyxy: torch.Tensor  # (N, 4) pixels; those that the masks fill
     scores: torch.Tensor  # (N,)
     labels: torch.Tensor  # (N,) indices into CELL_TYPES
     mask_probs: torch.Tensor  # (N, 28, 28) probability of the box's own class
@@ -67,7 +67,7 @@ class FoundBoxes:
     cell_type: str  # whose members and thresholds were used
     members: tuple[Member, ...]
     proposals: Proposals
-    boxes: Detections
+    boxes: Detections  # in which masks are to be predicted: `mask_box_scale` times as large as the members said
 
 
 class StageClock:
@@ -348,8 +348,10 @@ class Ensemble:
         proposals = self.propose(features, members)
         cell_type = cell_type or proposals.cell_type
         merged = self.box(features, members, proposals.boxes_xyxy)
-        boxes = select_boxes(merged, self.settings.thresholds[cell_type], self.settings.bbox_nms)
-        return FoundBoxes(cell_type, members, proposals, boxes)
+        thresholds = self.settings.thresholds[cell_type]
+        boxes = select_boxes(merged, thresholds, self.settings.bbox_nms)
+        boxes_xyxy = scale_boxes(boxes.boxes_xyxy, thresholds.mask_box_scale, features.image_shape)
+        return FoundBoxes(cell_type, members, proposals, replace(boxes, boxes_xyxy=boxes_xyxy))
 
     @torch.inference_mode()
     def predict(self, image_bgr: np.ndarray) -> Prediction:

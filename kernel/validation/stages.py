@@ -33,7 +33,7 @@ from kernel.validation.validate import refuse_other_types
 
 #: The thresholds that need the network.
 RPN_THRESHOLDS = ("rpn_nms_pre", "rpn_iou_threshold", "rpn_score_threshold", "rpn_max_per_img")
-STAGE_THRESHOLDS = (*RPN_THRESHOLDS[:3], "rcnn_iou_threshold", "rcnn_score_threshold")
+STAGE_THRESHOLDS = (*RPN_THRESHOLDS[:3], "rcnn_iou_threshold", "rcnn_score_threshold", "mask_box_scale")
 MASK_VIEWS = "use_tta_masks"
 
 #: What `python -m kernel tune --stages` tries unless it is told: every combination, and the manifest's own settings.

@@ -18,7 +18,7 @@ from kernel.ensemble.ensemble import Ensemble, Member, NotFiniteError, Predictio
 from kernel.ensemble.masks import mask_sureness
 from kernel.ensemble.views import ALL_VIEWS, IDENTITY
 from kernel.errors import InputError
-from kernel.models.detectors import Detector
+from kernel.models.detectors import Detector, scale_boxes
 from kernel.settings import CELL_TYPES, CLS_USE, CellTypeRule, EnsembleSettings, StageWeights, Thresholds
 
 pytestmark = pytest.mark.usefixtures("wheels_site")
@@ -486,6 +486,22 @@ def test_masks_have_a_say_in_scores_where_the_settings_want_it() -> None:
     torch.testing.assert_close(found.scores, expected[order])
     torch.testing.assert_close(found.mask_probs, plain.mask_probs[order])
     torch.testing.assert_close(found.boxes_xyxy, plain.boxes_xyxy[order])
+
+
+def test_masks_are_predicted_in_boxes_as_large_as_the_settings_say() -> None:
+    one = member("one")
+    plain = Ensemble([one], SETTINGS).predict(random_image())
+    wider = {name: replace(LIMITS, mask_box_scale=1.5) for name in CELL_TYPES}
+    ensemble = Ensemble([one], replace(SETTINGS, thresholds=wider))
+    found = ensemble.predict(random_image())
+    assert len(found.scores) > 3
+    torch.testing.assert_close(found.boxes_xyxy, scale_boxes(plain.boxes_xyxy, 1.5, plain.image_shape))
+    torch.testing.assert_close(found.scores, plain.scores)
+    boxes = Detections(found.boxes_xyxy, found.scores, found.labels)
+    with torch.inference_mode():
+        expected = ensemble.mask(ensemble.image_features(random_image()), [one], boxes)
+    torch.testing.assert_close(found.mask_probs, expected)
+    assert not torch.allclose(found.mask_probs, plain.mask_probs)
 
 
 # --- members and cell types --------------------------------------------------------------------------------------

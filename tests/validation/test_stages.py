@@ -121,8 +121,8 @@ def assert_equal(found: Prediction, expected: Prediction) -> None:
 @pytest.mark.parametrize("step", [1, 3])
 def test_every_point_is_what_an_ensemble_of_its_settings_predicts(members: list[Member], step: int) -> None:
     ensemble, image = Ensemble(members, SETTINGS, views_per_batch=step), random_image()
-    points = stage_points(GRID, SETTINGS)
-    assert len(points) == 10
+    points = [*stage_points(GRID, SETTINGS), StagePoint(True, {"mask_box_scale": 1.4})]
+    assert len(points) == 11
     found = list(replay([point.apply(ensemble, "shsy5y") for point in points], image))
     counts = set()
     for prediction, point in zip(found, points, strict=True):
