@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -233,7 +235,7 @@ class Trainer:
             batch_sampler=list(self.micro_batches()),
             collate_fn=collate,
             num_workers=self.settings.workers,
-            worker_init_fn=ignore_interrupts,
+            worker_init_fn=outlive_signals,
             pin_memory=self.device.type == "cuda",
         )
 
@@ -335,9 +337,9 @@ def train_detector(run: TrainingRun) -> Detector:
                 if stop or trainer.is_saved:
                     trainer.save()
                 if stop and not trainer.is_finished:
+                    again = "the same command" if run.resume else "the same command with --resume"
                     raise RunError(
-                        f"stopped after step {trainer.step} of {settings.iterations}; the same command with --resume "
-                        "goes on from there"
+                        f"stopped after step {trainer.step} of {settings.iterations}; {again} goes on from there"
                     )
         if first_step == settings.iterations:
             LOG.info("the run was complete already")
@@ -392,9 +394,22 @@ def set_training_mode(detector: Detector, is_norm_frozen: bool) -> None:
                 module.eval()
 
 
-def ignore_interrupts(worker: int) -> None:
-    """Let a process that makes crops outlive Ctrl-C, which the terminal sends it too: the step needs its crops."""
+def outlive_signals(worker: int) -> None:
+    """Let a process that makes crops outlive what stops the run, whose last step needs its crops.
+
+    A terminal sends Ctrl-C to it too, a scheduler SIGTERM. By SIGTERM its parent ends it as well, and may.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # macOS has none: nothing tells there who sent a signal
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=end_when_told, args=(os.getppid(),), daemon=True).start()
+
+
+def end_when_told(parent: int) -> None:
+    """End this process at the first SIGTERM, which must be blocked, that the process `parent` sends it."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 @contextmanager

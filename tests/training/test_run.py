@@ -87,8 +87,9 @@ def test_two_processes_are_one_that_accumulates(tmp_path: Path) -> None:
     assert_same_weights(tmp_path / "both.safetensors", tmp_path / "alone.safetensors", atol=1e-5)
 
 
-def test_ctrl_c_reaches_the_processes_that_make_crops_and_the_state_is_saved(tmp_path: Path) -> None:
-    """A terminal sends it to all processes of the group."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_reaches_the_processes_that_make_crops_too_costs_no_state(tmp_path: Path, number: int) -> None:
+    """A terminal sends Ctrl-C to all processes of the group, a scheduler SIGTERM."""
     out = tmp_path / "member.safetensors"
     words = ("iterations=1000", "checkpoint_every=1", "workers=2")
     process = subprocess.Popen(
@@ -98,7 +99,7 @@ def test_ctrl_c_reaches_the_processes_that_make_crops_and_the_state_is_saved(tmp
     deadline = time.monotonic() + 120
     while not state.is_file() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, number)
     told = process.communicate()[1]
     assert process.returncode == 1 and "--resume" in told and "Traceback" not in told, told
 
