@@ -207,7 +207,7 @@ def test_every_threshold_is_either_predicted_with_or_for_the_post_processing() -
     for name, value in vars(Thresholds()).items():
         other = not value if isinstance(value, bool) else 0.123
         differences = fingerprint_differences(FINGERPRINT, changed_threshold(name, other))
-        assert bool(differences) == name.startswith(("rpn_", "rcnn_"))
+        assert bool(differences) == name.startswith(("rpn_", "rcnn_", "mask_box_"))
         assert bool(differences) != (name in POSTPROCESSING_THRESHOLDS)
     assert set(EnsembleSettings().__dict__) == set(FINGERPRINT["settings"])
 
