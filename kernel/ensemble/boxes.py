@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torchvision.ops import nms
+from torchvision.ops import clip_boxes_to_image, nms
 
 from kernel.ensemble.views import View, boxes_into_view, flip_boxes
 from kernel.models.detectors import DETECTOR_KINDS, Detector, ViewFeatures
@@ -71,3 +71,12 @@ def select_boxes(merged: MergedBoxes, thresholds: Thresholds, bbox_nms: bool) ->
     else:
         kept = scores.argsort(descending=True, stable=True)
     return Detections(boxes[kept], scores[kept], labels[kept])
+
+
+def scale_boxes(boxes_xyxy: torch.Tensor, scale: float, image_shape: tuple[int, int]) -> torch.Tensor:
+    """Boxes (N, 4) made `scale` times as wide and high about their centres, clipped to `image_shape` (H, W)."""
+    if scale == 1:
+        return boxes_xyxy
+    centres = (boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) / 2
+    halves = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]) * (scale / 2)
+    return clip_boxes_to_image(torch.cat([centres - halves, centres + halves], dim=1), image_shape)

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from kernel.ensemble.boxes import Detections, MergedBoxes, merge_boxes, predict_view_boxes, select_boxes
+from kernel.ensemble.boxes import Detections, MergedBoxes, merge_boxes, predict_view_boxes, scale_boxes, select_boxes
 from kernel.ensemble.masks import merge_masks, predict_view_masks, score_masks
 from kernel.ensemble.proposals import Proposals, RpnMaps, compute_rpn_maps, merge_rpn_maps, select_proposals
 from kernel.ensemble.views import ALL_VIEWS, IDENTITY, View, view_images
 from kernel.errors import InputError
-from kernel.models.detectors import Detector, ViewFeatures, compute_features, mask_size, scale_boxes
+from kernel.models.detectors import Detector, ViewFeatures, compute_features, mask_size
 from kernel.settings import (
     CELL_TYPES,
     CLS_USE,

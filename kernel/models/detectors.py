@@ -271,18 +271,6 @@ def boxes_to_rois(boxes_xyxy: torch.Tensor) -> torch.Tensor:
     return torch.cat([index.repeat_interleave(count)[:, None], boxes_xyxy.reshape(-1, 4)], dim=1)
 
 
-def scale_boxes(boxes_xyxy: torch.Tensor, scale: float, image_shape: tuple[int, int]) -> torch.Tensor:
-    """Boxes (N, 4) made `scale` times as wide and high about their centres, clipped to `image_shape` (H, W)."""
-    if scale == 1:
-        return boxes_xyxy
-    centres = (boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) / 2
-    halves = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]) * (scale / 2)
-    corners = torch.stack([centres - halves, centres + halves], dim=1)
-    height, width = image_shape
-    x, y = corners[..., 0].clamp(0, width), corners[..., 1].clamp(0, height)
-    return torch.stack([x, y], dim=2).flatten(1)
-
-
 def chunked_rois(rois: torch.Tensor, size: int) -> tuple[torch.Tensor, ...]:
     """Split RoIs (M, 5) into pieces of at most `size`; no pieces for none."""
     return torch.split(rois, size) if len(rois) else ()

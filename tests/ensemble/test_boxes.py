@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_detectors import tiny_detector
 
-from kernel.ensemble.boxes import MergedBoxes, merge_boxes, predict_view_boxes, select_boxes
+from kernel.ensemble.boxes import MergedBoxes, merge_boxes, predict_view_boxes, scale_boxes, select_boxes
 from kernel.ensemble.views import ALL_VIEWS, IDENTITY, View, flip_boxes, view_images
 from kernel.models.detectors import DETECTOR_KINDS, DetectorKind, compute_features
 from kernel.settings import Thresholds
@@ -230,3 +230,11 @@ def test_no_box_above_the_threshold() -> None:
     found = select_boxes(merged([(0, 0, 10, 10)] * 3, [(0.1, 0, 0)] * 3), Thresholds(), bbox_nms=True)
     assert found.boxes_xyxy.shape == (0, 4)
     assert found.scores.shape == found.labels.shape == (0,)
+
+
+def test_boxes_grow_about_their_centres_within_the_image() -> None:
+    boxes = torch.tensor([[10.0, 20, 30, 28], [1, 2, 11, 12], [80, 50, 90, 60]])
+    expected = torch.tensor([[5.0, 18, 35, 30], [0, 0, 13.5, 14.5], [77.5, 47.5, 90, 60]])
+    torch.testing.assert_close(scale_boxes(boxes, 1.5, (60, 90)), expected)
+    assert scale_boxes(boxes, 1, (60, 90)) is boxes
+    assert scale_boxes(boxes[:0], 1.5, (60, 90)).shape == (0, 4)

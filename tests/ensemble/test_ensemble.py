@@ -13,12 +13,12 @@ import torch
 from golden_ensemble import assert_same_boxes, to_rows
 from tiny_detectors import tiny_detector
 
-from kernel.ensemble.boxes import Detections, select_boxes
+from kernel.ensemble.boxes import Detections, scale_boxes, select_boxes
 from kernel.ensemble.ensemble import Ensemble, Member, NotFiniteError, Prediction
 from kernel.ensemble.masks import mask_sureness
 from kernel.ensemble.views import ALL_VIEWS, IDENTITY
 from kernel.errors import InputError
-from kernel.models.detectors import Detector, scale_boxes
+from kernel.models.detectors import Detector
 from kernel.settings import CELL_TYPES, CLS_USE, CellTypeRule, EnsembleSettings, StageWeights, Thresholds
 
 pytestmark = pytest.mark.usefixtures("wheels_site")

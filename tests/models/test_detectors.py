@@ -26,7 +26,6 @@ from kernel.models.detectors import (
     compute_features,
     mask_size,
     own_class,
-    scale_boxes,
     stack_views,
 )
 
@@ -36,14 +35,6 @@ SHAPES_FILE = Path(__file__).parents[1] / "goldens" / "state_dict_shapes.json.gz
 SHAPES: dict[str, dict[str, list[int]]] = json.loads(gzip.decompress(SHAPES_FILE.read_bytes()))
 KINDS = ("maskrcnn", "cascade", "htc")
 IMAGE_SHAPE = (60, 90)
-
-
-def test_boxes_grow_about_their_centres_within_the_image() -> None:
-    boxes = torch.tensor([[10.0, 20, 30, 28], [1, 2, 11, 12], [80, 50, 90, 60]])
-    expected = torch.tensor([[5.0, 18, 35, 30], [0, 0, 13.5, 14.5], [77.5, 47.5, 90, 60]])
-    torch.testing.assert_close(scale_boxes(boxes, 1.5, IMAGE_SHAPE), expected)
-    assert scale_boxes(boxes, 1, IMAGE_SHAPE) is boxes
-    assert scale_boxes(boxes[:0], 1.5, IMAGE_SHAPE).shape == (0, 4)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,17 @@ def test_proposals_and_rois_are_counted_as_set(kind: str) -> None:
     samplers = detector.roi_head.bbox_sampler
     stages = samplers if kind != "maskrcnn" else [samplers]
     assert [sampler.num for sampler in stages] == ([5] if kind == "maskrcnn" else [5, 5, 5])
+
+
+@pytest.mark.parametrize(
+    ("resume", "again"), [(False, "the same command with --resume goes on"), (True, "the same command goes on")]
+)
+def test_a_stopped_run_says_how_to_go_on(
+    resume: bool, again: str, images: list[TrainingImage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernel.training.trainer, "stop_signals", lambda: nullcontext([15]))
+    with pytest.raises(RunError, match=f"stopped after step 1 of {TINY.iterations}; {again} from there"):
+        train(tiny_spec("maskrcnn"), images, TINY, tmp_path / "member.safetensors", resume=resume)
 
 
 @pytest.mark.parametrize("kind", KIND_NAMES)
