@@ -27,6 +27,7 @@ from kernel.settings import (
     StageWeights,
     Thresholds,
     needed_stages,
+    types_differ,
 )
 
 KIND_NAMES = ("maskrcnn", "cascade", "htc")
@@ -100,18 +101,6 @@ class Manifest:
     def members_for(self, cell_type: str) -> tuple[MemberEntry, ...]:
         """The members that images of `cell_type` are run with, in the manifest's order."""
         return tuple(member for member in self.members if cell_type in member.use_for)
-
-    @property
-    def cls_members(self) -> tuple[MemberEntry, ...]:
-        """The members of the first pass. All of them where every type uses all members: no pass is needed."""
-        if self.all_types_use_all_members:
-            return self.members
-        return self.members_for(CLS_USE)
-
-    @property
-    def all_types_use_all_members(self) -> bool:
-        """Whether the cell type makes no difference to which members run."""
-        return all(set(CELL_TYPES) <= set(member.use_for) for member in self.members)
 
     def datasets_for(self, member: MemberEntry) -> tuple[str, ...]:
         """The datasets in which `member`'s file may lie, the likeliest first."""
@@ -472,7 +461,7 @@ class ManifestReader:
                 self.problems.append(
                     f"members: none is used for {cell_type!r}: add it to the `use_for` of at least one member"
                 )
-        if not manifest.all_types_use_all_members and not manifest.members_for(CLS_USE):
+        if types_differ(member.use_for for member in manifest.members) and not manifest.members_for(CLS_USE):
             self.problems.append(
                 f"members: the cell types use different members, so some must find out the type first: add "
                 f"{CLS_USE!r} to the `use_for` of at least one member"

@@ -78,7 +78,7 @@ def test_published_ensemble() -> None:
     manifest = parse_manifest(PUBLISHED, "weights_manifest.json")
     assert len(manifest.members) == 13
     assert [len(manifest.members_for(cell_type)) for cell_type in CELL_TYPES] == [6, 6, 6]
-    assert not manifest.all_types_use_all_members and len(manifest.cls_members) == 3
+    assert len(manifest.members_for(CLS_USE)) == 3
     assert manifest.ensemble == EnsembleSettings()
     assert manifest.all_weight_datasets == (
         "theoviel/sartorius-cps-ens11",
@@ -100,8 +100,7 @@ def test_minimal_manifest_takes_defaults() -> None:
     manifest = parse_manifest(json.dumps(MINIMAL), "minimal")
     assert manifest.kernel == KernelIdentity("me/some-kernel", "Some kernel", "some-competition")
     assert manifest.ensemble.thresholds == DEFAULT_THRESHOLDS
-    assert manifest.all_types_use_all_members
-    assert manifest.cls_members == manifest.members == manifest.members_for("astro")
+    assert manifest.members == manifest.members_for("astro")
     assert manifest.all_weight_datasets == ("me/weights",)
 
 
@@ -193,6 +192,14 @@ def test_no_member_for_a_type() -> None:
     data["members"][1]["use_for"] = ["cort"]
     with pytest.raises(InputError, match="none is used for 'astro'"):
         parse_manifest(json.dumps(data), "m")
+
+
+def test_no_first_pass_is_asked_for_where_members_do_not_differ() -> None:
+    data = changed("members.0.use_for", ["shsy5y", "cort"])
+    data["members"][1]["use_for"] = ["shsy5y", "cort"]
+    with pytest.raises(InputError, match="none is used for 'astro'") as caught:
+        parse_manifest(json.dumps(data), "m")
+    assert CLS_USE not in str(caught.value)
 
 
 def test_weights_not_given_are_one() -> None:

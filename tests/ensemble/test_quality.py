@@ -104,7 +104,7 @@ def test_work_falls_from_level_to_level(name: str) -> None:
 def test_work_of_the_published_ensemble() -> None:
     manifest = read_manifest(ROOT / "weights_manifest.json")
     full = quality_levels(manifest.members, manifest.ensemble)[0]
-    first, cort = {m.name for m in manifest.cls_members}, {m.name for m in manifest.members_for("cort")}
+    first, cort = {m.name for m in manifest.members_for(CLS_USE)}, {m.name for m in manifest.members_for("cort")}
     work = full.stage_work("cort")
     assert work["masks"] == 4 * len(cort) and work["features"] == 4 * len(cort | first)
     assert work["boxes"] == 4 * (len(cort) + len(first)) and work["proposals"] == len(cort) + len(first)
