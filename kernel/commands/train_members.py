@@ -56,7 +56,8 @@ def add_parser(commands: Any) -> None:
         type=int,
         nargs="+",
         metavar="N",
-        help="of all finetunings, or of each, instead of the recipe's (without LIVECell the first one wants more)",
+        help="of all finetunings, or of each (default: of the first the recipe's, of those that start from the one "
+        "before a sixth of that)",
     )
     parser.add_argument("--pretraining-iterations", type=int, default=2000, metavar="N", help="default: %(default)s")
     parser.add_argument("--folds", type=int, default=5, metavar="N", help="by cell type (default: %(default)s)")
@@ -71,11 +72,11 @@ def add_parser(commands: Any) -> None:
 def run_train_members(options: argparse.Namespace) -> None:
     """Train one member of each kind and score them."""
     use_vendored_packages()
-    from kernel.training.members import MembersPlan, prepare_members, train_members
+    from kernel.training.members import MembersPlan, prepare_members, train_members, usual_iterations
     from kernel.training.recipe import read_recipe
 
     recipe = read_recipe(options.recipe)
-    iterations = tuple(options.iterations or [recipe.training.iterations])
+    iterations = tuple(options.iterations or usual_iterations(recipe.training.iterations, len(options.kinds)))
     plan = MembersPlan(
         competition=options.competition,
         livecell_annotations=tuple(options.livecell_annotations),

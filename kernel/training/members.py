@@ -35,6 +35,8 @@ from kernel.validation.predictions import fingerprint_differences
 PRETRAINED = "pretrained"
 #: What a folder was prepared from; written last, so that only a whole folder has it.
 SOURCE_NAME = "source.json"
+#: The first kind is finetuned this many times as long as each that starts from the one before.
+FIRST_OVER_LATER = 6
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,11 @@ class MembersPlan:
         check_class_count(self.recipe.detector.num_classes)
         for name, recipe in self.recipes.items():
             recipe.check(f"the run {name}")
+
+
+def usual_iterations(first: int, kinds: int) -> tuple[int, ...]:
+    """Iterations of so many kinds' finetunings, one after the other, where the first one's are `first`."""
+    return (first, *[max(first // FIRST_OVER_LATER, 1)] * (kinds - 1))
 
 
 def prepare_members(plan: MembersPlan) -> None:

@@ -116,6 +116,15 @@ def test_all_images_and_no_pretraining(raw: Path, tmp_path: Path, capsys: pytest
     assert settings["images"] == 6 and settings["detector"]["kind"] == "cascade"
 
 
+def test_later_kinds_take_a_sixth_of_the_first_ones_iterations(raw: Path, tmp_path: Path) -> None:
+    out = tmp_path / "members"
+    (tmp_path / "recipe.toml").write_text(RECIPE.replace("iterations = 1", "iterations = 12"), encoding="utf-8")
+    words = [*words_for(raw, out), "--all-images", "--recipe", str(tmp_path / "recipe.toml")]
+    assert main(["train-members", *words, "--kinds", "maskrcnn", "cascade"]) == 0
+    taken = [json.loads((out / f"{kind}.json").read_text(encoding="utf-8")) for kind in ("maskrcnn", "cascade")]
+    assert [settings["training"]["iterations"] for settings in taken] == [12, 2]
+
+
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
