@@ -461,6 +461,7 @@ class ManifestReader:
                 self.problems.append(
                     f"members: none is used for {cell_type!r}: add it to the `use_for` of at least one member"
                 )
+        # Where all members skip the same type, which is told above, no first pass would help.
         if types_differ(member.use_for for member in manifest.members) and not manifest.members_for(CLS_USE):
             self.problems.append(
                 f"members: the cell types use different members, so some must find out the type first: add "

@@ -32,6 +32,7 @@ from kernel.settings import (
     EnsembleSettings,
     StageWeights,
     Thresholds,
+    types_differ,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -78,7 +79,7 @@ def test_published_ensemble() -> None:
     manifest = parse_manifest(PUBLISHED, "weights_manifest.json")
     assert len(manifest.members) == 13
     assert [len(manifest.members_for(cell_type)) for cell_type in CELL_TYPES] == [6, 6, 6]
-    assert len(manifest.members_for(CLS_USE)) == 3
+    assert types_differ(member.use_for for member in manifest.members) and len(manifest.members_for(CLS_USE)) == 3
     assert manifest.ensemble == EnsembleSettings()
     assert manifest.all_weight_datasets == (
         "theoviel/sartorius-cps-ens11",
@@ -100,6 +101,7 @@ def test_minimal_manifest_takes_defaults() -> None:
     manifest = parse_manifest(json.dumps(MINIMAL), "minimal")
     assert manifest.kernel == KernelIdentity("me/some-kernel", "Some kernel", "some-competition")
     assert manifest.ensemble.thresholds == DEFAULT_THRESHOLDS
+    assert not types_differ(member.use_for for member in manifest.members)
     assert manifest.members == manifest.members_for("astro")
     assert manifest.all_weight_datasets == ("me/weights",)
 
