@@ -1,13 +1,15 @@
 # Two commands for a machine with Python 3.11 to 3.13, make and git; each makes the environment if need be.
 #   make demo   build the demo's kernel and run it here, offline, as Kaggle would
 #   make test   lint, types, tests
+# And two more: `make bench` runs the benchmarks, small; `make parity` compiles mmcv-full's own operators, and compares
+# ours and the training step over them.
 # What they call works alone: see README.md. PYTHON=python3.12 chooses the interpreter of a new environment.
 
 PYTHON ?= python3
 ENVIRONMENT := .venv/complete
 RUN := .venv/bin/python
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench parity clean
 
 demo: $(ENVIRONMENT)
 	$(RUN) build_kernel.py --manifest bundle/demo/manifest.json --dry-run
@@ -22,6 +24,12 @@ lint: $(ENVIRONMENT)
 
 bench: $(ENVIRONMENT)
 	set -e; for bench in tests/benchmarks/bench_*.py; do echo "== $$bench"; PYTHONPATH=.:tests $(RUN) $$bench; done
+
+parity: $(ENVIRONMENT) dist/compiled-mmcv
+	COMPILED_MMCV_PYTHON=dist/compiled-mmcv/bin/python $(RUN) -m pytest -v -k compiled_mmcv tests
+
+dist/compiled-mmcv: bundle/wheels.lock.json
+	PYTHONPATH=.:tests $(RUN) tests/compiled_mmcv.py $@
 
 # The file at the end says that the environment is whole; a broken-off installation is taken up again.
 $(ENVIRONMENT): requirements.txt requirements-dev.txt

@@ -1,6 +1,6 @@
 """mmcv's operators over torchvision, through mmcv's own functions, against values by hand and slow oracles.
 
-With a compiled mmcv-full in another interpreter, named by COMPILED_MMCV_PYTHON, both are compared.
+Where there is a compiled mmcv-full (compiled_mmcv.py), both are compared.
 """
 
 from __future__ import annotations
@@ -8,11 +8,13 @@ from __future__ import annotations
 import math
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from compiled_mmcv import compiled_mmcv_python
 
 DEVICES = [
     "cpu",
@@ -362,18 +364,13 @@ np.savez(sys.argv[2], compiled=not str(mmcv._ext.__file__).endswith(".py"), **ou
 
 
 def test_same_as_a_compiled_mmcv(wheels_site, tmp_path: Path):
-    """COMPILED_MMCV_PYTHON names an interpreter with a compiled mmcv-full 1.x; none can be installed beside ours."""
-    python = os.environ.get("COMPILED_MMCV_PYTHON")
-    if not python:
-        pytest.skip("no compiled mmcv-full: COMPILED_MMCV_PYTHON names no interpreter that has one")
+    python = compiled_mmcv_python()
     features, rois = small_case()
     boxes, _ = random_boxes(60, 3)
     scores = torch.linspace(1, 0.1, 60)  # no ties: the compiled sort is not stable
     np.savez(tmp_path / "in.npz", features=features, rois=rois, boxes=boxes, scores=scores)
     results = []
     for name, executable, path in (("ours", None, str(wheels_site)), ("compiled", python, "")):
-        import sys
-
         target = tmp_path / f"{name}.npz"
         subprocess.run(
             [executable or sys.executable, "-c", PARITY_SCRIPT, str(tmp_path / "in.npz"), str(target)],
