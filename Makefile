@@ -28,7 +28,7 @@ bench: $(ENVIRONMENT)
 parity: $(ENVIRONMENT) dist/compiled-mmcv
 	COMPILED_MMCV_PYTHON=dist/compiled-mmcv/bin/python $(RUN) -m pytest -v -k compiled_mmcv tests
 
-dist/compiled-mmcv: bundle/wheels.lock.json
+dist/compiled-mmcv: bundle/wheels.lock.json requirements.txt
 	PYTHONPATH=.:tests $(RUN) tests/compiled_mmcv.py $@
 
 # The file at the end says that the environment is whole; a broken-off installation is taken up again.

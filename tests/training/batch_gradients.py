@@ -13,7 +13,7 @@ from tiny_detectors import tiny_detector
 
 from kernel.models.detectors import Detector
 from kernel.training.losses import weighted_loss
-from kernel.training.samples import Sample, collate, semantic_maps
+from kernel.training.samples import TrainingImage, collate, cut_sample, semantic_maps
 from kernel.training.settings import TrainSettings
 from kernel.training.trainer import set_proposal_counts, set_training_mode
 
@@ -21,8 +21,8 @@ SIZE = 96
 
 
 def detector_of(kind: str) -> Detector:
-    """A tiny detector that samples RoIs by chance, as in training, yet more than it has of either sort: which ones are
-    drawn then hangs on no rounding."""
+    """A tiny detector that samples all proposals: of a few drawn, some would be others for a score off in its last
+    digit."""
     detector = tiny_detector(kind)
     set_proposal_counts(detector, TrainSettings(rpn_nms_pre=200, rois_per_image=4096))
     set_training_mode(detector, is_norm_frozen=True)
@@ -30,23 +30,23 @@ def detector_of(kind: str) -> Detector:
 
 
 def fixed_batch() -> dict:
-    """Two crops: one of ellipses of all three classes, small and large, some over the border, and one without cells."""
+    """Two crops: one of ellipses of all three classes, small and large, some over the border, and one without cells.
+
+    They hang on no drawing: another interpreter may have other versions of the libraries.
+    """
     rng = np.random.default_rng(0)
     rows, columns = np.mgrid[:SIZE, :SIZE]
-    masks = []
-    for y, x, high, wide in ((20, 20, 14, 6), (40, 70, 5, 18), (75, 30, 20, 20), (5, 60, 9, 7), (90, 88, 16, 12)):
-        masks.append(((rows - y) / high) ** 2 + ((columns - x) / wide) ** 2 <= 1)
-    ends = [(np.flatnonzero(m.any(axis=1)), np.flatnonzero(m.any(axis=0))) for m in masks]
-    boxes = [[x[0], y[0], x[-1] + 1, y[-1] + 1] for y, x in ends]
-    pixels = torch.from_numpy(rng.normal(0, 0.3, (2, 3, SIZE, SIZE)).astype(np.float32))
-    pixels[0] += torch.from_numpy(np.any(masks, axis=0).astype(np.float32))
-    cells = (
-        torch.tensor(boxes, dtype=torch.float32),
-        torch.tensor([0, 1, 2, 0, 1]),
-        np.array(masks).astype(np.uint8),
+    cells = tuple(
+        ((rows - y) / high) ** 2 + ((columns - x) / wide) ** 2 <= 1
+        for y, x, high, wide in ((20, 20, 14, 6), (40, 70, 5, 18), (75, 30, 20, 20), (5, 60, 9, 7), (90, 88, 16, 12))
     )
-    none = (torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), np.zeros((0, SIZE, SIZE), np.uint8))
-    return collate([Sample(image, *found, "") for image, found in zip(pixels, (cells, none), strict=True)])
+    pixels = rng.integers(90, 130, (2, SIZE, SIZE, 3), dtype=np.uint8)
+    pixels[0, np.any(cells, axis=0)] += 100
+    images = (
+        TrainingImage(pixels[0], cells, np.zeros((5, 2), np.int64), np.array([0, 1, 2, 0, 1]), "cort"),
+        TrainingImage(pixels[1], (), np.zeros((0, 2), np.int64), np.zeros(0, np.int64), "cort"),
+    )
+    return collate([cut_sample(image, 0, 0, SIZE, (False, False)) for image in images])
 
 
 def terms_and_gradients(detector: Detector, losses: dict) -> dict[str, np.ndarray]:

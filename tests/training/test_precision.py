@@ -11,6 +11,7 @@ import pytest
 import torch
 from tiny_detectors import tiny_detector, tiny_spec
 from torch import nn
+from training.batch_gradients import detector_of, fixed_batch
 
 from kernel.manifest import KIND_NAMES
 from kernel.models.detectors import Detector
@@ -64,21 +65,13 @@ def test_layers_of_the_heads_and_no_others_compute_in_the_dtype(kind: str) -> No
     assert all(found == {torch.float32} for found in given_to_losses.values())
 
 
-def detector_for_comparison(kind: str) -> Detector:
-    """One that samples all proposals: of a few drawn, some would be others for a score off in its last digit."""
-    detector = tiny_detector(kind).train()
-    set_proposal_counts(detector, replace(TINY, rois_per_image=4096))
-    return detector
-
-
 def loss_terms_gradients(
     detector: Detector, heads_dtype: torch.dtype = torch.float32
 ) -> tuple[float, dict[str, float], dict[str, torch.Tensor]]:
     """Of one and the same batch and random numbers; the gradients by parameter."""
-    dataset = CropDataset([cell_image()], 2, 64, seed=0)
     detector.zero_grad()
     torch.manual_seed(1)
-    losses = compute_losses(detector, collate([dataset[0], dataset[1]]), torch.float32, heads_dtype)
+    losses = compute_losses(detector, fixed_batch(), torch.float32, heads_dtype)
     loss, terms = weighted_loss(losses, 1, 1)
     loss.backward()
     gradients = {name: value.grad for name, value in detector.named_parameters() if value.grad is not None}
@@ -91,7 +84,7 @@ def joined(gradients: dict[str, torch.Tensor]) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", KIND_NAMES)
 def test_the_losses_and_gradients_are_nearly_those_of_float32(kind: str) -> None:
-    detector = detector_for_comparison(kind)
+    detector = detector_of(kind)
     exact, short, again = (
         loss_terms_gradients(detector, dtype) for dtype in (torch.float32, torch.bfloat16, torch.float32)
     )
@@ -105,7 +98,7 @@ def test_the_losses_and_gradients_are_nearly_those_of_float32(kind: str) -> None
 
 @pytest.mark.parametrize("kind", KIND_NAMES)
 def test_quick_extractors_give_the_losses_and_gradients_of_mmdets(kind: str) -> None:
-    detector = detector_for_comparison(kind)
+    detector = detector_of(kind)
     _, terms, gradients = loss_terms_gradients(detector)
     quicken_extractors(detector)
     _, quick_terms, quick_gradients = loss_terms_gradients(detector)
