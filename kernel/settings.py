@@ -96,7 +96,7 @@ class EnsembleSettings:
 
     use_tta: bool = True  # boxes from the four flips, not from the identity view alone
     use_tta_masks: bool = True  # masks as well
-    bbox_nms: bool = True  # without it boxes are only sorted by score
+    bbox_nms: bool = True  # without it boxes only need a score above the threshold
     mask_score_power: float = 0.0  # a final score is the box's times its mask's sureness to this power; 0: the box's
     num_classes: int = len(CELL_TYPES)  # the first so many of the detector's classes count
     thresholds: dict[str, Thresholds] = field(default_factory=lambda: dict(DEFAULT_THRESHOLDS))

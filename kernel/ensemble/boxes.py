@@ -59,7 +59,7 @@ def merge_boxes(predictions: Iterable[tuple[float, MergedBoxes]]) -> MergedBoxes
 def select_boxes(merged: MergedBoxes, thresholds: Thresholds, bbox_nms: bool) -> Detections:
     """Label each box by its best class; NMS over all classes together; then the score threshold; best first.
 
-    Without `bbox_nms` the boxes are only labelled and sorted.
+    Without `bbox_nms` there is no NMS; the score threshold applies all the same.
     """
     boxes = merged.boxes_xyxy
     if len(boxes) == 0:
@@ -67,9 +67,9 @@ def select_boxes(merged: MergedBoxes, thresholds: Thresholds, bbox_nms: bool) ->
     scores, labels = merged.scores.max(dim=1)
     if bbox_nms:
         kept = nms(boxes, scores, thresholds.rcnn_iou_threshold)
-        kept = kept[scores[kept] > thresholds.rcnn_score_threshold]
     else:
         kept = scores.argsort(descending=True, stable=True)
+    kept = kept[scores[kept] > thresholds.rcnn_score_threshold]
     return Detections(boxes[kept], scores[kept], labels[kept])
 
 

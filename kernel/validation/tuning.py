@@ -30,8 +30,8 @@ from kernel.validation.metric import IOU_THRESHOLDS, image_score
 _IOU_LEVELS = IOU_THRESHOLDS.tolist()
 
 #: "submission": exactly `postprocess_instances`. "original": what the published solution's tuning did instead, as far
-#: as its description and its figures tell: small masks removed before the cut by confidence, and overlaps cut away only
-#: from pairs that had overlapped before the corruption.
+#: as its description and its figures tell: small masks removed before the cut by confidence, overlaps cut away only
+#: from pairs that had overlapped before the corruption, and masks that end empty counted as predictions.
 GridOrder = Literal["submission", "original"]
 
 
@@ -92,7 +92,7 @@ class ThresholdGrid:
 class _Hits:
     """One prediction against the truths, where its IoU is above the metric's lowest threshold."""
 
-    written: bool  # whether it has a pixel left: an emptied mask is not written, so it is no prediction
+    counts: bool  # whether it is a prediction: a submission has no rows for empty masks, the original counted them
     truths: tuple[int, ...]
     levels: tuple[int, ...]  # for each of them, how many of the metric's thresholds the IoU is above: 1 to 10
 
@@ -175,7 +175,7 @@ class _MaskThresholdStage:
             if level:
                 truths.append(truth)
                 levels.append(level)
-        return _Hits(size > 0, tuple(truths), tuple(levels))
+        return _Hits(size > 0 or self.order == "original", tuple(truths), tuple(levels))
 
     def scores(self, kept: np.ndarray, min_size: int, confidences: tuple[float, ...]) -> np.ndarray:
         """The image's score at each confidence, for the masks that NMS kept: indices, rising."""
@@ -203,9 +203,9 @@ class _MaskThresholdStage:
             self.hits(index, tuple(other for other in self.better[index] if other in inside))
             for index in chosen.tolist()
         ]
-        written = np.array([hits.written for hits in found], dtype=bool)
+        predictions = np.array([hits.counts for hits in found], dtype=bool)
         if not len(self.truth):
-            return (_counts_before(written, counts) == 0).astype(float)
+            return (_counts_before(predictions, counts) == 0).astype(float)
         ranks = np.repeat(np.arange(len(found)), [len(hits.truths) for hits in found])
         truths = np.array([truth for hits in found for truth in hits.truths], dtype=np.int64)
         levels = np.array([level for hits in found for level in hits.levels], dtype=np.int64)
@@ -223,7 +223,7 @@ class _MaskThresholdStage:
         places = np.searchsorted(ranks, counts)  # hits of the first `counts` masks come before these places
         hit_once = _counts_before(hit & (ordinals == 1), places)
         hit_again = _counts_before(hit & (ordinals == 2), places)
-        missing = _counts_before(written[:, None] & (best_levels[:, None] <= thresholds), counts)
+        missing = _counts_before(predictions[:, None] & (best_levels[:, None] <= thresholds), counts)
         true_positives = hit_once - hit_again
         false_positives = missing + hit_again
         false_negatives = len(self.truth) - hit_once

@@ -191,20 +191,22 @@ def test_a_box_counts_once_by_its_best_class() -> None:
     assert len(found.scores) == 1
 
 
+@pytest.mark.parametrize("bbox_nms", [True, False])
 @pytest.mark.parametrize(("score", "kept"), [(0.5, 0), (0.501, 1), (0.4, 0)])
-def test_scores_must_be_above_the_threshold(score: float, kept: int) -> None:
+def test_scores_must_be_above_the_threshold(score: float, kept: int, bbox_nms: bool) -> None:
     given_boxes = merged([(0, 0, 10, 10)], [(score, 0, 0)])
-    thresholds = Thresholds(rcnn_score_threshold=0.5)
-    assert len(select_boxes(given_boxes, thresholds, bbox_nms=True).scores) == kept
-    assert len(select_boxes(given_boxes, thresholds, bbox_nms=False).scores) == 1
+    found = select_boxes(given_boxes, Thresholds(rcnn_score_threshold=0.5), bbox_nms)
+    assert len(found.boxes_xyxy) == len(found.scores) == len(found.labels) == kept
 
 
-@given(seeds)
-def test_without_nms_boxes_are_only_labelled_and_sorted(seed: int) -> None:
+@given(seeds, st.sampled_from([0.0, 0.3, 0.9, 1.0]))
+def test_without_nms_boxes_that_overlap_stay_if_their_scores_do(seed: int, threshold: float) -> None:
     given_boxes = random_merged(seed)
-    found = select_boxes(given_boxes, Thresholds(rcnn_iou_threshold=0.0, rcnn_score_threshold=0.9), bbox_nms=False)
+    thresholds = Thresholds(rcnn_iou_threshold=0.0, rcnn_score_threshold=threshold)
+    found = select_boxes(given_boxes, thresholds, bbox_nms=False)
     rows = zip(given_boxes.boxes_xyxy.tolist(), given_boxes.scores.tolist(), strict=True)
-    expected = sorted(((max(scores), box, int(np.argmax(scores))) for box, scores in rows), key=lambda row: -row[0])
+    labelled = [(max(scores), box, int(np.argmax(scores))) for box, scores in rows if max(scores) > threshold]
+    expected = sorted(labelled, key=lambda row: -row[0])
     assert found.scores.tolist() == [row[0] for row in expected]
     assert found.boxes_xyxy.tolist() == [row[1] for row in expected]
     assert found.labels.tolist() == [row[2] for row in expected]
@@ -226,8 +228,9 @@ def test_no_boxes(bbox_nms: bool) -> None:
     assert found.labels.dtype == torch.int64
 
 
-def test_no_box_above_the_threshold() -> None:
-    found = select_boxes(merged([(0, 0, 10, 10)] * 3, [(0.1, 0, 0)] * 3), Thresholds(), bbox_nms=True)
+@pytest.mark.parametrize("bbox_nms", [True, False])
+def test_no_box_above_the_threshold(bbox_nms: bool) -> None:
+    found = select_boxes(merged([(0, 0, 10, 10)] * 3, [(0.1, 0, 0)] * 3), Thresholds(), bbox_nms)
     assert found.boxes_xyxy.shape == (0, 4)
     assert found.scores.shape == found.labels.shape == (0,)
 

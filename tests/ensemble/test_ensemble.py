@@ -471,10 +471,18 @@ def test_identity_is_a_batch_of_its_own(step: int, expected: list[int]) -> None:
     assert ensemble.view_batches(all_views=False) == ((IDENTITY,),)
 
 
-def test_without_bbox_nms_every_proposal_stays() -> None:
-    found = Ensemble([member("one")], replace(SETTINGS, bbox_nms=False)).predict(random_image())
-    assert len(found.scores) == LIMITS.rpn_max_per_img
-    assert (found.scores.diff() <= 0).all()
+def test_without_bbox_nms_every_proposal_stays_that_scores_above_the_threshold() -> None:
+    lenient = replace(LIMITS, rcnn_score_threshold=0.0)
+    settings = replace(SETTINGS, bbox_nms=False, thresholds=dict.fromkeys(CELL_TYPES, lenient))
+    every = Ensemble([member("one")], settings).predict(random_image())
+    assert len(every.scores) == LIMITS.rpn_max_per_img
+    assert (every.scores.diff() <= 0).all()
+    middle = float(every.scores[10:12].mean())
+    strict = dict.fromkeys(CELL_TYPES, replace(LIMITS, rcnn_score_threshold=middle))
+    found = Ensemble([member("one")], replace(settings, thresholds=strict)).predict(random_image())
+    assert len(found.scores) == 11
+    torch.testing.assert_close(found.boxes_xyxy, every.boxes_xyxy[:11])
+    torch.testing.assert_close(found.mask_probs, every.mask_probs[:11])
 
 
 def test_masks_have_a_say_in_scores_where_the_settings_want_it() -> None:

@@ -131,6 +131,17 @@ def test_every_point_is_what_an_ensemble_of_its_settings_predicts(members: list[
     assert len(counts) > 2  # the settings matter
 
 
+def test_without_bbox_nms_the_score_threshold_is_replayed_too(members: list[Member]) -> None:
+    ensemble, image = Ensemble(members, replace(SETTINGS, bbox_nms=False)), random_image()
+    scores = ensemble.predict(image).scores
+    middle = float(scores[9:11].mean())
+    points = [StagePoint(True, {"rcnn_score_threshold": value}) for value in (0.0, middle, 1.0)]
+    found = list(replay([point.apply(ensemble, "shsy5y") for point in points], image))
+    for prediction, point in zip(found, points, strict=True):
+        assert_equal(prediction, plain(ensemble, point, "shsy5y", image))
+    assert [len(prediction.scores) for prediction in found] == [LIMITS.rpn_max_per_img, 10, 0]
+
+
 def test_settings_of_another_type_change_nothing(members: list[Member]) -> None:
     ensemble, image = Ensemble(members, SETTINGS), random_image()
     points = [StagePoint(True), StagePoint(True, {"rpn_nms_pre": 1, "rcnn_score_threshold": 1.0})]

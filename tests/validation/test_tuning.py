@@ -46,7 +46,7 @@ def test_each_point_is_what_the_submission_would_score(seed, corrupt):
     assert scores.max() > 0
 
 
-def test_without_corruption_the_orders_differ_only_where_one_small_mask_is_kept():
+def test_without_corruption_the_orders_differ_only_where_one_small_mask_is_kept_or_one_ends_empty():
     instances, truth = random_image(0)
     usual = score_grid(instances, truth, GRID, corrupt=False)
     original = score_grid(instances, truth, GRID, corrupt=False, order="original")
@@ -86,6 +86,7 @@ def test_the_original_order_is_that_of_plain_full_frames():
     instances, truth = random_image(3)
     scores = score_grid(instances, truth, GRID, corrupt=True, order="original")
     frames = truth.full_frames()
+    emptied = 0
     for point, (mask, nms, size, confidence) in enumerate(
         product(GRID.mask_thresholds, GRID.nms_thresholds, GRID.min_sizes, GRID.confidences)
     ):
@@ -101,9 +102,26 @@ def test_the_original_order_is_that_of_plain_full_frames():
         for index, better in product(range(len(masks)), repeat=2):
             if better < index and (masks[index] & masks[better]).any():
                 final[index] = final[index] & ~whole[better]
-        left = np.array([one for one in final if one.any()]).reshape(-1, *SHAPE)
-        expected = full_score(left, frames) if len(left) else 0.0
+        # A mask that lost all its pixels hits nothing, and still counts.
+        expected = full_score(np.array(final), frames) if len(final) else 0.0
+        emptied += sum(not one.any() for one in final)
         assert scores.ravel()[point] == pytest.approx(expected, abs=1e-12)
+    assert emptied > 0
+
+
+def test_only_the_original_order_counts_a_mask_that_lost_all_its_pixels():
+    """A cell of 8 x 8 pixels, found; within it a worse mask of 4 x 4, which loses them all."""
+    large, small = np.full((8, 8), 255, np.uint8), np.full((4, 4), 255, np.uint8)
+    instances = Instances((large, small), np.array([[5, 5], [7, 7]]), np.zeros((2, 4)), [0.9, 0.8], [0, 0], SHAPE)
+    truth = binarise(instances.select([0]), 0.5)
+    point = ThresholdGrid((0.5,), (0.0, 0.3), (0, 16), (0.0, 0.85))
+    for corrupt in (False, True):
+        assert (score_grid(instances, truth, point, corrupt=corrupt) == 1).all()
+        found = score_grid(instances, truth, point, corrupt=corrupt, order="original")
+        # One hit and one false alarm, unless the minimum size or the confidence takes the small one first.
+        assert found[0].tolist() == [[[0.5, 1], [1, 1]]] * 2
+        nothing = CellMasks.empty(SHAPE)
+        assert (score_grid(instances, nothing, point, corrupt=corrupt, order="original") == 0).all()
 
 
 def test_grids_of_images_are_counted_as_the_grid_is():
