@@ -19,6 +19,7 @@ from kernel.data.images import largest_image_shape
 from kernel.ensemble.ensemble import Ensemble
 from kernel.errors import RunError
 from kernel.postprocess.clean import ImageMasks
+from kernel.postprocess.outlines import mask_polygons
 from kernel.runtime.log import LOG
 from kernel.runtime.memory import apply_plan, free_memory, plan_memory
 from kernel.runtime.pictures import draw_picture
@@ -90,22 +91,17 @@ def write_labels(masks: ImageMasks, path: Path) -> None:
 
 
 def outlines_of(masks: ImageMasks) -> dict[str, Any]:
-    """The masks as GeoJSON: per cell the outlines of its pieces, in pixels, corner to corner of the pixels' area."""
+    """The masks as GeoJSON, in pixels from the image's top left corner: per cell a Polygon, or a MultiPolygon where it
+    is in several pieces, that covers exactly the mask's pixels; see `mask_polygons`."""
     features = []
     for number, (crop, offset, score, label) in enumerate(
         zip(masks.crops, masks.offsets_yx, masks.scores, masks.labels, strict=True), start=1
     ):
-        # On a grid of twice the density an outline runs along the pixels' edges, and no piece is without area.
-        dense = np.kron(crop.astype(np.uint8), np.ones((2, 2), np.uint8))
-        contours, _ = cv2.findContours(dense, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-        rings = []
-        for contour in contours:
-            points = (contour[:, 0, :] + 0.5) / 2 + (float(offset[1]), float(offset[0]))
-            rings.append([*points.tolist(), points[0].tolist()])
+        polygons = mask_polygons(crop, offset)
         geometry = (
-            {"type": "Polygon", "coordinates": rings}
-            if len(rings) == 1
-            else {"type": "MultiPolygon", "coordinates": [[ring] for ring in rings]}
+            {"type": "Polygon", "coordinates": polygons[0]}
+            if len(polygons) == 1
+            else {"type": "MultiPolygon", "coordinates": polygons}
         )
         features.append(
             {

@@ -62,9 +62,21 @@ def test_outlines_lie_around_the_pixels() -> None:
     assert plus["properties"]["measurements"] == {"score": 0.9, "area_px": 5}
     (ring,) = plus["geometry"]["coordinates"]
     assert ring[0] == ring[-1]
-    assert np.min(ring, axis=0).tolist() == [2.25, 1.25] and np.max(ring, axis=0).tolist() == [4.75, 3.75]
-    areas = [polygon_area(polygon[0]) for polygon in pieces["geometry"]["coordinates"]]
-    assert sorted(areas) == [0.25, 0.75]
+    assert np.min(ring, axis=0).tolist() == [2, 1] and np.max(ring, axis=0).tolist() == [5, 4]
+    assert len(ring) == 13 and polygon_area(ring) == 5
+    rings = [[[5, 6], [7, 6], [7, 7], [5, 7], [5, 6]], [[8, 6], [9, 6], [9, 7], [8, 7], [8, 6]]]
+    assert pieces["geometry"]["coordinates"] == [[ring] for ring in rings]
+
+
+def test_holes_of_outlines_are_rings_of_their_own() -> None:
+    crop = np.ones((3, 4), bool)
+    crop[1, 1] = False
+    masks = CellMasks((crop,), np.array([[2, 1]]), np.zeros((1, 4)), [0.9], [1], (8, 10))
+    (feature,) = outlines_of(ImageMasks("astro", masks))["features"]
+    exterior = [[1, 2], [5, 2], [5, 5], [1, 5], [1, 2]]
+    hole = [[2, 3], [2, 4], [3, 4], [3, 3], [2, 3]]
+    assert feature["geometry"] == {"type": "Polygon", "coordinates": [exterior, hole]}
+    assert feature["properties"]["measurements"]["area_px"] == 11
 
 
 def test_the_table() -> None:

@@ -8,6 +8,7 @@ From soft masks to submission.csv. It compares the results as well, and prints t
 from __future__ import annotations
 
 import csv
+import json
 import sys
 import tempfile
 import time
@@ -17,6 +18,7 @@ import numpy as np
 from oracles import full_corrupt, full_remove_overlaps, random_instances
 
 from kernel.postprocess.clean import (
+    ImageMasks,
     binarise,
     corrupt_masks,
     drop_empty,
@@ -28,6 +30,7 @@ from kernel.postprocess.instances import CellMasks, Instances
 from kernel.postprocess.mask_nms import best_first, mask_nms
 from kernel.postprocess.rle import encode_rle
 from kernel.postprocess.submission import write_submission
+from kernel.predict import outlines_of
 from kernel.settings import Thresholds
 
 SHAPE = (520, 704)
@@ -134,6 +137,10 @@ def main(count: int) -> None:
     ):
         print(f"{name}: crops {ours * 1e3:.1f} ms, full frames {full:.2f} s, ratio {full / ours:.0f}")
     assert len(drop_empty(final)) == len(found)
+
+    cells = ImageMasks("shsy5y", drop_empty(masks))
+    _, outlined = timed(lambda: json.dumps(outlines_of(cells)))
+    print(f"outlines (GeoJSON) of {len(cells)} cells: {outlined * 1e3:.1f} ms")
 
 
 if __name__ == "__main__":
