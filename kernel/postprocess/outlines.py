@@ -26,8 +26,9 @@ def mask_polygons(crop: np.ndarray, offset_yx: tuple[int, int] | np.ndarray = (0
         these coordinates, is positive and that of a hole negative (RFC 7946's order; on a screen, where y points
         down, exteriors run clockwise). [] for an empty mask.
     """
-    pieces = np.asarray(label(np.pad(crop, 1))[0])
-    inside = pieces > 0
+    inside = np.pad(np.asarray(crop, dtype=bool), 1)
+    pieces = np.zeros(inside.shape, np.int32)
+    label(inside, output=pieces)
     above, below = inside[:-1], inside[1:]
     # Around each point of the grid lie four pixels. Where an odd number of them is inside, a line turns; where two
     # opposite ones are, two lines do.
