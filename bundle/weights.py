@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from kernel.data.folders import is_hidden
 from kernel.errors import InputError
 from kernel.manifest import Manifest, MemberEntry, refuse_fold_files
 from kernel.runtime.wheels import file_sha256
@@ -50,7 +51,8 @@ def resolve_weights(manifest: Manifest, folder: Path) -> tuple[Manifest, tuple[F
         from kernel.models.recognition import recognise_members
 
         try:
-            recognised = recognise_members(nameless, folder.rglob("*"), [weights.path for weights in found.values()])
+            visible = (path for path in folder.rglob("*") if not any(map(is_hidden, path.relative_to(folder).parts)))
+            recognised = recognise_members(nameless, visible, [weights.path for weights in found.values()])
         except InputError as error:
             problems.append(f"below {folder}: {error}")
         else:

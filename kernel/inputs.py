@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from kernel.data.folders import is_hidden
 from kernel.errors import InputError
 from kernel.runtime.wheels import file_sha256
 
@@ -125,12 +126,12 @@ def find_mounted_folder(root: Path, forms: Sequence[Path], tail: str, what: str)
 
 
 def walk_paths(folder: Path, depth: int = WALK_DEPTH) -> Iterator[Path]:
-    """Everything up to `depth` levels below `folder`, level by level, sorted within a folder."""
+    """Everything not hidden up to `depth` levels below `folder`, level by level, sorted within a folder."""
     level = [folder]
     for _ in range(depth):
         below: list[Path] = []
         for parent in level:
-            for path in sorted(parent.iterdir()):
+            for path in sorted(path for path in parent.iterdir() if not is_hidden(path.name)):
                 yield path
                 if path.is_dir():
                     below.append(path)

@@ -61,6 +61,12 @@ def test_walk_is_bounded(tmp_path: Path) -> None:
         find_dataset(tmp_path, "me/weights")
 
 
+def test_hidden_copies_are_not_found(tmp_path: Path) -> None:
+    for name in (".snapshot/w.pth", "__MACOSX/w.pth", "models/w.pth"):
+        put(tmp_path / name)
+    assert find_file(tmp_path, "w.pth") == tmp_path / "models" / "w.pth"
+
+
 def test_empty_root(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="which holds nothing"):
         find_competition(tmp_path, "cells")

@@ -10,11 +10,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from kernel.data.folders import IMAGE_SUFFIXES, search_images
 from kernel.errors import InputError
 from kernel.runtime.log import LOG
-
-#: File name endings that count as images, in any case.
-IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
 
 #: What images of other depths than 8 bits are mapped to: the competition's mean, and a usual standard deviation there.
 GRAY_MEAN = 128.0
@@ -28,7 +26,7 @@ _JPEG_SIGNATURE = b"\xff\xd8\xff"
 
 
 def list_images(folder: Path) -> list[Path]:
-    """The images directly in a folder, sorted by name; hidden files and sub-folders are passed over.
+    """The images directly in a folder, sorted by name; what else it holds is passed over and told in the log.
 
     Raises:
         InputError: the folder does not exist or holds no image, or two images differ only in their ending
@@ -37,13 +35,12 @@ def list_images(folder: Path) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"No folder {folder}: give a folder that holds {', '.join(IMAGE_SUFFIXES)} files.")
-    entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    images = [path for path in entries if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
+    content = search_images(folder)
+    images = content.images
     if not images:
-        shown = ", ".join(path.name for path in entries[:5]) + (", ..." if len(entries) > 5 else "")
-        found = f"it holds {len(entries)} other entries ({shown})" if entries else "it is empty"
         allowed = ", ".join(IMAGE_SUFFIXES)
-        raise InputError(f"No image in {folder}: {found}. Put {allowed} files directly into it.")
+        raise InputError(f"No image in {folder}: {content.describe()}. Put {allowed} files directly into it.")
+    content.warn_of_passed_over(folder)
     by_stem: dict[str, Path] = {}
     for path in images:
         other = by_stem.setdefault(path.stem, path)

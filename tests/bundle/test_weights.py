@@ -123,6 +123,13 @@ def test_copies_count_once(tmp_path: Path) -> None:
     assert found.path.name == "a.pt"
 
 
+def test_hidden_files_are_no_candidates(tmp_path: Path) -> None:
+    put(tmp_path / ".snapshot" / "older.pt", "htc resnet50 older")
+    put(tmp_path / "._x.pt", "htc resnet50 resource")
+    path = put(tmp_path / "x.pt", "htc resnet50")
+    assert [weights.path for weights in resolve_weights(manifest_of(member("one")), tmp_path)[1]] == [path]
+
+
 def test_several_candidates_are_listed(tmp_path: Path) -> None:
     put(tmp_path / "fold0.pt", "htc resnet50 0")
     put(tmp_path / "fold1.pt", "htc resnet50 1")
