@@ -73,7 +73,7 @@ def check_dataset_folder(folder: Path, dataset: str) -> None:
     """
     path = folder / DATASET_METADATA_NAME
     try:
-        metadata = json.loads(path.read_text(encoding="utf-8"))
+        metadata = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise InputError(f"no {path}: a dataset needs one") from error
     except ValueError as error:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from kernel.errors import InputError
+from kernel.runtime.text import read_any_text
 from kernel.settings import (
     CELL_TYPES,
     CLS_USE,
@@ -116,7 +117,7 @@ class Manifest:
 def read_manifest(path: Path) -> Manifest:
     """Read the manifest of a file. Raises InputError where there is none, or it is wrong."""
     try:
-        return parse_manifest(path.read_text(encoding="utf-8-sig"), str(path))
+        return parse_manifest(read_any_text(path), str(path))
     except FileNotFoundError as error:
         raise InputError(f"no manifest {path}: give one by --manifest, weights_manifest.json for example") from error
     except (OSError, UnicodeDecodeError) as error:

@@ -24,9 +24,11 @@ from typing import Any, cast
 import numpy as np
 from pycocotools import mask as mask_utils
 
+from kernel.data.folders import composed
 from kernel.data.tables import whole_text
 from kernel.errors import InputError
 from kernel.postprocess.instances import CellMasks, tight_window
+from kernel.runtime.text import read_any_text
 
 #: The file that makes a folder a prepared one.
 PREPARED_NAME = "annotations.json"
@@ -53,7 +55,7 @@ class PreparedImage:
 
     @property
     def image_id(self) -> str:
-        return self.path.stem
+        return composed(self.path.stem)
 
     @property
     def labels(self) -> np.ndarray:
@@ -175,7 +177,9 @@ def _segmentation_mask(segmentation: Any, image_shape: tuple[int, int]) -> np.nd
     height, width = image_shape
     if isinstance(segmentation, list) and segmentation:
         for polygon in segmentation:
-            _check_polygon(polygon, max(height, width))
+            flaw = _polygon_flaw(polygon, max(height, width))
+            if flaw:
+                raise InputError(flaw)
         rle = mask_utils.merge(cast(Any, mask_utils.frPyObjects(segmentation, height, width)))
         return mask_utils.decode(rle).astype(bool)
     if isinstance(segmentation, dict) and segmentation.get("size") == [height, width]:
@@ -192,15 +196,28 @@ def _segmentation_mask(segmentation: Any, image_shape: tuple[int, int]) -> np.nd
     )
 
 
-def _check_polygon(polygon: Any, side: int) -> None:
-    """Raise InputError for what pycocotools would take for a box, or for a line across the memory."""
-    if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
-        raise InputError(f"a polygon needs x and y of at least three corners, got {str(polygon)[:60]}")
+def sound_polygons(segmentation: list[Any], image_shape: tuple[int, int]) -> tuple[list[Any], list[str]]:
+    """Of a list of polygons those that can be drawn, and what is wrong with each of the others.
+
+    Tools leave fragments of one or two corners beside a cell's outline, and a cell in two parts has two polygons.
+    """
+    flaws = [_polygon_flaw(polygon, max(image_shape)) for polygon in segmentation]
+    return [polygon for polygon, flaw in zip(segmentation, flaws, strict=True) if not flaw], [*filter(None, flaws)]
+
+
+def _polygon_flaw(polygon: Any, side: int) -> str:
+    """Why a polygon cannot be drawn, or "": pycocotools takes some for a box, or for a line across the memory."""
+    if not isinstance(polygon, list) or len(polygon) < 6:
+        flat = "; a segmentation is a list of polygons, [[x, y, ...], ...]" if isinstance(polygon, (int, float)) else ""
+        return f"a polygon needs x and y of at least three corners, got {str(polygon)[:60]}{flat}"
+    if len(polygon) % 2:
+        return f"a polygon needs x and y of each corner, got an odd number of values ({len(polygon)})"
     for value in polygon:
         if not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise InputError(f"a polygon's corners are numbers, got {value!r}")
+            return f"a polygon's corners are numbers, got {value!r}"
         if not -side <= value <= 2 * side:
-            raise InputError(f"a polygon's corner at {value:g} lies far outside the image")
+            return f"a polygon's corner at {value:g} lies far outside the image"
+    return ""
 
 
 def write_prepared(folder: Path, dataset: PreparedDataset, description: str) -> None:
@@ -328,7 +345,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         InputError: no such file, or something else.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(read_any_text(path))
     except OSError as error:
         raise InputError(f"cannot read {what} from {path}: {error.strerror}") from error
     except ValueError as error:

@@ -15,7 +15,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kernel.data.tables import read_table, whole_text
+from kernel.data.tables import read_table, whole_number, whole_text
 from kernel.errors import InputError
 from kernel.runtime.log import LOG
 
@@ -194,14 +194,15 @@ def read_folds(path: Path) -> dict[str, int]:
     """
     folds: dict[str, int] = {}
     for row in read_table(path, _FOLD_COLUMNS[:2], "folds", "the folds.csv that `python -m kernel prepare` writes"):
-        image_id, fold = row.values["id"], row.values["fold"]
-        if not image_id or not fold.isdecimal():
+        image_id, fold = row.values["id"], whole_number(row.values["fold"])
+        if not image_id or fold is None:
             raise InputError(
-                f"{path}, row {row.number}: expected an id and a fold from 0, got '{image_id}' and '{fold}'"
+                f"{path}, row {row.number}: expected an id and a fold from 0, got '{image_id}' and "
+                f"'{row.values['fold']}'"
             )
         if image_id in folds:
             raise InputError(f"{path}, row {row.number}: image '{image_id}' is named twice")
-        folds[image_id] = int(fold)
+        folds[image_id] = fold
     return folds
 
 

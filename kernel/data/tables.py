@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import csv
 import errno
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import TextIOWrapper
+from itertools import zip_longest
 from pathlib import Path
 from typing import TextIO
 
+from kernel.data.folders import composed
 from kernel.errors import InputError, RunError
 from kernel.runtime.files import whole_file
+from kernel.runtime.text import text_encoding
+
+#: Characters of a field, beyond the csv module's own 131072: the most that it takes on every system.
+_LONGEST_FIELD = 2**31 - 1
+#: What a table's fields are separated by where it is not a comma.
+_OTHER_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
 @dataclass(frozen=True)
@@ -19,35 +29,62 @@ class TableRow:
     """One row: `number` is its line in the file (the header's is 1), a value that is not there is ""."""
 
     number: int
-    values: dict[str, str]
-    surplus: int  # fields beyond the header's
+    values: dict[str, str]  # without blanks around them, in Unicode's composed form
+    surplus: int  # fields beyond the header's that are filled in
 
 
 def read_table(path: Path, columns: Sequence[str], what: str, expected: str) -> Iterator[TableRow]:
-    """The rows of a CSV file with a header; further columns are allowed, empty lines passed over.
+    """The rows of a CSV file with a header; further columns are allowed, rows without any value passed over.
+
+    This is the one way in for tables, so what people's programs add to one is taken off here: byte order marks, blanks
+    around values, other Unicode forms of names. A field may be of any length: run lengths of large cells are long.
 
     Args:
-        path: the file, UTF-8.
+        path: the file, UTF-8, or UTF-16 as Windows' programs write it.
         columns: those it must have.
         what: what is read from it ("annotations"), for messages.
         expected: what the file should be ("the competition's train.csv"), for messages.
 
     Raises:
-        InputError: no such file, a column is missing, or it is no CSV file.
+        InputError: no such file, a column is missing or there twice, or it is no CSV file.
     """
+    csv.field_size_limit(_LONGEST_FIELD)
     try:
-        with Path(path).open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream)
-            missing = [column for column in columns if column not in (reader.fieldnames or ())]
-            if missing:
-                raise InputError(f"{path} lacks the columns {', '.join(missing)}; expected {expected}")
-            for row in reader:
-                surplus = row.pop(None, [])  # type: ignore[call-overload]  # where csv keeps what has no column
-                yield TableRow(reader.line_num, {key: value or "" for key, value in row.items()}, len(surplus))
+        with Path(path).open("rb") as content:
+            stream = TextIOWrapper(content, encoding=text_encoding(content.peek(4)), newline="")
+            reader = csv.reader(stream)
+            header = [composed(name).strip() for name in next(reader, [])]
+            _check_header(path, header, columns, expected)
+            for fields in reader:
+                values = [composed(field).strip() for field in fields]
+                if any(values):
+                    surplus = sum(bool(value) for value in values[len(header) :])
+                    row = dict(zip_longest(header, values[: len(header)], fillvalue=""))
+                    yield TableRow(reader.line_num, row, surplus)
     except OSError as error:
         raise InputError(f"cannot read {what} from {path}: {error.strerror}; expected {expected}") from error
-    except (UnicodeDecodeError, csv.Error) as error:
+    except (UnicodeError, csv.Error) as error:
         raise InputError(f"{path} is not a CSV file in UTF-8: {error}") from error
+
+
+def _check_header(path: Path, header: Sequence[str], columns: Sequence[str], expected: str) -> None:
+    """Raise InputError where a column is missing, or there twice."""
+    missing = [column for column in columns if column not in header]
+    if missing:
+        for separator, name in _OTHER_SEPARATORS.items():
+            if set(columns) <= {name.strip(' "') for name in separator.join(header).split(separator)}:
+                raise InputError(f"{path} separates its fields by {name}; expected {expected}, with commas")
+        held = f"it has {', '.join(header)[:200]}" if any(header) else "its first line is empty"
+        raise InputError(f"{path} lacks the columns {', '.join(missing)}; {held}; expected {expected}")
+    twice = [column for column in columns if header.count(column) > 1]
+    if twice:
+        raise InputError(f"{path} has more than one column {', '.join(twice)}: take out those that are not meant")
+
+
+def whole_number(text: str) -> int | None:
+    """The number that a field holds, from 0 on, as 704 or, of a program that knows only one kind, 704.0; else None."""
+    match = re.fullmatch(r"([0-9]+)(\.0*)?", text.strip())
+    return int(match[1]) if match else None
 
 
 @contextmanager

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from kernel.errors import InputError
+from kernel.runtime.text import read_any_text
 
 
 def read_toml(path: Path, what: str) -> dict[str, Any]:
     """The tables of a TOML file. Raises InputError, which calls it a `what` ("recipe"), where it is none."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(read_any_text(path))
     except OSError as error:
         raise InputError(f"cannot read the {what} {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -11,6 +11,7 @@ from kernel.errors import InputError
 from kernel.manifest import parse_manifest, read_manifest
 from kernel.models.detectors import DetectorSpec
 from kernel.runtime.files import whole_file
+from kernel.runtime.text import read_any_text
 from kernel.runtime.wheels import file_sha256
 
 
@@ -33,7 +34,7 @@ def add_to_manifest(path: Path, entry: dict[str, Any]) -> None:
     Raises InputError, and leaves the file as it is, where the manifest is wrong before or would be afterwards.
     """
     read_manifest(path)
-    data = json.loads(path.read_text(encoding="utf-8"))
+    data = json.loads(read_any_text(path))
     names = [member["name"] for member in data["members"]]
     if entry["name"] in names:
         # What is not known of the new weights stays as it was said.

@@ -10,14 +10,17 @@ from pathlib import Path
 from kernel.errors import InputError, RunError
 from kernel.manifest import parse_manifest
 from kernel.runtime.files import whole_file
+from kernel.runtime.text import text_encoding
 from kernel.settings import Thresholds
 from kernel.validation.json_text import set_value
 from kernel.validation.uses import set_uses
 
 
 def read_text(path: Path) -> str:
-    """A file's text with its line ends as they are; a byte order mark stays as its first character."""
-    return path.read_bytes().decode("utf-8")
+    """A file's text with its line ends as they are; UTF-8's byte order mark stays as its first character."""
+    content = path.read_bytes()
+    encoding = text_encoding(content)
+    return content.decode("utf-8" if encoding == "utf-8-sig" else encoding)
 
 
 def edited_manifest(
@@ -73,6 +76,6 @@ def edited_manifest(
 
 
 def write_manifest(path: Path, text: str) -> None:
-    """Put `text` into the manifest file, whole or not at all."""
+    """Put `text` into the manifest file as UTF-8, whole or not at all."""
     with whole_file(path) as temporary:
         temporary.write_bytes(text.encode("utf-8"))
