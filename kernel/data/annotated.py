@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from tqdm import tqdm
 
-from kernel.data.annotations import read_annotations
+from kernel.data.annotations import images_of_table, read_annotations
 from kernel.data.coco import PREPARED_NAME, read_prepared
-from kernel.data.images import list_images, read_image
+from kernel.data.folders import present_form
+from kernel.data.images import read_image
 from kernel.data.splits import FOLDS_NAME, select_folds
 from kernel.errors import InputError
 from kernel.postprocess.instances import CellMasks
@@ -115,8 +116,8 @@ def list_annotated(
         dataset = read_prepared(folder)
         images = [AnnotatedImage(image.path, image, dataset.class_names) for image in dataset.images]
     else:
-        annotations = read_annotations(table)
-        paths = {path.stem: path for path in list_images(folder / "train")}
+        paths = images_of_table(folder) if table.exists() else {}  # without a table, that is what is told
+        annotations = read_annotations(table, names=paths)
         nowhere = folder / "train"
         images = [
             AnnotatedImage(paths.get(image_id, nowhere / f"{image_id}.png"), entry)
@@ -124,6 +125,7 @@ def list_annotated(
         ]
     if folds is not None:
         images = _of_folds(images, folder, folds_csv or folder / FOLDS_NAME, folds)
+    images = [replace(image, path=present_form(image.path)) for image in images]
     missing = [image for image in images if not image.path.is_file()]
     if missing:
         named = prepared if prepared.exists() else table

@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 from scipy.ndimage import binary_fill_holes
 
-from kernel.data.tables import TableRow, read_table
+from kernel.data.folders import images_by_name, known_name
+from kernel.data.images import list_images
+from kernel.data.tables import TableRow, read_table, whole_number
 from kernel.errors import InputError
 from kernel.postprocess.instances import CellMasks
 from kernel.postprocess.rle import decode_rle_crop
@@ -85,8 +87,27 @@ class BadRow:
     reason: str
 
 
-def read_cell_rows(path: Path) -> Iterator[CellRow | BadRow]:
+def images_of_table(folder: Path) -> dict[str, Path]:
+    """The competition's training images, train/<id>.png or another of the endings, by id, in the order of their files.
+
+    Raises:
+        InputError: as `list_images` and `images_by_name` do.
+    """
+    images = folder / "train"
+    if folder.is_dir() and not images.is_dir():
+        raise InputError(
+            f"No folder {images}: the competition's layout is expected, train.csv and train/<id>.png; "
+            f"{folder} holds {', '.join(sorted(path.name for path in folder.iterdir())[:10]) or 'nothing'}"
+        )
+    return images_by_name(list_images(images))
+
+
+def read_cell_rows(path: Path, names: Collection[str] = ()) -> Iterator[CellRow | BadRow]:
     """The rows of a train.csv. A row is bad in itself, or because it contradicts its image's first good row.
+
+    Args:
+        path: the CSV file.
+        names: of the images, which ids with a path or an ending (train/abc.png) are matched with.
 
     Raises:
         InputError: no such file, a column is missing, or it is no CSV file.
@@ -94,6 +115,7 @@ def read_cell_rows(path: Path) -> Iterator[CellRow | BadRow]:
     heads: dict[str, tuple[str, tuple[int, int]]] = {}
     sample_ids: dict[str, str] = {}
     for row in read_table(path, _NEEDED_COLUMNS, "annotations", "the competition's train.csv"):
+        row.values["id"] = known_name(row.values["id"], names)
         cell = _cell_row(row)
         if isinstance(cell, CellRow):
             head = cell.cell_type, cell.image_shape
@@ -125,27 +147,29 @@ def _cell_row(row: TableRow) -> CellRow | BadRow:
         reason = f"it has {row.surplus} more fields than the header"
     elif cell_type not in CELL_TYPES:
         reason = f"cell type '{cell_type}' is not one of {', '.join(CELL_TYPES)}"
-    elif not (width.isdecimal() and height.isdecimal()):
+    elif (rows := whole_number(height)) is None or (columns := whole_number(width)) is None:
         reason = f"width and height must be whole numbers, got '{width}' and '{height}'"
     else:
-        sample_id = row.values.get("sample_id", "").strip()
-        return CellRow(row.number, image_id, cell_type, (int(height), int(width)), rle, sample_id)
+        return CellRow(row.number, image_id, cell_type, (rows, columns), rle, row.values.get("sample_id", ""))
     return BadRow(row.number, image_id, reason)
 
 
-def read_annotations(path: Path, *, exclude: Collection[str] = WRONGLY_ANNOTATED) -> dict[str, ImageAnnotations]:
+def read_annotations(
+    path: Path, *, exclude: Collection[str] = WRONGLY_ANNOTATED, names: Collection[str] = ()
+) -> dict[str, ImageAnnotations]:
     """All images of a train.csv, by id, in the file's order.
 
     Args:
         path: the CSV file, one row per cell.
         exclude: images to leave out.
+        names: as `read_cell_rows` takes them.
 
     Raises:
         InputError: no such file, a column is missing, a row cannot be read, or an image's rows disagree.
     """
     heads: dict[str, tuple[str, tuple[int, int]]] = {}
     rles: dict[str, list[str]] = {}
-    for row in read_cell_rows(path):
+    for row in read_cell_rows(path, names):
         if isinstance(row, BadRow):
             raise InputError(f"{path}, row {row.number}: {row.reason}")
         if row.image_id not in exclude:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from kernel.data.coco import read_json
-from kernel.data.images import IMAGE_SUFFIXES
+from kernel.data.folders import IMAGE_SUFFIXES, composed, last_part, search_images
 from kernel.data.sources import DroppedCell, DroppedImage, Source, SourceCell, SourceImage
+from kernel.data.tables import whole_number
 from kernel.errors import InputError
 
 #: LIVECell's cell lines in the published solution's order; a line's place is its label.
@@ -34,8 +35,11 @@ def read_livecell(annotations: Sequence[Path], images_folder: Path) -> Source:
     """The cells of one or several of LIVECell's COCO files.
 
     A category that is one of LIVECELL_CLASSES (in any case of letters) is the cell's class; with LIVECell's own
-    "cell" it is the line that the image's name begins with (BT474_Phase_...). Crowd regions (iscrowd 1) are no
-    single cells and are dropped by name.
+    "cell" it is the line that the image's name begins with (BT474_Phase_...). Ids are the same whether they are
+    written as numbers or as text, and file names whatever system's path is before them.
+
+    Crowd regions (iscrowd 1) are no single cells and are dropped by name; but where a file marks all of its run lengths
+    so, the mark only says that a mask is run lengths, as CVAT means it for its brush masks: these are cells.
 
     Args:
         annotations: the JSON files.
@@ -48,11 +52,17 @@ def read_livecell(annotations: Sequence[Path], images_folder: Path) -> Source:
     drafts: dict[str, _Draft] = {}
     dropped_images: list[DroppedImage] = []
     dropped_cells: list[DroppedCell] = []
+    notes: list[str] = []
     rows = 0
     for path in annotations:
         data = read_json(path, "annotations")
         images, cells, categories = (_records(data, key, path) for key in ("images", "annotations", "categories"))
-        names = {_key(category, "id"): str(category.get("name", "")).lower() for category in categories}
+        names = {_key(category, "id"): str(category.get("name", "")).strip().lower() for category in categories}
+        run_lengths = [record for record in cells if isinstance(record.get("segmentation"), dict)]
+        crowds = sum(map(_is_crowd, run_lengths))
+        brushed = 0 < crowds == len(run_lengths)
+        if brushed:
+            notes.append(f"{path.name}: all {crowds} run lengths have iscrowd 1: taken as cells, as CVAT means it")
         by_number: dict[Any, _Draft] = {}
         lost: dict[Any, str] = {}
         for number, record in enumerate(images, start=1):
@@ -77,11 +87,12 @@ def read_livecell(annotations: Sequence[Path], images_folder: Path) -> Source:
                 reason = f"its image ({record.get('image_id')}) is not among those of {path.name}"
                 dropped_cells.append(DroppedCell(image_id, place, "its image was dropped" if image_id else reason))
                 continue
-            cell = _cell(record, place, names, draft)
+            cell = _cell(record, place, names, draft, brushed=brushed)
             if isinstance(cell, SourceCell):
                 draft.cells.append(cell)
             else:
                 dropped_cells.append(cell)
+    with_dropped_cells = {cell.image_id for cell in dropped_cells}
     found = []
     for draft in drafts.values():
         candidates = paths.get(draft.image_id, [])
@@ -89,7 +100,8 @@ def read_livecell(annotations: Sequence[Path], images_folder: Path) -> Source:
             found.append(_source_image(draft, candidates[0]))
         else:
             if not draft.cells:
-                reason = "no cell is annotated in it"
+                lost_all = draft.image_id in with_dropped_cells
+                reason = "none of its cells can be used" if lost_all else "no cell is annotated in it"
             elif not candidates:
                 reason = f"no image of this name below {images_folder}"
             else:
@@ -103,19 +115,22 @@ def read_livecell(annotations: Sequence[Path], images_folder: Path) -> Source:
         dropped_images=tuple(dropped_images),
         dropped_cells=tuple(dropped_cells),
         images_without_annotations=tuple(stem for stem in sorted(paths) if stem not in drafts),
+        notes=tuple(notes),
     )
 
 
 def _images_below(folder: Path) -> dict[str, list[Path]]:
-    """Image files by name without ending, hidden ones passed over."""
+    """Image files by name without ending."""
     if not folder.is_dir():
         raise InputError(f"No folder {folder}: give the folder of LIVECell's images.")
     paths: dict[str, list[Path]] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file():
-            paths.setdefault(path.stem, []).append(path)
+    content = search_images(folder, below=True)
+    for path in content.images:
+        paths.setdefault(composed(path.stem), []).append(path)
     if not paths:
-        raise InputError(f"No image in {folder} or below: expected {', '.join(IMAGE_SUFFIXES)} files.")
+        allowed = ", ".join(IMAGE_SUFFIXES)
+        raise InputError(f"No image in {folder} or below: {content.describe()}. Expected {allowed} files.")
+    content.warn_of_passed_over(folder)
     return paths
 
 
@@ -128,38 +143,61 @@ def _records(data: dict[str, Any], key: str, path: Path) -> list[dict[str, Any]]
     return values
 
 
-def _key(record: dict[str, Any], name: str) -> int | str | None:
+def _key(record: dict[str, Any], name: str) -> str | None:
+    """An id as text: 7, 7.0 and "7" are the same. None where it is no id."""
     value = record.get(name)
-    return value if isinstance(value, (int, str)) else None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return composed(str(value)).strip() if isinstance(value, (int, str)) else None
+
+
+def _is_crowd(record: dict[str, Any]) -> bool:
+    return record.get("iscrowd") not in (None, 0, "", "0")
+
+
+def _side(record: dict[str, Any], name: str) -> int | None:
+    """A height or width in pixels, also written as 704.0 or "704"; None where it is none."""
+    value = record.get(name)
+    return (whole_number(str(value)) or None) if isinstance(value, (int, float, str)) else None
 
 
 def _draft(record: dict[str, Any]) -> tuple[_Draft | None, str]:
     """An image without its cells, or why there is none."""
-    name, height, width = record.get("file_name"), record.get("height"), record.get("width")
-    if not isinstance(name, str) or not Path(name).stem:
+    name = record.get("file_name")
+    image_id = Path(last_part(name)).stem if isinstance(name, str) else ""
+    if not image_id:
         return None, f"its file_name is {name!r}"
-    if not (isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0):
-        return None, f"the height and width of {name} are {height!r} and {width!r}"
-    line = Path(name).name.split("_")[0].lower()
+    height, width = _side(record, "height"), _side(record, "width")
+    if height is None or width is None:
+        return None, f"the height and width of {name} are {record.get('height')!r} and {record.get('width')!r}"
+    line = image_id.split("_")[0].lower()
     label = LIVECELL_CLASSES.index(line) if line in LIVECELL_CLASSES else None
-    return _Draft(Path(name).stem, (height, width), label), ""
+    return _Draft(image_id, (height, width), label), ""
 
 
-def _cell(record: dict[str, Any], place: str, names: dict[Any, str], draft: _Draft) -> SourceCell | DroppedCell:
-    number = _key(record, "category_id")
-    name = names.get(number)
-    if record.get("iscrowd"):
+def _cell(
+    record: dict[str, Any], place: str, names: dict[Any, str], draft: _Draft, *, brushed: bool
+) -> SourceCell | DroppedCell:
+    """A cell, or why it is none. `brushed`: iscrowd 1 does not say that run lengths are a crowd."""
+    name, outline = names.get(_key(record, "category_id")), record.get("segmentation")
+    if _is_crowd(record) and not (brushed and isinstance(outline, dict)):
         reason = "it outlines a crowd, not a cell"
+    elif not outline or outline == [[]]:
+        box = ", only a box, which is no mask" if record.get("bbox") else ""
+        reason = f"it has no outline: its segmentation is missing or empty{box}"
+    elif not isinstance(outline, (list, dict)):
+        reason = f"its segmentation is neither a list of polygons nor run lengths, but {str(outline)[:60]!r}"
     elif name in LIVECELL_CLASSES:
-        return SourceCell(place, LIVECELL_CLASSES.index(name), record.get("segmentation"))
+        return SourceCell(place, LIVECELL_CLASSES.index(name), outline)
     elif name == _ANY_CELL and draft.label is not None:
-        return SourceCell(place, draft.label, record.get("segmentation"))
+        return SourceCell(place, draft.label, outline)
     elif name == _ANY_CELL:
         reason = (
-            f"the image's name begins with none of {', '.join(LIVECELL_CLASSES)}, and its category is only '{name}'"
+            f"the image's name begins with none of {', '.join(LIVECELL_CLASSES)}, and its category is only '{name}': "
+            "give the category its cell line's name, or let the image's name begin with that"
         )
     else:
-        told = f"'{name}'" if name else f"{number!r}, which the file does not explain"
+        told = f"'{name}'" if name else f"{record.get('category_id')!r}, which the file does not explain"
         reason = f"its category is {told}; it must be '{_ANY_CELL}' or one of {', '.join(LIVECELL_CLASSES)}"
     return DroppedCell(draft.image_id, place, reason)
 

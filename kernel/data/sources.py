@@ -6,13 +6,14 @@ and masks are looked at later, by several processes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kernel.data.annotations import WRONGLY_ANNOTATED, BadRow, CellRow, read_cell_rows
+from kernel.data.annotations import WRONGLY_ANNOTATED, BadRow, CellRow, images_of_table, read_cell_rows
 from kernel.data.coco import read_json
+from kernel.data.folders import composed, images_by_name, known_name
 from kernel.data.images import list_images
 from kernel.data.tables import read_table
 from kernel.errors import InputError
@@ -71,6 +72,7 @@ class Source:
     dropped_cells: tuple[DroppedCell, ...] = ()
     images_without_annotations: tuple[str, ...] = ()
     without_correction: tuple[str, ...] = ()  # images that a folder of corrections should have had, and has not
+    notes: tuple[str, ...] = ()  # how something that can be read in two ways was read
 
 
 def read_competition(folder: Path, astro_fix: Path | None = None) -> Source:
@@ -83,10 +85,10 @@ def read_competition(folder: Path, astro_fix: Path | None = None) -> Source:
     Raises:
         InputError: train.csv or the images cannot be read at all, or `astro_fix` has none of the astro images.
     """
-    paths = {path.stem: path for path in list_images(folder / "train")}
+    paths = images_of_table(folder)
     rows: dict[str, list[CellRow]] = {}
     bad: list[DroppedCell] = []
-    for row in read_cell_rows(folder / "train.csv"):
+    for row in read_cell_rows(folder / "train.csv", paths):
         if isinstance(row, BadRow):
             bad.append(DroppedCell(row.image_id, f"row {row.number}", row.reason))
         else:
@@ -127,7 +129,7 @@ def with_corrections(source: Source, folder: Path) -> Source:
     Raises:
         InputError: no images in the folder, or none of an astro image.
     """
-    paths = {path.stem: path for path in list_images(folder)}
+    paths = images_by_name(list_images(folder))
     images = tuple(
         replace(image, correction=paths.get(image.image_id)) if image.cell_type == "astro" else image
         for image in source.images
@@ -154,19 +156,19 @@ def read_pseudo_labels(submission: Path, images_folder: Path, cell_types: str) -
     Raises:
         InputError: one of the three cannot be read at all.
     """
-    paths = {path.stem: path for path in list_images(images_folder)}
-    type_of = _cell_type_lookup(cell_types)
+    paths = images_by_name(list_images(images_folder))
+    type_of = _cell_type_lookup(cell_types, paths)
     rows: dict[str, list[tuple[int, str]]] = {}
     bad: list[DroppedCell] = []
     count = 0
     for row in read_table(submission, ("id", "predicted"), "pseudo-labels", "a submission.csv"):
         count += 1
-        image_id = row.values["id"]
+        image_id = known_name(row.values["id"], paths)
         if not image_id or row.surplus:
             reason = f"it has {row.surplus} more fields than the header" if image_id else "it has no image id"
             bad.append(DroppedCell(image_id, f"row {row.number}", reason))
         else:
-            rows.setdefault(image_id, []).append((row.number, row.values["predicted"].strip()))
+            rows.setdefault(image_id, []).append((row.number, row.values["predicted"]))
     images, dropped = [], _without_good_rows(bad, rows)
     for image_id, texts in rows.items():
         cell_type, found = type_of(image_id), [(number, text) for number, text in texts if text]
@@ -200,8 +202,8 @@ def read_pseudo_labels(submission: Path, images_folder: Path, cell_types: str) -
     )
 
 
-def _cell_type_lookup(given: str) -> Callable[[str], str]:
-    """What tells an image's cell type by its id, "" where unknown."""
+def _cell_type_lookup(given: str, names: Collection[str]) -> Callable[[str], str]:
+    """What tells an image's cell type by its id, one of `names`, "" where unknown."""
     if given in CELL_TYPES:
         return lambda image_id: given
     path = Path(given)
@@ -214,8 +216,10 @@ def _cell_type_lookup(given: str) -> Callable[[str], str]:
         told = read_json(path, "cell types").get("images")
         if not isinstance(told, dict):
             raise InputError(f'{path} has no "images": expected the summary.json that the kernel writes')
-        known = {key: str(image.get("cell_type") or "") for key, image in told.items() if isinstance(image, dict)}
+        known = {
+            composed(key): str(image.get("cell_type") or "") for key, image in told.items() if isinstance(image, dict)
+        }
     else:
         table = read_table(path, ("id", "cell_type"), "cell types", "a CSV file with these columns")
-        known = {row.values["id"]: row.values["cell_type"].strip() for row in table}
+        known = {known_name(row.values["id"], names): row.values["cell_type"] for row in table}
     return lambda image_id: known.get(image_id, "")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -260,14 +262,114 @@ def test_missing_broken_and_other_images_are_named_and_skipped(folder: Path, tmp
     assert set(read_folds(tmp_path / "out" / "folds.csv")) == set(expected)
 
 
-def test_nothing_left_is_told_and_nothing_written(tmp_path: Path) -> None:
-    folder = small_folder(tmp_path, "")
+def test_where_nothing_is_left_the_reasons_are_told_and_reported(tmp_path: Path) -> None:
+    folder, out = small_folder(tmp_path, ""), tmp_path / "out"
     with pytest.raises(InputError, match="no image is left to prepare, of 0 rows read"):
-        prepare(read_competition(folder), tmp_path / "out")
-    (folder / "train.csv").write_text(HEADER + f"a,0 1,10,6,cort,,,,\nz,{FAR},10,6,cort,,,,\n")
-    with pytest.raises(InputError, match=r"z: no image of this name in .*; a: no cell is left"):
-        prepare(read_competition(folder), tmp_path / "out", split=None)
+        prepare(read_competition(folder), out)
+    rows = [f"a,{number} 99,10,6,cort,,,," for number in range(30)]
+    rows += [f"b,1 {number},10,6,neuron{number},,,," for number in range(3)] + ["a,,10,6,cort,,,,"]
+    (folder / "train.csv").write_text(HEADER + "\n".join([*rows, f"z,{FAR},10,6,cort,,,,", ""]))
+    with pytest.raises(InputError) as told:
+        prepare(read_competition(folder), out, split=None)
+    lines = str(told.value).splitlines()
+    assert lines[0] == "no image is left to prepare, of 35 rows read"
+    assert lines[-1] == f"each of them is in {out / 'report.json'}"
+    assert [line.split(":")[:2] for line in lines[1:-1]] == [
+        ["  cells dropped", " 30, row 2 (a) first"],
+        ["  cells dropped", " 3, row 32 (b) first"],
+        ["  cells dropped", " 1, row 35 (a) first"],
+        ["  images dropped", " 1, b first"],
+        ["  images dropped", " 1, z first"],
+        ["  images dropped", " 1, a first"],
+    ]
+    assert "a run leaves the image" in lines[1] and "cell type 'neuron0' is not one of" in lines[2]
+    assert set(files_of(out)) == {"report.json"}
+    report = json.loads((out / "report.json").read_text())
+    assert (report["images"], report["cells"], len(report["dropped_cells"])) == (0, 0, 34)
+    assert report["reasons"][0] == {
+        "what": "cells dropped", "count": 30, "reason": report["dropped_cells"][4]["reason"], "first": "row 2 (a)",
+    }  # fmt: skip
+
+
+def test_where_nothing_is_left_an_earlier_preparation_stays(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    prepare(read_competition(folder), out)
+    before = files_of(out)
+    with pytest.raises(InputError, match=r"report\.json \(annotations\.json beside it is of an earlier run\)"):
+        prepare(read_competition(small_folder(tmp_path, f"z,{FAR},10,6,cort,,,,\n")), out)
+    after = files_of(out)
+    assert after.pop("report.json") != before.pop("report.json")
+    assert after == before
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"z first: no image of this name in [^$]*cannot write"):
+        prepare(read_competition(tmp_path / "small"), tmp_path / "file" / "out")
+
+
+def test_an_impossible_split_tells_what_was_left_out(tmp_path: Path) -> None:
+    rows = "".join(f"{name},{rle},10,6,cort,,,s,\n" for name, rle in zip("abcd", (FAR, FAR, "x", "99 9"), strict=True))
+    folder = small_folder(tmp_path, rows + f"z,{FAR},10,6,cort,,,s,\n", tuple("abcd"))
+    with pytest.raises(InputError) as told:
+        prepare(read_competition(folder), tmp_path / "out", "stratified", 3)
+    assert "2 images cannot be split into 3 folds" in str(told.value)
+    assert "cells dropped: 1, row 4 (c) first" in str(told.value) and "images dropped: 1, z first" in str(told.value)
+    with pytest.raises(InputError) as told:
+        prepare(read_competition(folder), tmp_path / "out", "stratified", 5)
+    assert "4 images cannot be split into 5 folds" in str(told.value) and "1, z first" in str(told.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_long_lists_are_told_by_reason(tmp_path: Path) -> None:
+    rows = f"a,{FAR},10,6,cort,,,,\n" + "".join(f"a,{number} 99,10,6,cort,,,,\n" for number in range(11))
+    report = prepare(read_competition(small_folder(tmp_path, rows)), tmp_path / "out", split=None)
+    assert "what was left out, by reason:\n  cells dropped: 11, row 3 (a) first: a run leaves" in report.describe()
+
+
+def test_a_table_as_programs_write_it(tmp_path: Path) -> None:
+    rows = f'train/a.png ,"{RING}\r\n",10.0,6.0, cort,,,,\r\nC:\\data\\b.TIF,{FAR},10,6.,cort,,,,,\r\n,,,,,,,,\r\n'
+    folder = small_folder(tmp_path, "")
+    (folder / "train.csv").write_bytes((HEADER.replace("\n", "\r\n") + rows).encode("utf-16"))
+    report = prepare(read_competition(folder), tmp_path / "out", split="stratified", folds=2)
+    assert (report.rows_read, report.cells, report.dropped_cells) == (2, 2, ())
+    assert {key: len(frames) for key, frames in frames_of(tmp_path / "out").items()} == {"a": 1, "b": 1}
+    assert [image.image_id for image in list_annotated(folder)] == ["a", "b"]
+    assert {image.image_id for image in list_annotated(folder, [0, 1], tmp_path / "out" / "folds.csv")} == {"a", "b"}
+    assert {image.image_id for image in list_annotated(tmp_path / "out", [0, 1])} == {"a", "b"}
+
+
+@pytest.mark.parametrize(("on_disk", "in_table"), [("NFC", "NFD"), ("NFD", "NFC"), ("NFD", "NFD")])
+def test_names_match_in_either_unicode_form(on_disk: str, in_table: str, tmp_path: Path) -> None:
+    disk, table = (unicodedata.normalize(form, "Gliazellé_Å1") for form in (on_disk, in_table))
+    folder, out = (
+        small_folder(tmp_path, f"{table},{FAR},10,6,astro,,,,\nb,{FAR},10,6,astro,,,,\n", (disk, "b")),
+        tmp_path / "o",
+    )
+    (tmp_path / "fix").mkdir()
+    corrected = np.full((6, 10, 3), 255, np.uint8)
+    cv2.imwrite(str(tmp_path / "fix" / f"{table}.png"), corrected)
+    cv2.imwrite(str(tmp_path / "fix" / "b.png"), corrected)
+    report = prepare(read_competition(folder, tmp_path / "fix"), out, split="stratified", folds=2)
+    assert (report.images, report.corrected_images, report.images_without_annotations) == (2, 2, ())
+    composed = unicodedata.normalize("NFC", disk)
+    for where in (folder, out):
+        images = list_annotated(where, [0, 1], out / "folds.csv")
+        assert {image.image_id for image in images} == {composed, "b"}
+        assert all(image.read().shape == (6, 10, 3) for image in images)
+    # A prepared folder moved to a system that writes names in the other form.
+    (folder / "train" / f"{disk}.png").rename(folder / "train" / f"{table}.png")
+    assert all(image.read().shape == (6, 10, 3) for image in list_annotated(out))
+    (tmp_path / "submission.csv").write_text(f"id,predicted\n{disk},{FAR}\n", encoding="utf-8")
+    summary = tmp_path / "summary.json"
+    summary.write_text(json.dumps({"images": {table: {"cell_type": "cort"}}}), encoding="utf-8-sig")
+    source = read_pseudo_labels(tmp_path / "submission.csv", folder / "train", str(summary))
+    assert [(image.image_id, image.cell_type) for image in source.images] == [(composed, "cort")]
+
+
+def test_a_folder_of_another_layout_is_told(tmp_path: Path) -> None:
+    folder = small_folder(tmp_path, f"a,{FAR},10,6,cort,,,,\n")
+    (folder / "train").rename(folder / "images")
+    for read in (read_competition, list_annotated):
+        with pytest.raises(InputError, match=r"train\.csv and train/<id>\.png; .* holds images, train\.csv"):
+            read(folder)
 
 
 def test_an_impossible_split_is_told_before_the_work(folder: Path, tmp_path: Path) -> None:
@@ -461,7 +563,7 @@ def test_livecell_images_need_ids_of_their_own(tmp_path: Path) -> None:
     told = {image.image_id: image.reason for image in source.dropped_images}
     assert "the id 10, which must be" in told["SkBr3_Phase_G3_2_00d16h00m_4"]
     assert "the id [30]" in told["other"] and "are 0 and 10" in told["coco.json, image 4"]
-    assert any("its category is None" in cell.reason for cell in source.dropped_cells)
+    assert any("its category is [4]" in cell.reason for cell in source.dropped_cells)
     assert_every_row_is_told(prepare(source, tmp_path / "out", split=None))
 
 
@@ -480,6 +582,139 @@ def test_livecell_files_that_are_none(tmp_path: Path) -> None:
     # Some of LIVECell's files number their annotations.
     path.write_text('{"images": [], "categories": [], "annotations": {"1": {"id": 1, "image_id": 2}}}')
     assert read_livecell([path], tmp_path / "images").rows == 1
+
+
+def changed_livecell(tmp_path: Path, change: Callable[[dict[str, list[dict[str, Any]]]], object]) -> PrepareReport:
+    """The report of `livecell_json`'s file after a change, without a split, in tmp_path / out."""
+    path = livecell_json(tmp_path)
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+    report = prepare(read_livecell([path], tmp_path / "images"), tmp_path / "out", split=None)
+    assert_every_row_is_told(report)
+    return report
+
+
+def set_all(records: list[dict[str, Any]], key: str, change: Callable[[Any], object]) -> None:
+    for record in records:
+        record[key] = change(record.get(key))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: set_all(data["images"], "id", str),
+        lambda data: set_all(data["images"], "id", lambda one: f" {one} "),
+        lambda data: set_all(data["annotations"], "image_id", str),
+        lambda data: set_all(data["annotations"], "image_id", float),
+        lambda data: set_all(data["categories"], "id", str),
+        lambda data: set_all(data["annotations"], "category_id", float),
+        lambda data: set_all(data["images"], "height", float),
+        lambda data: set_all(data["images"], "width", str),
+        lambda data: set_all(data["images"], "file_name", lambda name: f"images\\{name}"),
+        lambda data: set_all(data["images"], "file_name", lambda name: f"C:\\Users\\me\\My images\\{name}"),
+        lambda data: set_all(data["images"], "file_name", lambda name: f"\\\\server\\share/{name}"),
+        lambda data: set_all(data["images"], "file_name", lambda name: f"/home/me/{name} "),
+        lambda data: set_all(data["categories"], "name", lambda name: f" {name.upper()} "),
+        lambda data: set_all(data["annotations"], "iscrowd", lambda crowd: str(crowd or 0)),
+        lambda data: set_all(data["annotations"], "iscrowd", bool),
+    ],
+)
+def test_livecell_in_other_words_is_the_same(change: Callable[[Any], object], tmp_path: Path) -> None:
+    expected = changed_livecell(tmp_path / "one", lambda data: None)
+    assert changed_livecell(tmp_path / "two", change).cells == expected.cells == 4
+    frames = [frames_of(tmp_path / name / "out") for name in ("one", "two")]
+    assert_same_frames(frames[1], frames[0])
+
+
+def test_brush_masks_are_cells(tmp_path: Path) -> None:
+    def as_cvat(data: dict[str, list[dict[str, Any]]]) -> None:
+        for annotation in data["annotations"]:
+            annotation["iscrowd"] = int(isinstance(annotation["segmentation"], dict))
+
+    report = changed_livecell(tmp_path, as_cvat)
+    assert "coco.json: all 2 run lengths have iscrowd 1: taken as cells" in report.describe()
+    assert [len(frames) for frames in frames_of(tmp_path / "out").values()] == [2, 2, 1]  # one more than by hand
+    # A crowd that is outlined by polygons is one all the same.
+    report = changed_livecell(tmp_path, lambda data: set_all(data["annotations"], "iscrowd", lambda _: 1))
+    told = [cell.reason for cell in report.dropped_cells if "a crowd" in cell.reason]
+    assert (report.images, report.cells, len(told)) == (2, 2, 8)
+
+
+def test_a_bad_polygon_is_left_out_of_its_cell(tmp_path: Path) -> None:
+    bad = [[], [1, 2], [1, 1, 3, 3], [1, 1, 3, 1, 3, 3, 2], [1, 1, None, 1, 3, 3], [1, 1, 1e9, 1, 3, 3], "x", None]
+    square = np.zeros((6, 10), bool)
+    square[1:4, 2:6] = True
+
+    def beside_good_ones(data: dict[str, list[dict[str, Any]]]) -> None:
+        good = data["annotations"][0]["segmentation"][0]
+        data["annotations"] = [
+            data["annotations"][0] | {"id": number, "segmentation": segmentation}
+            for number, polygon in enumerate(bad)
+            for segmentation in ([good, polygon], [polygon, good, polygon])
+        ] + [data["annotations"][0] | {"id": 99}]
+
+    report = changed_livecell(tmp_path, beside_good_ones)
+    (frames,) = frames_of(tmp_path / "out").values()
+    assert len(frames) == 2 * len(bad) + 1
+    np.testing.assert_array_equal(np.stack(frames), np.broadcast_to(square, (len(frames), 6, 10)))
+    assert len(report.cells_in_part) == 2 * len(bad) and not report.dropped_cells
+    reasons = [cell.reason for cell in report.cells_in_part]
+    assert "three corners, got []" in reasons[0] and "odd number of values (7)" in reasons[6]
+    assert "got None" in reasons[8] and "far outside" in reasons[10]
+    assert "cells kept in part: 16" in report.describe()
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "told"),
+    [
+        ([], "its segmentation is missing or empty, only a box, which is no mask"),
+        (None, "missing or empty, only a box"),
+        ({}, "missing or empty, only a box"),
+        ([[]], "missing or empty, only a box"),
+        ("12 3", "neither a list of polygons nor run lengths, but '12 3'"),
+        (7, "neither a list of polygons nor run lengths"),
+        ([2, 1, 6, 1, 6, 4], r"a segmentation is a list of polygons, [[x, y, ...], ...]"),
+        ([[2, 1, 6, 1, 6, 4, 3]], "odd number of values (7)"),
+        ([[2, 1, float("nan"), 1, 6, 4]], "corners are numbers, got nan"),
+        ({"size": [10, 6], "counts": [7, 2, 51]}, "run lengths that fill the image of 6 x 10"),
+        ({"size": [6, 10], "counts": "\u00e9"}, "no compressed run lengths"),
+    ],
+)
+def test_segmentations_that_are_none_are_told(segmentation: object, told: str, tmp_path: Path) -> None:
+    change = {"segmentation": segmentation, "bbox": [2, 1, 4, 3]}
+    report = changed_livecell(tmp_path, lambda data: data["annotations"][0].update(change))
+    (reason,) = (cell.reason for cell in report.dropped_cells if cell.place == "annotation 1")
+    assert told in reason
+
+
+def test_own_names_are_told_what_is_missing(tmp_path: Path) -> None:
+    def own(data: dict[str, list[dict[str, Any]]]) -> None:
+        set_all(data["images"], "file_name", lambda name: f"exp3_{name}")
+        set_all(data["annotations"], "category_id", lambda _: 4)
+
+    with pytest.raises(InputError) as told:
+        changed_livecell(tmp_path, own)
+    assert "the image's name begins with none of skbr3" in str(told.value)
+    assert "give the category its cell line's name" in str(told.value)
+    assert "none of its cells can be used" in str(told.value)
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["cells"] == 0
+
+
+def test_livecell_images_in_hidden_folders_and_circles_are_not_seen(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = livecell_json(tmp_path)
+    images = tmp_path / "images"
+    for name in (".AppleDouble", ".snapshot", "part0/.thumbs", "__MACOSX"):
+        shutil.copytree(images / "part0", images / name / "part0", ignore=lambda *_: [".thumbs"])
+    (images / "circle").symlink_to(images)
+    (images / "part1" / "notes.txt").write_text("")
+    with caplog.at_level("WARNING", "kernel"):
+        source = read_livecell([path], images)
+    assert [image.path.parent.name for image in source.images] == ["part0", "part1", "part2"]
+    (line,) = caplog.messages
+    assert "2 entries are passed over: 1 link to a folder (circle/), 1 of another format (part1/notes.txt)" in line
 
 
 @pytest.mark.skipif(not (SHARED / "livecell").is_dir(), reason="the LIVECell images are not on this machine")
