@@ -15,7 +15,8 @@ from kernel.errors import InputError
 
 PREPARE_HELP = """\
 Make a folder that train, validate and tune take as --data: annotations.json (COCO, run lengths), folds.csv, and
-report.json, which says what was read, mended and dropped, by row and by image.
+report.json, which says what was read, mended and dropped, by row and by image. Where no image is left, report.json
+alone is written.
 
     python -m kernel prepare --competition DIR [--astro-fix DIR/hck_fix] --out OUT
     python -m kernel prepare --livecell-annotations train.json val.json --livecell-images DIR --out OUT

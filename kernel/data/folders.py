@@ -120,8 +120,11 @@ def is_hidden(name: str) -> bool:
 
 
 def printable_name(name: str) -> str:
-    """A file's name for a message, bytes that are no text written as escapes."""
-    return name.encode("utf-8", "backslashreplace").decode("utf-8")
+    """A file's name for a message of one line: bytes that are no text, and line ends, are written as escapes."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
+        for character in name
+    )
 
 
 def composed(text: str) -> str:
@@ -155,13 +158,11 @@ def known_name(text: str, names: Collection[str]) -> str:
     """Which of the images' `names` an image id in a table means.
 
     The id itself, if there is such a name; else what is left of it without a path before and an image's ending behind
-    it, if there is such a name; else the id, for a message.
+    it, or, where a program took the ids for numbers, without the .0 that it appended; else the id, for a message.
     """
-    if text in names:
-        return text
     name = Path(last_part(text))
     bare = name.stem if name.suffix.lower() in IMAGE_SUFFIXES else name.name
-    return bare if bare in names else text
+    return next((known for known in (text, bare, bare.removesuffix(".0")) if known in names), text)
 
 
 def present_form(path: Path) -> Path:

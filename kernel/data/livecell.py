@@ -78,9 +78,9 @@ def read_livecell(annotations: Sequence[Path], images_folder: Path) -> Source:
                 lost[key] = draft.image_id
             else:
                 drafts[draft.image_id] = by_number[key] = draft
-        for record in cells:
+        for number, record in enumerate(cells, start=1):
             rows += 1
-            place = f"annotation {record.get('id')}"
+            place = f"annotation {record.get('id', f'without id, number {number} of {path.name}')}"
             draft = by_number.get(_key(record, "image_id"))
             if draft is None:
                 image_id = lost.get(_key(record, "image_id"), "")
@@ -138,9 +138,9 @@ def _records(data: dict[str, Any], key: str, path: Path) -> list[dict[str, Any]]
     values = data.get(key)
     if isinstance(values, dict):  # some of LIVECell's files number their annotations this way
         values = list(values.values())
-    if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
+    if not isinstance(values, list):
         raise InputError(f'{path} has no list "{key}": expected COCO annotations, as LIVECell has them')
-    return values
+    return [value if isinstance(value, dict) else {} for value in values]  # what is no record has no fields
 
 
 def _key(record: dict[str, Any], name: str) -> str | None:

@@ -91,10 +91,11 @@ def test_long_lists_and_odd_names_are_cut_and_escaped(tmp_path: Path, caplog: py
     for number in range(8):
         (tmp_path / f"{number}.bmp").write_bytes(b"x")
     (tmp_path / os.fsdecode(b"0\xff.bmp")).write_bytes(b"x")
+    (tmp_path / "0\n\u00e9.bmp").write_bytes(b"x")
     with caplog.at_level(logging.WARNING, "kernel"):
         list_images(tmp_path)
     line = told_of(caplog)
-    assert "9 of other formats (0.bmp, 0\\udcff.bmp, 1.bmp, 2.bmp, 3.bmp, ...)" in line
+    assert "10 of other formats (0\\n\u00e9.bmp, 0.bmp, 0\\udcff.bmp, 1.bmp, 2.bmp, ...)" in line
     assert line.encode()  # prints
 
 
@@ -156,8 +157,10 @@ def test_images_are_known_by_either_unicode_form(tmp_path: Path) -> None:
         ("x.1", "x.1"),
         ("abc.1", "abc.1"),  # no image's ending: another image
         ("other.png", "other.png"),
+        ("7.0", "7"),
+        ("7.00", "7.00"),
         ("", ""),
     ],
 )
 def test_an_id_is_matched_with_the_names_there_are(text: str, name: str) -> None:
-    assert known_name(text, {"abc", "x.tif", "x.1"}) == name
+    assert known_name(text, {"abc", "x.tif", "x.1", "7"}) == name

@@ -688,6 +688,21 @@ def test_segmentations_that_are_none_are_told(segmentation: object, told: str, t
     assert told in reason
 
 
+def test_what_is_no_record_is_told(tmp_path: Path) -> None:
+    def break_some(data: dict[str, list[Any]]) -> None:
+        data["annotations"] += ["x", None, {"image_id": 10, "category_id": 4, "segmentation": [[1, 1]]}]
+        data["images"].append(7)
+        data["categories"].append([])
+
+    report = changed_livecell(tmp_path, break_some)
+    assert (report.images, report.cells, report.rows_read) == (3, 4, 14)
+    told = {cell.place: cell.reason for cell in report.dropped_cells if "without id" in cell.place}
+    assert sorted(told) == [f"annotation without id, number {number} of coco.json" for number in (12, 13, 14)]
+    assert ("coco.json, image 5", "its file_name is None") in [
+        (image.image_id, image.reason) for image in report.dropped_images
+    ]
+
+
 def test_own_names_are_told_what_is_missing(tmp_path: Path) -> None:
     def own(data: dict[str, list[dict[str, Any]]]) -> None:
         set_all(data["images"], "file_name", lambda name: f"exp3_{name}")

@@ -137,6 +137,19 @@ def test_options_that_do_not_fit(
     assert not (tmp_path / "out").exists()
 
 
+def test_what_is_left_out_is_told_on_the_screen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "competition"
+    (folder / "train" / ".thumbs").mkdir(parents=True)
+    for name in ("a.png", "b.bmp", ".thumbs/a.png"):
+        cv2.imwrite(str(folder / "train" / name), np.zeros((6, 10), np.uint8))
+    (folder / "train.csv").write_text("id,annotation,width,height,cell_type\na,99 9,10,6,cort\na,98 9,10,6,cort\n")
+    assert prepare_command("--competition", folder, "--out", tmp_path / "out", "--split", "none") == 2
+    told = capsys.readouterr().err
+    assert "train: 1 entry is passed over: 1 of another format (b.bmp)" in told
+    assert "no image is left to prepare, of 2 rows read\n  cells dropped: 2, row 2 (a) first: a run leaves" in told
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["reasons"][0]["count"] == 2
+
+
 def test_one_source_is_needed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for words in ([], ["--competition", "a", "--pseudo-labels", "b"]):
         with pytest.raises(SystemExit) as stopped:
