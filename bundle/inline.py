@@ -16,19 +16,21 @@ Standard library only.
 from __future__ import annotations
 
 import ast
-import builtins
 import re
-import symtable
-import sys
-from collections.abc import Callable, Iterator, Mapping
+import unicodedata
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bundle.pythons import BUILTIN_NAMES, OLDEST_PYTHON, STANDARD_MODULES, newer_syntax
+from bundle.scopes import top_names
 from kernel.errors import InputError
 
 #: The server refuses 1,000,000 bytes and more, and only at the push.
 MAX_SCRIPT_BYTES = 900_000
 LINE_LENGTH = 110
+#: What counts as printable in embedded texts. The present version's idea of it changes from Python to Python.
+FROZEN_UNICODE = unicodedata.ucd_3_2_0
 
 #: What Kaggle's image holds, as far as a kernel may need it.
 IMAGE_PACKAGES = frozenset(
@@ -41,15 +43,11 @@ NOT_INLINED = ("training", "validation", "commands", "data.synthetic")
 
 #: Names that mean another thing in a flattened script than in a module.
 MODULE_NAMES = frozenset(
-    {"__file__", "__name__", "__package__", "__spec__", "__loader__", "__path__", "__cached__", "__all__"}
+    ("__file__", "__name__", "__package__", "__spec__", "__loader__", "__path__", "__cached__", "__all__", "__doc__")
+    + ("__module__", "__annotations__", "__annotate__")
 )
 #: Builtins that run text as code or reach a module's names behind our back.
 FORBIDDEN_BUILTINS = frozenset({"exec", "eval", "compile", "__import__", "globals", "__builtins__"})
-#: What a module knows without defining it.
-IMPLICIT_NAMES = frozenset(dir(builtins)) | {"__doc__"}
-
-MAIN_GUARD = "__name__ == '__main__'"
-
 
 @dataclass(frozen=True, order=True)
 class ImportedName:
@@ -75,6 +73,7 @@ class ModuleSource:
     cut: list[ast.stmt] = field(default_factory=list)  # statements that the script does not repeat
     defined: dict[str, int] = field(default_factory=dict)  # top-level names but imports, with their line
     imported: dict[str, tuple[ImportedName, int]] = field(default_factory=dict)  # imported names and their line
+    looked_up: dict[str, int] = field(default_factory=dict)  # names that must be top-level names or builtins
 
 
 def inline_package(entry: Path, embedded: Mapping[str, str]) -> str:
@@ -96,6 +95,7 @@ def inline_package(entry: Path, embedded: Mapping[str, str]) -> str:
             + "\n".join(f"  - {shown}:{line}: {problem}" for shown, line, problem in listed)
         )
     script = write_script(order, entry, embedded)
+    check_script(script, entry)
     size = len(script.encode("utf-8"))
     if size >= MAX_SCRIPT_BYTES:
         sizes = sorted(((len(module.text.encode()), module.shown) for module in order), reverse=True)
@@ -146,13 +146,7 @@ class PackageReader:
         """Parse one module and check what can be checked in it alone."""
         path = self.path_of(name)
         shown = path.relative_to(self.root).as_posix()
-        try:
-            text = path.read_text(encoding="utf-8")
-            tree = ast.parse(text, filename=str(path))
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path}: not UTF-8 ({error})") from error
-        except SyntaxError as error:
-            raise InputError(f"{path}:{error.lineno}: {error.msg}") from error
+        text, tree = read_module(path)
         module = ModuleSource(name, path, shown, text, tree)
         self.modules[name] = module
         for statement in tree.body:
@@ -161,6 +155,10 @@ class PackageReader:
         for node in ast.walk(tree):
             self.check_node(module, node, at_top=id(node) in top_imports)
         self.check_names(module)
+        newer = newer_syntax(text)
+        if newer is not None:
+            line, told = newer
+            self.problem(module, line, f"{told}: the kernel must run on every Python from {OLDEST_PYTHON} on")
         return module
 
     def read_statement(self, module: ModuleSource, statement: ast.stmt) -> None:
@@ -169,18 +167,22 @@ class PackageReader:
             self.read_import(module, statement)
             self.check_own_lines(module, statement)
             return
-        if isinstance(statement, ast.If) and ast.unparse(statement.test) == MAIN_GUARD:
+        names = top_names([statement])
+        if is_main_guard(statement):
             module.cut.append(statement)
             if module.path != self.entry:
                 self.problem(module, statement, f"only {self.entry.name} may have a guard on `__name__`")
-            return
+            names.looked_up = {name: line for name, line in names.looked_up.items() if name not in names.defined}
+            names.defined.clear()
         if isinstance(statement, ast.Expr) and not isinstance(statement.value, ast.Constant):
             self.problem(module, statement, "a module may only define: move what it does into a function")
         if isinstance(statement, ast.For | ast.While | ast.With | ast.Assert | ast.Delete | ast.Raise):
             self.problem(module, statement, "a module may only define: move what it does into a function")
-        for name, line in bound_names(statement):
+        for name, line in names.looked_up.items():
+            module.looked_up.setdefault(name, line)
+        for name, line in names.defined.items():
             module.defined.setdefault(name, line)
-            if name in IMPLICIT_NAMES or name in MODULE_NAMES:
+            if name in BUILTIN_NAMES or name in MODULE_NAMES:
                 self.problem(module, line, f"the top-level name {name!r} hides a builtin for all modules: rename it")
 
     def read_import(self, module: ModuleSource, statement: ast.Import | ast.ImportFrom) -> None:
@@ -269,7 +271,7 @@ class PackageReader:
         """Refuse imports of what is not there when the script runs."""
         names = [str(node.module)] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
         for package in sorted({name.split(".")[0] for name in names}):
-            if package in sys.stdlib_module_names or package in IMAGE_PACKAGES:
+            if package in STANDARD_MODULES or package in IMAGE_PACKAGES:
                 continue
             if (self.root / package).is_dir() or (self.root / f"{package}.py").is_file():
                 self.problem(module, node, f"{package} is not part of the kernel and is never inlined")
@@ -299,10 +301,10 @@ class PackageReader:
                     module.defined[name],
                     f"{name!r} is defined here and imported in line {line}: rename one",
                 )
-        known = {*module.defined, *module.imported, *IMPLICIT_NAMES, *MODULE_NAMES}
-        table = symtable.symtable(module.text, str(module.path), "exec")
-        for name in sorted(global_names(table) - known):
-            self.problem(module, line_of_name(module.tree, name), f"the name {name!r} is never defined or imported")
+        known = {*module.defined, *module.imported, *BUILTIN_NAMES, *MODULE_NAMES}
+        for name, line in module.looked_up.items():
+            if name not in known:
+                self.problem(module, line, f"the name {name!r} is never defined or imported")
 
     def check_together(self, order: list[ModuleSource], embedded: Mapping[str, str]) -> None:
         """What only shows over all modules: colliding names, imports of nothing, the entry's `main`."""
@@ -368,7 +370,7 @@ class PackageReader:
             init = folder / "__init__.py"
             if not init.is_file():
                 continue
-            for statement in ast.parse(init.read_text(encoding="utf-8"), filename=str(init)).body:
+            for statement in read_module(init)[1].body:
                 if not (isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)):
                     shown = init.relative_to(self.root).as_posix()
                     self.problems.add(
@@ -386,6 +388,31 @@ class PackageReader:
         self.problems.add((module.shown, line, told))
 
 
+def read_module(path: Path) -> tuple[str, ast.Module]:
+    """A module's text and syntax tree. Raises InputError for one that does not compile."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # a mark at its start would be an error amid the script
+        tree = ast.parse(text, filename=str(path))
+        compile(text, str(path), "exec", dont_inherit=True)  # what only shows then: a `return` outside a function, say
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 ({error})") from error
+    except SyntaxError as error:
+        raise InputError(f"{path}:{error.lineno or 1}: {error.msg}") from error
+    return text, tree
+
+
+def is_main_guard(statement: ast.stmt) -> bool:
+    """Whether a statement is `if __name__ == "__main__"`."""
+    match statement:
+        case ast.If(
+            test=ast.Compare(
+                left=ast.Name(id="__name__"), ops=[ast.Eq()], comparators=[ast.Constant(value="__main__")]
+            )
+        ):
+            return True
+    return False
+
+
 def imported_name(statement: ast.Import | ast.ImportFrom, alias: ast.alias) -> ImportedName:
     """What a single name of a third-party import binds."""
     if isinstance(statement, ast.ImportFrom):
@@ -399,49 +426,6 @@ def imported_name(statement: ast.Import | ast.ImportFrom, alias: ast.alias) -> I
 def told_origin(origin: ImportedName) -> str:
     """An import in words, for messages."""
     return f"{origin.module}.{origin.attribute}" if origin.attribute else f"the module {origin.module}"
-
-
-def bound_names(statement: ast.stmt) -> Iterator[tuple[str, int]]:
-    """The names, with lines, that a top-level statement binds; in nested blocks too, in inner scopes not."""
-    stack: list[ast.AST] = [statement]
-    while stack:
-        node = stack.pop()
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            yield node.name, node.lineno
-            continue
-        if isinstance(node, ast.Lambda | ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp):
-            # A comprehension's own names stay inside; a walrus in one does not.
-            for inner in ast.walk(node):
-                if isinstance(inner, ast.NamedExpr):
-                    yield inner.target.id, inner.lineno
-            continue
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            yield node.id, node.lineno
-        elif isinstance(node, ast.ExceptHandler | ast.MatchAs | ast.MatchStar) and node.name:
-            yield node.name, node.lineno
-        elif isinstance(node, ast.MatchMapping) and node.rest:
-            yield node.rest, node.lineno
-        elif isinstance(node, ast.Import | ast.ImportFrom):
-            for alias in node.names:
-                yield imported_name(node, alias).name, node.lineno
-        stack.extend(ast.iter_child_nodes(node))
-
-
-def global_names(table: symtable.SymbolTable) -> set[str]:
-    """Every name that a module or one of its scopes looks up among the top-level names and builtins."""
-    names = set()
-    for symbol in table.get_symbols():
-        at_top = table.get_type() == "module"
-        if symbol.is_referenced() and (at_top or symbol.is_global()):
-            names.add(symbol.get_name())
-    for child in table.get_children():
-        names |= global_names(child)
-    return names
-
-
-def line_of_name(tree: ast.Module, name: str) -> int:
-    """The first line that uses `name`."""
-    return min((node.lineno for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id == name), default=1)
 
 
 def takes_arguments(arguments: ast.arguments, count: int) -> bool:
@@ -469,6 +453,19 @@ def write_script(order: list[ModuleSource], entry: Path, embedded: Mapping[str, 
         sections.append(f"{banner(module.shown)}\n\n{section_text(module)}")
     call = f'if __name__ == "__main__":\n    raise SystemExit(main({", ".join(embedded)}))'
     return "\n\n\n".join([head, *sections, call]) + "\n"
+
+
+def check_script(script: str, entry: Path) -> None:
+    """Refuse a script that does not compile, whatever made it so. Raises InputError."""
+    try:
+        compile(script, "kernel.py", "exec", dont_inherit=True)
+    except SyntaxError as error:
+        line = error.lineno or 1
+        sections = re.findall(r"^# (\S+\.py)$", "\n".join(script.split("\n")[:line]), flags=re.MULTILINE)
+        place = f", in the section of {sections[-1]}" if sections else ""
+        raise InputError(
+            f"{entry}: the flattened script does not compile: line {line}{place}: {error.msg}: {(error.text or '').strip()}"
+        ) from error
 
 
 def script_docstring(order: list[ModuleSource], entry: Path, embedded: Mapping[str, str]) -> str:
@@ -548,7 +545,7 @@ def hoisted_imports(order: list[ModuleSource]) -> list[str]:
 
 def is_standard(name: str) -> bool:
     """Whether a module belongs to the standard library."""
-    return name.split(".")[0] in sys.stdlib_module_names
+    return name.split(".")[0] in STANDARD_MODULES
 
 
 def told_alias(pair: tuple[str, str]) -> str:
@@ -562,7 +559,7 @@ def text_literal(text: str) -> str:
     escaped = []
     # A quote before another, or at the end, is escaped: three bare ones would end the literal.
     for character in re.sub(r'"(?="|\Z)', r'\\"', text.replace("\\", "\\\\")):
-        if character == "\n" or character.isprintable():
+        if character in "\n " or FROZEN_UNICODE.category(character)[0] not in "CZ":
             escaped.append(character)
         else:
             escaped.append(character.encode("unicode_escape", "surrogatepass").decode("ascii"))
