@@ -1,4 +1,4 @@
-# Two commands for a machine with Python 3.11 to 3.13, make and git; each makes the environment if need be.
+# Two commands for a machine with Python 3.11 to 3.14, make and git; each makes the environment if need be.
 #   make demo   build the demo's kernel and run it here, offline, as Kaggle would
 #   make test   lint, types, tests
 # And two more: `make bench` runs the benchmarks, small; `make parity` compiles mmcv-full's own operators, and compares
@@ -33,7 +33,7 @@ dist/compiled-mmcv: bundle/wheels.lock.json requirements.txt
 
 # The file at the end says that the environment is whole; a broken-off installation is taken up again.
 $(ENVIRONMENT): requirements.txt requirements-dev.txt
-	@$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info[:2] <= (3, 13) else "Python 3.11 to 3.13 is needed, this is %d.%d: say which by PYTHON=python3.12" % sys.version_info[:2])'
+	@$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info[:2] <= (3, 14) else "Python 3.11 to 3.14 is needed, this is %d.%d: say which by PYTHON=python3.12" % sys.version_info[:2])'
 	$(PYTHON) -m venv .venv
 	$(RUN) -m pip install --disable-pip-version-check --quiet --requirement requirements-dev.txt
 	touch $@

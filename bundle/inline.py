@@ -44,10 +44,10 @@ NOT_INLINED = ("training", "validation", "commands", "data.synthetic")
 #: Names that mean another thing in a flattened script than in a module.
 MODULE_NAMES = frozenset(
     ("__file__", "__name__", "__package__", "__spec__", "__loader__", "__path__", "__cached__", "__all__", "__doc__")
-    + ("__module__", "__annotations__", "__annotate__")
-)
+) | {"__module__", "__annotations__", "__annotate__"}
 #: Builtins that run text as code or reach a module's names behind our back.
 FORBIDDEN_BUILTINS = frozenset({"exec", "eval", "compile", "__import__", "globals", "__builtins__"})
+
 
 @dataclass(frozen=True, order=True)
 class ImportedName:
@@ -405,9 +405,7 @@ def is_main_guard(statement: ast.stmt) -> bool:
     """Whether a statement is `if __name__ == "__main__"`."""
     match statement:
         case ast.If(
-            test=ast.Compare(
-                left=ast.Name(id="__name__"), ops=[ast.Eq()], comparators=[ast.Constant(value="__main__")]
-            )
+            test=ast.Compare(left=ast.Name(id="__name__"), ops=[ast.Eq()], comparators=[ast.Constant(value="__main__")])
         ):
             return True
     return False
@@ -463,8 +461,9 @@ def check_script(script: str, entry: Path) -> None:
         line = error.lineno or 1
         sections = re.findall(r"^# (\S+\.py)$", "\n".join(script.split("\n")[:line]), flags=re.MULTILINE)
         place = f", in the section of {sections[-1]}" if sections else ""
+        source = script.split("\n")[line - 1].strip()
         raise InputError(
-            f"{entry}: the flattened script does not compile: line {line}{place}: {error.msg}: {(error.text or '').strip()}"
+            f"{entry}: the flattened script does not compile: line {line}{place}: {error.msg}: {source}"
         ) from error
 
 

@@ -31,7 +31,7 @@ BUILTIN_NAMES = frozenset(
     globals hasattr hash help hex id input int isinstance issubclass iter len license list locals map max
     memoryview min next object oct open ord pow print property quit range repr reversed round set setattr slice
     sorted staticmethod str sum super tuple type vars zip
-    """.split()
+    """.split()  # noqa: SIM905
 )
 #: The standard library's modules that Python 3.11 to 3.14 all have.
 STANDARD_MODULES = frozenset(
@@ -51,7 +51,7 @@ STANDARD_MODULES = frozenset(
     tokenize tomllib trace traceback tracemalloc tty turtle turtledemo types typing unicodedata unittest urllib
     uuid venv warnings wave weakref webbrowser winreg winsound wsgiref xml xmlrpc zipapp zipfile zipimport zlib
     zoneinfo
-    """.split()
+    """.split()  # noqa: SIM905
 )
 
 

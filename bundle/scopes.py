@@ -1,8 +1,8 @@
 """Which names source code binds and looks up, by the language's own rules of scope.
 
-The standard library's `symtable` tells how an interpreter compiles a module, which changes: comprehensions have no scope
-of their own there since Python 3.12, annotations have one since 3.14. What a name means has not changed, so it is
-worked out here from the syntax tree, to the same result under every Python.
+The standard library's `symtable` tells how an interpreter compiles a module, which changes: comprehensions have no
+scope of their own there since Python 3.12, annotations have one since 3.14. What a name means has not changed, so it
+is worked out here from the syntax tree, to the same result under every Python.
 """
 
 from __future__ import annotations
@@ -87,7 +87,9 @@ class ScopeReader(ast.NodeVisitor):
         self.scope = Scope("module", None)
         self.scopes = [self.scope]
 
-    def inside(self, kind: Literal["class", "function", "comprehension", "annotation"], read: Callable[[], None]) -> None:
+    def inside(
+        self, kind: Literal["class", "function", "comprehension", "annotation"], read: Callable[[], None]
+    ) -> None:
         """Have `read` visit nodes in a new scope within the present one."""
         outer = self.scope
         self.scope = Scope(kind, outer, outer.private_to)

@@ -203,10 +203,20 @@ REFUSED = [
     ({"tools.py": in_tools("def filter(): ...")}, "tools.py:14", "hides a builtin"),
     ({"tools.py": in_tools("def unsure():\n    return GREETING")}, "tools.py:15", "'GREETING' is never defined"),
     ({"tools.py": in_tools("SUM = sum(misspelt for _ in TEXT)")}, "tools.py:14", "'misspelt' is never defined"),
+    (
+        {"tools.py": in_tools("SUM = [\n    x\n    for _ in TEXT\n]\n\n\ndef f(x):\n    return [x for x in x]")},
+        "tools.py:15",
+        "'x' is never defined",
+    ),
+    ({"tools.py": in_tools("def f(a: Misspelt): ...")}, "tools.py:14", "'Misspelt' is never defined"),
+    ({"tools.py": in_tools("class A:\n    TEXT = TEXT\n    size = size")}, "tools.py:16", "'size' is never defined"),
+    ({"main.py": MAIN.replace('main("", "")', 'main("", misspelt)')}, "main.py:28", "'misspelt' is never defined"),
     ({"tools.py": in_tools("def put():\n    global TEXT")}, "tools.py:15", "`global`"),
     # what a script does not have, or must not do
     ({"tools.py": in_tools("HERE = __file__")}, "tools.py:14", "`__file__` means another thing"),
     ({"tools.py": in_tools("LOG = dict(a=__name__)")}, "tools.py:14", "`__name__` means another thing"),
+    ({"tools.py": in_tools("def told():\n    return __doc__")}, "tools.py:15", "`__doc__` means another thing"),
+    ({"tools.py": in_tools("def told():\n    return __annotations__")}, "tools.py:15", "`__annotations__` means"),
     ({"tools.py": in_tools("__all__ = []")}, "tools.py:14", "`__all__`"),
     ({"tools.py": in_tools("if __name__ == '__main__':\n    shout('')")}, "tools.py:14", "only main.py"),
     ({"tools.py": in_tools("def run():\n    exec('1')")}, "tools.py:15", "`exec`"),
@@ -217,6 +227,8 @@ REFUSED = [
     # packages
     ({"tools.py": tools_import("import pandas")}, "tools.py:7", "not in Kaggle's image"),
     ({"tools.py": in_tools("def load():\n    import pandas")}, "tools.py:15", "not in Kaggle's image"),
+    ({"tools.py": tools_import("import distutils")}, "tools.py:7", "not in Kaggle's image"),  # gone in 3.12
+    ({"tools.py": tools_import("from compression import zstd")}, "tools.py:7", "not in Kaggle's image"),  # new in 3.14
     ({"tools.py": tools_import("import mmcv.ops")}, "tools.py:7", "inside a function"),
     ({"tools.py": tools_import("from cv2 import *")}, "tools.py:7", "star import"),
     # the entry
@@ -260,6 +272,35 @@ def test_broken_source_is_named(tmp_path: Path) -> None:
         inline_package(write_package(tmp_path, {"tools.py": "A = 1\nB = (\n"}), EMBEDDED)
 
 
+@pytest.mark.parametrize(
+    "line",
+    ["return 1", "def f():\n    nonlocal gone", "A = [break]", "def f(a, a): ...", "B = '\0'", "def f[T](a: T): ..."],
+)
+def test_source_that_does_not_run_on_every_python_is_named(tmp_path: Path, line: str) -> None:
+    """Also what a parser alone lets pass, and what only a newer one does."""
+    with pytest.raises(InputError, match=r"tools\.py:1[45]?: "):
+        inline_package(write_package(tmp_path, {"tools.py": in_tools(line)}), EMBEDDED)
+
+
+def test_script_that_does_not_compile_is_not_made(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"the flattened script does not compile: line \d+: invalid syntax: not = "):
+        inline_package(write_package(tmp_path), {"MANIFEST_JSON": "", "not": ""})
+
+
+def test_modules_that_do_not_compile_together_are_named(tmp_path: Path) -> None:
+    """An annotation that the `__future__` import of another module forbids; Python 3.14 forbids it by itself."""
+    greet = GREET + "\n\ndef walk(step: (length := int)) -> None: ...\n"
+    entry = write_package(tmp_path, {"parts/greet.py": greet})
+    with pytest.raises(InputError, match=r"kernel/parts/greet\.py:(10:)? .*named expression.* within an annotation"):
+        inline_package(entry, EMBEDDED)
+
+
+def test_byte_order_marks_stay_out(tmp_path: Path) -> None:
+    plain = inline_package(write_package(tmp_path / "plain"), EMBEDDED)
+    marked = {name: "\ufeff" + text for name, text in FILES.items()}
+    assert inline_package(write_package(tmp_path / "marked", marked), EMBEDDED) == plain
+
+
 def test_missing_entry_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no file .*main\.py"):
         inline_package(tmp_path / "kernel" / "main.py", EMBEDDED)
@@ -280,6 +321,11 @@ TRICKY = (
 @pytest.mark.parametrize("text", TRICKY)
 def test_text_literal_of_tricky_texts(text: str) -> None:
     assert ast.literal_eval(text_literal(text)) == text
+
+
+def test_text_literal_does_not_know_this_pythons_unicode() -> None:
+    """Letters since 15.0 and 16.0 are printable to some Pythons only."""
+    assert text_literal("é Ω 日 \U0001fae8 \U00016d40") == '"""\\\né Ω 日 \\U0001fae8 \\U00016d40"""'
 
 
 @given(st.text(alphabet=st.characters() | st.sampled_from('"\\\n\r')))
