@@ -188,7 +188,9 @@ def report_dry_run(options: argparse.Namespace, manifest: Manifest, weights: Seq
     )
     print(f"\ndry run: {sum(done.cells.values())} cells in {len(done.cells)} images")
     for image_id, count in done.cells.items():
-        print(f"  {image_id}: {count} {done.cell_types.get(image_id, '')}".rstrip())
+        told = done.failed.get(image_id)
+        found = f"{count} {done.cell_types.get(image_id, '')}".rstrip() if told is None else f"no result: {told}"
+        print(f"  {image_id}: {found}")
     for what in ("submission.csv", "pictures", "summary.json"):
         if (done.folder / what).exists():
             print(f"  {done.folder / what}")

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,7 @@ class DryRun:
     exit_code: int  # the script's own
     cells: Mapping[str, int]  # cells per image
     cell_types: Mapping[str, str]  # by image, where the script says
+    failed: Mapping[str, str]  # why an image has no result, by image
 
 
 def run_dry(
@@ -56,7 +58,7 @@ def run_dry(
     None: as the user's environment says, or the script's choice.
 
     Raises InputError for a folder without images; RunError where the script leaves no submission, or one that
-    Kaggle would refuse.
+    Kaggle would refuse, or has a result for no image though they are not at fault.
     """
     chosen = choose_images(images, limit)
     with scratch_folder(out, "dry-run") as scratch:
@@ -69,13 +71,14 @@ def run_dry(
         if not submission.is_file():
             raise RunError(f"the script ended with exit code {code} and left no submission.csv; see its log above")
         told = read_summary(summary)
-        types = cell_types_of(told)
-        cells = check_and_draw(submission, chosen, types, results / "pictures")
+        refuse_failed_run(told)
+        types, failed = cell_types_of(told), dict((told or {}).get("failed", {}))
+        cells = check_and_draw(submission, chosen, types, failed, results / "pictures")
         shutil.copyfile(submission, results / "submission.csv")
         if told is not None:
             shutil.copyfile(summary, results / "summary.json")
         replace_folder(results, out / "dry-run")
-    return DryRun(out / "dry-run", code, cells, types)
+    return DryRun(out / "dry-run", code, cells, types, failed)
 
 
 def choose_images(folder: Path, limit: int | None = None) -> list[Path]:
@@ -152,23 +155,55 @@ def cell_types_of(summary: Mapping[str, Any] | None) -> dict[str, str]:
     return {image_id: told["cell_type"] for image_id, told in images.items()}
 
 
-def check_and_draw(
-    submission: Path, images: Sequence[Path], cell_types: Mapping[str, str], pictures: Path
-) -> dict[str, int]:
-    """Check a submission against the images and draw a picture of each that can be read. Returns cells per image.
+def refuse_failed_run(summary: Mapping[str, Any] | None) -> None:
+    """Raise RunError where no image has a result, and for some of them the images are not at fault.
 
-    Raises RunError where Kaggle would refuse the submission.
+    The exit code does not tell: a scoring run ends with 0 all the same.
     """
+    told = summary or {}
+    failed, wrong = told.get("failed", {}), told.get("wrong_images", [])
+    reasons = [reason for image_id, reason in failed.items() if image_id not in wrong]
+    if reasons and not told.get("images"):
+        each = "; ".join(list(dict.fromkeys(reasons))[:3])
+        raise RunError(
+            f"none of the {len(failed)} image(s) has a result, and for {len(reasons)} the image is not at fault: "
+            f"{each}. The script, a library's version or the machine is: see the script's log above before you push "
+            "this kernel"
+        )
+
+
+def check_and_draw(
+    submission: Path,
+    images: Sequence[Path],
+    cell_types: Mapping[str, str],
+    failed: Mapping[str, str],
+    pictures: Path,
+) -> dict[str, int]:
+    """Check a submission against the images and draw a picture of each that can be read and has not `failed`.
+
+    Returns cells per image. Raises RunError where Kaggle would refuse the submission, and where reading an image that
+    the script has read fails here through no fault of the image.
+    """
+    from kernel.attempt import FailedImage, attempt
     from kernel.data.images import read_image
     from kernel.postprocess.submission import validate_submission
     from kernel.runtime.pictures import draw_picture
 
+    def read_if_right(path: Path) -> np.ndarray | None:
+        try:
+            return read_image(path)
+        except InputError:
+            return None
+
     pixels: dict[str, np.ndarray] = {}
     for path in images:
-        try:
-            pixels[path.stem] = read_image(path)
-        except InputError:
-            continue  # the script has said so, and given the image its empty row
+        if path.stem in failed:
+            continue  # the script has said why, and given the image its empty row
+        image = attempt(path.stem, partial(read_if_right, path))
+        if isinstance(image, FailedImage):
+            raise RunError(f"{path} cannot be read here, and is not at fault: {image.reason}")
+        if image is not None:
+            pixels[path.stem] = image
     shapes = {path.stem: (0, 0) for path in images}
     for image_id, image in pixels.items():
         shapes[image_id] = (image.shape[0], image.shape[1])

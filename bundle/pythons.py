@@ -74,7 +74,7 @@ def newer_f_string(text: str) -> int | None:
     There an f-string was a string first: it ended at the next quote like its own, and what stood in braces could have
     neither backslashes nor comments.
     """
-    started = getattr(token, "FSTRING_START", None)
+    started, middle, ended = (getattr(token, f"FSTRING_{part}", None) for part in ("START", "MIDDLE", "END"))
     if started is None:  # Python 3.11 itself
         return None
     lines = text.split("\n")
@@ -89,14 +89,14 @@ def newer_f_string(text: str) -> int | None:
     last_end = 0
     for each in tokenize.generate_tokens(io.StringIO(text).readline):
         if open_strings:
-            nested = len(open_strings) > 1 or each.type not in (token.FSTRING_MIDDLE, token.FSTRING_END)  # type: ignore[attr-defined]
+            nested = len(open_strings) > 1 or each.type not in (middle, ended)
             continued = "\\" in text[last_end : place(each.start)]
             if each.type == token.COMMENT or (nested and "\\" in each.string) or continued:
                 return open_strings[0].start[0]
         last_end = place(each.end)
         if each.type == started:
             open_strings.append(each)
-        elif each.type == token.FSTRING_END:  # type: ignore[attr-defined]
+        elif each.type == ended:
             opening = open_strings.pop()
             quotes = opening.string.lstrip("rRfFbBuU")
             inside = r"(?:\\.|[^\\])*?" if len(quotes) == 3 else r"(?:\\.|[^\\\n])*?"

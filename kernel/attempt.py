@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import cv2
 import numpy as np
 import torch
 
@@ -22,6 +24,8 @@ from kernel.runtime.log import LOG
 from kernel.segment import Segmentation, finish_prediction
 
 T = TypeVar("T")
+#: So many images that fail before any has a result are no chance.
+FIRST_IMAGES = 3
 #: What errors without a type of their own say where memory was missing: the CPU's allocator; a GPU's libraries, which
 #: ask the driver past torch's allocator; cuDNN, which finds no algorithm where there is no room for its workspace.
 OUT_OF_MEMORY_SIGNS = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED", "unable to find an engine")
@@ -35,6 +39,7 @@ class FailedImage:
 
     reason: str
     wrong_input: bool  # the file is at fault, not the run
+    kind: str = ""  # the type of what was raised, if anything was: what makes two reasons the same
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,53 @@ def attempt(image_id: str, action: Callable[[], T]) -> T | FailedImage:
         return action()
     except Exception as error:  # noqa: BLE001
         LOG.exception("image %s", image_id)
-        return FailedImage(f"{type(error).__name__}: {error}", wrong_input=False)
+        kind = type(error).__name__
+        return FailedImage(f"{kind}: {error}", wrong_input=False, kind=kind)
+
+
+class FirstImages:
+    """Tells once, and at once, where a run's first images all fail and are not at fault: the others will fail too.
+
+    An image that is itself at fault says nothing about the run. One that has a result says that the run works.
+
+    Parameters:
+        count: the run's images. Where fewer than `FIRST_IMAGES` could tell, it is told when the last one has ended.
+    """
+
+    def __init__(self, count: int):
+        self._left = count
+        self._reasons: list[FailedImage] = []
+        self._decided = False
+
+    def succeeded(self) -> None:
+        """Take note of an image that has a result."""
+        self._decided = True
+
+    def failed(self, failure: FailedImage) -> None:
+        """Take note of one that has none."""
+        self._left -= 1
+        if not failure.wrong_input:
+            self._reasons.append(failure)
+        if self._decided or not self._reasons or (self._left and len(self._reasons) < FIRST_IMAGES):
+            return
+        self._decided = True
+        by_kind: dict[str, str] = {}
+        for each in self._reasons:
+            by_kind.setdefault(each.kind or each.reason, each.reason)
+        LOG.critical(
+            "NO RESULT FOR THE FIRST %d IMAGE(S), AND THE IMAGES ARE NOT AT FAULT%s: %s. What fails is this program, "
+            "one of its libraries (%s) or the machine: see the log above. Most likely all others fail too.",
+            len(self._reasons),
+            ", ALL FOR THE SAME REASON" if len(by_kind) == 1 < len(self._reasons) else "",
+            "; ".join(by_kind.values()),
+            library_versions(),
+        )
+
+
+def library_versions() -> str:
+    """What most often is another one than a program was made with."""
+    versions = {"Python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+    return ", ".join(f"{name} {version}" for name, version in {**versions, "OpenCV": cv2.__version__}.items())
 
 
 def predict_image(ensemble: Ensemble, image_bgr: np.ndarray) -> Prediction:

@@ -36,8 +36,8 @@ from typing import Any, NoReturn
 import torch
 from tqdm import tqdm
 
-from kernel.attempt import FailedImage
-from kernel.data.images import largest_image_shape, list_images, read_image_shape
+from kernel.attempt import FailedImage, FirstImages, attempt
+from kernel.data.images import list_images, read_image_shape
 from kernel.ensemble.quality import quality_levels
 from kernel.errors import InputError, RunError
 from kernel.inputs import find_competition, find_dataset, input_root
@@ -123,14 +123,15 @@ def run_kernel(manifest_json: str, wheels_lock_json: str) -> int:
         wheels = verify_wheels(find_dataset(root, manifest.wheels_dataset), lock)
         with tempfile.TemporaryDirectory(prefix="kernel-wheels-") as packages:
             install_wheels(wheels, Path(packages))
+            shapes = {path.stem: shape_of(path) for path in image_paths}
             budget = TimeBudget(
                 quality_levels(manifest.members, manifest.ensemble),
-                {path.stem: pixels_of(path) for path in image_paths},
+                {image_id: float(height * width) for image_id, (height, width) in shapes.items()},
                 start + (manifest.time_limit_hours - manifest.time_margin_hours) * 3600,
                 len(devices),
             )
             last_call = budget.deadline + manifest.time_margin_hours * 1800
-            tasks = worker_tasks(devices, dtype, packages, image_paths)
+            tasks = worker_tasks(devices, dtype, packages, list(shapes.values()))
             for task in tasks.values():
                 task["sharing"] *= shard.sharing(machine)
             with started_workers(manifest, tasks) as (workers, said):
@@ -178,15 +179,15 @@ def run_kernel(manifest_json: str, wheels_lock_json: str) -> int:
 
 
 def worker_tasks(
-    devices: Sequence[str], dtype: torch.dtype, packages: str, image_paths: Sequence[Path]
+    devices: Sequence[str], dtype: torch.dtype, packages: str, shapes: Sequence[tuple[int, int]]
 ) -> dict[str, dict[str, Any]]:
-    """By a name of its own, what the worker of each device must know to start."""
-    shape = largest_image_shape(image_paths)
+    """By a name of its own, what the worker of each device must know to start. `shapes` (H, W) are the images'."""
+    largest = max(shapes, key=lambda shape: shape[0] * shape[1], default=(1, 1))
     return {
         device if devices.count(device) == 1 else f"{device}#{number}": {
             "device": device,
             "dtype": str(dtype).removeprefix("torch."),
-            "largest_shape": shape,
+            "largest_shape": largest,
             "sharing": devices.count(device),
             "processes": len(devices),
             "packages": packages,
@@ -235,10 +236,10 @@ def startable_script() -> Path | None:
     return None
 
 
-def pixels_of(path: Path) -> float:
-    """The size of an image; 1 of one that cannot be read, which takes no time."""
-    height, width = read_image_shape(path) or (1, 1)
-    return float(height * width)
+def shape_of(path: Path) -> tuple[int, int]:
+    """The (H, W) of an image; (1, 1) of one that cannot be read, which takes no time and has its reason told later."""
+    shape = attempt(path.stem, lambda: read_image_shape(path))
+    return (1, 1) if shape is None or isinstance(shape, FailedImage) else shape
 
 
 def segment_all(
@@ -252,19 +253,21 @@ def segment_all(
     """Have all images segmented, keeping only rows of text.
 
     Returns what the summary says of each image done, why each failed one failed, and each device's peak memory.
-    Failed images get their empty row.
+    Failed images get their empty row; where the first ones all fail, and not through their own fault, the log says so.
     """
     done: dict[str, dict[str, Any]] = {}
     failed: dict[str, FailedImage] = {}
     peaks: dict[str, tuple[float, float | None]] = {}
+    first = FirstImages(len(image_paths))
 
     def take(worker: DeviceWorker, answer: Mapping[str, Any]) -> None:
         image_id, (height, width) = answer["image"], answer["image_shape"]
         try:
             writer.add(image_id, answer["rles"], (height, width))
         except InputError as error:
-            fail(image_id, FailedImage(str(error), wrong_input=False))
+            fail(image_id, FailedImage(str(error), wrong_input=False, kind=type(error).__name__))
             return
+        first.succeeded()
         done[image_id] = {**answer["told"], "device": worker.name}
         host, gpu = answer["peaks"]
         peaks[worker.name] = host, gpu
@@ -273,6 +276,7 @@ def segment_all(
 
     def fail(image_id: str, failure: FailedImage) -> None:
         failed[image_id] = failure
+        first.failed(failure)
         writer.add(image_id, [], (0, 0))
         progress.update()
 
@@ -315,6 +319,7 @@ def summarise(
         "images_by_type": {cell_type: types.count(cell_type) for cell_type in sorted(set(types))},
         "images": dict(done),
         "failed": {image_id: failure.reason for image_id, failure in failed.items()},
+        "wrong_images": [image_id for image_id, failure in failed.items() if failure.wrong_input],
     }
 
 

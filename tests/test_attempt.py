@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,8 @@ import kernel.ensemble.ensemble
 from kernel.attempt import (
     MEMORY_LADDER,
     FailedImage,
+    FirstImages,
+    attempt,
     attempt_image,
     means_out_of_memory,
     predict_image,
@@ -208,3 +211,58 @@ def test_an_image_that_fails_says_why(members: list[Member], tmp_path: Path, mon
                 failed = attempt_image(ensemble, tmp_path / "a.png")
             assert isinstance(failed, FailedImage) and not failed.wrong_input
             assert failed.reason.startswith(type(error).__name__)
+
+
+#: What happens to images, by letter.
+OUTCOMES = {
+    "A": FailedImage("AttributeError: no such thing in a", wrong_input=False, kind="AttributeError"),
+    "a": FailedImage("AttributeError: no such thing in b", wrong_input=False, kind="AttributeError"),
+    "M": FailedImage("MemoryError: ", wrong_input=False, kind="MemoryError"),
+    "L": FailedImage("the time limit came first", wrong_input=False),
+    "w": FailedImage("the PNG is truncated", wrong_input=True),
+    "+": None,  # a result
+}
+
+
+@pytest.mark.parametrize(
+    ("images", "told_after", "parts"),
+    [
+        ("", None, []),
+        ("+++", None, []),
+        ("AaAAAA+", 3, ["FIRST 3 IMAGE(S)", "SAME REASON: AttributeError: no such thing in a. "]),
+        ("AA+AAAA", None, []),  # the run works
+        ("+AAAAAA", None, []),
+        ("AA", 2, ["FIRST 2 IMAGE(S)", "SAME REASON: AttributeError: no such thing in a. "]),
+        ("M", 1, ["FIRST 1 IMAGE(S), AND THE IMAGES ARE NOT AT FAULT: MemoryError: . "]),
+        ("wwwww", None, []),  # nothing but wrong images
+        ("wAwwAwA+", 7, ["FIRST 3 IMAGE(S)", "SAME REASON: AttributeError"]),
+        ("wwA", 3, ["FIRST 1 IMAGE(S)", "FAULT: AttributeError"]),
+        ("Aww", 3, ["FIRST 1 IMAGE(S)", "FAULT: AttributeError"]),
+        ("Aw+", None, []),
+        ("AMLLL", 3, ["FAULT: AttributeError: no such thing in a; MemoryError: ; the time limit came first. "]),
+        ("LLLL", 3, ["SAME REASON: the time limit came first. "]),
+    ],
+)
+def test_first_images_that_all_fail_are_told_once(
+    caplog: pytest.LogCaptureFixture, images: str, told_after: int | None, parts: Sequence[str]
+) -> None:
+    first = FirstImages(len(images))
+    told = []
+    for number, letter in enumerate(images, start=1):
+        outcome = OUTCOMES[letter]
+        if outcome is None:
+            first.succeeded()
+        else:
+            first.failed(outcome)
+        told += [(number, record.getMessage()) for record in caplog.records if record.levelno == logging.CRITICAL]
+        caplog.clear()
+    assert [number for number, _ in told] == ([] if told_after is None else [told_after])
+    for part in parts:
+        assert part in told[0][1]
+
+
+def test_what_was_raised_is_kept_by_its_kind() -> None:
+    def fail() -> None:
+        raise ImportError("libGL.so.1 is missing")
+
+    assert attempt("a", fail) == FailedImage("ImportError: libGL.so.1 is missing", False, "ImportError")

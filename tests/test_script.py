@@ -164,6 +164,39 @@ def run_built(
     )
 
 
+#: As OpenCV does up to 4.12 where a script asks for what 4.13 brought.
+BROKEN_READING = """
+def read_image(path):
+    raise AttributeError("module 'cv2.utils' has no attribute 'logging'")
+
+
+read_image_shape = read_image
+
+
+if __name__ == "__main__":"""
+
+
+@pytest.mark.parametrize("devices", ["cpu", "cpu,cpu"])
+def test_a_script_that_can_read_no_image_says_so_at_once(
+    images: Path, dry_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, devices: str
+) -> None:
+    """And the scoring run still has its submission."""
+    monkeypatch.setenv(SCORING_RUN_VARIABLE, "1")
+    (tmp_path / "kernel").mkdir()
+    (tmp_path / "wheels").symlink_to(dry_run / "wheels")
+    script = (dry_run / "kernel" / "kernel.py").read_text(encoding="utf-8")
+    start, ending = script.rsplit('if __name__ == "__main__":', 1)
+    (tmp_path / "kernel" / "kernel.py").write_text(start + BROKEN_READING + ending, encoding="utf-8")
+    log, _ = run_built(tmp_path, images, tmp_path, devices).communicate()
+    (loud,) = [line for line in log.splitlines() if " CRITICAL " in line]
+    assert "NO RESULT FOR THE FIRST 3 IMAGE(S), AND THE IMAGES ARE NOT AT FAULT, ALL FOR THE SAME REASON: Attr" in loud
+    assert log.index(loud) < log.index("wrote ")
+    assert "ending with exit code 0 all the same" in log
+    assert read_submission(tmp_path / "submission.csv") == {name: [] for name in ("astro", "cort", "nothing", "shsy5y")}
+    summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
+    assert len(summary["failed"]) == 4 and summary["wrong_images"] == []
+
+
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="processes are found in /proc")
 def test_two_devices_are_as_good_as_one_and_one_may_die(images: Path, dry_run: Path, tmp_path: Path) -> None:
     """The last time, the process of one device is killed when an image is done."""

@@ -92,6 +92,59 @@ def test_no_cells_and_an_unreadable_image(here: Path) -> None:
     assert sorted(path.name for path in (done.folder / "pictures").iterdir()) == ["a.png", "c.png"]
 
 
+#: The script where reading or a network fails. FAILED: reasons by image; WRONG: images that are themselves at fault.
+FAILING = SCRIPT.replace(
+    "told = {",
+    """failed = FAILED
+images = {i: told for i, told in images.items() if i not in failed}
+told = {"failed": failed, "wrong_images": WRONG, """,
+)
+FAULT = "AttributeError: module 'cv2.utils' has no attribute 'logging'"
+
+
+def failing(failed: dict[str, str], wrong: list[str]) -> str:
+    return FAILING.replace("FAILED", repr(failed)).replace("WRONG", repr(wrong))
+
+
+@pytest.mark.parametrize("code", [0, 1])  # 0: a scoring run
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (
+            [],
+            "none of the 3 image\\(s\\) has a result, and for 3 the image is not at fault: AttributeError: module 'cv2",
+        ),
+        (["b"], "none of the 3 image\\(s\\) has a result, and for 2 the image is not at fault: AttributeError"),
+    ],
+)
+def test_a_run_that_fails_on_every_image_is_a_failure(here: Path, code: int, wrong: list[str], told: str) -> None:
+    before = run_with(here, row="1 3 61 3").folder
+    kept = (before / "submission.csv").read_bytes()
+    with pytest.raises(RunError, match=told):
+        run_with(here, code=code, script=failing(dict.fromkeys("abc", FAULT), wrong))
+    assert (before / "submission.csv").read_bytes() == kept
+    assert leftovers(here / "out") == []
+
+
+def test_images_that_failed_are_told_and_not_read_again(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_png_alone(path: Path) -> np.ndarray:
+        if path.stem == "b":
+            raise AttributeError("logging")
+        return np.zeros((40, 60, 3), np.uint8)
+
+    monkeypatch.setattr("kernel.data.images.read_image", read_png_alone)
+    done = run_with(here, code=1, script=failing({"b": FAULT}, []))
+    assert done.exit_code == 1 and done.failed == {"b": FAULT} and done.cells == {"a": 0, "b": 0, "c": 0}
+    assert sorted(path.name for path in (done.folder / "pictures").iterdir()) == ["a.png", "c.png"]
+    with pytest.raises(RunError, match=r"b\.png cannot be read here, and is not at fault: AttributeError: logging"):
+        run_with(here)
+
+
+def test_wrong_images_alone_are_no_failure_of_the_run(here: Path) -> None:
+    done = run_with(here, code=2, script=failing(dict.fromkeys("abc", "the PNG is truncated"), ["a", "b", "c"]))
+    assert done.exit_code == 2 and set(done.failed) == {"a", "b", "c"}
+
+
 @pytest.mark.parametrize(
     ("script", "told"),
     [
