@@ -47,6 +47,19 @@ LOCK_PATH = BUNDLE_DIR / "wheels.lock.json"
 # The oldest time a zip file can hold.
 _ZIP_TIME = (1980, 1, 1, 0, 0, 0)
 _MASK_HEADS = "mmdet/models/roi_heads/mask_heads"
+#: What answers pip in the place of a source archive's own code.
+_BUILD_BACKEND = """
+from pathlib import Path
+
+
+class __legacy__:
+    @staticmethod
+    def prepare_metadata_for_build_wheel(metadata_directory, config_settings=None):
+        info = Path(metadata_directory) / "FOLDER"
+        info.mkdir()
+        (info / "METADATA").write_text(TOLD, encoding="utf-8")
+        return info.name
+"""
 
 
 class FetchError(RunError):
@@ -193,18 +206,13 @@ def _pip_download(entry: LockedWheel, download: Path, scratch: Path) -> None:
     requirements.write_text(requirement + "\n", encoding="utf-8")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-input", "--retries", "2"]
     command += ["--disable-pip-version-check", "--dest", str(download), "--requirement", str(requirements)]
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     if entry.name in _FROM_SOURCE:
-        command += ["--no-binary", entry.name]
+        command += ["--no-binary", entry.name, "--no-build-isolation", "--use-pep517"]
+        env["PYTHONPATH"] = str(_write_build_backend(entry, scratch / "backend"))
     else:
         command += ["--only-binary", ":all:", "--platform", "any", "--implementation", "py", "--abi", "none"]
         command += ["--python-version", "3.11"]
-    # pip asks a source archive for its name and version: that of mmcv-full needs setuptools' old
-    # pkg_resources, and calls itself mmcv unless operators are wanted. Nothing is compiled: pip asks
-    # in an environment without torch, as long as PYTHONPATH brings none in.
-    constraints = scratch / "constraints.txt"
-    constraints.write_text("setuptools<81\n", encoding="utf-8")
-    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    env |= {"MMCV_WITH_OPS": "1", "PIP_CONSTRAINT": str(constraints), "PIP_BUILD_CONSTRAINT": str(constraints)}
     result = subprocess.run(
         command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", check=False
     )
@@ -221,6 +229,22 @@ def _pip_download(entry: LockedWheel, download: Path, scratch: Path) -> None:
         f"pip could not fetch {entry.name} {entry.version}, and it is not in the cache. Connect to the network (or "
         f"point pip at an index that you reach) and run the command again. pip said:\n{output}"
     )
+
+
+def _write_build_backend(entry: LockedWheel, folder: Path) -> Path:
+    """Write what answers pip when it asks a source archive for its name and version, for PYTHONPATH.
+
+    By itself pip would run the archive's setup.py in setuptools' place, and mmcv-full's fails from Python 3.13 on. So
+    nothing of the archive is run.
+    """
+    package = folder / "setuptools"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("", encoding="utf-8")
+    metadata = f"Metadata-Version: 2.1\nName: {entry.name}\nVersion: {entry.version}\n"
+    info = f"{entry.name.replace('-', '_')}-{entry.version}.dist-info"
+    backend = _BUILD_BACKEND.replace("FOLDER", info).replace("TOLD", repr(metadata))
+    (package / "build_meta.py").write_text(backend, encoding="utf-8")
+    return folder
 
 
 # Repacking

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,17 @@ from build_kernel import ROOT
 from bundle.pythons import BUILTIN_NAMES, STANDARD_MODULES
 
 INTERPRETERS = find_interpreters()
+
+
+#: Fetches a source archive into a cache, as the build does, from a folder in the place of an index.
+FETCH = """
+import sys
+from pathlib import Path
+from bundle.vendor import fetch
+from kernel.runtime.wheels import LockedWheel
+digest, cache = sys.argv[1:]
+print(fetch(LockedWheel("mmcv-full", "1.7.2", "mmcv-full-1.7.2.tar.gz", digest, "", ""), Path(cache)))
+"""
 
 
 def run_python(interpreter: Path | str, *arguments: str, hash_seed: str = "random") -> str:
@@ -69,3 +82,28 @@ def test_every_python_has_what_a_script_may_use(version: str) -> None:
     names, modules = json.loads(run_python(interpreter_of(version), "-c", code))
     assert set(names) >= BUILTIN_NAMES
     assert set(modules) >= STANDARD_MODULES
+
+
+@pytest.mark.parametrize("version", SOUGHT)
+def test_every_python_fetches_a_source_archive_and_runs_none_of_it(
+    version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """mmcv-full's setup.py fails from Python 3.13 on; this one fails everywhere."""
+    interpreter = interpreter_of(version)
+    if subprocess.run([interpreter, "-m", "pip", "--version"], capture_output=True, check=False).returncode:
+        pytest.skip(f"{interpreter} has no pip")
+    archive = tmp_path / "index" / "mmcv-full-1.7.2.tar.gz"
+    archive.parent.mkdir()
+    with tarfile.open(archive, "w:gz") as opened:
+        for name, text in (
+            ("setup.py", b"raise SystemExit('run')"),
+            ("PKG-INFO", b"Name: mmcv-full\nVersion: 1.7.2\n"),
+        ):
+            member = tarfile.TarInfo(f"mmcv-full-1.7.2/{name}")
+            member.size = len(text)
+            opened.addfile(member, io.BytesIO(text))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(archive.parent))
+    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+    fetched = Path(run_python(interpreter, "-c", FETCH, digest, str(tmp_path / "cache")).strip())
+    assert fetched.read_bytes() == archive.read_bytes()
