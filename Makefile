@@ -1,15 +1,20 @@
 # Two commands for a machine with Python 3.11 to 3.14, make and git; each makes the environment if need be.
 #   make demo   build the demo's kernel and run it here, offline, as Kaggle would
 #   make test   lint, types, tests
-# And two more: `make bench` runs the benchmarks, small; `make parity` compiles mmcv-full's own operators, and compares
-# ours and the training step over them.
-# What they call works alone: see README.md. PYTHON=python3.12 chooses the interpreter of a new environment.
+# And three more: `make build` makes the kernel and its wheels alone, without an environment; `make bench` runs the
+# benchmarks, small; `make parity` compiles mmcv-full's own operators, and compares ours and the training step over them.
+# What they call works alone: see README.md. Of a new environment PYTHON=python3.12 chooses the interpreter, TORCH=cpu,
+# index, cu128, ... the build of torch (`python3 -m bundle.install --help`; auto: the small one without an NVIDIA GPU).
 
 PYTHON ?= python3
+TORCH ?= auto
 ENVIRONMENT := .venv/complete
 RUN := .venv/bin/python
 
-.PHONY: demo test lint bench parity clean
+.PHONY: build demo test lint bench parity clean
+
+build:
+	$(PYTHON) build_kernel.py
 
 demo: $(ENVIRONMENT)
 	$(RUN) build_kernel.py --manifest bundle/demo/manifest.json --dry-run
@@ -35,7 +40,7 @@ dist/compiled-mmcv: bundle/wheels.lock.json requirements.txt
 $(ENVIRONMENT): requirements.txt requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info[:2] <= (3, 14) else "Python 3.11 to 3.14 is needed, this is %d.%d: say which by PYTHON=python3.12" % sys.version_info[:2])'
 	$(PYTHON) -m venv .venv
-	$(RUN) -m pip install --disable-pip-version-check --quiet --requirement requirements-dev.txt
+	$(RUN) -m bundle.install --torch=$(TORCH)
 	touch $@
 
 clean:
