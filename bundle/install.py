@@ -41,6 +41,10 @@ UV = "uv==0.13.9"
 IMPATIENCE = {"UV_HTTP_RETRIES": "0", "UV_HTTP_CONNECT_TIMEOUT": "5", "UV_HTTP_TIMEOUT": "15"}
 
 
+#: What the package index has torch for. Of Intel's Macs PyTorch took leave after 2.2.
+TORCH_MACHINES = {("Linux", "x86_64"), ("Linux", "aarch64"), ("Darwin", "arm64"), ("Windows", "amd64")}
+
+
 class UnreachableError(RunError):
     """PyTorch's own index does not answer, or has no such build."""
 
@@ -68,7 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def install(torch: str) -> None:
     """Install what the requirement files name, torch as the module says of `--torch`.
 
-    Raises InputError for a name of a build that none can have, RunError where an installation fails.
+    Raises InputError for a name that no build can have and a machine that no torch is built for, RunError where an
+    installation fails.
     """
     build = torch
     if torch == "auto":
@@ -95,8 +100,16 @@ def install(torch: str) -> None:
 
 
 def fitting_build(system: str, machine: str, has_gpu: bool) -> str:
-    """`auto` for a machine, as `platform` names it: the package index's torch has CUDA for Linux on x86_64 alone."""
-    return "cpu" if (system, machine.lower()) == ("Linux", "x86_64") and not has_gpu else "index"
+    """`auto` for a machine, as `platform` names it: the package index's torch has CUDA for Linux on x86_64 alone.
+
+    Raises InputError for a machine that no torch is built for.
+    """
+    if (system, machine.lower()) not in TORCH_MACHINES:
+        raise InputError(
+            f"the package index has no torch for {system} on {machine}. Building needs none (python build_kernel.py); for "
+            "the rest name another build (--torch ADDRESS), or use another machine"
+        )
+    return "cpu" if system == "Linux" and machine == "x86_64" and not has_gpu else "index"
 
 
 def has_nvidia_gpu(devices: Path = Path("/dev")) -> bool:

@@ -16,6 +16,7 @@ import pytest
 
 from bundle.install import IMPATIENCE, ROOT, UV, fitting_build, has_nvidia_gpu
 from bundle.vendor import write_wheel
+from kernel.errors import InputError
 
 # Its environment takes seconds to make.
 pytestmark = pytest.mark.xdist_group("install")
@@ -211,6 +212,23 @@ def test_a_name_that_no_build_has(machine: Machine, name: str) -> None:
 )
 def test_what_fits_a_machine(system: str, machine: str, has_gpu: bool, build: str) -> None:
     assert fitting_build(system, machine, has_gpu) == build
+
+
+@pytest.mark.parametrize(("system", "machine"), [("Darwin", "x86_64"), ("Linux", "armv7l"), ("Windows", "ARM64")])
+def test_machines_without_a_torch_are_told_what_they_can_do(system: str, machine: str) -> None:
+    with pytest.raises(InputError, match=rf"no torch for {system} on {machine}\. Building needs none"):
+        fitting_build(system, machine, False)
+
+
+def test_make_hands_the_choice_on_and_builds_without_an_environment() -> None:
+    def planned(*words: str) -> list[str]:
+        command = ["make", "--dry-run", "--what-if=requirements.txt", *words]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", check=True)
+        return done.stdout.splitlines()
+
+    assert ".venv/bin/python -m bundle.install --torch=auto" in planned("demo")
+    assert ".venv/bin/python -m bundle.install --torch=cu128" in planned("demo", "TORCH=cu128")
+    assert planned("build", "PYTHON=python3.12") == ["python3.12 build_kernel.py"]
 
 
 @pytest.mark.parametrize(
