@@ -14,13 +14,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from bundle.dry_run import RESULT_NAMES, run_dry
-from bundle.folders import end_on_sigterm, refuse_to_replace, replace_folder, scratch_folder
+from bundle.folders import end_on_sigterm, escape_unprintable, refuse_to_replace, replace_folder, scratch_folder
 from bundle.inline import inline_package
 from bundle.kaggle import (
     KERNEL_METADATA_NAME,
@@ -56,7 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         print(
             f"error: {error.name} is not installed: building needs a bare Python, but recognising weights and running "
-            "dry need the environment (`make .venv/complete`, then `. .venv/bin/activate`)",
+            "dry need the environment: `make .venv/complete`, then `. .venv/bin/activate` (without make: "
+            "`python -m venv .venv`, and `python -m bundle.install` by the Python in there)",
             file=sys.stderr,
         )
         return 2
@@ -119,7 +122,7 @@ def run_build(options: argparse.Namespace) -> int:
     filled = options.out / "manifest.json"
     filled.unlink(missing_ok=True)  # of an earlier build with other weights
     if manifest != given:
-        filled.write_text(manifest_to_json(manifest), encoding="utf-8")
+        filled.write_text(manifest_to_json(manifest), encoding="utf-8", newline="\n")
         print(f"manifest with what was found in {folder} filled in: {filled}")
     code = 0
     if options.dry_run:
@@ -205,11 +208,17 @@ def print_next_steps(manifest: Manifest, out: Path) -> None:
     for point in unverified_points(manifest):
         print(f"  - {point}")
     print("\nnext, once (later: `kaggle datasets version -p ... -m MESSAGE`):")
-    print(f"  kaggle datasets create -p {shlex.quote(str(out / 'wheels'))}")
+    print(f"  kaggle datasets create -p {shell_word(out / 'wheels')}")
     print("then, for each version of the kernel:")
-    print(f"  kaggle kernels push -p {shlex.quote(str(out / 'kernel'))}")
+    print(f"  kaggle kernels push -p {shell_word(out / 'kernel')}")
+
+
+def shell_word(path: Path) -> str:
+    """A path as the shell of this system takes it."""
+    return shlex.quote(str(path)) if os.name == "posix" else subprocess.list2cmdline([str(path)])
 
 
 if __name__ == "__main__":
+    escape_unprintable(sys.stdout)
     end_on_sigterm()
     raise SystemExit(main())

@@ -112,9 +112,12 @@ def stage_mounts(
 
 
 def stage_file(source: Path, target: Path) -> None:
-    """Put a file in its place: a copy, or for large ones a hard link where the file system allows it."""
+    """Put a file in its place: a copy, or for large ones a hard link where the file system allows it.
+
+    Not on Windows: a link to a read-only file cannot be deleted there without making that file writable.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
-    if source.stat().st_size > LINK_ABOVE_BYTES:
+    if source.stat().st_size > LINK_ABOVE_BYTES and os.name == "posix":
         try:
             target.hardlink_to(source.resolve())
         except OSError:  # another file system, or one without links

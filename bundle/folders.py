@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import signal
 import stat
@@ -10,6 +11,7 @@ import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from kernel.errors import InputError
 
@@ -20,6 +22,16 @@ def end_on_sigterm() -> None:
     A terminated program has the exit code 143, as ever.
     """
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+
+
+def escape_unprintable(stream: TextIO) -> None:
+    """From now on letters that a console's encoding lacks are written as escapes, where they raised an error; at start.
+
+    A file's name may have such letters: Windows writes to pipes and files in a code page. The stream of errors escapes
+    them always.
+    """
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")
 
 
 @contextmanager
@@ -60,7 +72,7 @@ def refuse_to_replace(target: Path, own: Collection[str], marker: str) -> None:
 def replace_folder(new: Path, target: Path) -> None:
     """Put the finished folder `new` in `target`'s place; both must lie on one file system.
 
-    Until then `target` is as it was. Raises InputError where `target` is a file.
+    Until then `target` is as it was. Raises InputError where `target` is a file, or cannot be moved out of the way.
     """
     if target.exists() and not target.is_dir():
         raise InputError(f"{target} is a file, and a folder is to be written there: move it away")
@@ -70,7 +82,13 @@ def replace_folder(new: Path, target: Path) -> None:
         new.rename(target)
         return
     with scratch_folder(target.parent, "replaced") as away:
-        target.rename(away / "old")
+        try:
+            target.rename(away / "old")
+        except PermissionError as error:  # on Windows also where a program has a file of it open
+            raise InputError(
+                f"{target} cannot be replaced ({error.strerror}): close the programs that show what is in it, and run "
+                "the same again"
+            ) from error
         new.rename(target)
 
 
@@ -87,6 +105,10 @@ def remove_folder(folder: Path) -> None:
     if not folder.exists():
         return
     for path in [folder, *folder.rglob("*")]:
-        if path.is_dir() and not path.is_symlink():
+        if path.is_symlink():
+            continue
+        if path.is_dir():
             path.chmod(0o755)
+        elif path.stat().st_nlink == 1:  # Windows deletes no read-only file
+            path.chmod(0o644)
     shutil.rmtree(folder)

@@ -104,7 +104,7 @@ def build_wheels(
                     f"found {path.name} with {file_sha256(path)}. If bundle/*.py was changed on purpose, run "
                     f"`python -m bundle.vendor --update-lock`; otherwise restore the checkout."
                 )
-        (made / DATASET_METADATA_NAME).write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
+        (made / DATASET_METADATA_NAME).write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8", newline="\n")
         replace_folder(made, out)
     LOG.info("%d wheels written to %s", len(lock), out)
     return [out / entry.wheel for entry in lock]
@@ -134,7 +134,7 @@ def update_lock(lock_path: Path = LOCK_PATH, cache: Path | None = None) -> tuple
     text = json.dumps({"packages": [asdict(entry) for entry in entries]}, indent=2) + "\n"
     parse_locked_wheels(json.loads(text), str(lock_path))
     with whole_file(lock_path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", newline="\n")
     return tuple(entries)
 
 
@@ -203,7 +203,7 @@ def _pip_download(entry: LockedWheel, download: Path, scratch: Path) -> None:
         # pip then refuses another file before it runs anything of it (a source archive's setup.py).
         requirement += f" --hash=sha256:{entry.source_sha256}"
     requirements = scratch / "requirements.txt"
-    requirements.write_text(requirement + "\n", encoding="utf-8")
+    requirements.write_text(requirement + "\n", encoding="utf-8", newline="\n")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-input", "--retries", "2"]
     command += ["--disable-pip-version-check", "--dest", str(download), "--requirement", str(requirements)]
     env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
@@ -219,6 +219,11 @@ def _pip_download(entry: LockedWheel, download: Path, scratch: Path) -> None:
     if result.returncode == 0:
         return
     output = result.stdout.strip()
+    if output.endswith("No module named pip"):
+        raise FetchError(
+            f"{entry.name} {entry.version} is not in the cache, and this Python has no pip to fetch it: run "
+            f"`{sys.executable} -m ensurepip` (on Debian and Ubuntu: apt install python3-pip), or use another Python"
+        )
     if "DO NOT MATCH THE HASHES" in output:
         raise InputError(
             f"{entry.name} {entry.version} from the package index is not what the lock says: expected {entry.source} "

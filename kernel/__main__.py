@@ -14,7 +14,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from bundle.folders import end_on_sigterm
+from bundle.folders import end_on_sigterm, escape_unprintable
 from kernel.commands import predict, prepare, select, synthesize, train, train_members, tune, validate
 from kernel.errors import InputError, RunError
 from kernel.runtime.log import show_log
@@ -47,5 +47,6 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    escape_unprintable(sys.stdout)
     end_on_sigterm()
     raise SystemExit(main())

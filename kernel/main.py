@@ -29,7 +29,7 @@ import queue
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -54,6 +54,7 @@ from kernel.runtime.devices import (
 )
 from kernel.runtime.files import whole_file
 from kernel.runtime.log import LOG, show_log
+from kernel.runtime.memory import peak_host_memory
 from kernel.runtime.shards import (
     RowKeeper,
     ShardResult,
@@ -65,7 +66,7 @@ from kernel.runtime.shards import (
 )
 from kernel.runtime.wheels import install_wheels, parse_locked_wheels, verify_wheels
 from kernel.settings import NETWORK_DTYPES
-from kernel.worker import SERVE_VARIABLE, peak_memory, serve_device, start_worker
+from kernel.worker import SERVE_VARIABLE, serve_device, start_worker
 
 #: Set by Kaggle in the run whose submission is scored.
 SCORING_RUN_VARIABLE = "KAGGLE_IS_COMPETITION_RERUN"
@@ -157,15 +158,16 @@ def run_kernel(manifest_json: str, wheels_lock_json: str) -> int:
     seconds = time.monotonic() - start
     summary = summarise(manifest, dtype, done, failed, seconds) | {
         "devices": peaks,
-        "peak_memory_gb": max([peak_memory(torch.device("cpu"))[0], *(host for host, _ in peaks.values())]),
-        "peak_gpu_memory_gb": max((gpu for _, gpu in peaks.values() if gpu is not None), default=None),
+        "peak_memory_gb": largest_known([peak_host_memory(), *(host for host, _ in peaks.values())]),
+        "peak_gpu_memory_gb": largest_known(gpu for _, gpu in peaks.values()),
         "time_forecasts": forecasts,
     }
     with whole_file(working / "summary.json") as temporary:
-        temporary.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8", newline="\n")
+    peak = summary["peak_memory_gb"]
     LOG.info(
-        "%d cells in %d images, %d images failed, %.0f s, peak memory %.2f GB; wrote %s",
-        summary["cells"], len(all_paths), len(failed), seconds, summary["peak_memory_gb"],
+        "%d cells in %d images, %d images failed, %.0f s, peak memory %s; wrote %s",
+        summary["cells"], len(all_paths), len(failed), seconds, "not known" if peak is None else f"{peak:.2f} GB",
         working / "submission.csv",
     )  # fmt: skip
     for image_id, failure in failed.items():
@@ -249,7 +251,7 @@ def segment_all(
     writer: SubmissionWriter,
     budget: TimeBudget,
     last_call: float,
-) -> tuple[dict[str, dict[str, Any]], dict[str, FailedImage], dict[str, tuple[float, float | None]]]:
+) -> tuple[dict[str, dict[str, Any]], dict[str, FailedImage], dict[str, tuple[float | None, float | None]]]:
     """Have all images segmented, keeping only rows of text.
 
     Returns what the summary says of each image done, why each failed one failed, and each device's peak memory.
@@ -257,7 +259,7 @@ def segment_all(
     """
     done: dict[str, dict[str, Any]] = {}
     failed: dict[str, FailedImage] = {}
-    peaks: dict[str, tuple[float, float | None]] = {}
+    peaks: dict[str, tuple[float | None, float | None]] = {}
     first = FirstImages(len(image_paths))
 
     def take(worker: DeviceWorker, answer: Mapping[str, Any]) -> None:
@@ -321,6 +323,11 @@ def summarise(
         "failed": {image_id: failure.reason for image_id, failure in failed.items()},
         "wrong_images": [image_id for image_id, failure in failed.items() if failure.wrong_input],
     }
+
+
+def largest_known(figures: Iterable[float | None]) -> float | None:
+    """The largest of the figures that are known; None: none is."""
+    return max((figure for figure in figures if figure is not None), default=None)
 
 
 def working_folder() -> Path:

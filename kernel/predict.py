@@ -22,7 +22,7 @@ from kernel.postprocess.clean import ImageMasks
 from kernel.postprocess.outlines import mask_polygons
 from kernel.runtime.log import LOG
 from kernel.runtime.memory import apply_plan, free_memory, plan_memory
-from kernel.runtime.pictures import draw_picture
+from kernel.runtime.pictures import draw_picture, write_image_file
 from kernel.settings import CELL_TYPES
 
 TABLE_COLUMNS = ("image", "cell", "cell_type", "score", "area_px", "centre_x", "centre_y", "x1", "y1", "x2", "y2")
@@ -60,7 +60,7 @@ def predict_folder(ensemble: Ensemble, images: Sequence[Path], out: Path) -> dic
                 written.unlink(missing_ok=True)
         else:
             writer.writerows(rows)
-    (out / "cells.csv").write_text(table.getvalue(), encoding="utf-8")
+    (out / "cells.csv").write_text(table.getvalue(), encoding="utf-8", newline="\n")
     return failed
 
 
@@ -73,7 +73,7 @@ def write_image(image_bgr: np.ndarray, masks: ImageMasks, name: str, out: Path) 
     """Write an image's files; returns its rows of cells.csv."""
     labels, outlines, picture = image_files(name, out)
     write_labels(masks, labels)
-    outlines.write_text(json.dumps(outlines_of(masks)) + "\n", encoding="utf-8")
+    outlines.write_text(json.dumps(outlines_of(masks)) + "\n", encoding="utf-8", newline="\n")
     caption = f"{name}: {len(masks)} cells" + (f", {masks.cell_type}" if masks.cell_type else "")
     draw_picture(picture, image_bgr, masks.rles(), caption)
     return table_rows(name, masks)
@@ -86,8 +86,7 @@ def write_labels(masks: ImageMasks, path: Path) -> None:
     labels = np.zeros(masks.image_shape, np.uint16)
     for number, (crop, (y0, x0, y1, x1)) in enumerate(zip(masks.crops, masks.masks.windows, strict=True), start=1):
         labels[y0:y1, x0:x1][crop] = number
-    if not cv2.imwrite(str(path), labels):
-        raise RunError(f"could not write {path}: is the disk full?")
+    write_image_file(path, labels)
 
 
 def outlines_of(masks: ImageMasks) -> dict[str, Any]:

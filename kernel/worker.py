@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import resource
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +25,7 @@ from kernel.inputs import input_root
 from kernel.manifest import Manifest, parse_manifest
 from kernel.runtime.devices import Finisher
 from kernel.runtime.log import LOG, show_log
-from kernel.runtime.memory import apply_plan, free_memory, plan_memory
+from kernel.runtime.memory import apply_plan, free_memory, peak_host_memory, plan_memory
 from kernel.runtime.wheels import install_wheels
 from kernel.segment import Segmentation, finish_prediction, load_ensemble, mounted_weights
 from kernel.settings import Thresholds
@@ -110,10 +109,10 @@ def describe_image(result: Segmentation) -> dict[str, Any]:
     }
 
 
-def peak_memory(device: torch.device) -> tuple[float, float | None]:
-    """The most that this process has taken so far, of the machine's memory and of the GPU's, in GB."""
-    host = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3)
-    return host, round(torch.cuda.max_memory_allocated(device) / 2**30, 3) if device.type == "cuda" else None
+def peak_memory(device: torch.device) -> tuple[float | None, float | None]:
+    """The most that this process has taken so far, of the machine's memory and of the GPU's, in GB; None: not known."""
+    gpu = round(torch.cuda.max_memory_allocated(device) / 2**30, 3) if device.type == "cuda" else None
+    return peak_host_memory(), gpu
 
 
 def start_worker(manifest: Manifest, task: Mapping[str, Any]) -> ImageWorker:
@@ -155,7 +154,7 @@ def serve_device(manifest_json: str) -> int:
     image's "path" and "level", and which one is likely "then". Ends with the input. Whatever libraries print goes to
     standard error.
     """
-    said = os.fdopen(os.dup(sys.__stdout__.fileno()), "w", encoding="utf-8")  # type: ignore[union-attr]
+    said = os.fdopen(os.dup(sys.__stdout__.fileno()), "w", encoding="utf-8", newline="\n")  # type: ignore[union-attr]
     os.dup2(2, 1)
     show_log(sys.stderr)
     LOG.handlers = [SayingHandler(said)]

@@ -82,6 +82,6 @@ def score_jobs(
         pictures.mkdir(parents=True)
         results = validate_jobs(jobs, devices, predictions, pictures, report)
         report.write(folder, surfaces)
-        (folder / "scores.csv").write_text(results_to_csv(results), encoding="utf-8")
+        (folder / "scores.csv").write_text(results_to_csv(results), encoding="utf-8", newline="\n")
         replace_folder(folder, out)
     return results

@@ -81,7 +81,7 @@ def run_select(options: argparse.Namespace) -> None:
         with scratch_folder(options.out.parent, options.out.name) as scratch:
             (scratch / "new").mkdir()
             text = selections_to_csv(selections, budget)
-            (scratch / "new" / "selection.csv").write_text(text, encoding="utf-8")
+            (scratch / "new" / "selection.csv").write_text(text, encoding="utf-8", newline="\n")
             draw_selections(scratch / "new" / "selection.png", selections, budget)
             replace_folder(scratch / "new", options.out)
         print(f"selection.csv and selection.png: {options.out}")

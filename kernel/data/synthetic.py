@@ -28,8 +28,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-from kernel.errors import InputError, RunError
+from kernel.errors import InputError
 from kernel.postprocess.rle import encode_rle
+from kernel.runtime.pictures import write_image_file
 from kernel.settings import CELL_TYPES
 
 #: Height and width of the competition's images, pixels.
@@ -677,18 +678,13 @@ def write_dataset(out: Path, counts: dict[str, int], seed: int, shape: tuple[int
             for index in range(count):
                 picture = generate_image(cell_type, _image_seed(seed, index), shape)
                 name = _image_id(cell_type, picture.seed)
-                _write_png(out / "train" / f"{name}.png", picture.image)
+                write_image_file(out / "train" / f"{name}.png", picture.image)
                 # Four pictures per well, as fields of one vessel: what the folds are grouped by.
                 well, place = f"{'ABCDEFGH'[index // 4 % 8]}{1 + index // 32 % 12}", 1 + index % 4
                 sample = f"{cell_type}[synthetic]_{well}-{place}_Vessel-{1 + index // 384}_Ph_{place}"
                 after = (shape[1], shape[0], cell_type, "11h30m00s", "2019-06-16", sample, "0 days 11:30:00")
                 for crop, corner in picture.masks:
                     rows.writerow((name, encode_rle(crop, corner, shape), *after))
-
-
-def _write_png(path: Path, image: np.ndarray) -> None:
-    if not cv2.imwrite(str(path), image):
-        raise RunError(f"Could not write {path}: is the disk full?")
 
 
 def statistics(images: Iterable[SyntheticImage]) -> dict[str, dict[str, Any]]:

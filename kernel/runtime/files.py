@@ -20,7 +20,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        with temporary.open("rb") as stream:
+        with temporary.open("r+b") as stream:  # Windows syncs only what may be written
             os.fsync(stream.fileno())
         temporary.chmod(0o644)  # mkstemp's file is for its owner only
         temporary.replace(path)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,6 +170,16 @@ def host_memory(meminfo: Path, cgroup: Path) -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     except (AttributeError, ValueError, OSError):  # a system without these figures
         return UNKNOWN_FREE_BYTES
+
+
+def peak_host_memory() -> float | None:
+    """The most of the machine's memory that this process has taken so far, in GB; None on Windows: it has no rusage."""
+    try:
+        import resource
+    except ModuleNotFoundError:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024  # Linux counts in KB, macOS in bytes
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, 3)
 
 
 def reclaimable_bytes(stat: Path) -> int:

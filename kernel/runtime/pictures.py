@@ -31,10 +31,21 @@ def draw_picture(path: Path, image_bgr: np.ndarray, rles: Sequence[str], caption
         cv2.drawContours(picture, outlines, -1, outline_colour(index), 1)
     strip = np.full((CAPTION_HEIGHT, picture.shape[1], 3), 24, np.uint8)
     cv2.putText(strip, caption, (12, 30), cv2.FONT_HERSHEY_SIMPLEX, 0.8, (240, 240, 240), 1, cv2.LINE_AA)
-    written, encoded = cv2.imencode(".png", np.vstack([picture, strip]))
+    write_image_file(path, np.vstack([picture, strip]))
+
+
+def write_image_file(path: Path, image: np.ndarray) -> None:
+    """Write an image in the format that the file's name ends in. Raises RunError where that cannot be done.
+
+    OpenCV's own writing takes no name on Windows with letters that its code page lacks, and tells no reason.
+    """
+    written, encoded = cv2.imencode(path.suffix, image)
     if not written:
         raise RunError(f"OpenCV could not encode {path.name}")
-    path.write_bytes(encoded.tobytes())
+    try:
+        path.write_bytes(encoded.tobytes())
+    except OSError as error:
+        raise RunError(f"could not write {path}: {error.strerror}") from error
 
 
 def stretch_gray(image: np.ndarray) -> np.ndarray:

@@ -56,7 +56,7 @@ class ShardResult:
     rows: dict[str, tuple[list[str], tuple[int, int]]]  # by image: run lengths and (H, W)
     done: dict[str, dict[str, Any]]  # what the summary says of each image done
     failed: dict[str, FailedImage]
-    peaks: dict[str, tuple[float, float | None]]  # memory by device
+    peaks: dict[str, tuple[float | None, float | None]]  # memory by device, the machine's and the GPU's
     forecasts: list[Any]  # of the time budget
 
 
@@ -119,7 +119,7 @@ def begin_shard(working: Path, shard: Shard) -> None:
 def write_shard(working: Path, shard: Shard, result: ShardResult) -> None:
     """Write a share, whole or not at all."""
     with whole_file(shard_path(working, shard.rank)) as temporary:
-        temporary.write_text(json.dumps({"launch": shard.launch, **asdict(result)}), encoding="utf-8")
+        temporary.write_text(json.dumps({"launch": shard.launch, **asdict(result)}), encoding="utf-8", newline="\n")
 
 
 def read_shard(working: Path, shard: Shard, rank: int) -> ShardResult | None:

@@ -47,4 +47,4 @@ def add_to_manifest(path: Path, entry: dict[str, Any]) -> None:
     except InputError as error:
         raise InputError(f"{path} was left as it is, for with the new member it would be wrong: {error}") from error
     with whole_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", newline="\n")

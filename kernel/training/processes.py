@@ -34,12 +34,19 @@ class ProcessGroup:
         self.device = torch.device(device)
         if self.size == 1:
             return
+        if not dist.is_available():
+            raise InputError("this torch has no torch.distributed: train with one process, without torchrun")
         if self.device.type == "cuda":
             local = int(os.environ["LOCAL_RANK"])
             if local >= torch.cuda.device_count():
                 raise InputError(
                     f"process {local} of this machine has no GPU of its own: there are {torch.cuda.device_count()}; "
                     "start torchrun with as many processes per machine as it has GPUs"
+                )
+            if not dist.is_nccl_available():  # Linux alone has it
+                raise InputError(
+                    "this torch has no NCCL, by which several processes train on GPUs: train with one process, without "
+                    "torchrun, or on Linux"
                 )
             self.device = torch.device("cuda", local)
             torch.cuda.set_device(self.device)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import resource
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from kernel.runtime.log import LOG
+from kernel.runtime.memory import peak_host_memory
 from kernel.training.state import write_whole, writing
 from kernel.validation.validate import ImageResult, describe_scores, scores_of
 
@@ -43,10 +43,10 @@ class RunRecord:
             "torch": torch.__version__,
         }
         text = json.dumps(settings, indent=2) + "\n"
-        write_whole(run.out.with_suffix(".json"), lambda path: path.write_text(text, encoding="utf-8"))
+        write_whole(run.out.with_suffix(".json"), lambda path: path.write_text(text, encoding="utf-8", newline="\n"))
         kept = [line for line in read_log(self.path) if line["step"] <= step] if step else []
         log = "".join(json.dumps(line) + "\n" for line in kept)
-        write_whole(self.path, lambda path: path.write_text(log, encoding="utf-8"))
+        write_whole(self.path, lambda path: path.write_text(log, encoding="utf-8", newline="\n"))
         self.board = open_board(run.out.with_suffix(""))
 
     def add_step(
@@ -62,7 +62,7 @@ class RunRecord:
                 **terms,
                 "learning_rate": learning_rate,
                 "crops_per_second": round(crops_per_second, 2),
-                "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+                "peak_memory_gb": peak_host_memory(),
             }
         )
 
@@ -75,7 +75,7 @@ class RunRecord:
         return scores.overall
 
     def _add(self, line: dict[str, Any]) -> None:
-        with writing(self.path), self.path.open("a", encoding="utf-8") as stream:
+        with writing(self.path), self.path.open("a", encoding="utf-8", newline="\n") as stream:
             stream.write(json.dumps(line) + "\n")
         if self.board is not None:
             for name, value in line.items():

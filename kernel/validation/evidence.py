@@ -105,12 +105,12 @@ def write_evidence(folder: Path, tunings: Sequence[TypeTuning], plan: TuningPlan
             f"{name}_current": tuning.before,
             f"{name}_folds": tuning.validation.folds,
         }
-        (folder / f"surface_{name}.csv").write_text(surface_csv(found, plan.seed), encoding="utf-8")
+        (folder / f"surface_{name}.csv").write_text(surface_csv(found, plan.seed), encoding="utf-8", newline="\n")
         draw_surface(tuning, folder / f"surface_{name}.png")
     np.savez_compressed(folder / "tuning.npz", **arrays)
     (folder / "manifest.diff").write_bytes(difference.encode("utf-8"))
     text = json.dumps(evidence_data(tunings, plan), indent=2, ensure_ascii=False, allow_nan=False)
-    (folder / EVIDENCE_MARKER).write_text(text + "\n", encoding="utf-8")
+    (folder / EVIDENCE_MARKER).write_text(text + "\n", encoding="utf-8", newline="\n")
 
 
 def evidence_data(tunings: Sequence[TypeTuning], plan: TuningPlan) -> dict[str, Any]:

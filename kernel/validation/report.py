@@ -127,5 +127,5 @@ class ReportBuilder:
                 write_png(beside / f"{name}.png", data.examples[record.number])
         page = folder / REPORT_PAGE
         with whole_file(page) as path:
-            path.write_text(render_page(data), encoding="utf-8")
+            path.write_text(render_page(data), encoding="utf-8", newline="\n")
         return page

@@ -81,7 +81,7 @@ def write_stage_evidence(
     np.savez_compressed(folder / "stages.npz", **{f"{name}_scores": rows for name, rows in scores.items()})
     (folder / "manifest.diff").write_bytes(difference.encode("utf-8"))
     text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
-    (folder / STAGE_EVIDENCE_MARKER).write_text(text + "\n", encoding="utf-8")
+    (folder / STAGE_EVIDENCE_MARKER).write_text(text + "\n", encoding="utf-8", newline="\n")
 
 
 def told_thresholds(thresholds: Thresholds) -> dict[str, Any]:
