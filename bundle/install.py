@@ -106,8 +106,8 @@ def fitting_build(system: str, machine: str, has_gpu: bool) -> str:
     """
     if (system, machine.lower()) not in TORCH_MACHINES:
         raise InputError(
-            f"the package index has no torch for {system} on {machine}. Building needs none (python build_kernel.py); for "
-            "the rest name another build (--torch ADDRESS), or use another machine"
+            f"the package index has no torch for {system} on {machine}. Building needs none (python build_kernel.py); "
+            "for the rest name another build (--torch ADDRESS), or use another machine"
         )
     return "cpu" if system == "Linux" and machine == "x86_64" and not has_gpu else "index"
 
