@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ import torch
 from bundle.dry_run import stage_file
 from bundle.folders import make_read_only, remove_folder, replace_folder
 from bundle.vendor import FetchError, fetch
+from kernel.data import prepare
 from kernel.errors import InputError, RunError
 from kernel.runtime import memory
 from kernel.runtime.files import whole_file
@@ -284,6 +286,22 @@ def test_several_processes_where_torch_cannot(
     monkeypatch.setattr(torch.distributed, missing, lambda: False)
     with pytest.raises(InputError, match=told):
         ProcessGroup(device)
+
+
+def test_no_more_processes_than_windows_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pool refuses more than 61, and the default is as many as there are cores."""
+    started = []
+
+    class Pool(ThreadPoolExecutor):
+        def __init__(self, workers: int, mp_context: object):
+            started.append(workers)
+            super().__init__(1)
+
+    monkeypatch.setattr(prepare, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(prepare, "prepare_image", lambda number: number)
+    numbers = list(range(5000))
+    assert list(prepare.prepare_images(numbers, 200)) == numbers  # type: ignore[arg-type]
+    assert started == [61]
 
 
 # Files and folders

@@ -45,6 +45,8 @@ _SHOWN = 10
 _NAME_OR_NUMBER = re.compile(r"'[^']*'|\"[^\"]*\"|\S*[\d/\\]\S*")
 #: Images handed to a worker at a time.
 _CHUNK = 4
+#: Windows waits for no more processes than these.
+_MOST_WORKERS = 61
 
 
 @dataclass(frozen=True)
@@ -257,7 +259,7 @@ def prepare_images(images: Sequence[SourceImage], workers: int) -> Iterator[Prep
     """
     if workers < 1:
         raise InputError(f"{workers} workers: at least 1 is needed")
-    workers = min(workers, -(-len(images) // _CHUNK))
+    workers = min(workers, _MOST_WORKERS, -(-len(images) // _CHUNK))
     progress = {"total": len(images), "unit": "image", "desc": "preparing", "mininterval": 1}
     if workers <= 1:
         yield from tqdm(map(prepare_image, images), **progress)
