@@ -244,11 +244,11 @@ def _write_build_backend(entry: LockedWheel, folder: Path) -> Path:
     """
     package = folder / "setuptools"
     package.mkdir(parents=True)
-    (package / "__init__.py").write_text("", encoding="utf-8")
+    (package / "__init__.py").write_text("", encoding="utf-8", newline="\n")
     metadata = f"Metadata-Version: 2.1\nName: {entry.name}\nVersion: {entry.version}\n"
     info = f"{entry.name.replace('-', '_')}-{entry.version}.dist-info"
     backend = _BUILD_BACKEND.replace("FOLDER", info).replace("TOLD", repr(metadata))
-    (package / "build_meta.py").write_text(backend, encoding="utf-8")
+    (package / "build_meta.py").write_text(backend, encoding="utf-8", newline="\n")
     return folder
 
 
