@@ -48,11 +48,11 @@ def list_images(folder: Path) -> list[Path]:
 def read_image(path: Path, *, only_eight_bit: bool = False) -> np.ndarray:
     """One image as (H, W, 3) uint8, channels B, G, R: gray is repeated, alpha dropped, of a stack the first page read.
 
-    Pixels are those that are stored, in their place: an orientation tag is ignored, since masks lie on the pixels of the
-    file. 8 bit values stay as they are, fewer bits are spread over 0 to 255. Other depths are mapped linearly to the
-    gray levels of the competition's images, mean 128 and standard deviation 12, measured between the 0.5th and 99.5th
-    percentile: cameras of 10, 12 and 14 bits store their values in 16, so dividing by the depth's full range would leave
-    most images nearly black, and a stretch from the darkest to the brightest value gives a contrast that no member was
+    Pixels are those that are stored, in their place: an orientation tag is ignored, since masks lie on these. 8 bit
+    values stay as they are, fewer bits are spread over 0 to 255. Other depths are mapped linearly to the gray levels of
+    the competition's images, mean 128 and standard deviation 12, measured between the 0.5th and 99.5th percentile:
+    cameras of 10, 12 and 14 bits store their values in 16, so dividing by the depth's full range would leave most
+    images nearly black, and a stretch from the darkest to the brightest value gives a contrast that no member was
     trained on. Scale bars, borders and other constant blocks are not measured (`find_blocks`). The channels share one
     mapping, which keeps colours; a constant image becomes 128; not-a-number counts as the mean.
 

@@ -20,8 +20,8 @@ def display_table(table: np.ndarray) -> int:
     """Whether a table (N, 3) of R, G, B, uint16 of the full range, colours gray values, as Fiji's and Bio-Formats' do.
 
     Then the stored values are what was measured: 1, or -1 where high values are shown dark; 0 for a picture's own
-    colours. It is a display table if it is full (256 entries or more), has colours, and goes in small steps from dark to
-    bright, or from bright to dark; the first and the last entry, which may mark under- and overexposure, aside. A
+    colours. It is a display table if it is full (256 entries or more), has colours, and goes in small steps from dark
+    to bright, or from bright to dark; the first and the last entry, which may mark under- and overexposure, aside. A
     picture's own colours jump from one entry to the next. A table of grays is none: the grays that it holds are the
     picture's, in whatever order.
     """

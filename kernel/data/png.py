@@ -108,7 +108,7 @@ def read_png_shape(stream: BinaryIO) -> tuple[int, int]:
 
 
 def read_png(stream: BinaryIO) -> tuple[np.ndarray, int]:
-    """The pixels of a PNG as (H, W, C) uint8 or uint16, C 1 or 3 in the order B, G, R; and its orientation tag, 1 if none.
+    """The pixels of a PNG as (H, W, C) uint8 or uint16, C 1 or 3 in the order B, G, R; and its orientation tag.
 
     Alpha and a transparent colour are dropped. Only the chunks that make the pixels are looked at, and given to OpenCV:
     a comment, a profile or an animation changes nothing. A palette that is a display table over gray is dropped too,

@@ -47,6 +47,14 @@ COMPRESSIONS = {
 REFUSED_COMPRESSIONS = (6, 33003)
 #: What tifffile decodes by itself, without imagecodecs.
 TIFFFILE_COMPRESSIONS = (1, 8, 32773, 32946, 34925)
+JPEG_2000 = (33003, 33004, 33005, 34712)
+LERC = 34887
+#: With more bits the wavelets of JPEG 2000 run over.
+JPEG_2000_BITS = 24
+#: Values of Predictor: none, of whole numbers, of floats.
+NO_PREDICTOR, HORIZONTAL, FLOATING = 1, 2, 3
+#: The compressions that a predictor goes with, for libtiff.
+PREDICTED = (5, 8, 32946)
 #: What bounds the pixels of compressed data, as a multiple of their bytes; other methods have no bound.
 COMPRESSION_RATIOS = {1: 1, 5: 2048, 8: 1032, 32773: 64, 32946: 1032}
 #: Values of SampleFormat: unsigned, signed, float, undefined (taken as unsigned).
@@ -158,8 +166,15 @@ def read_layout(directory: TiffDirectory) -> TiffLayout:
         counts=directory.values(325) or directory.values(279),
         subsampled=photometric == YCBCR and subsampling != (1, 1),
     )
-    if samples < layout.colours or (photometric == YCBCR and (samples != 3 or layout.bits != 8 or layout.planar)):
-        raise InputError(f"the TIFF is stored in a way that is not read ({layout.describe()})")
+    if (
+        samples < layout.colours
+        or (photometric == YCBCR and (samples != 3 or layout.bits != 8 or layout.planar))
+        or (layout.bits == 1 and samples > 1 and not layout.planar)  # programs disagree about how these are packed
+        or (compression in JPEG_2000 and layout.bits > JPEG_2000_BITS)
+        or (compression == JPEG_COMPRESSION and samples > layout.colours and not layout.planar)  # of what colours?
+        or (compression == LERC and layout.predictor == FLOATING)
+    ):
+        raise InputError(f"the TIFF is stored in a way that is not read right ({layout.describe()})")
     return layout
 
 
@@ -205,7 +220,8 @@ def read_tiff(path: Path, stream: BinaryIO) -> tuple[np.ndarray, int]:
     if layout.compression == JPEG_COMPRESSION:
         for offset, count in zip(layout.offsets, layout.counts, strict=False):
             stream.seek(offset)
-            scan_jpeg(stream.read(count))
+            if scan_jpeg(stream.read(count)).precision < layout.bits:
+                raise InputError(f"the TIFF is damaged: its JPEG data have fewer than {layout.bits} bits")
     if tifffile_reads(layout):
         values = decode_by_tifffile(path, layout)
     elif opencv_reads(layout):
@@ -256,20 +272,15 @@ def decode_by_tifffile(path: Path, layout: TiffLayout) -> np.ndarray:
 
 def opencv_reads(layout: TiffLayout) -> bool:
     """Whether OpenCV reads a layout right, as tests have shown, and damage can be told."""
+    plain = layout.sample_format in (UNSIGNED, UNDEFINED) and layout.bits in (8, 16)
+    predictor = layout.predictor == NO_PREDICTOR or (layout.predictor == HORIZONTAL and layout.compression in PREDICTED)
     return (
         layout.compression in (*SEGMENT_SIZES, JPEG_COMPRESSION)
+        and (plain or (layout.sample_format == FLOAT and layout.bits in (32, 64)))
+        and predictor
+        and (layout.samples == layout.colours or (layout.samples == 4 and layout.colours == 3 and plain))
         and not layout.planar
-        and layout.depth == 1
-        and layout.fill_order == 1
-        and layout.samples in (layout.colours, layout.colours + 1)
-        and (
-            layout.bits in (8, 16)
-            and layout.sample_format in (UNSIGNED, UNDEFINED)
-            and layout.predictor in (1, 2)
-            or layout.bits in (32, 64)
-            and layout.sample_format == FLOAT
-            and layout.predictor == 1
-        )
+        and layout.depth == layout.fill_order == 1
     )
 
 
@@ -309,6 +320,8 @@ def to_gray_or_colour(values: np.ndarray, layout: TiffLayout, table: np.ndarray 
         table = table if table.max() > 255 else table * 257  # some programs write 8 bits
         direction = display_table(table)
         if not direction:
+            if layout.compression == JPEG_COMPRESSION:
+                raise InputError("the TIFF is damaged: JPEG mixes up the entries of its palette")
             return (table[:, ::-1] >> 8).astype(np.uint8)[values[..., 0]]
         return values if direction > 0 else inverted(values)
     if layout.bits < 8:
