@@ -222,28 +222,38 @@ def read_tiff(path: Path, stream: BinaryIO) -> tuple[np.ndarray, int]:
             stream.seek(offset)
             if scan_jpeg(stream.read(count)).precision < layout.bits:
                 raise InputError(f"the TIFF is damaged: its JPEG data have fewer than {layout.bits} bits")
-    if tifffile_reads(layout):
-        values = decode_by_tifffile(path, layout)
-    elif opencv_reads(layout):
-        values = decode_strips_by_opencv(stream, directory, layout)
-    else:
+    by_tifffile = tifffile_reads(layout)
+    if not by_tifffile and not opencv_reads(layout):
         raise InputError(
-            f"the TIFF needs the packages tifffile and imagecodecs ({layout.describe()}): install both "
-            "(pip install tifffile imagecodecs), or save it without compression"
+            f"the TIFF is stored in a way ({layout.describe()}) that needs the packages tifffile and imagecodecs, or that "
+            "these do not read: install both (pip install tifffile imagecodecs), or save it without compression"
         )
+    if not by_tifffile or not is_installed("imagecodecs"):
+        for offset, count, size in zip(layout.offsets, layout.counts, layout.segment_sizes(), strict=False):
+            stream.seek(offset)
+            check_segment(layout.compression, stream.read(count), 0 if layout.subsampled else size)
+    if by_tifffile:
+        values = decode_by_tifffile(path, layout)
+    else:
+        values = decode_strips_by_opencv(stream, directory, layout)
     if layout.samples > layout.colours:
         LOG.debug("%s has %d samples a pixel: the first %d are used", path.name, layout.samples, layout.colours)
     table = np.array(directory.values(320), np.uint16).reshape(3, -1).T if layout.photometric == PALETTE else None
     return to_gray_or_colour(values, layout, table), directory.value(ORIENTATION_TAG, 1)
 
 
+def is_installed(package: str) -> bool:
+    """Whether a package can be imported."""
+    return importlib.util.find_spec(package) is not None
+
+
 def tifffile_reads(layout: TiffLayout) -> bool:
     """Whether tifffile is there, and imagecodecs where it needs it."""
-    if importlib.util.find_spec("tifffile") is None:
+    if not is_installed("tifffile"):
         return False
     if layout.photometric == YCBCR and layout.compression != JPEG_COMPRESSION:
         return False  # it leaves these colours as they are
-    if importlib.util.find_spec("imagecodecs") is not None:
+    if is_installed("imagecodecs"):
         return True
     return (
         layout.compression in TIFFFILE_COMPRESSIONS and layout.predictor in (1, 2) and layout.bits in (1, 8, 16, 32, 64)
@@ -286,9 +296,6 @@ def opencv_reads(layout: TiffLayout) -> bool:
 
 def decode_strips_by_opencv(stream: BinaryIO, directory: TiffDirectory, layout: TiffLayout) -> np.ndarray:
     """The samples of the first page as (H, W, S), as stored. Raises InputError where they cannot be decoded."""
-    for offset, count, size in zip(layout.offsets, layout.counts, layout.segment_sizes(), strict=False):
-        stream.seek(offset)
-        check_segment(layout.compression, stream.read(count), 0 if layout.subsampled else size)
     stream.seek(0)
     content = bytearray(stream.read())
     patch_tag(content, directory, ORIENTATION_TAG, 1)

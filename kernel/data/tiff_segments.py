@@ -23,11 +23,11 @@ def deflated_size(data: bytes) -> int:
         while not stream.eof:
             part = stream.decompress(data, DEFLATE_CHUNK)
             if not part and not stream.unconsumed_tail and not stream.eof:
-                raise InputError("compressed data end too soon")
+                raise InputError("the TIFF is damaged: compressed data end too soon")
             size += len(part)
             data = stream.unconsumed_tail
     except zlib.error as error:
-        raise InputError(f"compressed data are damaged ({error})") from error
+        raise InputError(f"the TIFF is damaged: compressed data are damaged ({error})") from error
     return size
 
 
@@ -51,7 +51,7 @@ def lzw_size(data: bytes) -> int:
             width, previous = 9, 0
             continue
         if code > (len(sizes) if previous else LZW_CLEAR - 1):
-            raise InputError("compressed data are damaged (a code of LZW stands for nothing)")
+            raise InputError("the TIFF is damaged: compressed data are damaged (a code of LZW stands for nothing)")
         if previous and len(sizes) < LZW_MOST:
             sizes.append(previous + 1)
         previous = sizes[code]
@@ -73,7 +73,7 @@ def packbits_size(data: bytes) -> int:
             at += 1 if head == 128 else 2
             size += 0 if head == 128 else 257 - head
     if at > len(data):
-        raise InputError("compressed data end too soon")
+        raise InputError("the TIFF is damaged: compressed data end too soon")
     return size
 
 
@@ -92,5 +92,5 @@ def check_segment(compression: int, data: bytes, size: int) -> None:
     """Raise InputError where a strip or tile is damaged, or holds fewer bytes than `size`."""
     if compression == JPEG_COMPRESSION:
         scan_jpeg(data)
-    elif SEGMENT_SIZES[compression](data) < size:
-        raise InputError("compressed data end too soon")
+    elif compression in SEGMENT_SIZES and SEGMENT_SIZES[compression](data) < size:
+        raise InputError("the TIFF is damaged: compressed data end too soon")
