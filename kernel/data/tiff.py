@@ -225,8 +225,8 @@ def read_tiff(path: Path, stream: BinaryIO) -> tuple[np.ndarray, int]:
     by_tifffile = tifffile_reads(layout)
     if not by_tifffile and not opencv_reads(layout):
         raise InputError(
-            f"the TIFF is stored in a way ({layout.describe()}) that needs the packages tifffile and imagecodecs, or that "
-            "these do not read: install both (pip install tifffile imagecodecs), or save it without compression"
+            f"the TIFF is stored in a way ({layout.describe()}) that needs the packages tifffile and imagecodecs, or "
+            "that these do not read: install both (pip install tifffile imagecodecs), or save it without compression"
         )
     if not by_tifffile or not is_installed("imagecodecs"):
         for offset, count, size in zip(layout.offsets, layout.counts, layout.segment_sizes(), strict=False):

@@ -178,7 +178,7 @@ def test_shapes_without_reading_more_than_needed(tmp_path: Path, gray: np.ndarra
     path.write_bytes(_encoded(gray, ending))
     assert read_image_shape(path) == read_image(path).shape[:2] == (40, 50)
     path.write_bytes(path.read_bytes()[:30])
-    assert read_image_shape(path) == ((40, 50) if ending == ".png" else None)  # the header is enough
+    assert read_image_shape(path) is None  # a header alone is not believed
     for content in (b"", b"x", b"\x89PNG"):
         path.write_bytes(content)
         assert read_image_shape(path) is None
