@@ -64,6 +64,8 @@ class Layout:
         options: dict[str, Any] = {}
         table = None
         if photometric == "palette":
+            if self.dtype not in ("u1", "u2"):
+                raise ValueError("no table is that long")
             entries = 1 << (8 * np.dtype(self.dtype).itemsize)
             table = rng.integers(0, 256, (3, entries)).astype(np.uint16) * 257
             if self.kind == "green table":

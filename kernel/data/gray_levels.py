@@ -13,8 +13,8 @@ GRAY_STD = 12.0
 #: Between these the two are measured, so that hot pixels do not count.
 USUAL_PERCENTILES = (0.5, 99.5)
 
-#: Of more pixels than these, a regular part is measured.
-MEASURED_PIXELS = 1_000_000
+#: Of more values than these, a regular part is measured.
+MEASURED_VALUES = 1_000_000
 #: Mapped at a time, in bytes of float64: the floats of a whole image would take many times its own memory.
 MAPPED_BYTES = 1 << 23
 
@@ -77,16 +77,15 @@ def measure_gray_scale(pixels: np.ndarray) -> GrayScale:
     What is not finite does not count, nor do constant blocks (`find_blocks`), nor a constant channel beside one that
     is not.
     """
-    height, width = pixels.shape[:2]
+    height, width, channels = pixels.shape
     every = 1
-    while (height // every) * (width // every) > MEASURED_PIXELS:
+    while (height // every) * (width // every) * channels > MEASURED_VALUES:
         every += 2  # odd, since the mosaic of a colour camera has a period of 2
     sample = pixels[::every, ::every].astype(np.float64)
     finite = np.isfinite(sample)
     if not finite.any():
         return GrayScale(0.0, 0.0, 0.0, 0.0)
-    channels = range(sample.shape[2])
-    varying = [differs(sample[..., channel][finite[..., channel]]) for channel in channels]
+    varying = [differs(sample[..., channel][finite[..., channel]]) for channel in range(channels)]
     if any(varying):
         sample, finite = sample[..., varying], finite[..., varying]
     whole = finite.all(axis=2)

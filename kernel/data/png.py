@@ -81,7 +81,8 @@ def parse_png_header(kind: bytes, data: bytes) -> PngHeader:
     """The first chunk. Raises InputError where it is no header, or has no pixels."""
     if kind != b"IHDR" or len(data) != 13:
         raise InputError("the PNG is damaged: it does not begin with its header")
-    header = PngHeader(*struct.unpack(">IIBB", data[:10]), data[10:])
+    width, height, depth, colour_type = struct.unpack(">IIBB", data[:10])
+    header = PngHeader(width, height, depth, colour_type, data[10:])
     if header.colour_type not in PNG_SAMPLES or not header.width or not header.height:
         raise InputError("the PNG is damaged: its header says what cannot be")
     return header
@@ -142,4 +143,5 @@ def read_png(stream: BinaryIO) -> tuple[np.ndarray, int]:
     pixels = decode_by_opencv(content)
     if pixels is None or pixels.shape[:2] != (header.height, header.width):
         raise InputError("the PNG is damaged: its pixels cannot be decoded")
-    return ~without_alpha(pixels) if direction < 0 else without_alpha(pixels), orientation
+    pixels = without_alpha(pixels)
+    return ~pixels if direction < 0 else pixels, orientation

@@ -84,6 +84,7 @@ class TiffLayout:
     planar: bool  # each sample has a plane of its own
     fill_order: int
     tile: tuple[int, int] | None  # (H, W)
+    tile_depth: int  # planes of a volume in one tile
     rows_per_strip: int
     offsets: tuple[int, ...]
     counts: tuple[int, ...]
@@ -109,8 +110,8 @@ class TiffLayout:
         samples, planes = (1, self.samples) if self.planar else (self.samples, 1)
         if self.tile:
             height, width = self.tile
-            count = -(-self.height // height) * -(-self.width // width)
-            yield from [height * -(-width * samples * self.bits // 8)] * (count * self.depth * planes)
+            count = -(-self.height // height) * -(-self.width // width) * -(-self.depth // self.tile_depth)
+            yield from [self.tile_depth * height * -(-width * samples * self.bits // 8)] * (count * planes)
             return
         row = -(-self.width * samples * self.bits // 8)
         for _ in range(self.depth * planes):
@@ -161,6 +162,7 @@ def read_layout(directory: TiffDirectory) -> TiffLayout:
         planar=planar == 2 and samples > 1,
         fill_order=directory.value(266, 1),
         tile=tile,
+        tile_depth=max(1, directory.value(32998, 1)),
         rows_per_strip=min(height, max(1, directory.value(278, height))),
         offsets=directory.values(324) or directory.values(273),
         counts=directory.values(325) or directory.values(279),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import cv2
@@ -13,9 +14,14 @@ from kernel.data.synthetic import generate_image
 from kernel.settings import CELL_TYPES
 
 
+@functools.cache
+def synthetic(kind: str, seed: int) -> np.ndarray:
+    return generate_image(kind, seed).image
+
+
 def picture(kind: str = "shsy5y", seed: int = 3) -> np.ndarray:
     """Synthetic cells as a camera of 12 bits gives them, (260, 320) uint16."""
-    gray = generate_image(kind, seed).image[:260, :320].reshape(260, 320, -1)[..., 0]
+    gray = synthetic(kind, seed)[:260, :320].reshape(260, 320, -1)[..., 0]
     noise = np.random.default_rng(seed).normal(0, 8, gray.shape)
     return (cv2.GaussianBlur(gray.astype(float), (0, 0), 0.7) * 16 + noise + 900).round().astype(np.uint16)
 

@@ -23,7 +23,7 @@ from kernel.errors import InputError
 
 CASES = Path(__file__).parents[3] / "shared/cases"
 #: Drawn; about a third can be written.
-DRAWN = 2400
+DRAWN = 1600
 #: What is installed, and the least share that is read right.
 PACKAGES = {"imagecodecs": 0.95, "tifffile": 0.45, "OpenCV": 0.08}
 #: JPEG at its best: by this much gray levels may be off in the mean.
@@ -61,7 +61,7 @@ def packages(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_tiff_layouts(table: list[tuple[Path, Layout, np.ndarray]], packages: str) -> None:
-    assert len(table) > 700
+    assert len(table) > 500
     counts: Counter[str] = Counter()
     wrong = []
     for path, layout, shown in table:
@@ -171,7 +171,7 @@ def test_pngs_of_few_bits(tmp_path: Path, bits: int) -> None:
 
 def test_gray_and_alpha_of_16_bits(tmp_path: Path) -> None:
     gray = np.random.default_rng(0).integers(0, 4000, (20, 30)).astype(">u2")
-    both = np.stack([gray, np.full_like(gray, 65535)], axis=2)
+    both = np.stack([gray, np.full_like(gray, 65535)], axis=2).astype(">u2")
     rows = [zlib.compress(b"".join(b"\0" + row.tobytes() for row in pixels)) for pixels in (gray, both)]
     found, expected = read(tmp_path, png(30, 20, 16, 4, rows[1])), read(tmp_path, png(30, 20, 16, 0, rows[0]))
     np.testing.assert_array_equal(found, expected)
