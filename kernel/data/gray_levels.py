@@ -14,7 +14,7 @@ GRAY_STD = 12.0
 USUAL_PERCENTILES = (0.5, 99.5)
 
 #: Of more values than these, a regular part is measured.
-MEASURED_VALUES = 1_000_000
+MEASURED_VALUES = 1 << 20
 #: Mapped at a time, in bytes of float64: the floats of a whole image would take many times its own memory.
 MAPPED_BYTES = 1 << 23
 
@@ -28,8 +28,10 @@ RARE_EQUALS = 0.2
 #: that are a little too bright.
 BLOCK_JUMP_STDS = 1.0
 BLOCK_JUMP_STEPS = 1.5
-#: The same for single pixels of the lowest and the highest value.
+#: The same for single pixels of the lowest and the highest value; around them the picture is as it usually is, within
+#: so many standard deviations of its mean. Around a halo that is saturated it is bright.
 WILD_JUMP_STDS = 3.0
+USUAL_STDS = 1.0
 #: Around a block this much is left out with it: resampling mixes its value with the picture's.
 BLOCK_RIM_PIXELS = 2
 #: With less than this share of the image left, or fewer pixels, nothing is left out: the blocks are the picture.
@@ -131,17 +133,22 @@ def find_blocks(sample: np.ndarray, whole: np.ndarray) -> np.ndarray:
     others = whole & ~constant & (level != lowest) & (level != highest)
     if others.sum() < max(LEFT_PIXELS, LEFT_SHARE * others.size):
         return found
-    std = usual_scale(level[others]).std
+    scale = usual_scale(level[others])
     step, equal_share = neighbour_steps(level, constant)
     for window, inside in areas:
         value = level[window][inside][0]
-        distance = distance_around(level[window], inside, value, constant[window], BLOCK_RIM_PIXELS)
-        abrupt = distance > max(BLOCK_JUMP_STDS * std, BLOCK_JUMP_STEPS * step)
+        around = values_around(level[window], inside, constant[window], BLOCK_RIM_PIXELS)
+        abrupt = around.size and np.median(np.abs(around - value)) > max(
+            BLOCK_JUMP_STDS * scale.std, BLOCK_JUMP_STEPS * step
+        )
         if abrupt or (equal_share < RARE_EQUALS and lowest < value < highest):
             found[window] |= grown(inside, BLOCK_RIM_PIXELS)
     for value in (lowest, highest):
         inside = level == value
-        if distance_around(level, inside, value, constant, 1) > max(WILD_JUMP_STDS * std, BLOCK_JUMP_STEPS * step):
+        around = values_around(level, inside, constant, 1)
+        usual = float(np.median(around)) if around.size else value
+        wild = abs(usual - value) > max(WILD_JUMP_STDS * scale.std, BLOCK_JUMP_STEPS * step)
+        if wild and abs(usual - scale.mean) < USUAL_STDS * scale.std:
             found |= inside
     return found
 
@@ -184,12 +191,11 @@ def neighbour_steps(level: np.ndarray, constant: np.ndarray) -> tuple[float, flo
     return float(steps[steps > 0].min(initial=np.inf)), float((free == 0).mean()) if free.size else 1.0
 
 
-def distance_around(level: np.ndarray, inside: np.ndarray, value: float, constant: np.ndarray, rim: int) -> float:
-    """The median distance of the pixels around an area from `value`; from other areas only where nothing else is."""
+def values_around(level: np.ndarray, inside: np.ndarray, constant: np.ndarray, rim: int) -> np.ndarray:
+    """What is around an area, that far; other areas only where nothing else is."""
     around = grown(inside, rim) & ~inside & np.isfinite(level)
     free = around & ~constant
-    around = free if free.any() else around
-    return float(np.median(np.abs(level[around] - value))) if around.any() else 0.0
+    return level[free if free.any() else around]
 
 
 def grown(mask: np.ndarray, pixels: int) -> np.ndarray:
