@@ -55,8 +55,9 @@ JPEG_2000_BITS = 24
 NO_PREDICTOR, HORIZONTAL, FLOATING = 1, 2, 3
 #: The compressions that a predictor goes with, for libtiff.
 PREDICTED = (5, 8, 32946)
-#: What bounds the pixels of compressed data, as a multiple of their bytes; other methods have no bound.
+#: What bounds the pixels of compressed data, as a multiple of their bytes; other methods reach that on blank ones.
 COMPRESSION_RATIOS = {1: 1, 5: 2048, 8: 1032, 32773: 64, 32946: 1032}
+MOST_RATIO = 1 << 16
 #: Values of SampleFormat: unsigned, signed, float, undefined (taken as unsigned).
 UNSIGNED, SIGNED, FLOAT, UNDEFINED = 1, 2, 3, 4
 #: What tifffile, imagecodecs and what they are made of raise over files that are damaged or beyond them.
@@ -105,18 +106,26 @@ class TiffLayout:
             + (", tiles" if self.tile else "")
         )
 
+    @property
+    def segments(self) -> int:
+        """How many strips or tiles there are."""
+        planes = self.samples if self.planar else 1
+        if not self.tile:
+            return -(-self.height // self.rows_per_strip) * self.depth * planes
+        height, width = self.tile
+        return -(-self.height // height) * -(-self.width // width) * -(-self.depth // self.tile_depth) * planes
+
     def segment_sizes(self) -> Iterator[int]:
         """The bytes that each strip or tile holds, decompressed, in the file's order."""
-        samples, planes = (1, self.samples) if self.planar else (self.samples, 1)
-        if self.tile:
-            height, width = self.tile
-            count = -(-self.height // height) * -(-self.width // width) * -(-self.depth // self.tile_depth)
-            yield from [self.tile_depth * height * -(-width * samples * self.bits // 8)] * (count * planes)
-            return
-        row = -(-self.width * samples * self.bits // 8)
-        for _ in range(self.depth * planes):
-            for top in range(0, self.height, self.rows_per_strip):
-                yield row * min(self.rows_per_strip, self.height - top)
+        samples = 1 if self.planar else self.samples
+        per_plane = -(-self.height // self.rows_per_strip)
+        for number in range(self.segments):
+            if self.tile:
+                rows, width = self.tile_depth * self.tile[0], self.tile[1]
+            else:
+                left = self.height - number % per_plane * self.rows_per_strip
+                rows, width = min(self.rows_per_strip, left), self.width
+            yield rows * -(-width * samples * self.bits // 8)
 
 
 def read_layout(directory: TiffDirectory) -> TiffLayout:
@@ -138,6 +147,8 @@ def read_layout(directory: TiffDirectory) -> TiffLayout:
         raise InputError(f"the samples of the TIFF differ: they have {bits} bits, and are of the formats {formats}")
     if formats[0] not in (UNSIGNED, SIGNED, FLOAT, UNDEFINED):
         raise InputError("the TIFF holds complex numbers: real ones are needed")
+    if not 1 <= bits[0] <= 64 or samples < 1:
+        raise InputError(f"the TIFF has {samples} samples of {bits[0]} bits: 1 to 64 bits are needed")
     planar = directory.value(284, 1)
     compression = directory.value(259, 1)
     if planar not in (1, 2) or compression in REFUSED_COMPRESSIONS:
@@ -182,18 +193,18 @@ def read_layout(directory: TiffDirectory) -> TiffLayout:
 
 def check_segments(layout: TiffLayout, file_size: int) -> TiffLayout:
     """The layout with all its strips or tiles, which must be there and lie in the file. Raises InputError otherwise."""
-    sizes = list(layout.segment_sizes())
-    offsets, counts = layout.offsets[: len(sizes)], layout.counts[: len(sizes)]
-    if not layout.counts and layout.compression == 1 and len(sizes) == 1:
-        counts = tuple(sizes)  # some programs leave out what follows from the size
+    segments = layout.segments
+    offsets, counts = layout.offsets[:segments], layout.counts[:segments]
+    if not layout.counts and layout.compression == 1 and segments == 1:
+        counts = tuple(layout.segment_sizes())  # some programs leave out what follows from the size
     kind = "tiles" if layout.tile else "strips"
-    if len(offsets) < len(sizes) or len(counts) < len(sizes) or 0 in offsets or 0 in counts:
+    if not len(offsets) == len(counts) == segments or min(offsets) < 1 or min(counts) < 1:
         raise InputError(f"the TIFF is damaged or sparse: {kind} are missing")
     if max(map(sum, zip(offsets, counts, strict=True))) > file_size:
         raise InputError(f"the TIFF is truncated: {kind} are missing at its end")
-    ratio = COMPRESSION_RATIOS.get(layout.compression)
-    if ratio and not layout.subsampled:
-        for size, count in zip(sizes, counts, strict=True):
+    ratio = COMPRESSION_RATIOS.get(layout.compression, MOST_RATIO)
+    if not layout.subsampled:
+        for size, count in zip(layout.segment_sizes(), counts, strict=True):
             if size > ratio * count:
                 raise InputError(
                     f"the TIFF is damaged: {kind} are too short for {layout.width} x {layout.height} pixels"
@@ -240,8 +251,17 @@ def read_tiff(path: Path, stream: BinaryIO) -> tuple[np.ndarray, int]:
         values = decode_strips_by_opencv(stream, directory, layout)
     if layout.samples > layout.colours:
         LOG.debug("%s has %d samples a pixel: the first %d are used", path.name, layout.samples, layout.colours)
-    table = np.array(directory.values(320), np.uint16).reshape(3, -1).T if layout.photometric == PALETTE else None
+    table = read_palette(directory, layout.bits) if layout.photometric == PALETTE else None
     return to_gray_or_colour(values, layout, table), directory.value(ORIENTATION_TAG, 1)
+
+
+def read_palette(directory: TiffDirectory, bits: int) -> np.ndarray:
+    """The table (N, 3) of R, G, B, uint16, one for each value. Raises InputError where they are not as many."""
+    field = directory.fields.get(320)
+    if field is None or field.kind != 3 or bits > 16 or field.count != 3 << bits:
+        raise InputError(f"the TIFF is damaged: its palette has not the entries that {bits} bits need")
+    table = np.array(directory.values(320), np.uint16).reshape(3, -1).T
+    return table if table.max() > 255 else table * 257  # some programs write 8 bits
 
 
 def is_installed(package: str) -> bool:
@@ -324,9 +344,6 @@ def to_gray_or_colour(values: np.ndarray, layout: TiffLayout, table: np.ndarray 
     if values.dtype == bool:
         values = values.view(np.uint8)
     if table is not None:
-        if len(table) != 1 << layout.bits:
-            raise InputError(f"the TIFF is damaged: its palette has {len(table)} entries for {layout.bits} bits")
-        table = table if table.max() > 255 else table * 257  # some programs write 8 bits
         direction = display_table(table)
         if not direction:
             if layout.compression == JPEG_COMPRESSION:
