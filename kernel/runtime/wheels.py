@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -127,9 +128,7 @@ def install_wheels(wheels: Sequence[Path], target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     if wheels and not _pip_installs_wheels(wheels, target):
         _unpack_wheels(wheels, target)
-    if str(target) in sys.path:
-        sys.path.remove(str(target))
-    sys.path.insert(0, str(target))
+    sys.path[:] = [str(target), *(path for path in sys.path if path != str(target))]
     importlib.invalidate_caches()
 
 
@@ -168,5 +167,5 @@ def _unpack_wheels(wheels: Sequence[Path], target: Path) -> None:
         try:
             with zipfile.ZipFile(wheel) as archive:
                 archive.extractall(target)
-        except (OSError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
             raise RunError(f"{wheel} could not be unpacked into {target}: {error}") from error
