@@ -27,6 +27,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path, PurePosixPath
@@ -122,10 +123,13 @@ def update_lock(lock_path: Path = LOCK_PATH, cache: Path | None = None) -> tuple
         raise InputError(f'{lock_path}: expected an object with a list "packages"; restore the file.')
     entries: list[LockedWheel] = []
     for package in packages:
-        name, version = package.get("name"), package.get("version")
-        if not name or not version:
-            raise InputError(f"{lock_path}: each package needs a name and a version, and one is {package!r}.")
-        known = LockedWheel(name, version, package.get("source", ""), package.get("source_sha256", ""), "", "")
+        given = package if isinstance(package, Mapping) else {}
+        texts = [given.get(name, "") for name in ("name", "version", "source", "source_sha256")]
+        if not all(isinstance(text, str) for text in texts) or not all(texts[:2]):
+            raise InputError(
+                f"{lock_path}: each package needs a name and a version, all fields being text, and one is {package!r}."
+            )
+        known = LockedWheel(*texts, wheel="", wheel_sha256="")
         with tempfile.TemporaryDirectory() as temporary:
             source = fetch(known, cache or cache_dir())
             entry = replace(known, source=source.name, source_sha256=file_sha256(source))
@@ -166,7 +170,7 @@ def cache_dir() -> Path:
 def fetch(entry: LockedWheel, cache: Path) -> Path:
     """The package's file as it is on the index, from `cache` or by pip; checked unless `source_sha256` is empty.
 
-    Raises FetchError, or InputError if what pip fetched is not what the lock says.
+    Raises FetchError, or InputError if what pip fetched is not what the lock says, or `cache` cannot be written.
     """
     if entry.source_sha256:
         cached = cache / entry.source_sha256 / entry.source
@@ -174,12 +178,11 @@ def fetch(entry: LockedWheel, cache: Path) -> Path:
             if file_sha256(cached) == entry.source_sha256:
                 return cached
             LOG.warning("%s is damaged and is fetched again", cached)
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=cache) as temporary:
-        download = Path(temporary) / "download"
+    with scratch_folder(cache, "fetch") as scratch:
+        download = scratch / "download"
         download.mkdir()
         LOG.info("fetching %s %s", entry.name, entry.version)
-        _pip_download(entry, download, Path(temporary))
+        _pip_download(entry, download, scratch)
         files = sorted(download.iterdir())
         if len(files) != 1:
             names = [file.name for file in files]
@@ -264,21 +267,24 @@ def _make_wheel(entry: LockedWheel, source: Path, folder: Path) -> Path:
 
 def _repack_mmcv(entry: LockedWheel, source: Path, folder: Path) -> Path:
     """mmcv-full's source archive as a pure wheel with our operators."""
+    contents: dict[str, bytes] = {}
     try:
         with tarfile.open(source) as archive:
-            members = {
+            for member in archive:
+                if member.isdir():
+                    continue
+                _refuse_to_leave(member.name, source)
+                if not member.isfile():
+                    raise InputError(f"{source} holds {member.name}, which is no plain file. Do not use it.")
                 # The first folder of a source archive is name-version.
-                PurePosixPath(*PurePosixPath(member.name).parts[1:]).as_posix(): member
-                for member in archive.getmembers()
-                if member.isfile()
-            }
-            contents = {
-                name: _read_member(archive, member)
-                for name, member in members.items()
-                if name in ("LICENSE", "LICENSES.md")
-                or (name.startswith("mmcv/") and not name.startswith("mmcv/ops/csrc/"))
-            }
-    except (OSError, tarfile.TarError) as error:
+                name = PurePosixPath(*PurePosixPath(member.name).parts[1:]).as_posix()
+                if name in ("LICENSE", "LICENSES.md") or (
+                    name.startswith("mmcv/") and not name.startswith("mmcv/ops/csrc/")
+                ):
+                    file = archive.extractfile(member)
+                    assert file is not None  # a plain file has contents
+                    contents[name] = file.read()
+    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
         raise InputError(f"{source} is no readable source archive: {error}. Delete it and run again.") from error
     version = f"{entry.version}+torchvision"
     info = f"mmcv_full-{version}.dist-info"
@@ -322,8 +328,9 @@ def _repack_mmdet(entry: LockedWheel, source: Path, folder: Path) -> Path:
                 # .mim is a copy of the configuration files for another tool, and half of the wheel.
                 if name.endswith("/") or name.startswith("mmdet/.mim/"):
                     continue
+                _refuse_to_leave(name, source)
                 files[name.replace(f"{old_info}/", f"{info}/", 1)] = archive.read(name)
-    except (OSError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise InputError(f"{source} is no readable wheel: {error}. Delete it and run again.") from error
     head = f"{_MASK_HEADS}/fcn_mask_head.py"
     metadata = files.get(f"{info}/METADATA", b"")
@@ -378,11 +385,11 @@ def _our_file(name: str) -> bytes:
     return (BUNDLE_DIR / name).read_text(encoding="utf-8").encode()
 
 
-def _read_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    file = archive.extractfile(member)
-    if file is None:
-        raise InputError(f"{member.name} in the source archive of mmcv-full is no plain file.")
-    return file.read()
+def _refuse_to_leave(name: str, source: Path) -> None:
+    """Raise InputError for a path in an archive that would be written outside the folder it is unpacked into."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise InputError(f"{source} holds {name}, which leads out of the archive. Do not use it.")
 
 
 # Files
