@@ -247,6 +247,24 @@ def test_refuses_by_file_and_line(tmp_path: Path, changes: dict[str, str], place
     assert any(told in line for line in lines), str(caught.value)
 
 
+@pytest.mark.parametrize("part", ["training.loop", "validation.score", "commands.run", "data.synthetic"])
+def test_parts_that_no_kernel_needs_are_never_inlined(tmp_path: Path, part: str) -> None:
+    """Even where the module is there and could be."""
+    path = part.replace(".", "/") + ".py"
+    told = rf"kernel/tools\.py:7: kernel\.{re.escape(part)} is never inlined"
+    with pytest.raises(InputError, match=told):
+        inline_package(
+            write_package(tmp_path, {path: "MORE = 1\n", "tools.py": tools_import(f"from kernel.{part} import MORE")}),
+            EMBEDDED,
+        )
+
+
+def test_a_part_of_a_similar_name_is_inlined(tmp_path: Path) -> None:
+    imports = "from kernel.data.images import MORE\nfrom kernel.data.synthetic_light import LESS"
+    files = {"data/images.py": "MORE = 1\n", "data/synthetic_light.py": "LESS = 1\n", "tools.py": tools_import(imports)}
+    assert "MORE = 1" in inline_package(write_package(tmp_path, files), EMBEDDED)
+
+
 def test_tells_all_problems_at_once(tmp_path: Path) -> None:
     entry = write_package(tmp_path, {"tools.py": in_tools("HERE = __file__\nTHERE = misspelt")})
     with pytest.raises(InputError, match="2 problem") as caught:

@@ -177,3 +177,14 @@ def test_corruption_of_a_crop_equals_that_of_the_frame():
     for frame in [*frames, *noise]:
         masks = masks_of(frame)
         np.testing.assert_array_equal(corrupt_masks(masks).full_frames()[0], full_corrupt(frame))
+
+
+def test_small_masks_go_before_corruption_fills_them():
+    """A thin ring has fewer pixels than are wanted; filled, it would have enough."""
+    cell, ring = rectangle(2, 2, 12, 12), rectangle(20, 20, 30, 30)
+    ring[21:29, 21:29] = False
+    assert ring.sum() == 36 and corrupt_mask(ring).sum() == 100
+    instances = crop_instances(np.stack([cell, ring]) * np.uint8(255), np.zeros((2, 4)), [0.8, 0.9], [1, 1])
+    for min_size, kept in ((50, [cell]), (35, [rectangle(20, 20, 30, 30), cell])):
+        found = postprocess_instances(instances, Thresholds(min_size=min_size, corrupt=True))
+        np.testing.assert_array_equal(found.masks.full_frames(), np.stack(kept))

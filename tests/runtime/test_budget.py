@@ -271,3 +271,67 @@ def test_a_warm_up_is_forgotten_even_if_a_device_is_lost() -> None:
         budget.finish(name, 60.0 if number < 2 else 1.0, "cort", {})
         budget.devices = 1
     assert budget.forecast(0).mean == pytest.approx(1.0)
+
+
+def test_a_resumed_image_is_charged_from_then_on() -> None:
+    """It is begun when the networks are done with the one before, and resumed when that one is finished."""
+    budget = TimeBudget(LEVELS[:1], dict.fromkeys("abc", 1.0), 1e9)
+    budget.begin("a", 0.0)
+    budget.begin("b", 2.0)
+    budget.finish("a", 3.0, "cort", {})
+    budget.resume("b", 3.0)
+    budget.finish("b", 5.0, "cort", {})
+    assert budget.forecast(0).mean == pytest.approx(2.0)  # the first is forgotten
+
+
+def test_a_resumed_image_keeps_its_level() -> None:
+    """What it took is that of its own level, not of the best one."""
+    budget = TimeBudget(LEVELS, dict.fromkeys("abc", 1.0), 10.0)
+    lowest = len(LEVELS) - 1
+    budget.begin("a", 0.0)
+    budget.finish("a", 9.0, "cort", {})
+    assert budget.begin("b", 9.0) == lowest
+    budget.resume("b", 9.5)
+    budget.finish("b", 10.0, "cort", {"features": 0.5})
+    full = 0.5 * FULL["features"] / LEVELS[-1].stage_work("any")["features"]
+    assert budget.forecast(lowest).mean == pytest.approx(0.5) and budget.forecast(0).mean == pytest.approx(full)
+
+
+def light_stages(scale: float = 1.0) -> dict[str, float]:
+    """What a light image takes in full quality, by measured stage."""
+    return {stage: seconds for stage, seconds in seconds_at(0, scale).items() if stage != "other"}
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_the_last_image_leaves_time_for_one_that_the_other_device_is_still_at(devices: int) -> None:
+    """The largest one has already taken longer than any did, so nothing is known of how long it still will."""
+    sizes = {"a": 1.0, "b": 1.0, "c": 1.0, "d": 1.0, "largest": 30.0, "last": 1.0}
+    deadline = 1000.0
+    budget = TimeBudget(LEVELS, sizes, deadline, 2)
+    for name in "abcd":
+        budget.begin(name, 0.0)
+        budget.finish(name, light_seconds(), "cort", light_stages())
+    assert budget.begin("largest", 0.0) == 0
+    budget.devices = devices  # with one device there is no other that could be late
+    now = deadline - 1.5 * light_seconds()
+    assert budget.choose_level("last", now) == (0 if devices == 1 else len(LEVELS) - 1)
+
+
+def test_of_equal_images_all_that_come_are_lowered() -> None:
+    """None is larger, so none may count on another's being lowered first."""
+    names = [f"image{number}" for number in range(60)]
+    budget = TimeBudget(LEVELS, dict.fromkeys(names, 1.0), 1000.0)
+    for name in names[:40]:
+        budget.begin(name, 0.0)
+        budget.finish(name, light_seconds(), "cort", light_stages())
+    full, masks = budget.forecast(0), budget.forecast(1)
+    left = (full.mean - 1.5 * full.deviation + masks.mean) / 2
+    assert masks.mean < left < full.mean - 1.5 * full.deviation
+    assert [budget.choose_level(name, 1000.0 - left) for name in names[40:]] == [1] * 20
+
+
+def test_where_time_does_nothing_is_told_to_be_short(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="kernel"):
+        play(lambda *_: 1.0, 2 * IMAGES * light_seconds())
+    assert len(caplog.messages) > 10 and {record.levelname for record in caplog.records} == {"INFO"}
+    assert all(text.startswith("time: ") and text.endswith("; quality: full") for text in caplog.messages)

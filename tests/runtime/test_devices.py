@@ -9,17 +9,18 @@ import sys
 import threading
 import time
 import tracemalloc
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from kernel.attempt import FailedImage
 from kernel.errors import InputError, RunError
 from kernel.runtime.budget import TimeBudget
-from kernel.runtime.devices import DeviceWorker, Finish, LocalWorker, ProcessWorker, WorkerQueue, share_images
+from kernel.runtime.devices import DeviceWorker, Finish, LocalWorker, ProcessWorker, WorkerQueue, may_take, share_images
 
 #: Behaves as the image's name says.
 WORKER = """
@@ -298,11 +299,33 @@ class ScriptedWorker:
         pass
 
 
+@pytest.mark.parametrize(
+    ("path", "held", "allowed"),
+    [
+        ("new", [], True),
+        ("new", ["other"], True),
+        ("suspect", [], True),
+        ("suspect", ["other"], False),
+        ("new", ["suspect"], False),
+        ("new", ["other", "suspect"], False),
+    ],
+)
+def test_what_a_process_died_with_is_held_alone(path: str, held: list[str], allowed: bool) -> None:
+    attempts = Counter({Path("suspect"): 1})
+    assert may_take(Path(path), [Path(name) for name in held], attempts) is allowed
+
+
 def test_what_a_process_died_with_is_done_alone_and_last() -> None:
     """One dies with an innocent image still to be answered; the next must not take both at a time."""
     one, two = ScriptedWorker("one"), ScriptedWorker("two")
     said: WorkerQueue = queue.SimpleQueue()
     names, outcomes = ["innocent", "poison", "other"], Outcomes()
+    held: list[list[str]] = []  # by the second one, whenever it answers
+
+    def answered(worker: DeviceWorker, answer: Mapping[str, Any]) -> None:
+        held.append([name for name in two.sent if name not in outcomes.done])
+        outcomes.answered(worker, answer)
+
     budget = TimeBudget([OnlyLevel()], dict.fromkeys(names, 1.0), time.monotonic() + 1e9, 2)
 
     def tell(worker: ScriptedWorker, message: Any) -> None:
@@ -317,19 +340,58 @@ def test_what_a_process_died_with_is_done_alone_and_last() -> None:
     tell(two, {"ready": True})  # must wait for its answer
     tell(two, {"answer": answer_of(Path("innocent"))})
     tell(two, {"answer": answer_of(Path("poison"))})
-    share_images([one, two], said, [Path(name) for name in names], budget, outcomes.answered, outcomes.fail, 1e18)
-    assert one.sent == ["innocent", "poison"] and two.sent == ["other", "innocent", "poison"]
+    share_images([one, two], said, [Path(name) for name in names], budget, answered, outcomes.fail, 1e18)
+    assert one.sent == ["innocent", "poison"] and held == [["other"], ["innocent"], ["poison"]]
     assert sorted(outcomes.done) == sorted(names) and not outcomes.failed
 
 
-def test_an_image_is_charged_from_when_its_device_has_answered_for_the_one_before() -> None:
-    budget = TimeBudget([OnlyLevel()], dict.fromkeys("abc", 1.0), 1e9)
-    budget.begin("a", 0.0)
-    budget.begin("b", 2.0)  # the networks are done with a, which is finished at 3
-    budget.finish("a", 3.0, "cort", {})
-    budget.resume("b", 3.0)
-    budget.finish("b", 5.0, "cort", {})
-    assert budget.forecast(0).mean == pytest.approx(2.0)  # the first is forgotten
+class ScriptedQueue:
+    """Hands out messages at their times, in seconds, and is the clock as well."""
+
+    def __init__(self, *messages: tuple[float, DeviceWorker, Any]):
+        self._messages, self.now = deque(messages), 0.0
+
+    def get(self, timeout: float) -> tuple[DeviceWorker, Any]:
+        self.now, worker, message = self._messages.popleft()
+        return worker, message
+
+
+class RecordingBudget(TimeBudget):
+    """Keeps from when on images were charged anew."""
+
+    def __init__(self, *arguments: Any):
+        super().__init__(*arguments)
+        self.resumed: list[tuple[str, float]] = []
+
+    def resume(self, image_id: str, now: float) -> None:
+        self.resumed.append((image_id, now))
+        super().resume(image_id, now)
+
+
+def test_an_image_is_charged_anew_once_its_device_has_answered_for_the_one_before() -> None:
+    """What another device answers does not count."""
+    one, two, ready = ScriptedWorker("one"), ScriptedWorker("two"), {"ready": True}
+    said = ScriptedQueue(
+        (0.0, one, ready),  # takes a
+        (1.0, two, ready),  # takes b
+        (2.0, one, ready),  # takes c: the networks are done with a
+        (3.0, one, {"answer": answer_of(Path("a"))}),
+        (4.0, two, {"answer": answer_of(Path("b"))}),
+        (5.0, one, {"answer": answer_of(Path("c"))}),
+    )
+    budget, outcomes = RecordingBudget([OnlyLevel()], dict.fromkeys("abc", 1.0), 1e9, 2), Outcomes()
+    share_images(
+        [one, two],
+        cast(WorkerQueue, said),
+        [Path(name) for name in "abc"],
+        budget,
+        outcomes.answered,
+        outcomes.fail,
+        1e9,
+        lambda: said.now,
+    )
+    assert (one.sent, two.sent) == (["a", "c"], ["b"]) and sorted(outcomes.done) == ["a", "b", "c"]
+    assert budget.resumed == [("c", 3.0)]
 
 
 def test_a_process_with_a_thread_given_up_ends_with_its_code() -> None:
