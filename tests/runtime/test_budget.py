@@ -317,17 +317,39 @@ def test_the_last_image_leaves_time_for_one_that_the_other_device_is_still_at(de
     assert budget.choose_level("last", now) == (0 if devices == 1 else len(LEVELS) - 1)
 
 
-def test_of_equal_images_all_that_come_are_lowered() -> None:
-    """None is larger, so none may count on another's being lowered first."""
+def forty_of_sixty_done() -> tuple[TimeBudget, list[str]]:
+    """A budget that knows forty equal images well, and the names of twenty that wait."""
     names = [f"image{number}" for number in range(60)]
     budget = TimeBudget(LEVELS, dict.fromkeys(names, 1.0), 1000.0)
     for name in names[:40]:
         budget.begin(name, 0.0)
         budget.finish(name, light_seconds(), "cort", light_stages())
+    return budget, names[40:]
+
+
+def test_of_equal_images_all_that_come_are_lowered() -> None:
+    """None is larger, so none may count on another's being lowered first."""
+    budget, waiting = forty_of_sixty_done()
     full, masks = budget.forecast(0), budget.forecast(1)
     left = (full.mean - 1.5 * full.deviation + masks.mean) / 2
     assert masks.mean < left < full.mean - 1.5 * full.deviation
-    assert [budget.choose_level(name, 1000.0 - left) for name in names[40:]] == [1] * 20
+    assert [budget.choose_level(name, 1000.0 - left) for name in waiting] == [1] * 20
+
+
+def test_quality_goes_when_failing_is_sure_and_comes_back_when_success_is_likely() -> None:
+    """With the same little doubt about the time, full quality stays where it is, and is not taken up again."""
+    budget, waiting = forty_of_sixty_done()
+
+    def level_with(spare: float) -> int:
+        """The next image's, where the time left is the forecast's mean and so many deviations."""
+        full = budget.forecast(0)
+        return budget.choose_level(waiting[-1], 1000.0 - full.mean - spare * full.deviation)
+
+    assert (level_with(0.1), level_with(-0.5)) == (0, 0)
+    full = budget.forecast(0)
+    assert budget.begin(waiting[0], 1000.0 - full.mean + 1.5 * full.deviation) == 1
+    budget.drop(waiting[0])
+    assert (level_with(0.1), level_with(-0.5)) == (0, 1)
 
 
 def test_where_time_does_nothing_is_told_to_be_short(caplog: pytest.LogCaptureFixture) -> None:

@@ -331,20 +331,27 @@ def test_the_target_is_once_on_the_path_and_in_front(tmp_path: Path, monkeypatch
     assert target.is_dir() and not list(target.iterdir())
 
 
-def test_what_is_installed_can_be_imported_at_once(
-    tmp_path: Path, without_pip: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also into a folder that Python has looked into before."""
-    monkeypatch.setattr(sys, "executable", without_pip)
-    install_wheels([], tmp_path)
+def test_what_is_installed_can_be_imported_at_once(tmp_path: Path, stub_pip: Path) -> None:
+    """Also from a folder that Python has looked into before, and whose time does not tell that it has changed."""
+    target, name = tmp_path / "target", "tiny_late_module"
+    install_wheels([], target)
+    os.utime(target, (0, 0))
     with pytest.raises(ModuleNotFoundError):
-        __import__("tiny_late_module")
-    wheel = make_wheel(tmp_path / "wheels", "tiny_late_module")
-    install_wheels([wheel], tmp_path)
+        __import__(name)
+    say(
+        stub_pip,
+        f"""
+        import os, pathlib
+        pathlib.Path({str(target / name)!r} + ".py").write_text("HERE = __file__")
+        os.utime({str(target)!r}, (0, 0))
+        """,
+    )
+    install_wheels([make_wheel(tmp_path, name)], target)
     try:
-        assert str(tmp_path / "tiny_late_module.py") == __import__("tiny_late_module").HERE
+        found = __import__(name).__file__
     finally:
-        sys.modules.pop("tiny_late_module", None)
+        sys.modules.pop(name, None)
+    assert found == str(target / f"{name}.py")
 
 
 def module(name: str, file: Any) -> ModuleType:
