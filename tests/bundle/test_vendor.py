@@ -251,7 +251,8 @@ def pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StubPip:
 import json, os, pathlib, sys
 here, arguments = pathlib.Path(__file__).parent, sys.argv[1:]
 texts = {name: pathlib.Path(name).read_text() for name in arguments if name.endswith(".txt")}
-texts |= {"PIP_CONSTRAINT": pathlib.Path(os.environ["PIP_CONSTRAINT"]).read_text()}
+if "PYTHONPATH" in os.environ:
+    texts["backend"] = pathlib.Path(os.environ["PYTHONPATH"], "setuptools", "build_meta.py").read_text()
 with (here / "calls").open("a") as calls:
     calls.write(json.dumps({"arguments": arguments, "environment": dict(os.environ), "texts": texts}) + "\\n")
 told = json.loads((here / "next.json").read_text())
@@ -327,15 +328,30 @@ def test_how_pip_is_asked_for_a_wheel(tmp_path: Path, pip: StubPip, monkeypatch:
     assert "PYTHONPATH" not in environment and environment["PIP_INDEX_URL"] == "an index of one's own"
 
 
-def test_how_pip_is_asked_for_the_source_archive(tmp_path: Path, pip: StubPip) -> None:
+def test_how_pip_is_asked_for_the_source_archive(tmp_path: Path, pip: StubPip, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it wants to know of the archive, a backend of ours tells, in the place of the archive's own code."""
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     pip.will({ARCHIVE: DATA})
     fetch(replace(ENTRY, name="mmcv-full", version="1.7.2", source=ARCHIVE), tmp_path / "cache")
     (call,) = pip.calls()
     arguments = call["arguments"]
     assert arguments[arguments.index("--no-binary") + 1] == "mmcv-full" and "--only-binary" not in arguments
-    assert call["environment"]["MMCV_WITH_OPS"] == "1"
-    assert call["environment"]["PIP_CONSTRAINT"] == call["environment"]["PIP_BUILD_CONSTRAINT"]
-    assert call["texts"]["PIP_CONSTRAINT"] == "setuptools<81\n"
+    assert {"--no-build-isolation", "--use-pep517"} <= set(arguments)
+    backend: dict[str, Any] = {}
+    exec(call["texts"]["backend"], backend)
+    folder = backend["__legacy__"].prepare_metadata_for_build_wheel(str(tmp_path), None)
+    assert folder == "mmcv_full-1.7.2.dist-info"
+    assert (tmp_path / folder / "METADATA").read_text(encoding="utf-8").splitlines() == [
+        "Metadata-Version: 2.1",
+        "Name: mmcv-full",
+        "Version: 1.7.2",
+    ]
+
+
+def test_a_pip_that_fails_is_not_taken_for_none(tmp_path: Path, pip: StubPip) -> None:
+    pip.will({}, "No module named pip, nearly", 1)
+    with pytest.raises(FetchError, match="pip said:\nNo module named pip, nearly"):
+        fetch(ENTRY, tmp_path / "cache")
 
 
 def test_where_pip_cannot_fetch_it_is_told_what_to_do(tmp_path: Path, pip: StubPip) -> None:
