@@ -33,6 +33,11 @@ bench: $(ENVIRONMENT)
 parity: $(ENVIRONMENT) dist/compiled-mmcv
 	COMPILED_MMCV_PYTHON=dist/compiled-mmcv/bin/python $(RUN) -m pytest -v -k compiled_mmcv tests
 
+# The same bytes and the goldens under other interpreters and versions; LEGS="oldest next" chooses (tests/matrix.py).
+.PHONY: matrix
+matrix: $(ENVIRONMENT)
+	$(RUN) tests/matrix.py $(LEGS)
+
 dist/compiled-mmcv: bundle/wheels.lock.json requirements.txt
 	PYTHONPATH=.:tests $(RUN) tests/compiled_mmcv.py $@
 

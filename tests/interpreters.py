@@ -41,7 +41,10 @@ def candidates(version: str) -> Iterator[Path]:
 def version_of(interpreter: Path) -> str:
     """What an interpreter says that it is; nothing of one that does not start, as pyenv's stand-ins on PATH."""
     code = "import sys; print('%d.%d' % sys.version_info[:2])"
-    done = subprocess.run([interpreter, "-I", "-c", code], capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run([interpreter, "-I", "-c", code], capture_output=True, text=True, check=False)
+    except OSError:  # no program at all
+        return ""
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
