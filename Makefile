@@ -1,10 +1,14 @@
-# Two commands for a machine with Python 3.11 to 3.14, make and git; each makes the environment if need be.
-#   make demo   build the demo's kernel and run it here, offline, as Kaggle would
-#   make test   lint, types, tests
-# And three more: `make build` makes the kernel and its wheels alone, without an environment; `make bench` runs the
-# benchmarks, small; `make parity` compiles mmcv-full's own operators, and compares ours and the training step over them.
-# What they call works alone: see README.md. Of a new environment PYTHON=python3.12 chooses the interpreter, TORCH=cpu,
-# index, cu128, ... the build of torch (`python3 -m bundle.install --help`; auto: the small one without an NVIDIA GPU).
+# For a machine with Python 3.11 to 3.14, make and git. All but `build` and `clean` make the environment .venv first,
+# where there is none.
+#   make demo     build the demo's kernel and run it here, offline, as Kaggle would
+#   make test     lint, types, tests
+#   make lint     lint and types alone
+#   make build    the kernel and its wheels, without an environment
+#   make bench    the benchmarks, in small
+#   make parity   compile mmcv-full's own operators; compare ours with them, and the training step over both
+#   make clean    delete what the others made
+# README.md shows the commands behind them. PYTHON=python3.12 chooses the interpreter of a new environment,
+# TORCH=cpu (or index, cu128, ...) its build of torch: see `python3 -m bundle.install --help`.
 
 PYTHON ?= python3
 TORCH ?= auto
@@ -26,6 +30,7 @@ lint: $(ENVIRONMENT)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m basedpyright
+	.venv/bin/lint-imports --no-logo
 
 bench: $(ENVIRONMENT)
 	set -e; for bench in tests/benchmarks/bench_*.py; do echo "== $$bench"; PYTHONPATH=.:tests $(RUN) $$bench; done
@@ -41,7 +46,7 @@ matrix: $(ENVIRONMENT)
 dist/compiled-mmcv: bundle/wheels.lock.json requirements.txt
 	PYTHONPATH=.:tests $(RUN) tests/compiled_mmcv.py $@
 
-# The file at the end says that the environment is whole; a broken-off installation is taken up again.
+# The file is written last: an environment without it was interrupted, and is installed again.
 $(ENVIRONMENT): requirements.txt requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info[:2] <= (3, 14) else "Python 3.11 to 3.14 is needed, this is %d.%d: say which by PYTHON=python3.12" % sys.version_info[:2])'
 	$(PYTHON) -m venv .venv

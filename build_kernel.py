@@ -22,7 +22,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bundle.dry_run import RESULT_NAMES, run_dry
-from bundle.folders import end_on_sigterm, escape_unprintable, refuse_to_replace, replace_folder, scratch_folder
 from bundle.inline import inline_package
 from bundle.kaggle import (
     KERNEL_METADATA_NAME,
@@ -31,19 +30,22 @@ from bundle.kaggle import (
     kernel_metadata,
     unverified_points,
 )
-from bundle.weights import FoundWeights, check_claims, resolve_weights
+from bundle.lock import LOCK_PATH, load_lock
+from bundle.vendor import build_wheels
 from kernel.errors import InputError, RunError
-from kernel.manifest import Manifest, manifest_to_json, read_manifest, refuse_fold_files
-from kernel.runtime.wheels import parse_locked_wheels, verify_wheels
+from kernel.folders import end_on_sigterm, escape_unprintable, refuse_to_replace, replace_folder, scratch_folder
+from kernel.local_weights import FoundWeights, check_claims, resolve_weights
+from kernel.manifest.reader import read_manifest
+from kernel.manifest.types import Manifest, manifest_to_json, refuse_fold_files
+from kernel.runtime.wheels import LockedWheel, verify_wheels
 
 ROOT = Path(__file__).resolve().parent
 ENTRY = ROOT / "kernel" / "main.py"
-LOCK = ROOT / "bundle" / "wheels.lock.json"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit code."""
-    if sys.version_info < (3, 11):  # noqa: UP036 - whoever starts it with an older one is told so
+    if sys.version_info < (3, 11):  # noqa: UP036 - an older one should fail with a message
         print(f"build_kernel.py needs Python 3.11 or later, this is {sys.version.split()[0]}", file=sys.stderr)
         return 2
     options = parse_arguments(arguments)
@@ -107,6 +109,7 @@ def run_build(options: argparse.Namespace) -> int:
     refuse_to_replace(options.out / "kernel", (SCRIPT_NAME, KERNEL_METADATA_NAME), marker=KERNEL_METADATA_NAME)
     if options.dry_run:
         refuse_to_replace(options.out / "dry-run", RESULT_NAMES, marker="submission.csv")
+    lock = load_lock(LOCK_PATH)
     given = read_manifest(options.manifest)
     refuse_fold_files(given)
     manifest, weights = given, ()
@@ -117,7 +120,7 @@ def run_build(options: argparse.Namespace) -> int:
 
     write_kernel(manifest, options.out / "kernel")
     print(f"kernel: {options.out / 'kernel'}")
-    write_wheels(manifest, options.out / "wheels")
+    write_wheels(manifest, lock, options.out / "wheels")
     print(f"wheels: {options.out / 'wheels'}")
     filled = options.out / "manifest.json"
     filled.unlink(missing_ok=True)  # of an earlier build with other weights
@@ -132,7 +135,11 @@ def run_build(options: argparse.Namespace) -> int:
 
 
 def weights_folder(options: argparse.Namespace) -> Path | None:
-    """Where weights are to be looked for; None where none are needed."""
+    """Where weights are to be looked for; None where none are needed.
+
+    Raises:
+        InputError: a dry run needs weights, and no folder of them is named or lies beside the manifest.
+    """
     if options.weights_dir is not None or not options.dry_run:
         return options.weights_dir
     beside = options.manifest.resolve().parent / "weights"
@@ -145,11 +152,9 @@ def weights_folder(options: argparse.Namespace) -> Path | None:
 
 def write_kernel(manifest: Manifest, target: Path) -> None:
     """Write the folder that `kaggle kernels push -p` takes: the script and its metadata."""
-    if not LOCK.is_file():
-        raise InputError(f"no {LOCK}: it is part of the checkout, restore it")
     embedded = {
         "MANIFEST_JSON": manifest_to_json(manifest),
-        "WHEELS_LOCK_JSON": LOCK.read_text(encoding="utf-8"),
+        "WHEELS_LOCK_JSON": LOCK_PATH.read_text(encoding="utf-8"),
     }
     script = inline_package(ENTRY, embedded)
     metadata = json.dumps(kernel_metadata(manifest), indent=2) + "\n"
@@ -161,14 +166,8 @@ def write_kernel(manifest: Manifest, target: Path) -> None:
         replace_folder(new, target)
 
 
-def write_wheels(manifest: Manifest, target: Path) -> None:
+def write_wheels(manifest: Manifest, lock: Sequence[LockedWheel], target: Path) -> None:
     """Write the wheel dataset, unless a whole one for the same dataset is there already."""
-    from bundle.vendor import build_wheels
-
-    try:
-        lock = parse_locked_wheels(json.loads(LOCK.read_text(encoding="utf-8")), str(LOCK))
-    except ValueError as error:
-        raise InputError(f"{LOCK} is not JSON ({error}): restore it") from error
     try:
         verify_wheels(target, lock)
         check_dataset_folder(target, manifest.wheels_dataset)
@@ -191,8 +190,8 @@ def report_dry_run(options: argparse.Namespace, manifest: Manifest, weights: Seq
     )
     print(f"\ndry run: {sum(done.cells.values())} cells in {len(done.cells)} images")
     for image_id, count in done.cells.items():
-        told = done.failed.get(image_id)
-        found = f"{count} {done.cell_types.get(image_id, '')}".rstrip() if told is None else f"no result: {told}"
+        reason = done.failed.get(image_id)
+        found = f"{count} {done.cell_types.get(image_id, '')}".rstrip() if reason is None else f"no result: {reason}"
         print(f"  {image_id}: {found}")
     for what in ("submission.csv", "pictures", "summary.json"):
         if (done.folder / what).exists():

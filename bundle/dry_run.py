@@ -16,10 +16,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bundle.folders import make_read_only, replace_folder, scratch_folder
-from bundle.weights import FoundWeights
 from kernel.errors import InputError, RunError
-from kernel.manifest import Manifest
+from kernel.folders import make_read_only, replace_folder, scratch_folder
+from kernel.local_weights import FoundWeights
+from kernel.manifest.types import Manifest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,7 +37,7 @@ class DryRun:
     folder: Path  # submission.csv, summary.json, pictures/
     exit_code: int  # the script's own
     cells: Mapping[str, int]  # cells per image
-    cell_types: Mapping[str, str]  # by image, where the script says
+    cell_types: Mapping[str, str]  # by image, those that have a result
     failed: Mapping[str, str]  # why an image has no result, by image
 
 
@@ -54,11 +54,22 @@ def run_dry(
     """Run the built `script` on the images of a folder; the results are in `out`/dry-run when it returns.
 
     The mounts are staged read-only in a scratch folder below `out`: the competition's test images, the wheel
-    dataset, the weight datasets. `limit`: only the first so many images by name. `device`: as KERNEL_DEVICE;
-    None: as the user's environment says, or the script's choice.
+    dataset, the weight datasets.
 
-    Raises InputError for a folder without images; RunError where the script leaves no submission, or one that
-    Kaggle would refuse, or has a result for no image though they are not at fault.
+    Args:
+        script: the built kernel.py.
+        manifest: what it was built from.
+        wheels: folder of the wheel dataset.
+        weights: the members' weight files.
+        images: folder of images.
+        out: folder for the results, and for the scratch folder meanwhile.
+        limit: only the first so many images by name.
+        device: as KERNEL_DEVICE; None: the environment's KERNEL_DEVICE, or the script's choice.
+
+    Raises:
+        InputError: a folder without images.
+        RunError: the script leaves no submission, or one that Kaggle would refuse, or has a result for no image though
+            they are not at fault.
     """
     chosen = choose_images(images, limit)
     with scratch_folder(out, "dry-run") as scratch:
@@ -69,27 +80,31 @@ def run_dry(
         code = run_script(script, inputs, working, device)
         submission, summary = working / "submission.csv", working / "summary.json"
         if not submission.is_file():
-            raise RunError(f"the script ended with exit code {code} and left no submission.csv; see its log above")
-        told = read_summary(summary)
-        refuse_failed_run(told)
-        types, failed = cell_types_of(told), dict((told or {}).get("failed", {}))
+            raise RunError(f"the script ended with exit code {code} and left no submission.csv: see its log above")
+        found = read_summary(summary)
+        refuse_failed_run(found)
+        types, failed = cell_types_of(found), dict(found.get("failed", {}))
         cells = check_and_draw(submission, chosen, types, failed, results / "pictures")
         shutil.copyfile(submission, results / "submission.csv")
-        if told is not None:
+        if summary.is_file():
             shutil.copyfile(summary, results / "summary.json")
         replace_folder(results, out / "dry-run")
     return DryRun(out / "dry-run", code, cells, types, failed)
 
 
 def choose_images(folder: Path, limit: int | None = None) -> list[Path]:
-    """The images of a folder, by name, at most `limit`. Raises InputError as `kernel.data.images.list_images`."""
-    from kernel.data.images import list_images
+    """The images of a folder, by name, at most `limit`.
+
+    Raises:
+        InputError: as `kernel.images.reading.list_images` and `SubmissionWriter` do; or `limit` is below 1.
+    """
+    from kernel.images.reading import list_images
     from kernel.postprocess.submission import SubmissionWriter
 
     if limit is not None and limit < 1:
         raise InputError(f"--limit {limit}: it must be at least 1")
     images = list_images(folder)[:limit]
-    SubmissionWriter(path.stem for path in images)  # a name that cannot stand in a submission is told here
+    SubmissionWriter(path.stem for path in images)  # refuses a name that cannot stand in a submission
     return images
 
 
@@ -141,37 +156,42 @@ def run_script(script: Path, inputs: Path, working: Path, device: str | None) ->
     return done.returncode
 
 
-def read_summary(path: Path) -> dict[str, Any] | None:
-    """The script's summary, None where it wrote none."""
+def read_summary(path: Path) -> dict[str, Any]:
+    """The script's summary, empty where it wrote none.
+
+    Raises:
+        RunError: it is not JSON.
+    """
     if not path.is_file():
-        return None
+        return {}
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise RunError(f"the script's {path.name} is not JSON: {error}") from error
-    return summary if isinstance(summary, dict) else None
+    return summary if isinstance(summary, dict) else {}
 
 
-def cell_types_of(summary: Mapping[str, Any] | None) -> dict[str, str]:
+def cell_types_of(summary: Mapping[str, Any]) -> dict[str, str]:
     """Each image's cell type, as the summary has it under "images"; images that failed have none."""
-    images = (summary or {}).get("images", {})
-    return {image_id: told["cell_type"] for image_id, told in images.items()}
+    return {image_id: entry["cell_type"] for image_id, entry in summary.get("images", {}).items()}
 
 
-def refuse_failed_run(summary: Mapping[str, Any] | None) -> None:
-    """Raise RunError where no image has a result, and for some of them the images are not at fault.
+def refuse_failed_run(summary: Mapping[str, Any]) -> None:
+    """Refuse a run without any result, unless all images are themselves at fault.
 
-    The exit code does not tell: a scoring run ends with 0 all the same.
+    The exit code does not show that: a scoring run ends with 0 all the same.
+
+    Raises:
+        RunError: no image has a result, and some are not at fault.
     """
-    told = summary or {}
-    failed, wrong = told.get("failed", {}), told.get("wrong_images", [])
+    failed, wrong = summary.get("failed", {}), summary.get("wrong_images", [])
     reasons = [reason for image_id, reason in failed.items() if image_id not in wrong]
-    if reasons and not told.get("images"):
+    if reasons and not summary.get("images"):
         each = "; ".join(list(dict.fromkeys(reasons))[:3])
         raise RunError(
             f"none of the {len(failed)} image(s) has a result, and for {len(reasons)} the image is not at fault: "
-            f"{each}. The script, a library's version or the machine is: see the script's log above before you push "
-            "this kernel"
+            f"{each}; the script, a library's version or the machine is at fault: see the script's log above before "
+            "you push this kernel"
         )
 
 
@@ -184,13 +204,17 @@ def check_and_draw(
 ) -> dict[str, int]:
     """Check a submission against the images and draw a picture of each that can be read and has not `failed`.
 
-    Returns cells per image. Raises RunError where Kaggle would refuse the submission, and where reading an image that
-    the script has read fails here through no fault of the image.
+    Returns:
+        Cells per image.
+
+    Raises:
+        RunError: Kaggle would refuse the submission, or reading an image that the script has read fails here through no
+            fault of the image.
     """
-    from kernel.attempt import FailedImage, attempt
-    from kernel.data.images import read_image
-    from kernel.postprocess.submission import validate_submission
-    from kernel.runtime.pictures import draw_picture
+    from kernel.images.reading import read_image
+    from kernel.postprocess.pictures import draw_picture
+    from kernel.postprocess.submitted import validate_submission
+    from kernel.runtime.failures import FailedImage, attempt
 
     def read_if_right(path: Path) -> np.ndarray | None:
         try:
@@ -201,7 +225,7 @@ def check_and_draw(
     pixels: dict[str, np.ndarray] = {}
     for path in images:
         if path.stem in failed:
-            continue  # the script has said why, and given the image its empty row
+            continue  # the script has logged why, and given the image its empty row
         image = attempt(path.stem, partial(read_if_right, path))
         if isinstance(image, FailedImage):
             raise RunError(f"{path} cannot be read here, and is not at fault: {image.reason}")
@@ -216,8 +240,8 @@ def check_and_draw(
         raise RunError(f"the script's submission is not valid: {error}") from error
     pictures.mkdir(parents=True)
     for image_id, image in pixels.items():
-        kind = cell_types.get(image_id)
+        cell_type = cell_types.get(image_id)
         count = len(rles[image_id])
-        caption = f"{image_id}: {count} cell{'' if count == 1 else 's'}" + (f", {kind}" if kind else "")
+        caption = f"{image_id}: {count} cell{'' if count == 1 else 's'}" + (f", {cell_type}" if cell_type else "")
         draw_picture(pictures / f"{image_id}.png", image, rles[image_id], caption)
     return {image_id: len(texts) for image_id, texts in rles.items()}

@@ -12,7 +12,7 @@ from one index: a torch without CUDA has no torchvision from another one that lo
 
 What --torch takes:
     auto     `cpu` on Linux on x86_64 without an NVIDIA GPU, `index` elsewhere. Where PyTorch's index cannot be reached
-             that is said, and the package index's build is taken (the default)
+             a warning is shown, and the package index's build is taken (the default)
     index    the package index's build
     cpu      PyTorch's build without CUDA, or none; so are the others that uv knows: cu126, cu128, cu130, rocm6.4, xpu
     ADDRESS  the build of this index, e.g. a mirror of PyTorch's: https://... or file:///...
@@ -33,15 +33,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kernel.errors import InputError, RunError
-from kernel.runtime.log import LOG, show_log
+from kernel.log import LOG, show_log
 
 ROOT = Path(__file__).resolve().parents[1]
 UV = "uv==0.13.9"
 #: PyTorch's index is asked once, and not waited for: the fallback should come in seconds.
 IMPATIENCE = {"UV_HTTP_RETRIES": "0", "UV_HTTP_CONNECT_TIMEOUT": "5", "UV_HTTP_TIMEOUT": "15"}
-
-
-#: What the package index has torch for. Of Intel's Macs PyTorch took leave after 2.2.
+#: What the package index has torch for. PyTorch has had none for Intel's Macs since 2.2.
 TORCH_MACHINES = {("Linux", "x86_64"), ("Linux", "aarch64"), ("Darwin", "arm64"), ("Windows", "amd64")}
 
 
@@ -70,10 +68,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def install(torch: str) -> None:
-    """Install what the requirement files name, torch as the module says of `--torch`.
+    """Install what the requirement files name, with the `torch` that `--torch` chooses.
 
-    Raises InputError for a name that no build can have and a machine that no torch is built for, RunError where an
-    installation fails.
+    Raises:
+        InputError: a name that no build can have, or a machine that no torch is built for.
+        RunError: an installation fails.
     """
     build = torch
     if torch == "auto":
@@ -102,18 +101,19 @@ def install(torch: str) -> None:
 def fitting_build(system: str, machine: str, has_gpu: bool) -> str:
     """`auto` for a machine, as `platform` names it: the package index's torch has CUDA for Linux on x86_64 alone.
 
-    Raises InputError for a machine that no torch is built for.
+    Raises:
+        InputError: no torch is built for the machine.
     """
     if (system, machine.lower()) not in TORCH_MACHINES:
         raise InputError(
-            f"the package index has no torch for {system} on {machine}. Building needs none (python build_kernel.py); "
+            f"the package index has no torch for {system} on {machine}: building needs none (python build_kernel.py); "
             "for the rest name another build (--torch ADDRESS), or use another machine"
         )
     return "cpu" if system == "Linux" and machine == "x86_64" and not has_gpu else "index"
 
 
 def has_nvidia_gpu(devices: Path = Path("/dev")) -> bool:
-    """Whether this process is shown an NVIDIA GPU. A driver says little: a container sees the host's, GPU or none."""
+    """Whether this process sees an NVIDIA GPU. A driver proves little: a container sees the host's, GPU or none."""
     program = shutil.which("nvidia-smi")
     if program:
         listed = subprocess.run([program, "-L"], capture_output=True, encoding="utf-8", errors="replace", check=False)
@@ -130,7 +130,9 @@ def pinned_torch() -> list[str]:
 def install_from_pytorch(build: str, wanted: Sequence[str]) -> None:
     """Install both packages from PyTorch's own index, without what they depend on, which pip brings afterwards.
 
-    Raises UnreachableError, with nothing changed, where the index cannot be asked; RunError for what fails later.
+    Raises:
+        UnreachableError: the index cannot be asked; nothing has changed.
+        RunError: what fails later.
     """
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -142,15 +144,19 @@ def install_from_pytorch(build: str, wanted: Sequence[str]) -> None:
         environment = {**os.environ, "PYTHONPATH": folder}
         asked = run([*command, "--dry-run", "--quiet"], {**environment, **IMPATIENCE})
         if asked.returncode:
-            said = last_line(asked.stdout)
-            raise UnreachableError(f"PyTorch's index of builds for {build} cannot be used here ({said})")
+            reason = last_line(asked.stdout)
+            raise UnreachableError(f"PyTorch's index of builds for {build} cannot be used here ({reason})")
         LOG.info("installing PyTorch's torch and torchvision for %s", build)
         if subprocess.run(command, env=environment, check=False).returncode:
             raise RunError(f"uv could not install PyTorch's builds for {build}; see above, and run the same again")
 
 
 def run_pip(arguments: Sequence[str], what: str) -> None:
-    """`pip install` into this environment. Raises RunError, with what pip said, where that fails."""
+    """`pip install` into this environment.
+
+    Raises:
+        RunError: it fails; the message has pip's output.
+    """
     options = ["--disable-pip-version-check", "--quiet", "--no-input"]
     done = run([sys.executable, "-m", "pip", "install", *options, *arguments], os.environ)
     if done.returncode:
@@ -171,7 +177,7 @@ def run(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Co
 
 
 def last_line(text: str) -> str:
-    """What a program said last, its innermost reason."""
+    """The last line of a program's output, its innermost reason."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1].removeprefix("cause: ") if lines else "uv said nothing"
 

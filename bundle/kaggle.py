@@ -1,4 +1,4 @@
-"""What Kaggle's client is told: kernel-metadata.json, and checks of a dataset folder before it is published.
+"""What Kaggle's client reads: metadata of the kernel and of a dataset, and checks of a dataset before it is published.
 
 The client checks little, ignores keys that it does not know, and exits with 0 where the server refused; so what
 can be known beforehand is checked here. Standard library only.
@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from kernel.errors import InputError
-from kernel.manifest import Manifest
+from kernel.manifest.types import Manifest
 
 KERNEL_METADATA_NAME = "kernel-metadata.json"
 DATASET_METADATA_NAME = "dataset-metadata.json"
 SCRIPT_NAME = "kernel.py"
 #: The owner that weights_manifest.json names until its user fills in an own one.
 PLACEHOLDER_OWNER = "your-kaggle-name"
+DEFAULT_DATASET_ID = f"{PLACEHOLDER_OWNER}/mmdet-pure-python-wheels"
 #: The image of a kernel's first version stays: what was tried is what is scored.
 DOCKER_PINNING = "original"
 #: The licenses that the client's documentation names, as far as they suit code and weights.
@@ -30,15 +31,16 @@ UNPACKED_SUFFIXES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z")
 
 
 def slug_of_title(title: str) -> str:
-    """The slug that Kaggle makes of an ASCII title: lower case, hyphens for all that is no letter or digit."""
+    """The slug that Kaggle makes of an ASCII title: lower case, hyphens for everything that is no letter or digit."""
     plain = re.sub(r"(?<=[0-9]),(?=[0-9])", "", title.lower())  # 1,000 is one word
     return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
 
 
 def kernel_metadata(manifest: Manifest, code_file: str = SCRIPT_NAME) -> dict[str, Any]:
-    """What kernel-metadata.json says, for `kaggle kernels push`. Only `code_file` is uploaded with it.
+    """The content of kernel-metadata.json, for `kaggle kernels push`. Only `code_file` is uploaded with it.
 
-    Raises InputError where the title and the id would give the kernel two names.
+    Raises:
+        InputError: the title and the id would give the kernel two names.
     """
     identity = manifest.kernel
     slug = identity.id.split("/")[1]
@@ -66,10 +68,31 @@ def kernel_metadata(manifest: Manifest, code_file: str = SCRIPT_NAME) -> dict[st
     }
 
 
+def dataset_metadata(dataset_id: str) -> dict[str, object]:
+    """The content of dataset-metadata.json, for `kaggle datasets create`.
+
+    Raises:
+        InputError: `dataset_id` is not "owner/slug" as Kaggle has it.
+    """
+    match = re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9_-]*)/([a-z0-9](?:[a-z0-9-]{4,48})[a-z0-9])", dataset_id)
+    if not match:
+        raise InputError(
+            f"{dataset_id!r} is no Kaggle dataset: allowed is owner/slug, your user name, a slash, and 6 to 50 "
+            f"small letters, digits and inner hyphens, like {DEFAULT_DATASET_ID}"
+        )
+    # The slug's limits are the title's, 6 to 50 characters; each package has its own license inside.
+    return {
+        "id": dataset_id,
+        "title": match[2].replace("-", " ").capitalize(),
+        "licenses": [{"name": "other"}],
+    }
+
+
 def check_dataset_folder(folder: Path, dataset: str) -> None:
     """Check a folder that `kaggle datasets create -p` is to publish as `dataset` ("owner/slug").
 
-    Raises InputError that lists what the client or the server would refuse, skip or change.
+    Raises:
+        InputError: lists what the client or the server would refuse, skip or change.
     """
     path = folder / DATASET_METADATA_NAME
     try:
@@ -105,7 +128,7 @@ def check_dataset_folder(folder: Path, dataset: str) -> None:
 
 
 def unverified_points(manifest: Manifest) -> list[str]:
-    """What a build cannot know to be right, in words, for the user to see to before the push."""
+    """What a build cannot check, a sentence each, for the user to check before the push."""
     points = []
     named = [("kernel.id", manifest.kernel.id), ("wheels_dataset", manifest.wheels_dataset)]
     named += [("a dataset of weights", dataset) for dataset in manifest.all_weight_datasets]

@@ -1,45 +1,56 @@
-"""The vendored packages on this machine, for training, validation and tests: what the kernel gets, installed once.
+"""The vendored packages, installed where `kernel.vendored` looks for them.
 
-They are never installed into the environment itself: the dry run must find them in its wheels, or not at all.
+python -m bundle.site
 """
 
 from __future__ import annotations
 
-import hashlib
 import sys
-from pathlib import Path
 
-from bundle.folders import remove_folder, replace_folder, scratch_folder
-from bundle.vendor import LOCK_PATH, build_wheels, load_lock
-from kernel.errors import InputError
+from bundle.lock import load_lock
+from bundle.vendor import build_wheels
+from kernel.errors import InputError, RunError
+from kernel.folders import remove_folder, replace_folder, scratch_folder
 from kernel.runtime.wheels import install_wheels, verify_wheels
+from kernel.vendored import CHECKOUT, site_folder
 
-DIST = Path(__file__).resolve().parent.parent / "dist"
-
-
-def site_folder(lock_path: Path = LOCK_PATH) -> Path:
-    """Where the packages are installed: one folder per state of the lock, so that no earlier one's is used."""
-    return DIST / "site" / hashlib.sha256(lock_path.read_bytes()).hexdigest()[:16]
+WHEELS = CHECKOUT / "dist" / "wheels"
 
 
-def use_vendored_packages(wheels: Path = DIST / "wheels") -> Path:
-    """Make mmcv and mmdet importable: build the wheels and install them where that was not done yet.
+def install_site() -> None:
+    """Build the wheels and install them, where that was not done yet.
 
-    Returns the folder that is now in front on sys.path. Raises FetchError without cache and network, and
-    InputError as `install_wheels` does.
+    Raises:
+        FetchError: without cache and network.
+        InputError: as `build_wheels` and `install_wheels` do.
     """
     site = site_folder()
-    if not site.is_dir():
-        lock = load_lock()
-        try:
-            paths = verify_wheels(wheels, lock)
-        except InputError:
-            paths = build_wheels(wheels)
-        if site.parent.is_dir():  # what earlier locks left
-            remove_folder(site.parent)
-        with scratch_folder(site.parent, site.name) as scratch:
-            install_wheels(paths, scratch / "new")
-            sys.path.remove(str((scratch / "new").resolve()))
-            replace_folder(scratch / "new", site)
-    install_wheels([], site)
-    return site
+    if site.is_dir():
+        return
+    try:
+        paths = verify_wheels(WHEELS, load_lock())
+    except InputError:
+        paths = build_wheels(WHEELS)
+    if site.parent.is_dir():  # what earlier locks left
+        remove_folder(site.parent)
+    with scratch_folder(site.parent, site.name) as scratch:
+        install_wheels(paths, scratch / "new")
+        sys.path.remove(str((scratch / "new").resolve()))
+        replace_folder(scratch / "new", site)
+
+
+def main() -> int:
+    """Install; returns the exit code."""
+    try:
+        install_site()
+    except InputError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    except RunError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

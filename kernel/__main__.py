@@ -1,4 +1,4 @@
-"""Prepare data, train members, judge and use them: `python -m kernel <command> --help` tells what a command takes.
+"""Prepare data, train members, validate and use them: `python -m kernel <command> --help` lists a command's options.
 
     python -m kernel synthesize runs/cells --images 40 --seed 1
     python -m kernel prepare --competition runs/cells --out runs/prepared
@@ -14,10 +14,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from bundle.folders import end_on_sigterm, escape_unprintable
 from kernel.commands import predict, prepare, select, synthesize, train, train_members, tune, validate
 from kernel.errors import InputError, RunError
-from kernel.runtime.log import show_log
+from kernel.folders import end_on_sigterm, escape_unprintable
+from kernel.log import show_log
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,14 +1,14 @@
-"""The two ways a command fails, told apart by exit code."""
+"""The two ways in which a command fails, with different exit codes."""
 
 from __future__ import annotations
 
 
 class InputError(Exception):
-    """The user gave something wrong. The message says what, where, what is allowed, what to do next.
+    """The input is wrong. The message says what is wrong and where, what is allowed, and what to do next.
 
-    Command lines print it without a traceback and exit with 2.
+    Commands print it without a traceback and exit with 2.
     """
 
 
 class RunError(Exception):
-    """The input was right, and the work failed all the same. Command lines exit with 1."""
+    """The input is right, and the work has failed all the same. Commands exit with 1."""

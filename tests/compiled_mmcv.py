@@ -69,9 +69,10 @@ def compile_operators(sources: Path, out: Path) -> None:
 
 def make_interpreter(folder: Path) -> None:
     """Make an environment with this one's packages and a compiled mmcv-full in `folder`."""
-    from bundle.folders import replace_folder, scratch_folder
-    from bundle.site import use_vendored_packages
-    from bundle.vendor import cache_dir, fetch, load_lock
+    from bundle.fetch import cache_dir, fetch
+    from bundle.lock import load_lock
+    from kernel.folders import replace_folder, scratch_folder
+    from kernel.vendored import use_vendored_packages
 
     site = use_vendored_packages()  # with mmdet and what mmcv needs
     source = fetch(next(entry for entry in load_lock() if entry.name == "mmcv-full"), cache_dir())

@@ -13,10 +13,12 @@ import pytest
 import torch
 from hypothesis import settings
 
-from bundle.site import DIST, site_folder, use_vendored_packages
-from bundle.vendor import FetchError, load_lock
-from kernel.runtime.log import LOG
+from bundle.fetch import FetchError
+from bundle.lock import load_lock
+from bundle.site import WHEELS, install_site
+from kernel.log import LOG
 from kernel.runtime.wheels import verify_wheels
+from kernel.vendored import site_folder, use_vendored_packages
 
 # No example has a time limit: how long one takes says more about the machine's load than about the code.
 settings.register_profile("untimed", deadline=None)
@@ -33,6 +35,7 @@ def pytest_configure(config: pytest.Config) -> None:
         reason = "the wheels could not be built; see the session's own message"
     else:
         try:
+            install_site()
             use_vendored_packages()
         except FetchError as error:
             reason = f"the wheels are not in the cache, and pip could not fetch them: {error}"
@@ -76,5 +79,5 @@ def wheels_site(request: pytest.FixtureRequest) -> Path:
 @pytest.fixture(scope="session")
 def wheels_dir(wheels_site: Path) -> Path:
     """dist/wheels, verified."""
-    verify_wheels(DIST / "wheels", load_lock())
-    return DIST / "wheels"
+    verify_wheels(WHEELS, load_lock())
+    return WHEELS

@@ -8,14 +8,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from deterministic_weights import deterministic_array
+from oracles import full_frames
 from torchvision.ops import box_iou
 
 from kernel.ensemble.boxes import Detections, select_boxes
-from kernel.ensemble.ensemble import Ensemble, Member
+from kernel.ensemble.ensemble import Ensemble
+from kernel.ensemble.members import Member
 from kernel.ensemble.views import ALL_VIEWS
-from kernel.models.detectors import DetectorSpec, build_detector
+from kernel.masks.instances import paste_instances
+from kernel.models.configs import DetectorSpec
+from kernel.models.detectors import build_detector
 from kernel.models.fusion import fuse_batch_norms
-from kernel.postprocess.instances import paste_instances
 from kernel.settings import CELL_TYPES, CLS_USE, EnsembleSettings, Thresholds
 
 #: What a golden's arrays are with no row in them, however they were saved; N counts boxes or proposals.
@@ -171,5 +174,5 @@ def check_ensemble_golden(npz_path: Path, json_path: Path, device: str = "cpu") 
         probs, expected["boxes"][:, :4], expected["boxes"][:, 4], expected["boxes"][:, 5], (height, width)
     )
     frames = expected["masks"].reshape(len(final), height, width)
-    differing = np.count_nonzero(np.abs(pasted.full_frames().astype(int) - frames.astype(int)) > 2)
+    differing = np.count_nonzero(np.abs(full_frames(pasted).astype(int) - frames.astype(int)) > 2)
     assert differing <= 0.001 * frames.size, differing / frames.size

@@ -18,7 +18,7 @@ from golden_ensemble import deterministic_detector
 from slow_inference import paste_full, slow_boxes, slow_features, slow_masks
 from torchvision.ops import nms
 
-from kernel.ensemble.ensemble import Member
+from kernel.ensemble.members import Member
 from kernel.ensemble.proposals import cell_type_of_counts
 from kernel.ensemble.views import ALL_VIEWS, IDENTITY, View, view_images
 from kernel.models.detectors import ViewFeatures

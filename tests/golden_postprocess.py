@@ -7,13 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from pycocotools import mask as coco_mask
+from coco_metric import as_coco, image_score_coco, masks_from_coco
+from oracles import crop_instances
 
 from kernel.postprocess.clean import most_frequent_cell_type, postprocess_instances
-from kernel.postprocess.instances import crop_instances
+from kernel.scoring.metric import image_score
 from kernel.settings import CELL_TYPES, DEFAULT_THRESHOLDS
-from kernel.validation.metric import image_score, image_score_coco, masks_from_coco
-from kernel.validation.tuning import ThresholdGrid, score_grid
+from kernel.tuning.grid_scores import score_grid
+from kernel.tuning.threshold_grid import ThresholdGrid
 
 
 def check_postprocess_golden(npz_path: Path, json_path: Path) -> None:
@@ -49,9 +50,8 @@ def check_postprocess_golden(npz_path: Path, json_path: Path) -> None:
 
     truth = masks_from_coco(expected["truth"], found.image_shape)
     # Exact but for the last bit of a mean of ten quotients.
-    assert abs(image_score(found.masks, truth) - expected["score"]) < 1e-14
-    as_coco = [coco_mask.encode(np.asfortranarray(frame.astype(np.uint8))) for frame in found.masks.full_frames()]
-    assert abs(image_score_coco(as_coco, expected["truth"]) - expected["score"]) < 1e-14
+    assert abs(image_score(found, truth) - expected["score"]) < 1e-14
+    assert abs(image_score_coco(as_coco(found), expected["truth"]) - expected["score"]) < 1e-14
 
     axes = expected["grid"]
     grid = ThresholdGrid(

@@ -1,4 +1,4 @@
-"""The Pythons of this machine, to build with each of them.
+"""The Python interpreters of this machine, to build with each of them.
 
     python tests/interpreters.py    # which there are, and which are missing
 
@@ -15,12 +15,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 SUPPORTED = ("3.11", "3.12", "3.13", "3.14")
-#: Looked for, and no loss where missing: the next one shows early what will change.
+#: The next one too, where it is there: it shows early what will change.
 SOUGHT = (*SUPPORTED, "3.15")
 
 
 def find_interpreters() -> dict[str, Path]:
-    """An interpreter of each version sought, as far as there is one: on PATH, or one of pyenv's."""
+    """An interpreter of each version in SOUGHT that is on PATH or among pyenv's, by version."""
     found = {}
     for version in SOUGHT:
         path = next((path for path in candidates(version) if version_of(path) == version), None)
@@ -30,7 +30,7 @@ def find_interpreters() -> dict[str, Path]:
 
 
 def candidates(version: str) -> Iterator[Path]:
-    """Where an interpreter of a version may be."""
+    """Where an interpreter of a version may be, the likeliest first."""
     on_path = shutil.which(f"python{version}")
     if on_path is not None:
         yield Path(on_path)
@@ -39,7 +39,7 @@ def candidates(version: str) -> Iterator[Path]:
 
 
 def version_of(interpreter: Path) -> str:
-    """What an interpreter says that it is; nothing of one that does not start, as pyenv's stand-ins on PATH."""
+    """An interpreter's version, as "3.12"; "" for one that does not start, as pyenv's shims on PATH may not."""
     code = "import sys; print('%d.%d' % sys.version_info[:2])"
     try:
         done = subprocess.run([interpreter, "-I", "-c", code], capture_output=True, text=True, check=False)

@@ -1,15 +1,59 @@
-"""Slow, obvious, full-frame versions of what the package does on crops; and random cells to compare them on.
+"""Slow, obvious, full-frame versions of what the package does on crops; and cells to compare them on.
 
 Full-frame masks here are bool (N, H, W), in the order of their scores, best first, unless said otherwise.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
 import cv2
 import numpy as np
 
-from kernel.postprocess.instances import Instances, crop_instances
+from kernel.masks.instances import Instances, MaskCrops, tight_window
+from kernel.masks.rle import decode_rle_crop
+from kernel.postprocess.submission import SubmissionWriter
 from kernel.settings import Thresholds
+
+
+def full_frames(masks: MaskCrops) -> np.ndarray:
+    """(N, H, W), of the crops' dtype: each cell in its whole image."""
+    frames = np.zeros((len(masks), *masks.image_shape), masks.crop_dtype)
+    for frame, crop, (y0, x0, y1, x1) in zip(frames, masks.crops, masks.windows, strict=True):
+        frame[y0:y1, x0:x1] = crop
+    return frames
+
+
+def crop_instances(soft: np.ndarray, boxes_xyxy: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> Instances:
+    """Instances of full frames (N, H, W) uint8, probability x 255, with boxes (N, 4), scores and labels (N,)."""
+    windows = [tight_window(frame) for frame in soft]
+    return Instances(
+        crops=tuple(frame[y0:y1, x0:x1].copy() for frame, (y0, x0, y1, x1) in zip(soft, windows, strict=True)),
+        offsets_yx=np.array([window[:2] for window in windows]),
+        boxes_xyxy=boxes_xyxy,
+        scores=scores,
+        labels=labels,
+        image_shape=(soft.shape[1], soft.shape[2]),
+    )
+
+
+def decode_rle(text: str, image_shape: tuple[int, int]) -> np.ndarray:
+    """(H, W) bool: a mask's whole frame from its run lengths, by `decode_rle_crop`, whose errors it raises."""
+    crop, (top, left) = decode_rle_crop(text, image_shape)
+    frame = np.zeros(image_shape, dtype=bool)
+    frame[top : top + crop.shape[0], left : left + crop.shape[1]] = crop
+    return frame
+
+
+def write_submission(
+    path: Path, rows: Iterable[tuple[str, Iterable[str]]], image_shapes: Mapping[str, tuple[int, int]]
+) -> None:
+    """Write a submission of (image id, run lengths) by `SubmissionWriter`, for the images in `image_shapes`."""
+    writer = SubmissionWriter(image_shapes)
+    for image_id, rles in rows:
+        writer.add(image_id, rles, image_shapes.get(image_id, (0, 0)))
+    writer.write(path)
 
 
 def random_soft_frames(rng: np.random.Generator, count: int, shape: tuple[int, int]) -> np.ndarray:

@@ -2,16 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from kernel.ensemble.ensemble import Ensemble
-from kernel.segment import Segmentation, finish_prediction
-from kernel.validation.predictions import SoftPrediction
-
-
-def segment_image(ensemble: Ensemble, image_bgr: np.ndarray) -> Segmentation:
-    """The cells of an image (H, W, 3) uint8 BGR, one part of the work after the other."""
-    return finish_prediction(ensemble.predict(image_bgr), ensemble.settings.thresholds)
+from kernel.scoring.predictions import SoftPrediction
 
 
 def assert_same(found: SoftPrediction, expected: SoftPrediction) -> None:

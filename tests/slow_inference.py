@@ -20,7 +20,7 @@ from oracles import full_postprocess
 from torch import nn
 
 from kernel.ensemble.boxes import Detections, MergedBoxes, select_boxes
-from kernel.ensemble.ensemble import Member
+from kernel.ensemble.members import Member
 from kernel.ensemble.proposals import RpnMaps, select_proposals
 from kernel.ensemble.views import ALL_VIEWS, IDENTITY, View, boxes_into_view, flip_boxes, masks_out_of_view, view_images
 from kernel.models.detectors import Detector, ViewFeatures

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from oracles import decode_rle
 
-from kernel.data.synthetic import COMPETITION_SHAPE, generate_image
+from kernel.data.synthetic.generate import COMPETITION_SHAPE, generate_image
 from kernel.ensemble.views import PAD_VALUE, PIXEL_MEAN, PIXEL_STD
-from kernel.postprocess.rle import decode_rle, encode_rle
+from kernel.masks.rle import encode_rle
 from kernel.training.samples import MIN_CELL_PIXELS, Sample, TrainingImage
 
 

@@ -7,12 +7,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 import build_kernel
-from kernel.manifest import parse_manifest
+from kernel.manifest.reader import parse_manifest
 
 ROOT = Path(__file__).resolve().parents[1]
 WHEEL = {
@@ -27,7 +26,7 @@ WHEEL = {
 
 @pytest.fixture
 def built_wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """A vendor that needs no network; the list grows by each folder that it writes."""
+    """Wheels that need no network; the list grows by each folder that is written."""
     folders: list[Path] = []
 
     def build_wheels(out: Path, dataset_id: str) -> list[Path]:
@@ -38,12 +37,10 @@ def built_wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         folders.append(out)
         return [out / "mmdet-1.whl"]
 
-    vendor = ModuleType("bundle.vendor")
-    vendor.build_wheels = build_wheels  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "bundle.vendor", vendor)
+    monkeypatch.setattr(build_kernel, "build_wheels", build_wheels)
     lock = tmp_path / "wheels.lock.json"
     lock.write_text(json.dumps({"packages": [WHEEL]}), encoding="utf-8")
-    monkeypatch.setattr(build_kernel, "LOCK", lock)
+    monkeypatch.setattr(build_kernel, "LOCK_PATH", lock)
     return folders
 
 
@@ -111,8 +108,8 @@ def test_weights_are_filled_in(tmp_path: Path, built_wheels: list[Path], capsys:
         (["--weights-dir", "gone"], "error: no folder gone: --weights-dir"),
         (["--dry-run"], "error: --dry-run needs the members' weights"),
         (["--out", "bad.json"], "error: cannot write into bad.json"),
-        (["--manifest", "folds.json"], "Here each needs one file: name that of one fold, htc_0.pt for example"),
-        (["--manifest", "folds.json", "--weights-dir", "."], "Here each needs one file"),
+        (["--manifest", "folds.json"], "here each needs one file: name that of one fold, htc_0.pt for example"),
+        (["--manifest", "folds.json", "--weights-dir", "."], "here each needs one file"),
     ],
 )
 def test_what_is_wrong_is_told_without_traceback(

@@ -13,7 +13,7 @@ from kernel.__main__ import main
 from kernel.commands import validate
 from kernel.commands.common import load_options_ensemble
 from kernel.data.annotated import list_annotated
-from kernel.data.synthetic import write_dataset
+from kernel.data.synthetic.generate import write_dataset
 from kernel.errors import InputError
 from kernel.training.recipe import read_recipe
 from kernel.training.samples import read_training_images
@@ -99,7 +99,7 @@ def test_no_annotated_image(wheels_site: Path, data: Path, capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--seed", "-1"], "The seed of a data set is -1"),
+        (["--seed", "-1"], "the seed of a data set is -1"),
         (["--images", "0"], "--images 0: it must be at least 1"),
     ],
 )
@@ -116,7 +116,7 @@ def test_places_that_cannot_be_written(
     file = tmp_path / "file"
     file.touch()
     assert main(["synthesize", str(file), "--images", "1"]) == 2
-    assert "Cannot write into" in capsys.readouterr().err
+    assert "cannot write into" in capsys.readouterr().err
     (tmp_path / "folder.safetensors").mkdir()
     for out, told in (
         (file / "a.safetensors", "cannot write there"),

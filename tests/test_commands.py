@@ -17,28 +17,31 @@ import numpy as np
 import pytest
 
 import kernel.commands.tune
+import kernel.scoring.scores
 import kernel.training.trainer
-import kernel.validation.evidence
-import kernel.validation.stages
-import kernel.validation.validate
+import kernel.tuning.evidence
+import kernel.tuning.stage_scores
+import kernel.tuning.threshold_tuning
 from kernel.__main__ import main
 from kernel.data.annotated import AnnotatedImage, list_annotated
 from kernel.data.annotations import ImageAnnotations
-from kernel.data.images import read_image
 from kernel.data.splits import FoldRow, write_folds
-from kernel.data.synthetic import COMPETITION_SHAPE, write_dataset
+from kernel.data.synthetic.generate import COMPETITION_SHAPE, write_dataset
 from kernel.ensemble.ensemble import Ensemble
 from kernel.errors import RunError
-from kernel.manifest import read_manifest
+from kernel.images.reading import read_image
+from kernel.log import LOG
+from kernel.manifest.reader import read_manifest
+from kernel.masks.instances import CellMasks, Instances
 from kernel.models.checkpoints import load_detector, recognise_checkpoint
-from kernel.models.detectors import DetectorSpec
-from kernel.postprocess.instances import CellMasks, Instances
-from kernel.runtime.log import LOG
+from kernel.models.configs import DetectorSpec
+from kernel.scoring.predicting import FoldEnsembles, PredictionJob
+from kernel.scoring.scores import ImageResult
 from kernel.settings import CELL_TYPES
-from kernel.validation.predicting import FoldEnsembles, PredictionJob
-from kernel.validation.search import TuningImage, TuningPlan, TypeTuning, tune_cell_type
-from kernel.validation.stages import StagePoint
-from kernel.validation.validate import ImageResult
+from kernel.tuning.plan import TuningPlan
+from kernel.tuning.stage_scores import StagePoint
+from kernel.tuning.threshold_search import TuningImage
+from kernel.tuning.threshold_tuning import TypeTuning, tune_cell_type
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -157,7 +160,7 @@ def test_synthesized_images_follow_from_the_seed(tmp_path: Path, monkeypatch: py
     def write_small(out: Path, counts: dict[str, int], seed: int) -> None:
         write_dataset(out, counts, seed, (64, 64))
 
-    monkeypatch.setattr("kernel.data.synthetic.write_dataset", write_small)
+    monkeypatch.setattr("kernel.commands.synthesize.write_dataset", write_small)
     for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
         assert main(["synthesize", str(tmp_path / name), "--images", "2", "--seed", seed]) == 0
     first, again, other = ((tmp_path / name / "train.csv").read_text(encoding="utf-8") for name in "abc")
@@ -169,9 +172,9 @@ def test_synthesized_images_follow_from_the_seed(tmp_path: Path, monkeypatch: py
 
 def test_train_writes_weights_and_log(weights: Path) -> None:
     for kind in ("maskrcnn", "htc"):
-        info = recognise_checkpoint(weights / f"{kind}.safetensors")
-        assert info.spec == DetectorSpec(kind, ENCODER, 3, 16, 16, 16)
-        assert load_detector(info.path, kind, ENCODER) is not None
+        path = weights / f"{kind}.safetensors"
+        assert recognise_checkpoint(path) == DetectorSpec(kind, ENCODER, 3, 16, 16, 16)
+        assert load_detector(path, kind, ENCODER) is not None
         assert json.loads((weights / f"{kind}.json").read_text(encoding="utf-8"))["detector"]["kind"] == kind
         (line,) = (weights / f"{kind}.jsonl").read_text(encoding="utf-8").splitlines()
         assert json.loads(line)["loss"] > 0
@@ -243,7 +246,7 @@ def test_each_member_is_scored_without_the_others(
         score = scores[tuple(member.name for member in jobs[0].files.manifest.members)]
         return [ImageResult(job.image.image_id, "cort", "cort", "cort", 1, 1, score, 0.1, ()) for job in jobs]
 
-    monkeypatch.setattr(kernel.validation.validate, "validate_jobs", validate)
+    monkeypatch.setattr(kernel.scoring.scores, "validate_jobs", validate)
     assert main(["validate", *ensemble_arguments(manifest, weights, data), "--each-member"]) == 0
     assert scores_told(capsys.readouterr().out) == {"ensemble": 0.5, "my-maskrcnn": 0.25, "my-htc": 0.75}
 
@@ -288,10 +291,10 @@ def test_tune_writes_thresholds_with_their_evidence_or_nothing(
     def fail(*given: object) -> None:
         raise RunError("the disk is full")
 
-    monkeypatch.setattr(kernel.validation.validate, "tune_ensemble", tuned)
+    monkeypatch.setattr(kernel.tuning.threshold_tuning, "tune_ensemble", tuned)
     arguments = ["tune", *ensemble_arguments(manifest, weights, data), "--folds-csv", str(folds_csv), "--write"]
     with monkeypatch.context() as broken:
-        broken.setattr(kernel.validation.evidence, "write_evidence", fail)
+        broken.setattr(kernel.tuning.evidence, "write_evidence", fail)
         assert main(arguments) == 1
     assert manifest.read_bytes() == before
     assert sorted(path.name for path in manifest.parent.iterdir()) == ["folds.csv", "manifest.json"]
@@ -367,7 +370,7 @@ def test_tune_of_the_stages_writes_all_that_it_chose_at_once(
         row = 0.5 + 0.3 * np.array(better) + np.array(views)
         return {"cort": np.tile(row, (10, 1))}
 
-    monkeypatch.setattr(kernel.validation.stages, "score_stages", scored)
+    monkeypatch.setattr(kernel.tuning.stage_scores, "score_stages", scored)
     first = list_annotated(data)[0]
     images = [replace(first, annotations=ImageAnnotations(str(index), "cort", (96, 128), ())) for index in range(10)]
     monkeypatch.setattr(kernel.commands.tune, "list_fold", lambda options: images)

@@ -10,11 +10,13 @@ import pytest
 import torch
 
 import kernel.main
+from kernel.ensemble.load import prepare_gpu
 from kernel.errors import InputError
-from kernel.main import chosen_dtype
-from kernel.manifest import manifest_to_json, read_manifest
-from kernel.runtime.shards import Shard, ShardResult, gather_shards, write_shard
-from kernel.segment import prepare_gpu
+from kernel.manifest.reader import read_manifest
+from kernel.manifest.types import manifest_to_json
+from kernel.runtime.environment import chosen_dtype
+from kernel.runtime.results import RunResults
+from kernel.runtime.shards import Shard, gather_shards, write_shard
 
 DEMO = Path(__file__).resolve().parents[1] / "bundle" / "demo" / "manifest.json"
 
@@ -77,8 +79,8 @@ def test_a_process_of_several_that_cannot_start_costs_only_its_share(
     else:
         assert kernel.main.run_kernel(manifest_to_json(manifest), '{"packages": []}') == 0
         first = Shard(0, 2, 0, 2, launched.launch)
-        write_shard(tmp_path, first, ShardResult({"a": ([], (8, 8)), "c": ([], (8, 8))}, {}, {}, {}, []))
-        whole = gather_shards(tmp_path, first, sorted(test.glob("*.png")), last_call=1e18)
+        write_shard(tmp_path, first, RunResults({"a": ([], (8, 8)), "c": ([], (8, 8))}, {}, {}, {}, []))
+        whole = gather_shards(tmp_path, first, sorted(test.glob("*.png")), hard_deadline=1e18)
         assert whole.rows == {"a": ([], (8, 8)), "b": ([], (0, 0)), "c": ([], (8, 8))}
         assert list(whole.failed) == ["b"] and whole.failed["b"].reason.startswith("process 1: ")
     assert not list(tmp_path.glob("shard-*"))

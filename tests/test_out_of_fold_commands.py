@@ -18,10 +18,10 @@ from tiny_detectors import tiny_detector
 from kernel.__main__ import main
 from kernel.data.annotated import list_annotated
 from kernel.data.splits import FoldRow, write_folds
-from kernel.data.synthetic import write_dataset
+from kernel.data.synthetic.generate import write_dataset
+from kernel.scoring.predicting import Predictor
+from kernel.scoring.predictions import load_fingerprint, load_prediction
 from kernel.settings import CELL_TYPES
-from kernel.validation.predicting import Predictor
-from kernel.validation.predictions import load_fingerprint, load_prediction
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -236,7 +236,7 @@ def test_what_is_wrong_is_told(
     assert "--tuning is for the report of --out" in refused("validate", "--tuning", tmp_path)
     assert "this machine has cpu and" in refused("validate", "--out-of-fold", "--device", "cpu,tpu")
     for command in ("validate", "tune"):
-        assert "Here each needs one file: name that of one fold" in refused(command)
+        assert "here each needs one file: name that of one fold" in refused(command)
     assert "one file for all: tiny (tiny_0" in refused(
         "validate", "--out-of-fold", of=with_file(manifest, "tiny_0.pt.safetensors")
     )
@@ -244,7 +244,7 @@ def test_what_is_wrong_is_told(
     text = (data / "folds.csv").read_text(encoding="utf-8").splitlines(keepends=True)
     (tmp_path / "folds.csv").write_text("".join(text[:-1]), encoding="utf-8")
     lost = text[-1].split(",")[0]
-    assert f"1 of 6 images are in no fold: {lost}." in refused(
+    assert f"1 of 6 images are in no fold: {lost};" in refused(
         "validate", "--out-of-fold", "--folds-csv", tmp_path / "folds.csv"
     )
     (tmp_path / "file").write_text("precious")

@@ -19,13 +19,13 @@ import pytest
 import torch
 
 from bundle.dry_run import stage_file
-from bundle.folders import make_read_only, remove_folder, replace_folder
-from bundle.vendor import FetchError, fetch
+from bundle.fetch import FetchError, fetch
 from kernel.data import prepare
 from kernel.errors import InputError, RunError
+from kernel.files import whole_file
+from kernel.folders import make_read_only, remove_folder, replace_folder
+from kernel.images.writing import write_image_file
 from kernel.runtime import memory
-from kernel.runtime.files import whole_file
-from kernel.runtime.pictures import write_image_file
 from kernel.runtime.wheels import LockedWheel
 from kernel.training.processes import ProcessGroup
 
@@ -55,9 +55,9 @@ NEEDED_HERE = {"os.sendfile", "os.posix_spawn", "os.uname", "time.clock_gettime"
 #: Where such a name stands with a way round it.
 GUARDED = {
     ("kernel/runtime/memory.py", "os.sysconf"),
-    ("kernel/training/trainer.py", "signal.sigwaitinfo"),
-    ("kernel/training/trainer.py", "signal.pthread_sigmask"),
-    ("kernel/training/trainer.py", "signal.SIG_BLOCK"),
+    ("kernel/training/signals.py", "signal.sigwaitinfo"),
+    ("kernel/training/signals.py", "signal.pthread_sigmask"),
+    ("kernel/training/signals.py", "signal.SIG_BLOCK"),
 }
 
 
@@ -156,7 +156,7 @@ def test_names_of_files_differ_by_more_than_case_and_can_be_had_everywhere() -> 
 HIDE = f"""
 import concurrent.futures, logging, multiprocessing, os, queue, shutil, signal, subprocess, sys, tempfile, threading
 import cv2, matplotlib.figure, numpy, scipy.ndimage, timm, torch, torchvision, tqdm
-from bundle.site import use_vendored_packages
+from kernel.vendored import use_vendored_packages
 use_vendored_packages()
 import mmdet.models
 for name in {sorted(POSIX_MODULES)}:
@@ -333,7 +333,7 @@ def test_read_only_files_are_made_deletable_but_no_link_to_others(
     def note(path: Path) -> None:
         deletable.update({entry.name: bool(entry.stat().st_mode & 0o200) for entry in Path(path).iterdir()})
 
-    monkeypatch.setattr("bundle.folders.shutil.rmtree", note)
+    monkeypatch.setattr("kernel.folders.shutil.rmtree", note)
     remove_folder(folder)
     assert deletable == {"a": True, "link": False}
     assert others.stat().st_mode & 0o777 == 0o444
@@ -387,7 +387,7 @@ def test_an_image_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 def test_without_pip_what_to_do_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "env")], check=True)
     bare = next(path for path in (tmp_path / "env/bin/python", tmp_path / "env/Scripts/python.exe") if path.exists())
-    monkeypatch.setattr("bundle.vendor.sys.executable", str(bare))
+    monkeypatch.setattr("bundle.fetch.sys.executable", str(bare))
     wheel = LockedWheel("addict", "2.4.0", "addict-2.4.0-py3-none-any.whl", "0" * 64, "addict.whl", "0" * 64)
     with pytest.raises(FetchError, match=r"no pip to fetch it: run `.*python\S* -m ensurepip`"):
         fetch(wheel, tmp_path / "cache")

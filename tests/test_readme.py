@@ -17,8 +17,8 @@ import pytest
 from kaggle_stub import run_client, running_stub
 from safetensors.torch import load_file, save_file
 
-from kernel.data.synthetic import generate_image, write_dataset
-from kernel.manifest import parse_manifest, read_manifest
+from kernel.data.synthetic.generate import generate_image, write_dataset
+from kernel.manifest.reader import parse_manifest, read_manifest
 from kernel.settings import CELL_TYPES
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -18,16 +18,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from same_predictions import segment_image
 
 import build_kernel
-from bundle.weights import resolve_weights
-from kernel.data.images import list_images, read_image
-from kernel.data.synthetic import generate_image
+from kernel.data.synthetic.generate import generate_image
+from kernel.ensemble.load import load_ensemble
+from kernel.images.reading import list_images, read_image
+from kernel.local_weights import resolve_weights
 from kernel.main import SCORING_RUN_VARIABLE
-from kernel.manifest import read_manifest
-from kernel.postprocess.submission import read_submission, validate_submission
-from kernel.segment import load_ensemble
+from kernel.manifest.reader import read_manifest
+from kernel.postprocess.submitted import read_submission, validate_submission
+from kernel.segment import segment_image
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "bundle" / "demo"

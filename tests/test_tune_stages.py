@@ -11,7 +11,7 @@ import pytest
 from kernel.__main__ import main
 from kernel.commands.tune_stages import parse_grid, uses_of_points
 from kernel.errors import InputError
-from kernel.validation.stages import MASK_VIEWS, STAGE_THRESHOLDS, StagePoint
+from kernel.tuning.stage_scores import MASK_VIEWS, STAGE_THRESHOLDS, StagePoint
 
 NAMES = (*STAGE_THRESHOLDS, MASK_VIEWS)
 

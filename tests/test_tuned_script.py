@@ -12,13 +12,13 @@ import build_kernel
 from kernel.__main__ import main
 from kernel.data.annotated import list_annotated
 from kernel.data.annotations import ImageAnnotations
-from kernel.data.synthetic import write_dataset
-from kernel.manifest import read_manifest
-from kernel.postprocess.submission import read_submission
+from kernel.data.synthetic.generate import write_dataset
+from kernel.manifest.reader import read_manifest
+from kernel.postprocess.submitted import read_submission
+from kernel.scoring.metric import image_score
+from kernel.scoring.predictions import read_predictions
+from kernel.scoring.scores import score_image
 from kernel.settings import CELL_TYPES
-from kernel.validation.metric import image_score
-from kernel.validation.predictions import read_predictions
-from kernel.validation.validate import score_image
 
 DEMO = Path(__file__).resolve().parents[1] / "bundle" / "demo"
 #: None of it as in the demo's manifest.

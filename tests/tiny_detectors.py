@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from deterministic_weights import deterministic_array
 
-from kernel.models.detectors import Detector, DetectorSpec, build_detector
+from kernel.models.configs import DetectorSpec
+from kernel.models.detectors import Detector, build_detector
 
 #: Gains. Features stay near 1 (bn2 ends a block of this encoder); scores of different boxes differ visibly, and boxes
 #: move a little.

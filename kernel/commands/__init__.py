@@ -1,0 +1,1 @@
+"""The command line, a module per command: what it takes, what it calls, what it prints."""

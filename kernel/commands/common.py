@@ -1,28 +1,60 @@
-"""What several commands take: annotated images, and an ensemble."""
+"""What several commands take: annotated images, and an ensemble.
+
+Beside each function that adds options to a parser stand those that read them. They take `options`, and leave it as it
+is; everything else takes plain values.
+"""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from bundle.weights import resolve_weights
 from kernel.data.annotated import AnnotatedImage, list_annotated
 from kernel.data.splits import FOLDS_NAME
 from kernel.errors import InputError
-from kernel.manifest import Manifest, read_manifest
+from kernel.folders import replace_folder, scratch_folder
+from kernel.local_weights import resolve_weights
+from kernel.manifest.reader import read_manifest
+from kernel.manifest.types import Manifest
 from kernel.settings import NETWORK_DTYPES
 
 if TYPE_CHECKING:
     from kernel.ensemble.ensemble import Ensemble
-    from kernel.validation.predicting import PredictionJob
+    from kernel.scoring.predicting import EnsembleFiles
+
+
+def flag(name: str) -> str:
+    """An option as it is written on the command line."""
+    return "--" + name.replace("_", "-")
+
+
+def is_given(options: argparse.Namespace, name: str) -> bool:
+    """Whether an option without a default, or a switch, is on the command line."""
+    value = getattr(options, name)
+    return value is not None and value is not False
+
+
+def require_beside(options: argparse.Namespace, names: Sequence[str], needed: Sequence[str], hint: str = "") -> None:
+    """Refuse options that mean something only beside another one.
+
+    Raises:
+        InputError: one of `names` is given, and none of `needed`; the message ends with the hint.
+    """
+    if any(is_given(options, name) for name in names) and not any(is_given(options, name) for name in needed):
+        belong = "belongs" if len(names) == 1 else "belong"
+        lacking = "which is not given" if len(needed) == 1 else "and none of these is given"
+        raise InputError(
+            f"{' and '.join(map(flag, names))} {belong} to {' or '.join(map(flag, needed))}, {lacking}{hint}"
+        )
 
 
 def add_data_arguments(parser: argparse.ArgumentParser, fold_help: str) -> None:
-    """What names annotated images."""
+    """The options that name annotated images, for `list_fold` and `folds_file`."""
     parser.add_argument(
         "--data",
         type=Path,
@@ -36,13 +68,18 @@ def add_data_arguments(parser: argparse.ArgumentParser, fold_help: str) -> None:
 
 
 def add_ensemble_arguments(parser: argparse.ArgumentParser, stored: bool = False) -> None:
-    """What names an ensemble and annotated images; `stored`: predictions may be given in the weights' place."""
+    """The options that name an ensemble and annotated images; `stored` as for `add_member_arguments`."""
     add_member_arguments(parser, stored)
     add_data_arguments(parser, "take the images of this fold alone: those that train --fold left out")
 
 
 def add_member_arguments(parser: argparse.ArgumentParser, stored: bool = False) -> None:
-    """What names an ensemble, and where it runs; `stored`: predictions may be given in the weights' place."""
+    """The options that name an ensemble and where it runs, for `load_options_ensemble`.
+
+    Args:
+        parser: of a command.
+        stored: whether stored predictions may be given in the weights' place.
+    """
     parser.add_argument("--manifest", type=Path, required=True, help="the ensemble")
     source = parser.add_mutually_exclusive_group(required=True) if stored else parser
     source.add_argument("--weights-dir", type=Path, required=not stored, help="folder of its members' weight files")
@@ -60,7 +97,11 @@ def add_member_arguments(parser: argparse.ArgumentParser, stored: bool = False) 
 
 
 def list_fold(options: argparse.Namespace) -> list[AnnotatedImage]:
-    """The images of --data, of --fold alone if that is given."""
+    """The images of --data, of --fold alone if that is given.
+
+    Raises:
+        InputError: as `list_annotated`; or there are none.
+    """
     images = list_annotated(options.data, None if options.fold is None else [options.fold], folds_file(options))
     if not images:
         raise InputError(f"{options.data} has no annotated image" + ("" if options.fold is None else " in this fold"))
@@ -69,13 +110,15 @@ def list_fold(options: argparse.Namespace) -> list[AnnotatedImage]:
 
 def folds_file(options: argparse.Namespace) -> Path:
     """Which image is in which fold; the file need not exist where no fold is asked for."""
-    if options.folds_csv is not None and options.fold is None and not getattr(options, "out_of_fold", False):
-        raise InputError("--folds-csv belongs to --fold, which is not given")
     return options.folds_csv or options.data / FOLDS_NAME
 
 
 def check_device(name: str | None) -> str:
-    """The device `name`; None: the first GPU, or the CPU. Raises InputError where this machine has no such device."""
+    """The device of --device; without a name the first GPU, or the CPU.
+
+    Raises:
+        InputError: this machine has no such device.
+    """
     if name is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -86,25 +129,37 @@ def check_device(name: str | None) -> str:
     return name
 
 
-def ensemble_jobs(manifest: Manifest, weights_dir: Path, images: Sequence[AnnotatedImage]) -> list[PredictionJob]:
-    """Each image with the manifest's ensemble, from `weights_dir`. Raises InputError as `resolve_weights`."""
-    from kernel.validation.predicting import EnsembleFiles, PredictionJob
+def find_ensemble(manifest: Manifest, weights_dir: Path, dtype: str = NETWORK_DTYPES[0]) -> EnsembleFiles:
+    """The manifest's ensemble with its weight files, not loaded yet.
+
+    Raises:
+        InputError: as `resolve_weights`.
+    """
+    from kernel.scoring.predicting import EnsembleFiles
 
     manifest, found = resolve_weights(manifest, weights_dir)
-    files = EnsembleFiles(manifest, {weights.member.name: weights.path for weights in found})
-    return [PredictionJob(entry, files) for entry in images]
+    return EnsembleFiles(manifest, {weights.member.name: weights.path for weights in found}, dtype)
 
 
 def load_options_ensemble(options: argparse.Namespace) -> Ensemble:
-    """The ensemble that the command line names."""
-    from kernel.segment import load_ensemble
+    """The ensemble that the command line names, on its device.
 
-    manifest, found = resolve_weights(read_manifest(options.manifest), options.weights_dir)
-    device = check_device(options.device)
-    files = {weights.member.name: weights.path for weights in found}
-    return load_ensemble(manifest, files, device, getattr(torch, options.dtype))
+    Raises:
+        InputError: as `read_manifest`, `find_ensemble` and `check_device`; or a weight file cannot be used.
+    """
+    files = find_ensemble(read_manifest(options.manifest), options.weights_dir, options.dtype)
+    return files.load(check_device(options.device))
 
 
-def told_written(manifest: Path, difference: str) -> str:
-    """What to say after --write."""
-    return f"written: {manifest}" if difference else f"nothing to write: {manifest} stays as it is"
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A new folder to write into, put in `target`'s place at the end; if anything fails, `target` stays as it was.
+
+    Raises:
+        InputError: the folder around it cannot be written, or `target` cannot be replaced.
+    """
+    with scratch_folder(target.parent, target.name) as scratch:
+        folder = scratch / "new"
+        folder.mkdir()
+        yield folder
+        replace_folder(folder, target)

@@ -6,11 +6,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from bundle.folders import refuse_to_replace, replace_folder, scratch_folder
-from bundle.site import use_vendored_packages
-from kernel.commands.common import add_member_arguments, load_options_ensemble
-from kernel.data.images import list_images
+from kernel.commands.common import add_member_arguments, load_options_ensemble, whole_folder
 from kernel.errors import InputError, RunError
+from kernel.folders import refuse_to_replace
+from kernel.images.reading import list_images
+from kernel.vendored import use_vendored_packages
 
 
 def add_parser(commands: Any) -> None:
@@ -27,17 +27,15 @@ def add_parser(commands: Any) -> None:
 def run_predict(options: argparse.Namespace) -> None:
     """Segment the images of a folder."""
     use_vendored_packages()
-    from kernel.predict import predict_folder
+    from kernel.export.folder import predict_folder
 
     images = list_images(options.images)
     if options.images.resolve().is_relative_to(options.out.resolve()):
         raise InputError(f"--out {options.out} holds the images themselves, and is replaced as a whole: name another")
     refuse_to_replace(options.out, ("labels", "outlines", "pictures", "cells.csv"), marker="cells.csv")
     ensemble = load_options_ensemble(options)
-    with scratch_folder(options.out.parent, options.out.name) as scratch:
-        (scratch / "new").mkdir()
-        failed = predict_folder(ensemble, images, scratch / "new")
-        replace_folder(scratch / "new", options.out)
+    with whole_folder(options.out) as folder:
+        failed = predict_folder(ensemble, images, folder)
     print(f"{len(images) - len(failed)} images: labels/, outlines/, pictures/ and cells.csv in {options.out}")
     broken = [name for name, failure in failed.items() if not failure.wrong_input]
     if broken:

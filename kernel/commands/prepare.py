@@ -7,9 +7,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+from kernel.commands.common import flag, is_given, require_beside
 from kernel.data.livecell import read_livecell
 from kernel.data.prepare import prepare
-from kernel.data.sources import read_competition, read_pseudo_labels
+from kernel.data.sources import Source, read_competition, read_pseudo_labels
 from kernel.data.splits import SPLIT_NAMES
 from kernel.errors import InputError
 
@@ -26,8 +27,8 @@ The images stay where they are. validate's truth is the masks of --data, and pre
 corrections applied: to score one fold by the competition's own masks, give it the competition's folder and
 --folds-csv OUT/folds.csv."""
 
-#: prepare's sources, the options that belong to each, and whether these are needed.
-PREPARE_OPTIONS = {
+#: The sources, the options that belong to each, and whether these are needed.
+SOURCE_OPTIONS = {
     "competition": {"astro_fix": False},
     "livecell_annotations": {"livecell_images": True},
     "pseudo_labels": {"images": True, "cell_types": True},
@@ -36,38 +37,13 @@ PREPARE_OPTIONS = {
 
 def add_parser(commands: Any) -> None:
     """Add the command to the command line's `commands`."""
-    add_prepare_arguments(
-        commands.add_parser(
-            "prepare",
-            help="make COCO annotations and folds of the competition's, LIVECell's or a submission's cells",
-            description=PREPARE_HELP,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
+    parser = commands.add_parser(
+        "prepare",
+        help="make COCO annotations and folds of the competition's, LIVECell's or a submission's cells",
+        description=PREPARE_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-
-
-def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
-    """What prepare takes: one of three sources, and how to split it."""
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--competition", type=Path, metavar="DIR", help="train.csv and train/<id>.png")
-    source.add_argument("--livecell-annotations", type=Path, nargs="+", metavar="JSON", help="LIVECell's COCO files")
-    source.add_argument("--pseudo-labels", type=Path, metavar="CSV", help="a submission.csv: its masks as annotations")
-    parser.add_argument(
-        "--astro-fix",
-        type=Path,
-        metavar="DIR",
-        help="with --competition: corrected masks of its astro images, <id>.png; where the third channel (of B, G, R: "
-        "red) is zero, no mask keeps a pixel",
-    )
-    parser.add_argument(
-        "--livecell-images", type=Path, metavar="DIR", help="with --livecell-annotations; its sub-folders are searched"
-    )
-    parser.add_argument("--images", type=Path, metavar="DIR", help="with --pseudo-labels: the images that it is of")
-    parser.add_argument(
-        "--cell-types",
-        metavar="TYPE|FILE",
-        help="with --pseudo-labels: the type of all images, or a CSV of id and cell_type, or the kernel's summary.json",
-    )
+    add_source_arguments(parser)
     parser.add_argument("--out", type=Path, required=True, help="the folder to write")
     parser.add_argument(
         "--split",
@@ -95,21 +71,7 @@ def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_prepare(options: argparse.Namespace) -> None:
     """Prepare annotated images."""
-    for main_option, others in PREPARE_OPTIONS.items():
-        for other, needed in others.items():
-            given = getattr(options, other) is not None
-            if getattr(options, main_option) is None and given:
-                raise InputError(f"{flag(other)} belongs to {flag(main_option)}, which is not given")
-            if getattr(options, main_option) is not None and needed and not given:
-                raise InputError(
-                    f"{flag(main_option)} needs {flag(other)} as well: see python -m kernel prepare --help"
-                )
-    if options.competition:
-        source = read_competition(options.competition, options.astro_fix)
-    elif options.livecell_annotations:
-        source = read_livecell(options.livecell_annotations, options.livecell_images)
-    else:
-        source = read_pseudo_labels(options.pseudo_labels, options.images, options.cell_types)
+    source = read_source(options)
     split = options.split or ("none" if options.pseudo_labels else "group")
     report = prepare(
         source,
@@ -123,6 +85,43 @@ def run_prepare(options: argparse.Namespace) -> None:
     print(f"annotations.json, {'' if split == 'none' else 'folds.csv, '}report.json: {options.out}")
 
 
-def flag(name: str) -> str:
-    """An option as it is written."""
-    return "--" + name.replace("_", "-")
+def add_source_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that name one of the three sources, for `read_source`."""
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--competition", type=Path, metavar="DIR", help="train.csv and train/<id>.png")
+    source.add_argument("--livecell-annotations", type=Path, nargs="+", metavar="JSON", help="LIVECell's COCO files")
+    source.add_argument("--pseudo-labels", type=Path, metavar="CSV", help="a submission.csv: its masks as annotations")
+    parser.add_argument(
+        "--astro-fix",
+        type=Path,
+        metavar="DIR",
+        help="with --competition: corrected masks of its astro images, <id>.png; where the third channel (of B, G, R: "
+        "red) is zero, no mask keeps a pixel",
+    )
+    parser.add_argument(
+        "--livecell-images", type=Path, metavar="DIR", help="with --livecell-annotations; its sub-folders are searched"
+    )
+    parser.add_argument("--images", type=Path, metavar="DIR", help="with --pseudo-labels: the images that it is of")
+    parser.add_argument(
+        "--cell-types",
+        metavar="TYPE|FILE",
+        help="with --pseudo-labels: the type of all images, or a CSV of id and cell_type, or the kernel's summary.json",
+    )
+
+
+def read_source(options: argparse.Namespace) -> Source:
+    """The source that the command line names.
+
+    Raises:
+        InputError: an option of another source is given, or one of this source is missing; or as the sources' readers.
+    """
+    for source, others in SOURCE_OPTIONS.items():
+        for other, needed in others.items():
+            require_beside(options, [other], [source])
+            if is_given(options, source) and needed and not is_given(options, other):
+                raise InputError(f"{flag(source)} needs {flag(other)} as well: see python -m kernel prepare --help")
+    if options.competition:
+        return read_competition(options.competition, options.astro_fix)
+    if options.livecell_annotations:
+        return read_livecell(options.livecell_annotations, options.livecell_images)
+    return read_pseudo_labels(options.pseudo_labels, options.images, options.cell_types)

@@ -7,16 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bundle.folders import refuse_to_replace, replace_folder, scratch_folder
-from kernel.commands.common import ensemble_jobs, folds_file
+from kernel.commands.common import find_ensemble, folds_file, whole_folder
 from kernel.data.annotated import AnnotatedImage
 from kernel.data.splits import read_folds
-from kernel.manifest import read_manifest
+from kernel.folders import refuse_to_replace
+from kernel.manifest.reader import read_manifest
 
 if TYPE_CHECKING:
-    from kernel.validation.predicting import PredictionJob
-    from kernel.validation.report_tuning import ThresholdSurface
-    from kernel.validation.validate import ImageResult
+    from kernel.scoring.predicting import PredictionJob
+    from kernel.scoring.scores import ImageResult, ScoredImage
+    from kernel.tuning.surface import ThresholdSurface
 
 
 def add_out_of_fold(parser: argparse.ArgumentParser) -> None:
@@ -31,22 +31,33 @@ def list_jobs(
 ) -> list[PredictionJob]:
     """The images, as `list_fold` lists them, each with the ensemble that is to predict it.
 
-    `folds`: of --out-of-fold, by image id, where they were read already.
+    Args:
+        options: with those of `add_ensemble_arguments` and `add_out_of_fold`.
+        images: to predict.
+        folds: of --out-of-fold, by image id, where they were read already.
+
+    Raises:
+        InputError: as `read_manifest`, `find_ensemble`, `read_folds` and `out_of_fold_jobs`.
     """
-    from kernel.validation.out_of_fold import out_of_fold_jobs
+    from kernel.scoring.out_of_fold import out_of_fold_jobs
+    from kernel.scoring.predicting import PredictionJob
 
     manifest = read_manifest(options.manifest)
     if not options.out_of_fold:
-        jobs = ensemble_jobs(manifest, options.weights_dir, images)
-    else:
-        folds = read_folds(folds_file(options)) if folds is None else folds
-        jobs = out_of_fold_jobs(manifest, options.weights_dir, images, folds, options.data)
+        files = find_ensemble(manifest, options.weights_dir, options.dtype)
+        return [PredictionJob(entry, files) for entry in images]
+    folds = read_folds(folds_file(options)) if folds is None else folds
+    jobs = out_of_fold_jobs(manifest, options.weights_dir, images, folds, options.data)
     return [job.in_dtype(options.dtype) for job in jobs]
 
 
 def refuse_to_replace_report(out: Path) -> None:
-    """Raise InputError where `out` is there and no earlier report: better before the images than after."""
-    from kernel.validation.report import REPORT_FOLDER, REPORT_PAGE
+    """Look whether `out` may be written: better before the images than after.
+
+    Raises:
+        InputError: it is there, and no earlier report.
+    """
+    from kernel.report.builder import REPORT_FOLDER, REPORT_PAGE
 
     refuse_to_replace(out, ("scores.csv", "pictures", REPORT_PAGE, REPORT_FOLDER), marker="scores.csv")
 
@@ -69,19 +80,40 @@ def score_jobs(
         predictions: a folder that keeps the soft predictions, or has them.
         surfaces: of a tuning, for the report.
 
-    Raises InputError as `validate_jobs` does.
+    Raises:
+        InputError: as `validate_jobs`, and where `out` cannot be written.
     """
-    from kernel.validation.report import ReportBuilder
-    from kernel.validation.validate import results_to_csv, validate_jobs
+    from kernel.report.builder import ReportBuilder
+    from kernel.scoring.scores import draw_scored, results_to_csv, validate_jobs
 
     if out is None:
         return validate_jobs(jobs, devices, predictions)
-    with scratch_folder(out.parent, out.name) as scratch:
-        folder, report = scratch / "new", ReportBuilder(title)
+    report = ReportBuilder(title)
+    with whole_folder(out) as folder:
         pictures = folder / "pictures"
-        pictures.mkdir(parents=True)
-        results = validate_jobs(jobs, devices, predictions, pictures, report)
+        pictures.mkdir()
+
+        def show(scored: ScoredImage) -> None:
+            report.add_scored(scored)
+            draw_scored(scored, pictures)
+
+        results = validate_jobs(jobs, devices, predictions, show)
         report.write(folder, surfaces)
         (folder / "scores.csv").write_text(results_to_csv(results), encoding="utf-8", newline="\n")
-        replace_folder(folder, out)
     return results
+
+
+def print_each_member(jobs: Sequence[PredictionJob], devices: Sequence[str], predictions: Path | None = None) -> None:
+    """Score each member of the jobs' ensembles alone.
+
+    Args:
+        jobs: as for `score_jobs`; at least one.
+        devices: as for `score_jobs`.
+        predictions: a folder that keeps the soft predictions, each member's in one of its own, or has them.
+    """
+    from kernel.scoring.scores import describe_scores, validate_jobs
+
+    for member in jobs[0].files.manifest.members:
+        folder = predictions and predictions / "alone" / member.name
+        results = validate_jobs([job.alone(member.name) for job in jobs], devices, folder)
+        print(describe_scores(member.name, results))

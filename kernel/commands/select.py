@@ -6,12 +6,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from bundle.folders import refuse_to_replace, replace_folder, scratch_folder
-from bundle.site import use_vendored_packages
-from kernel.commands.common import add_ensemble_arguments, check_device, list_fold, told_written
+from kernel.commands.common import add_ensemble_arguments, check_device, list_fold, require_beside
 from kernel.commands.scoring import add_out_of_fold, list_jobs
+from kernel.commands.tuning_results import add_result_arguments, leave_results
 from kernel.errors import InputError
-from kernel.manifest import read_manifest
+from kernel.folders import refuse_to_replace
+from kernel.manifest.reader import read_manifest
+from kernel.vendored import use_vendored_packages
 
 #: As many images as the competition hides.
 HIDDEN_IMAGES = 240
@@ -30,9 +31,10 @@ def add_parser(commands: Any) -> None:
         default=HIDDEN_IMAGES,
         help="how many images share the manifest's time limit (default: %(default)s, the competition's)",
     )
-    parser.add_argument("--out", type=Path, help="folder for selection.csv and selection.png")
-    parser.add_argument(
-        "--write", action="store_true", help="set `use_for` in the manifest; who is unused is taken out"
+    add_result_arguments(
+        parser,
+        "for selection.csv and selection.png",
+        "set `use_for` in the manifest; who is unused is taken out",
     )
     parser.set_defaults(run=run_select)
 
@@ -40,20 +42,15 @@ def add_parser(commands: Any) -> None:
 def run_select(options: argparse.Namespace) -> None:
     """Choose members."""
     use_vendored_packages()
-    from kernel.validation.manifest_edit import edited_manifest, write_manifest
-    from kernel.validation.predicting import FoldEnsembles, LastEnsemble
-    from kernel.validation.selection import (
-        describe_selection,
-        draw_selections,
-        seconds_of_type,
-        select_members,
-        selections_to_csv,
-        uses_of_selections,
-    )
+    from kernel.manifest.edit import edited_manifest
+    from kernel.scoring.predicting import FoldEnsembles, LastEnsemble
+    from kernel.tuning.member_selection import seconds_of_type, select_members, uses_of_selections
+    from kernel.tuning.member_selection_output import describe_selection, draw_selections, selections_to_csv
 
     for name, value in (("--max-members", options.max_members), ("--images", options.images)):
         if value is not None and value < 1:
             raise InputError(f"{name} is {value}: give at least 1")
+    require_beside(options, ["folds_csv"], ["fold", "out_of_fold"])
     if options.out is not None:
         refuse_to_replace(options.out, ("selection.csv", "selection.png"), marker="selection.csv")
     manifest = read_manifest(options.manifest)
@@ -77,17 +74,11 @@ def run_select(options: argparse.Namespace) -> None:
     )
     for name, use_for in uses.items():
         print(f"  {name}: {', '.join(use_for) or 'not used'}")
-    if options.out is not None:
-        with scratch_folder(options.out.parent, options.out.name) as scratch:
-            (scratch / "new").mkdir()
-            text = selections_to_csv(selections, budget)
-            (scratch / "new" / "selection.csv").write_text(text, encoding="utf-8", newline="\n")
-            draw_selections(scratch / "new" / "selection.png", selections, budget)
-            replace_folder(scratch / "new", options.out)
-        print(f"selection.csv and selection.png: {options.out}")
     text, difference = edited_manifest(options.manifest, uses=uses)
-    print(difference, end="")
-    if options.write and difference:
-        write_manifest(options.manifest, text)
-    if options.write:
-        print(told_written(options.manifest, difference))
+
+    def write_files(folder: Path) -> None:
+        table = selections_to_csv(selections, budget)
+        (folder / "selection.csv").write_text(table, encoding="utf-8", newline="\n")
+        draw_selections(folder / "selection.png", selections, budget)
+
+    leave_results(options, text, difference, options.out, write_files, "selection.csv and selection.png")

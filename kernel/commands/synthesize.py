@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from kernel.data.synthetic import write_dataset
+from kernel.data.synthetic.generate import write_dataset
 from kernel.errors import InputError
 from kernel.settings import CELL_TYPES
 

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bundle.site import use_vendored_packages
-from kernel.commands.common import add_data_arguments, check_device, folds_file
+from kernel.commands.common import add_data_arguments, check_device, flag, folds_file, require_beside
 from kernel.data.annotated import list_annotated
 from kernel.data.splits import other_folds
 from kernel.errors import InputError
-from kernel.manifest import ENCODER_NAMES, KIND_NAMES
+from kernel.manifest.types import ENCODER_NAMES, KIND_NAMES
 from kernel.settings import CELL_TYPES, CLS_USE
+from kernel.vendored import use_vendored_packages
+
+if TYPE_CHECKING:
+    from kernel.training.recipe import Recipe
+    from kernel.training.run import TrainingRun
 
 TRAIN_HELP = """\
 Train a member. A recipe (TOML) says what and how; single settings can be given here instead. Beside the weights come
@@ -91,8 +96,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--resume", action="store_true", help="go on from the state beside --out, if there is one")
     parser.add_argument("--kind", choices=KIND_NAMES, help="instead of the recipe's")
     parser.add_argument("--encoder", choices=ENCODER_NAMES, help="instead of the recipe's")
-    for name, kind in OVERRIDES.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help="instead of the recipe's")
+    for name, value_type in OVERRIDES.items():
+        parser.add_argument(flag(name), type=value_type, help="instead of the recipe's")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU, or the CPU)")
     parser.add_argument("--half", action="store_true", help="write the weights as float16: half the size")
     parser.add_argument("--add-to", type=Path, metavar="MANIFEST", help="put the finished member into this manifest")
@@ -108,27 +113,54 @@ def add_parser(commands: Any) -> None:
 def run_train(options: argparse.Namespace) -> None:
     """Train a member, and say how a manifest names it."""
     use_vendored_packages()
-    from kernel.training.enlist import add_to_manifest, manifest_entry
-    from kernel.training.extra import read_extra_images
-    from kernel.training.member_recipe import FINETUNE_RECIPE, find_member, member_recipe
+    from kernel.manifest.edit import add_to_manifest, manifest_entry
     from kernel.training.processes import is_first_process
-    from kernel.training.recipe import read_recipe
-    from kernel.training.samples import read_entries
-    from kernel.training.trainer import TrainingRun, train_detector
+    from kernel.training.trainer import train_detector
 
-    overrides = {key: getattr(options, key) for key in ("kind", "encoder", *OVERRIDES)}
-    path, use_for = options.recipe or FINETUNE_RECIPE, options.use_for
-    if options.member is None:
-        if options.manifest is not None:
-            raise InputError("--manifest belongs to --member, which is not given (to enlist the result: --add-to)")
-        recipe = read_recipe(path, overrides)
-    else:
-        if options.kind or options.encoder:
-            raise InputError("--member says kind and encoder: give it without --kind and --encoder")
-        member = find_member(options.manifest or DEFAULT_MANIFEST, options.member)
-        recipe, use_for = member_recipe(member, path, overrides), use_for or member.use_for
+    recipe, use_for = choose_recipe(options)
     if options.add_to is not None and not options.add_to.is_file():
         raise InputError(f"--add-to {options.add_to}: no such manifest")
+    train_detector(make_run(options, recipe))
+    if not is_first_process():
+        return
+    entry = manifest_entry(options.out, recipe.detector.kind, recipe.detector.encoder, use_for)
+    print(f"weights: {options.out}\nas a member of a manifest:\n{json.dumps(entry, indent=2)}")
+    if options.add_to is not None:
+        add_to_manifest(options.add_to, entry)
+        print(f"added to {options.add_to}")
+
+
+def choose_recipe(options: argparse.Namespace) -> tuple[Recipe, Sequence[str]]:
+    """What to train and how, and what the manifest says that the member is used for.
+
+    Raises:
+        InputError: as `read_recipe`, `find_member` and `member_recipe`; or options that contradict each other.
+    """
+    from kernel.training.member_recipe import FINETUNE_RECIPE, find_member, member_recipe
+    from kernel.training.recipe import read_recipe
+
+    require_beside(options, ["manifest"], ["member"], " (to enlist the result: --add-to)")
+    overrides = {key: getattr(options, key) for key in ("kind", "encoder", *OVERRIDES)}
+    path = options.recipe or FINETUNE_RECIPE
+    if options.member is None:
+        return read_recipe(path, overrides), options.use_for or CELL_TYPES
+    if options.kind or options.encoder:
+        raise InputError("--member says kind and encoder: give it without --kind and --encoder")
+    member = find_member(options.manifest or DEFAULT_MANIFEST, options.member)
+    return member_recipe(member, path, overrides), options.use_for or member.use_for
+
+
+def make_run(options: argparse.Namespace, recipe: Recipe) -> TrainingRun:
+    """The training run: its images, read, and where it starts and writes.
+
+    Raises:
+        InputError: as `list_annotated`, `other_folds`, `read_extra_images`, `read_entries` and `check_device`.
+    """
+    from kernel.training.extra import read_extra_images
+    from kernel.training.run import TrainingRun
+    from kernel.training.samples import read_entries
+
+    require_beside(options, ["folds_csv"], ["fold"])
     folds_csv = folds_file(options)
     training, validation = None, []
     if options.fold is not None:
@@ -145,7 +177,7 @@ def run_train(options: argparse.Namespace) -> None:
             recipe.detector.num_classes,
             {entry.image_id for entry in validation},
         )
-    run = TrainingRun(
+    return TrainingRun(
         spec=recipe.detector,
         settings=settings,
         images=read_entries(entries),
@@ -158,11 +190,3 @@ def run_train(options: argparse.Namespace) -> None:
         resume=options.resume,
         extra=extra,
     )
-    train_detector(run)
-    if not is_first_process():
-        return
-    entry = manifest_entry(options.out, recipe.detector, use_for or CELL_TYPES)
-    print(f"weights: {options.out}\nas a member of a manifest:\n{json.dumps(entry, indent=2)}")
-    if options.add_to is not None:
-        add_to_manifest(options.add_to, entry)
-        print(f"added to {options.add_to}")

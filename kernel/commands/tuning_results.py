@@ -1,4 +1,4 @@
-"""Where the two ways of `tune` leave what they found: the evidence in a folder, the settings in the manifest."""
+"""Where `tune` and `select` leave what they found: the evidence in a folder, the settings in the manifest."""
 
 from __future__ import annotations
 
@@ -7,41 +7,62 @@ from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from pathlib import Path
 
-from bundle.folders import refuse_to_replace, replace_folder, scratch_folder
-from kernel.commands.common import told_written
-from kernel.runtime.files import whole_file
+from kernel.commands.common import whole_folder
+from kernel.files import whole_file
+from kernel.folders import refuse_to_replace
 
 
-def evidence_folder(options: argparse.Namespace, kind: str, names: Collection[str], marker: str) -> Path | None:
-    """The folder for the evidence: --out, or with --write MANIFEST-KIND beside the manifest; else None, for none.
+def add_result_arguments(parser: argparse.ArgumentParser, out_help: str, write_help: str) -> None:
+    """The options that say where results go, for `evidence_folder` and `leave_results`."""
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help=out_help)
+    parser.add_argument("--write", action="store_true", help=write_help)
 
-    Raises InputError where it holds anything else than earlier evidence, with files `names`, known by its `marker`.
+
+def evidence_folder(options: argparse.Namespace, ending: str, names: Collection[str], marker: str) -> Path | None:
+    """The folder for the evidence: --out, or with --write MANIFEST-ENDING beside the manifest; else None, for none.
+
+    Raises:
+        InputError: it holds anything else than earlier evidence, with files `names`, known by its `marker`.
     """
     out = options.out
     if out is None and options.write:
-        out = options.manifest.with_name(f"{options.manifest.stem}-{kind}")
+        out = options.manifest.with_name(f"{options.manifest.stem}-{ending}")
     if out is not None:
         refuse_to_replace(out, names, marker=marker)
     return out
 
 
 def leave_results(
-    options: argparse.Namespace, text: str, difference: str, out: Path | None, write_files: Callable[[Path], None]
+    options: argparse.Namespace,
+    text: str,
+    difference: str,
+    out: Path | None,
+    write_files: Callable[[Path], None],
+    what: str = "evidence",
 ) -> None:
-    """Write the evidence by `write_files` into `out`, and with --write the manifest's new `text`; say so.
+    """Write the evidence, and with --write the manifest; print the manifest's difference, and what was written.
 
     The manifest is put in its place last: not without the evidence.
+
+    Args:
+        options: with those of `add_result_arguments` and --manifest.
+        text: the manifest's new text.
+        difference: between it and the old one; empty where there is none.
+        out: the folder for the evidence; None: none is written.
+        write_files: writes the evidence into a folder.
+        what: the evidence is called where its folder is printed.
+
+    Raises:
+        InputError: `out` cannot be written or replaced.
     """
     print(difference, end="")
     with ExitStack() as stack:
         if options.write and difference:
             stack.enter_context(whole_file(options.manifest)).write_bytes(text.encode("utf-8"))
         if out is not None:
-            scratch = stack.enter_context(scratch_folder(out.parent, out.name)) / "new"
-            scratch.mkdir()
-            write_files(scratch)
-            replace_folder(scratch, out)
+            write_files(stack.enter_context(whole_folder(out)))
     if out is not None:
-        print(f"evidence: {out}")
+        print(f"{what}: {out}")
     if options.write:
-        print(told_written(options.manifest, difference))
+        manifest = options.manifest
+        print(f"written: {manifest}" if difference else f"nothing to write: {manifest} stays as it is")

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from bundle.site import use_vendored_packages
-from kernel.commands.common import add_ensemble_arguments, check_device, list_fold
-from kernel.commands.scoring import add_out_of_fold, list_jobs, refuse_to_replace_report, score_jobs
+from kernel.commands.common import add_ensemble_arguments, check_device, list_fold, require_beside
+from kernel.commands.scoring import add_out_of_fold, list_jobs, print_each_member, refuse_to_replace_report, score_jobs
 from kernel.errors import InputError
-
-if TYPE_CHECKING:
-    pass
+from kernel.vendored import use_vendored_packages
 
 VALIDATE_HELP = """\
 Score an ensemble on annotated images, by the competition's metric.
@@ -54,13 +51,14 @@ def add_parser(commands: Any) -> None:
 def run_validate(options: argparse.Namespace) -> None:
     """Score an ensemble."""
     use_vendored_packages()
-    from kernel.validation.evidence import read_surfaces
-    from kernel.validation.validate import describe_folds, describe_scores, validate_jobs
+    from kernel.scoring.scores import describe_folds, describe_scores
+    from kernel.tuning.threshold_evidence import read_surfaces
 
     if options.out is not None:
         refuse_to_replace_report(options.out)
     elif options.tuning is not None:
         raise InputError("--tuning is for the report of --out, which is not given")
+    require_beside(options, ["folds_csv"], ["fold", "out_of_fold"])
     surfaces = read_surfaces(options.tuning) if options.tuning is not None else []
     devices = check_devices(options.device)
     jobs = list_jobs(options, list_fold(options))
@@ -72,13 +70,13 @@ def run_validate(options: argparse.Namespace) -> None:
     if options.out is not None:
         print(f"report.html, scores.csv and pictures: {options.out}")
     if options.each_member:
-        for member in jobs[0].files.manifest.members:
-            folder = options.predictions and options.predictions / "alone" / member.name
-            print(
-                describe_scores(member.name, validate_jobs([job.alone(member.name) for job in jobs], devices, folder))
-            )
+        print_each_member(jobs, devices, options.predictions)
 
 
 def check_devices(names: str | None) -> list[str]:
-    """The devices of --device, as "cuda:0,cuda:1". Raises InputError as `check_device`."""
+    """The devices of --device, as "cuda:0,cuda:1".
+
+    Raises:
+        InputError: as `check_device`.
+    """
     return [check_device(name) for name in names.split(",")] if names else [check_device(None)]

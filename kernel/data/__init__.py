@@ -1,0 +1,1 @@
+"""Annotated images: read, mended, put into folds, written as prepared data; synthetic cells."""

@@ -11,12 +11,12 @@ import numpy as np
 from tqdm import tqdm
 
 from kernel.data.annotations import images_of_table, read_annotations
-from kernel.data.coco import PREPARED_NAME, read_prepared
-from kernel.data.folders import present_form
-from kernel.data.images import read_image
+from kernel.data.image_names import present_form
+from kernel.data.prepared import PREPARED_NAME, read_prepared
 from kernel.data.splits import FOLDS_NAME, select_folds
 from kernel.errors import InputError
-from kernel.postprocess.instances import CellMasks
+from kernel.images.reading import read_image
+from kernel.masks.instances import CellMasks
 from kernel.settings import CELL_TYPES
 
 
@@ -87,7 +87,11 @@ class AnnotatedImage:
 
 
 def check_readable(images: Sequence[AnnotatedImage]) -> None:
-    """Read each image and its cells once. Raises InputError as `AnnotatedImage.read` and `.masks` do."""
+    """Read each image and its cells once.
+
+    Raises:
+        InputError: as `AnnotatedImage.read` and `.masks`.
+    """
     for image in tqdm(images, unit="image", desc="checking", mininterval=1, disable=not images):
         image.read()
         image.masks()
@@ -116,7 +120,7 @@ def list_annotated(
         dataset = read_prepared(folder)
         images = [AnnotatedImage(image.path, image, dataset.class_names) for image in dataset.images]
     else:
-        paths = images_of_table(folder) if table.exists() else {}  # without a table, that is what is told
+        paths = images_of_table(folder) if table.exists() else {}  # without a table, that is what the message says
         annotations = read_annotations(table, names=paths)
         nowhere = folder / "train"
         images = [

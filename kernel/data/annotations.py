@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 from scipy.ndimage import binary_fill_holes
 
-from kernel.data.folders import images_by_name, known_name
-from kernel.data.images import list_images
+from kernel.data.image_names import images_by_name, known_name
 from kernel.data.tables import TableRow, read_table, whole_number
 from kernel.errors import InputError
-from kernel.postprocess.instances import CellMasks
-from kernel.postprocess.rle import decode_rle_crop
+from kernel.images.reading import list_images
+from kernel.masks.instances import CellMasks
+from kernel.masks.rle import decode_rle_crop
 from kernel.settings import CELL_TYPES
 
 #: Images whose annotations are plainly wrong; the published solution does not train on them.
@@ -96,7 +96,7 @@ def images_of_table(folder: Path) -> dict[str, Path]:
     images = folder / "train"
     if folder.is_dir() and not images.is_dir():
         raise InputError(
-            f"No folder {images}: the competition's layout is expected, train.csv and train/<id>.png; "
+            f"no folder {images}: the competition's layout is expected, train.csv and train/<id>.png; "
             f"{folder} holds {', '.join(sorted(path.name for path in folder.iterdir())[:10]) or 'nothing'}"
         )
     return images_by_name(list_images(images))

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kernel.data.coco import read_json
-from kernel.data.folders import IMAGE_SUFFIXES, composed, last_part, search_images
+from kernel.data.image_names import composed, last_part
+from kernel.data.json_files import read_json
 from kernel.data.sources import DroppedCell, DroppedImage, Source, SourceCell, SourceImage
 from kernel.data.tables import whole_number
 from kernel.errors import InputError
+from kernel.images.listing import IMAGE_SUFFIXES, search_images
 
 #: LIVECell's cell lines in the published solution's order; a line's place is its label.
 LIVECELL_CLASSES = ("skbr3", "a172", "huh7", "bv2", "mcf7", "bt474", "skov3", "shsy5y")
@@ -49,12 +50,38 @@ def read_livecell(annotations: Sequence[Path], images_folder: Path) -> Source:
         InputError: a file cannot be read at all, or the folder holds no image.
     """
     paths = _images_below(images_folder)
-    drafts: dict[str, _Draft] = {}
-    dropped_images: list[DroppedImage] = []
-    dropped_cells: list[DroppedCell] = []
-    notes: list[str] = []
-    rows = 0
+    reader = _CocoReader()
     for path in annotations:
+        reader.read(path)
+    images = reader.match_files(paths, images_folder)
+    return Source(
+        name="livecell",
+        class_names=LIVECELL_CLASSES,
+        images=tuple(images),
+        rows=reader.rows,
+        dropped_images=tuple(reader.dropped_images),
+        dropped_cells=tuple(reader.dropped_cells),
+        images_without_annotations=tuple(stem for stem in sorted(paths) if stem not in reader.drafts),
+        notes=tuple(reader.notes),
+    )
+
+
+class _CocoReader:
+    """Gathers the images and cells of several COCO files, and what of them is dropped."""
+
+    def __init__(self) -> None:
+        self.drafts: dict[str, _Draft] = {}
+        self.dropped_images: list[DroppedImage] = []
+        self.dropped_cells: list[DroppedCell] = []
+        self.notes: list[str] = []
+        self.rows = 0
+
+    def read(self, path: Path) -> None:
+        """Add a file's images and cells.
+
+        Raises:
+            InputError: it is no JSON file of COCO's form.
+        """
         data = read_json(path, "annotations")
         images, cells, categories = (_records(data, key, path) for key in ("images", "annotations", "categories"))
         names = {_key(category, "id"): str(category.get("name", "")).strip().lower() for category in categories}
@@ -62,85 +89,92 @@ def read_livecell(annotations: Sequence[Path], images_folder: Path) -> Source:
         crowds = sum(map(_is_crowd, run_lengths))
         brushed = 0 < crowds == len(run_lengths)
         if brushed:
-            notes.append(f"{path.name}: all {crowds} run lengths have iscrowd 1: taken as cells, as CVAT means it")
-        by_number: dict[Any, _Draft] = {}
-        lost: dict[Any, str] = {}
-        for number, record in enumerate(images, start=1):
+            self.notes.append(f"{path.name}: all {crowds} run lengths have iscrowd 1: taken as cells, as CVAT means it")
+        drafts, repeated = self._read_images(images, path)
+        for number, record in enumerate(cells, start=1):
+            self.rows += 1
+            place = f"annotation {record.get('id', f'without id, number {number} of {path.name}')}"
+            key = _key(record, "image_id")
+            if key in drafts:
+                cell = _cell(record, place, names, drafts[key], brushed=brushed)
+            elif key in repeated:
+                cell = DroppedCell(repeated[key], place, "its image was dropped")
+            else:
+                reason = f"its image ({record.get('image_id')}) is not among those of {path.name}"
+                cell = DroppedCell("", place, reason)
+            if isinstance(cell, SourceCell):
+                drafts[key].cells.append(cell)
+            else:
+                self.dropped_cells.append(cell)
+
+    def _read_images(
+        self, records: list[dict[str, Any]], path: Path
+    ) -> tuple[dict[str | None, _Draft], dict[str | None, str]]:
+        """The images of a file by their id in it; and the names of those that an earlier file had, by their id."""
+        drafts: dict[str | None, _Draft] = {}
+        repeated: dict[str | None, str] = {}
+        for number, record in enumerate(records, start=1):
             draft, reason = _draft(record)
             key = _key(record, "id")
             if draft is None:
-                dropped_images.append(DroppedImage(f"{path.name}, image {number}", reason, 0))
-            elif key is None or key in by_number:
+                self.dropped_images.append(DroppedImage(f"{path.name}, image {number}", reason, 0))
+            elif key is None or key in drafts:
                 reason = f"{path.name} gives it the id {record.get('id')!r}, which must be one of its own"
-                dropped_images.append(DroppedImage(draft.image_id, reason, 0))
-            elif draft.image_id in drafts:
-                dropped_images.append(DroppedImage(draft.image_id, f"{path} describes it once more", 0))
-                lost[key] = draft.image_id
+                self.dropped_images.append(DroppedImage(draft.image_id, reason, 0))
+            elif draft.image_id in self.drafts:
+                self.dropped_images.append(DroppedImage(draft.image_id, f"{path} describes it once more", 0))
+                repeated[key] = draft.image_id
             else:
-                drafts[draft.image_id] = by_number[key] = draft
-        for number, record in enumerate(cells, start=1):
-            rows += 1
-            place = f"annotation {record.get('id', f'without id, number {number} of {path.name}')}"
-            draft = by_number.get(_key(record, "image_id"))
-            if draft is None:
-                image_id = lost.get(_key(record, "image_id"), "")
-                reason = f"its image ({record.get('image_id')}) is not among those of {path.name}"
-                dropped_cells.append(DroppedCell(image_id, place, "its image was dropped" if image_id else reason))
+                self.drafts[draft.image_id] = drafts[key] = draft
+        return drafts, repeated
+
+    def match_files(self, paths: dict[str, list[Path]], folder: Path) -> list[SourceImage]:
+        """The images that have cells and one file among `paths`, those below `folder` by name; others are dropped."""
+        with_dropped_cells = {cell.image_id for cell in self.dropped_cells}
+        found = []
+        for draft in self.drafts.values():
+            files = paths.get(draft.image_id, [])
+            if len(files) == 1 and draft.cells:
+                found.append(_source_image(draft, files[0]))
                 continue
-            cell = _cell(record, place, names, draft, brushed=brushed)
-            if isinstance(cell, SourceCell):
-                draft.cells.append(cell)
-            else:
-                dropped_cells.append(cell)
-    with_dropped_cells = {cell.image_id for cell in dropped_cells}
-    found = []
-    for draft in drafts.values():
-        candidates = paths.get(draft.image_id, [])
-        if len(candidates) == 1 and draft.cells:
-            found.append(_source_image(draft, candidates[0]))
-        else:
             if not draft.cells:
-                lost_all = draft.image_id in with_dropped_cells
-                reason = "none of its cells can be used" if lost_all else "no cell is annotated in it"
-            elif not candidates:
-                reason = f"no image of this name below {images_folder}"
+                all_dropped = draft.image_id in with_dropped_cells
+                reason = "none of its cells can be used" if all_dropped else "no cell is annotated in it"
+            elif not files:
+                reason = f"no image of this name below {folder}"
             else:
-                reason = f"two images have this name, {candidates[0]} and {candidates[1]}"
-            dropped_images.append(DroppedImage(draft.image_id, reason, len(draft.cells)))
-    return Source(
-        name="livecell",
-        class_names=LIVECELL_CLASSES,
-        images=tuple(found),
-        rows=rows,
-        dropped_images=tuple(dropped_images),
-        dropped_cells=tuple(dropped_cells),
-        images_without_annotations=tuple(stem for stem in sorted(paths) if stem not in drafts),
-        notes=tuple(notes),
-    )
+                reason = f"two images have this name, {files[0]} and {files[1]}"
+            self.dropped_images.append(DroppedImage(draft.image_id, reason, len(draft.cells)))
+        return found
 
 
 def _images_below(folder: Path) -> dict[str, list[Path]]:
     """Image files by name without ending."""
     if not folder.is_dir():
-        raise InputError(f"No folder {folder}: give the folder of LIVECell's images.")
+        raise InputError(f"no folder {folder}: give the folder of LIVECell's images")
     paths: dict[str, list[Path]] = {}
     content = search_images(folder, below=True)
     for path in content.images:
         paths.setdefault(composed(path.stem), []).append(path)
     if not paths:
         allowed = ", ".join(IMAGE_SUFFIXES)
-        raise InputError(f"No image in {folder} or below: {content.describe()}. Expected {allowed} files.")
+        raise InputError(f"no image in {folder} or below: {content.describe()}; expected {allowed} files")
     content.warn_of_passed_over(folder)
     return paths
 
 
 def _records(data: dict[str, Any], key: str, path: Path) -> list[dict[str, Any]]:
+    """The entries of a list of the file; an entry that is no record has no fields.
+
+    Raises:
+        InputError: there is no such list.
+    """
     values = data.get(key)
     if isinstance(values, dict):  # some of LIVECell's files number their annotations this way
         values = list(values.values())
     if not isinstance(values, list):
         raise InputError(f'{path} has no list "{key}": expected COCO annotations, as LIVECell has them')
-    return [value if isinstance(value, dict) else {} for value in values]  # what is no record has no fields
+    return [value if isinstance(value, dict) else {} for value in values]
 
 
 def _key(record: dict[str, Any], name: str) -> str | None:
@@ -197,8 +231,8 @@ def _cell(
             "give the category its cell line's name, or let the image's name begin with that"
         )
     else:
-        told = f"'{name}'" if name else f"{record.get('category_id')!r}, which the file does not explain"
-        reason = f"its category is {told}; it must be '{_ANY_CELL}' or one of {', '.join(LIVECELL_CLASSES)}"
+        category = f"'{name}'" if name else f"{record.get('category_id')!r}, which the file does not explain"
+        reason = f"its category is {category}; it must be '{_ANY_CELL}' or one of {', '.join(LIVECELL_CLASSES)}"
     return DroppedCell(draft.image_id, place, reason)
 
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from kernel.data.annotations import WRONGLY_ANNOTATED, BadRow, CellRow, images_of_table, read_cell_rows
-from kernel.data.coco import read_json
-from kernel.data.folders import composed, images_by_name, known_name
-from kernel.data.images import list_images
+from kernel.data.image_names import composed, images_by_name, known_name
+from kernel.data.json_files import read_json
 from kernel.data.tables import read_table
 from kernel.errors import InputError
+from kernel.images.reading import list_images
 from kernel.settings import CELL_TYPES
 
 
@@ -44,7 +44,7 @@ class SourceImage:
 
 @dataclass(frozen=True)
 class DroppedImage:
-    """An image left out, why, and how many rows or annotations went with it that are not told one by one."""
+    """An image left out, why, and how many rows or annotations went with it that are not listed one by one."""
 
     image_id: str
     reason: str
@@ -183,9 +183,9 @@ def read_pseudo_labels(submission: Path, images_folder: Path, cell_types: str) -
         if image_id not in paths:
             dropped.append(DroppedImage(image_id, f"no image of this name in {images_folder}", len(found)))
         elif cell_type not in CELL_TYPES:
-            told = f"its cell type is '{cell_type}' in {cell_types}" if cell_type else f"{cell_types} has no cell type"
+            flaw = f"its cell type is '{cell_type}' in {cell_types}" if cell_type else f"{cell_types} has no cell type"
             allowed = ", ".join(CELL_TYPES)
-            dropped.append(DroppedImage(image_id, f"{told}; it must be one of {allowed}", len(found)))
+            dropped.append(DroppedImage(image_id, f"{flaw}; it must be one of {allowed}", len(found)))
         else:
             label = CELL_TYPES.index(cell_type)
             cells = tuple(SourceCell(f"row {number}", label, text) for number, text in found)
@@ -203,7 +203,15 @@ def read_pseudo_labels(submission: Path, images_folder: Path, cell_types: str) -
 
 
 def _cell_type_lookup(given: str, names: Collection[str]) -> Callable[[str], str]:
-    """What tells an image's cell type by its id, one of `names`, "" where unknown."""
+    """A function that gives an image's cell type by its id, "" where unknown.
+
+    Args:
+        given: as `read_pseudo_labels` takes its cell types.
+        names: the images' ids.
+
+    Raises:
+        InputError: it is neither a cell type nor a file of one of the two forms.
+    """
     if given in CELL_TYPES:
         return lambda image_id: given
     path = Path(given)
@@ -213,11 +221,11 @@ def _cell_type_lookup(given: str, names: Collection[str]) -> Callable[[str], str
             "cell_type, or the kernel's summary.json"
         )
     if path.suffix.lower() == ".json":
-        told = read_json(path, "cell types").get("images")
-        if not isinstance(told, dict):
+        images = read_json(path, "cell types").get("images")
+        if not isinstance(images, dict):
             raise InputError(f'{path} has no "images": expected the summary.json that the kernel writes')
         known = {
-            composed(key): str(image.get("cell_type") or "") for key, image in told.items() if isinstance(image, dict)
+            composed(key): str(image.get("cell_type") or "") for key, image in images.items() if isinstance(image, dict)
         }
     else:
         table = read_table(path, ("id", "cell_type"), "cell types", "a CSV file with these columns")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from kernel.data.tables import read_table, whole_number, whole_text
 from kernel.errors import InputError
-from kernel.runtime.log import LOG
+from kernel.log import LOG
 
 FOLDS_NAME = "folds.csv"
 
@@ -106,7 +106,7 @@ def make_split(images: Sequence[SampledImage], name: str, folds: int, *, or_next
             )
             return Split(candidate, folds, rows, tuple(passed_over))
         if not or_next_best or candidate == SPLIT_NAMES[-1]:
-            raise InputError(f"{reason}. {_advice(candidate)}")
+            raise InputError(f"{reason}; {_advice(candidate)}")
         LOG.warning("%s: the next best split is tried", reason)
         passed_over.append(reason)
     raise AssertionError("the loop returns or raises")
@@ -144,10 +144,10 @@ def _obstacle(images: Sequence[SampledImage], groups: Sequence[str | None], name
 
 def _advice(name: str) -> str:
     if name == "stratified":
-        return "Ask for fewer folds"
+        return "ask for fewer folds"
     others = " or ".join(f"'{other}'" for other in SPLIT_NAMES[SPLIT_NAMES.index(name) + 1 :])
     return (
-        f"Fill in the column sample_id (as shsy5y[diff]_E10-4_Vessel-714_Ph_3), choose the split {others} "
+        f"fill in the column sample_id (as shsy5y[diff]_E10-4_Vessel-714_Ph_3), choose the split {others} "
         "or fewer folds, or let the next best split be taken (--or-next-best)"
     )
 
@@ -164,7 +164,7 @@ def _assign_folds(images: Sequence[SampledImage], groups: Sequence[str | None], 
             LOG.warning("%s: fewer images than folds, so that some folds have none", ", ".join(rare))
     assigned = [0] * len(images)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The least populated class", UserWarning)  # told above, by name
+        warnings.filterwarnings("ignore", "The least populated class", UserWarning)  # warned of above, by name
         for fold, (_, held_out) in enumerate(
             splitter(folds).split(cell_types, cell_types, None if name == "stratified" else groups)
         ):

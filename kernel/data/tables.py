@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import errno
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,10 +12,10 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TextIO
 
-from kernel.data.folders import composed
-from kernel.errors import InputError, RunError
-from kernel.runtime.files import whole_file
-from kernel.runtime.text import text_encoding
+from kernel.data.image_names import composed
+from kernel.errors import InputError
+from kernel.files import written_file
+from kernel.text import text_encoding
 
 #: Characters of a field, beyond the csv module's own 131072: the most that it takes on every system.
 _LONGEST_FIELD = 2**31 - 1
@@ -68,7 +67,11 @@ def read_table(path: Path, columns: Sequence[str], what: str, expected: str) -> 
 
 
 def _check_header(path: Path, header: Sequence[str], columns: Sequence[str], expected: str) -> None:
-    """Raise InputError where a column is missing, or there twice."""
+    """Look whether each of the columns is there once.
+
+    Raises:
+        InputError: one is missing, or there twice.
+    """
     missing = [column for column in columns if column not in header]
     if missing:
         for separator, name in _OTHER_SEPARATORS.items():
@@ -82,7 +85,7 @@ def _check_header(path: Path, header: Sequence[str], columns: Sequence[str], exp
 
 
 def whole_number(text: str) -> int | None:
-    """The number that a field holds, from 0 on, as 704 or, of a program that knows only one kind, 704.0; else None."""
+    """The number that a field holds, from 0 on, as 704 or, of a program that knows only floats, 704.0; else None."""
     match = re.fullmatch(r"([0-9]+)(\.0*)?", text.strip())
     return int(match[1]) if match else None
 
@@ -95,11 +98,5 @@ def whole_text(path: Path) -> Iterator[TextIO]:
         InputError: the folder cannot be written.
         RunError: the disk is full.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
-            yield stream
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise RunError(f"cannot write {path}: {error.strerror}; free some, and run the same again") from error
-        raise InputError(f"cannot write {path}: {error.strerror}; choose a folder that can be written") from error
+    with written_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
+        yield stream

@@ -7,11 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from kernel.errors import InputError
-from kernel.runtime.text import read_any_text
+from kernel.text import read_any_text
 
 
 def read_toml(path: Path, what: str) -> dict[str, Any]:
-    """The tables of a TOML file. Raises InputError, which calls it a `what` ("recipe"), where it is none."""
+    """The tables of a TOML file.
+
+    Args:
+        path: the file.
+        what: it is ("recipe"), for messages.
+
+    Raises:
+        InputError: no such file, or something else.
+    """
     try:
         return tomllib.loads(read_any_text(path))
     except OSError as error:

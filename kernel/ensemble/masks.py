@@ -1,57 +1,48 @@
-"""Masks: what all members and views predict for the same final boxes, un-flipped and averaged."""
+"""Masks: one member's, un-flipped and averaged over views; and scores that follow from them."""
 
 from __future__ import annotations
-
-from collections.abc import Iterable
 
 import torch
 
 from kernel.ensemble.boxes import Detections
+from kernel.ensemble.members import Member
 from kernel.ensemble.views import View, boxes_into_view, masks_out_of_view
-from kernel.models.detectors import DETECTOR_KINDS, Detector, ViewFeatures
+from kernel.models.detectors import DETECTOR_KINDS, ViewFeatures
 
 
 def predict_view_masks(
-    kind: str,
-    detector: Detector,
+    member: Member,
     features: ViewFeatures,
     views: tuple[View, ...],
     boxes_xyxy: torch.Tensor,
     labels: torch.Tensor,
     image_shape: tuple[int, int],
 ) -> torch.Tensor:
-    """One member's mean mask probabilities (N, 28, 28) over `views`, for boxes (N, 4) of the image.
+    """One member's mask probabilities (N, 28, 28) for boxes (N, 4) of the image, averaged over views.
 
-    Each box's own class `labels` (N,) int64 is predicted and no other: all members are asked about the same class,
-    so choosing it before the average changes nothing.
+    Only the mask of each box's own class, `labels` (N,) int64, is predicted: all members are asked about the same
+    class, so choosing it before the average changes nothing. The other arguments are those of `predict_view_boxes`.
     """
     in_views = torch.stack([boxes_into_view(boxes_xyxy, view, image_shape) for view in views])
-    masks = DETECTOR_KINDS[kind].predict_masks(detector, features, in_views, labels)
+    masks = DETECTOR_KINDS[member.kind].predict_masks(member.detector, features, in_views, labels)
     return torch.stack([masks_out_of_view(m, view) for m, view in zip(masks, views, strict=True)]).mean(dim=0)
 
 
-def merge_masks(predictions: Iterable[tuple[float, torch.Tensor]]) -> torch.Tensor:
-    """Average mask probabilities (N, 28, 28), each given with its weight: its member's, times its views."""
-    predictions = list(predictions)
-    total = sum(weight for weight, _ in predictions)
-    return torch.stack([masks * (weight / total) for weight, masks in predictions]).sum(dim=0)
+def maskness(mask_probs: torch.Tensor) -> torch.Tensor:
+    """(N,) mean probability of each mask's pixels above one half, of masks (N, 28, 28); 0 where none is.
 
-
-def mask_sureness(mask_probs: torch.Tensor) -> torch.Tensor:
-    """Mean probability (N,) of each mask's pixels above one half, of (N, 28, 28); 0 where none is.
-
-    The "maskness" of SOLO (Wang et al., 2020): a mask whose inside is only just inside is seldom a good one, however
-    sure the box head is that a cell is there.
+    As in SOLO (Wang et al., 2020): a mask whose pixels are hardly above one half is seldom a good one, however
+    confident the box head is that a cell is there.
     """
     inside = mask_probs > 0.5
     count = inside.flatten(1).sum(dim=1)
     return (mask_probs * inside).flatten(1).sum(dim=1) / count.clamp(min=1)
 
 
-def score_masks(detections: Detections, mask_probs: torch.Tensor, power: float) -> tuple[Detections, torch.Tensor]:
-    """Boxes and masks (N, 28, 28), best first by the boxes' scores times their masks' sureness to `power`."""
+def score_by_masks(boxes: Detections, mask_probs: torch.Tensor, power: float) -> tuple[Detections, torch.Tensor]:
+    """Boxes and masks (N, 28, 28), scored by the box's score times the mask's `maskness` to `power`; best first."""
     if power == 0:
-        return detections, mask_probs
-    scores = detections.scores * mask_sureness(mask_probs) ** power
+        return boxes, mask_probs
+    scores = boxes.scores * maskness(mask_probs) ** power
     order = scores.argsort(descending=True, stable=True)
-    return Detections(detections.boxes_xyxy[order], scores[order], detections.labels[order]), mask_probs[order]
+    return Detections(boxes.boxes_xyxy[order], scores[order], boxes.labels[order]), mask_probs[order]

@@ -1,4 +1,4 @@
-"""Proposals of the merged RPN, and the cell type that the merged maps tell."""
+"""Proposals by averaged RPN maps, and the cell type by the same maps."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from kernel.settings import CellTypeRule, Thresholds
 
 @dataclass(frozen=True)
 class RpnMaps:
-    """An RPN's output for one view, before the sigmoid; or the mean of several members'."""
+    """RPN maps of one view, before the sigmoid: a member's, or the mean of several."""
 
-    scores: tuple[torch.Tensor, ...]  # per level (A, h, w) logits of A anchors
-    deltas: tuple[torch.Tensor, ...]  # per level (4 A, h, w)
+    scores: tuple[torch.Tensor, ...]  # per FPN level (A, h, w) logits of A anchors
+    deltas: tuple[torch.Tensor, ...]  # per FPN level (4 A, h, w)
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Proposals:
 
     boxes_xyxy: torch.Tensor  # (N, 4) float32 pixels of the identity view, best score first
     scores: torch.Tensor  # (N,) float32 in 0..1
-    cell_type: str  # what the counts say
-    level_counts: tuple[int, ...]  # confident positions per level
+    cell_type: str  # by the counts
+    level_counts: tuple[int, ...]  # confident positions per FPN level
 
 
 def compute_rpn_maps(detector: Detector, levels: Sequence[torch.Tensor]) -> RpnMaps:
@@ -38,7 +38,7 @@ def compute_rpn_maps(detector: Detector, levels: Sequence[torch.Tensor]) -> RpnM
 
 
 def merge_rpn_maps(maps: Iterable[tuple[float, RpnMaps]]) -> RpnMaps:
-    """Average score and delta maps over members, each given with its weight: logits, so before the sigmoid."""
+    """Average score and delta maps over members, each given with its weight; logits, not probabilities."""
     maps = list(maps)
     total = sum(weight for weight, _ in maps)
     # Shares of the plain mean: of equal weights each is 1, and changes no bit of it.
@@ -54,12 +54,12 @@ def merge_rpn_maps(maps: Iterable[tuple[float, RpnMaps]]) -> RpnMaps:
 
 
 def count_confident_positions(maps: RpnMaps, score: float) -> tuple[int, ...]:
-    """Per level, how many positions have an anchor whose score is above `score`."""
+    """Per FPN level, how many positions have an anchor that scores above `score`."""
     return tuple(int((level.sigmoid().amax(dim=0) > score).sum()) for level in maps.scores)
 
 
 def cell_type_of_counts(level_counts: Sequence[int], rule: CellTypeRule) -> str:
-    """The cell type by the number of confident positions per level: big cells are astro, few are cort."""
+    """The cell type by the number of confident positions per FPN level: big cells are astro, few are cort."""
     if sum(level_counts[-2:]) > rule.astro_above:
         return "astro"
     if sum(level_counts) < rule.cort_below_total and level_counts[1] < rule.cort_below_second:
@@ -74,10 +74,16 @@ def select_proposals(
     rule: CellTypeRule,
     thresholds: dict[str, Thresholds],
 ) -> Proposals:
-    """Decode merged maps by the anchors of `rpn_head` and keep the best boxes, by the thresholds of the counts' type.
+    """Decode RPN maps and keep the best boxes, by the thresholds of the cell type that the maps show.
 
-    `image_shape` is the unpadded (H, W); boxes are clipped to it. Empty boxes are dropped, NMS keeps the levels
-    apart.
+    NMS does not compare boxes of different FPN levels. Empty boxes are dropped.
+
+    Args:
+        maps: averaged over members.
+        rpn_head: mmdet's, for its anchors and box coder.
+        image_shape: (H, W), unpadded; boxes are clipped to it.
+        rule: how the cell type follows from the counts.
+        thresholds: by cell type.
     """
     counts = count_confident_positions(maps, rule.score)
     cell_type = cell_type_of_counts(counts, rule)
@@ -93,7 +99,7 @@ def select_proposals(
         scores.append(best)
         levels.append(torch.full_like(order, level))
     all_boxes, all_scores, all_levels = torch.cat(boxes), torch.cat(scores), torch.cat(levels)
-    # A box at or below the score threshold suppresses none above it, so it can go before NMS.
+    # A box at or below the score threshold suppresses none above it, so it can be dropped before NMS.
     sized = (all_boxes[:, 2] > all_boxes[:, 0]) & (all_boxes[:, 3] > all_boxes[:, 1])
     candidates = torch.nonzero(sized & (all_scores > limits.rpn_score_threshold))[:, 0]
     all_boxes, all_scores, all_levels = all_boxes[candidates], all_scores[candidates], all_levels[candidates]

@@ -13,8 +13,9 @@ FLIP_SHIFT = -0.5
 #: ImageNet's mean and standard deviation in RGB, on the 0 to 255 scale.
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
-#: Gray level of the padding, and what the padded sides are multiples of: the coarsest FPN stride.
+#: Gray level of the padding.
 PAD_VALUE = 130
+#: Padded sides are multiples of this, the coarsest FPN stride.
 PAD_MULTIPLE = 32
 
 
@@ -43,10 +44,11 @@ ALL_VIEWS = (
 
 
 def view_images(image_bgr: np.ndarray, views: tuple[View, ...], device: torch.device | str = "cpu") -> torch.Tensor:
-    """Flip, pad and normalise `image_bgr` (H, W, 3) uint8 for `views`.
+    """Flip, pad and normalise an image (H, W, 3) uint8 BGR.
 
-    Returns (V, 3, H', W') float32 in RGB, H' and W' the next multiples of 32: the padding, at the right and the
-    bottom, comes after the flip.
+    Returns:
+        (V, 3, H', W') float32 RGB. H' and W' are the next multiples of 32; the padding, at the right and the bottom,
+        comes after the flip.
     """
     height, width = image_bgr.shape[:2]
     rgb = torch.from_numpy(np.ascontiguousarray(image_bgr[:, :, ::-1].transpose(2, 0, 1))).to(device)
@@ -70,8 +72,8 @@ def flip_boxes(boxes_xyxy: torch.Tensor, view: View, image_shape: tuple[int, int
 
 
 def boxes_into_view(boxes_xyxy: torch.Tensor, view: View, image_shape: tuple[int, int]) -> torch.Tensor:
-    """Where boxes (N, 4) of the image lie in `view`: mirrored, shifted by half a pixel along each flipped axis
-    and clamped to the image there."""
+    """Where boxes (N, 4) of the image lie in `view`: mirrored, and along each flipped axis shifted by half a pixel and
+    clamped to the image."""
     height, width = image_shape
     x1, y1, x2, y2 = flip_boxes(boxes_xyxy, view, image_shape).unbind(dim=1)
     if view.flip_x:
@@ -82,5 +84,5 @@ def boxes_into_view(boxes_xyxy: torch.Tensor, view: View, image_shape: tuple[int
 
 
 def masks_out_of_view(masks: torch.Tensor, view: View) -> torch.Tensor:
-    """Un-flip masks (..., h, w) that were predicted in `view`."""
+    """Flip masks (..., h, w) that were predicted in `view` back."""
     return masks.flip(view.flipped_dims)

@@ -1,0 +1,1 @@
+"""The detectors: built from configurations, loaded from checkpoints, run stage by stage."""

@@ -1,52 +1,47 @@
-"""Detectors: Mask R-CNN, Cascade Mask R-CNN and HTC as mmdet defines them, and what each kind does with given boxes.
+"""Detectors: Mask R-CNN, Cascade Mask R-CNN and HTC as mmdet defines them, and their answers to given boxes.
 
-A kind is a plain dict entry of three functions. They never make proposals or select boxes: the ensemble does,
-on what all members say of the *same* boxes.
+A detector kind is three functions. They never make proposals or select boxes: the ensemble does, by what all members
+answer to the *same* boxes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kernel.models.encoders import ENCODER_STRIDES, build_encoder
+from kernel.models.configs import (
+    DetectorSpec,
+    cascade_roi_head,
+    htc_roi_head,
+    maskrcnn_roi_head,
+    neck_config,
+    rpn_head_config,
+    train_config,
+)
+from kernel.models.encoders import build_encoder
 from kernel.models.roi_align import pool_rois
 
-#: A detector of mmdet: an `nn.Module` whose parts (`rpn_head`, `roi_head`) no type of its own tells.
+#: A detector of mmdet: an `nn.Module` with parts (`backbone`, `neck`, `rpn_head`, `roi_head`) that it has no type for.
 Detector = Any
 
-#: RoIs that go through a mask head at a time: its upsampled maps take 0.8 MB each at 256 channels.
+#: RoIs that go through a mask head at a time; its upsampled maps take 0.8 MB per RoI at 256 channels.
 MASK_HEAD_CHUNK = 256
-#: Groups of a neck's GroupNorm; its channels are a multiple of them.
-NECK_NORM_GROUPS = 32
-#: RoIs that go through a box head at a time: their 7 x 7 features take 50 KB each at 256 channels.
+#: RoIs that go through a box head at a time; their 7 x 7 features take 50 KB per RoI at 256 channels.
 BOX_HEAD_CHUNK = 2048
 
 
 @dataclass(frozen=True)
-class DetectorSpec:
-    """What a detector is. The published members differ in kind and encoder only; the demo's are narrower."""
-
-    kind: str  # a key of `DETECTOR_KINDS`
-    encoder: str
-    num_classes: int = 8  # foreground classes; 8: LIVECell's
-    neck_channels: int = 256
-    fc_channels: int = 1024
-    mask_channels: int = 256
-    neck_norm: bool = False  # GroupNorm in the neck: for small batches and encoders without detection weights
-
-
-@dataclass(frozen=True)
 class ViewFeatures:
-    """What a detector computed of a batch of V views of one image."""
+    """A detector's features of a batch of V views of one image."""
 
     levels: tuple[torch.Tensor, ...]  # five FPN maps (V, C, h, w), strides 2, 4, 8, 16, 32
-    semantic: torch.Tensor | None  # HTC's semantic features (V, C, h, w), stride 4; None for other kinds
+    semantic: torch.Tensor | None  # HTC's semantic features (V, C, h, w), stride 4; None for other detector kinds
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
@@ -56,7 +51,7 @@ class ViewFeatures:
 
 @dataclass(frozen=True)
 class DetectorKind:
-    """The three functions in which kinds of detectors differ."""
+    """The three functions in which detector kinds differ."""
 
     roi_head: Callable[[DetectorSpec], dict[str, Any]]
     predict_boxes: Callable[..., tuple[torch.Tensor, torch.Tensor]]
@@ -64,7 +59,7 @@ class DetectorKind:
 
 
 def build_detector(spec: DetectorSpec) -> Detector:
-    """Build the detector of `spec` in eval mode, with random weights and without network.
+    """Build the detector of `spec` in eval mode, with random weights; nothing is downloaded.
 
     Its state dict has the keys of mmdet's own detector of that kind. mmdet must be importable.
     """
@@ -72,7 +67,7 @@ def build_detector(spec: DetectorSpec) -> Detector:
     from mmdet.models import build_detector as build_mmdet_detector
 
     encoder, channels = build_encoder(spec.encoder)
-    # Beyond mmdet's own modules nothing is registered by name: mmcv takes a function for a type as well.
+    # Nothing of ours needs to be registered by name: mmcv takes a function for a type as well.
     config = ConfigDict(
         type={"maskrcnn": "MaskRCNN", "cascade": "CascadeRCNN", "htc": "HybridTaskCascade"}[spec.kind],
         backbone=dict(type=lambda: encoder),
@@ -86,173 +81,6 @@ def build_detector(spec: DetectorSpec) -> Detector:
         ),
     )
     return build_mmdet_detector(config).eval()
-
-
-# --- configurations, in mmdet's terms ------------------------------------------------------------------------
-
-
-def neck_config(spec: DetectorSpec, encoder_channels: tuple[int, ...]) -> dict[str, Any]:
-    """The FPN: four levels of the encoder's maps, and a fifth at half the resolution of the last."""
-    norm = dict(norm_cfg=dict(type="GN", num_groups=NECK_NORM_GROUPS)) if spec.neck_norm else {}
-    return dict(type="FPN", in_channels=list(encoder_channels), out_channels=spec.neck_channels, num_outs=5, **norm)
-
-
-def rpn_head_config(spec: DetectorSpec) -> dict[str, Any]:
-    """The RPN: anchors of scale 8 and three ratios on five levels, half the usual strides."""
-    smooth = dict(type="SmoothL1Loss", beta=1.0 / 9.0, loss_weight=1.0)
-    return dict(
-        type="RPNHead",
-        in_channels=spec.neck_channels,
-        feat_channels=spec.neck_channels,
-        anchor_generator=dict(
-            type="AnchorGenerator", scales=[8], ratios=[0.5, 1.0, 2.0], strides=[*ENCODER_STRIDES, 32]
-        ),
-        bbox_coder=dict(type="DeltaXYWHBBoxCoder", target_means=[0.0] * 4, target_stds=[1.0] * 4),
-        loss_cls=dict(type="CrossEntropyLoss", use_sigmoid=True, loss_weight=1.0),
-        loss_bbox=dict(type="L1Loss", loss_weight=1.0) if spec.kind == "maskrcnn" else smooth,
-    )
-
-
-def roi_extractor_config(spec: DetectorSpec, output_size: int, strides: tuple[int, ...]) -> dict[str, Any]:
-    """RoIAlign with adaptive sampling, each RoI on the level that fits its size."""
-    return dict(
-        type="SingleRoIExtractor",
-        roi_layer=dict(type="RoIAlign", output_size=output_size, sampling_ratio=0),
-        out_channels=spec.neck_channels,
-        featmap_strides=list(strides),
-    )
-
-
-def box_head_config(
-    spec: DetectorSpec, stds: tuple[float, ...], class_agnostic: bool, loss: dict[str, Any]
-) -> dict[str, Any]:
-    """Two shared fully connected layers, then classes and deltas."""
-    return dict(
-        type="Shared2FCBBoxHead",
-        in_channels=spec.neck_channels,
-        fc_out_channels=spec.fc_channels,
-        roi_feat_size=7,
-        num_classes=spec.num_classes,
-        bbox_coder=dict(type="DeltaXYWHBBoxCoder", target_means=[0.0] * 4, target_stds=list(stds)),
-        reg_class_agnostic=class_agnostic,
-        loss_cls=dict(type="CrossEntropyLoss", use_sigmoid=False, loss_weight=1.0),
-        loss_bbox=loss,
-    )
-
-
-def mask_head_config(spec: DetectorSpec, head: str = "FCNMaskHead", **options: Any) -> dict[str, Any]:
-    """Four convolutions and a deconvolution: 28 x 28 logits per class."""
-    return dict(
-        type=head,
-        num_convs=4,
-        in_channels=spec.neck_channels,
-        conv_out_channels=spec.mask_channels,
-        num_classes=spec.num_classes,
-        loss_mask=dict(type="CrossEntropyLoss", use_mask=True, loss_weight=1.0),
-        **options,
-    )
-
-
-def maskrcnn_roi_head(spec: DetectorSpec) -> dict[str, Any]:
-    """One stage; each class regresses its own box."""
-    return dict(
-        type="StandardRoIHead",
-        bbox_roi_extractor=roi_extractor_config(spec, 7, ENCODER_STRIDES),
-        bbox_head=box_head_config(spec, (0.1, 0.1, 0.2, 0.2), False, dict(type="L1Loss", loss_weight=1.0)),
-        mask_roi_extractor=roi_extractor_config(spec, 14, ENCODER_STRIDES),
-        mask_head=mask_head_config(spec),
-    )
-
-
-#: Delta standard deviations and assigner IoUs of the three stages of a cascade.
-CASCADE_STDS = ((0.1, 0.1, 0.2, 0.2), (0.05, 0.05, 0.1, 0.1), (0.033, 0.033, 0.067, 0.067))
-CASCADE_IOUS = (0.5, 0.6, 0.7)
-CASCADE_LOSS_WEIGHTS = (1, 0.5, 0.25)
-
-
-def cascade_roi_head(spec: DetectorSpec) -> dict[str, Any]:
-    """Three stages, each refining the boxes of the one before; a mask head per stage."""
-    smooth = dict(type="SmoothL1Loss", beta=1.0, loss_weight=1.0)
-    return dict(
-        type="CascadeRoIHead",
-        num_stages=3,
-        stage_loss_weights=list(CASCADE_LOSS_WEIGHTS),
-        bbox_roi_extractor=roi_extractor_config(spec, 7, ENCODER_STRIDES),
-        bbox_head=[box_head_config(spec, stds, True, dict(smooth)) for stds in CASCADE_STDS],
-        mask_roi_extractor=roi_extractor_config(spec, 14, ENCODER_STRIDES),
-        mask_head=[mask_head_config(spec) for _ in CASCADE_STDS],
-    )
-
-
-def htc_roi_head(spec: DetectorSpec) -> dict[str, Any]:
-    """A cascade whose mask heads feed one another and whose RoI features are joined by semantic ones."""
-    return dict(
-        cascade_roi_head(spec),
-        type="HybridTaskCascadeRoIHead",
-        interleaved=True,
-        mask_info_flow=True,
-        mask_head=[
-            mask_head_config(spec, "HTCMaskHead", with_conv_res=stage > 0) for stage in range(len(CASCADE_STDS))
-        ],
-        semantic_roi_extractor=roi_extractor_config(spec, 14, ENCODER_STRIDES[1:2]),
-        semantic_head=dict(
-            type="FusedSemanticHead",
-            num_ins=5,
-            fusion_level=1,
-            num_convs=4,
-            in_channels=spec.neck_channels,
-            conv_out_channels=spec.neck_channels,
-            num_classes=spec.num_classes,
-            loss_seg=dict(type="CrossEntropyLoss", ignore_index=255, loss_weight=0.2),
-        ),
-    )
-
-
-def train_config(spec: DetectorSpec) -> dict[str, Any]:
-    """Assigners and samplers of training."""
-
-    def stage(iou: float) -> dict[str, Any]:
-        return dict(
-            assigner=dict(
-                type="MaxIoUAssigner",
-                pos_iou_thr=iou,
-                neg_iou_thr=iou,
-                min_pos_iou=iou,
-                match_low_quality=spec.kind == "maskrcnn",
-                ignore_iof_thr=-1,
-            ),
-            sampler=dict(type="RandomSampler", num=512, pos_fraction=0.25, neg_pos_ub=-1, add_gt_as_proposals=True),
-            mask_size=28,
-            pos_weight=-1,
-            debug=False,
-        )
-
-    return dict(
-        rpn=dict(
-            assigner=dict(
-                type="MaxIoUAssigner",
-                pos_iou_thr=0.7,
-                neg_iou_thr=0.3,
-                min_pos_iou=0.3,
-                match_low_quality=True,
-                ignore_iof_thr=-1,
-            ),
-            sampler=dict(type="RandomSampler", num=256, pos_fraction=0.5, neg_pos_ub=-1, add_gt_as_proposals=False),
-            allowed_border=-1 if spec.kind == "maskrcnn" else 0,
-            pos_weight=-1,
-            debug=False,
-        ),
-        rpn_proposal=dict(
-            nms_pre=2000,
-            max_per_img=1000 if spec.kind == "maskrcnn" else 2000,
-            nms=dict(type="nms", iou_threshold=0.7),
-            min_bbox_size=0,
-        ),
-        rcnn=stage(0.5) if spec.kind == "maskrcnn" else [stage(iou) for iou in CASCADE_IOUS],
-    )
-
-
-# --- what a detector says of given boxes -----------------------------------------------------------------------
 
 
 def compute_features(detector: Detector, images: torch.Tensor) -> ViewFeatures:
@@ -277,7 +105,7 @@ def chunked_rois(rois: torch.Tensor, size: int) -> tuple[torch.Tensor, ...]:
 
 
 def box_features(detector: Detector, features: ViewFeatures, rois: torch.Tensor) -> torch.Tensor:
-    """RoI features (M, C, 7, 7) for the box head; the cascades hold one extractor per stage, all alike."""
+    """RoI features (M, C, 7, 7) for the box heads. Cascades hold one extractor per cascade stage, all alike."""
     extractor = detector.roi_head.bbox_roi_extractor
     extractor = extractor[0] if isinstance(extractor, nn.ModuleList) else extractor
     pooled = pool_rois(extractor, features.levels[: extractor.num_inputs], rois)
@@ -309,11 +137,17 @@ def maskrcnn_boxes(
     image_shape: tuple[int, int],
     num_classes: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Classify and regress boxes (V, N, 4), in each view's own coordinates.
+    """Classify and regress boxes. Every class regresses its own box: that of the view's best class is taken.
 
-    Returns boxes (V, N, 4), clipped to `image_shape` (H, W), and probabilities (V, N, num_classes) of the first
-    `num_classes` classes, not renormalised. Every class regresses its own box: the view's best class of those
-    `num_classes` gives it.
+    Args:
+        detector: a Mask R-CNN.
+        features: of V views.
+        boxes_xyxy: (V, N, 4) pixels, in each view's own coordinates.
+        image_shape: (H, W), unpadded.
+        num_classes: the first so many classes count.
+
+    Returns:
+        Boxes (V, N, 4), clipped to the image, and probabilities (V, N, num_classes), not renormalised.
     """
     head = detector.roi_head.bbox_head
     boxes, scores = [], []
@@ -334,9 +168,9 @@ def cascade_boxes(
     image_shape: tuple[int, int],
     num_classes: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `maskrcnn_boxes`, in three stages that each refine the boxes; the logits are averaged over stages.
+    """As `maskrcnn_boxes`, in three cascade stages that each refine the boxes; logits are averaged over them.
 
-    Regression is class-agnostic, so which class is the best one does not change the boxes.
+    Regression is class-agnostic: the best class does not change the boxes.
     """
     heads = detector.roi_head.bbox_head
     boxes, scores = [], []
@@ -359,41 +193,30 @@ def stack_views(pieces: list[torch.Tensor], boxes_xyxy: torch.Tensor, width: int
     return torch.cat(pieces).view(len(boxes_xyxy), -1, width)
 
 
-def maskrcnn_masks(
-    detector: Detector, features: ViewFeatures, boxes_xyxy: torch.Tensor, labels: torch.Tensor
-) -> torch.Tensor:
-    """Mask probabilities (V, N, 28, 28) of boxes (V, N, 4), each of its own class `labels` (N,), in the view."""
-    return mask_probabilities(detector, features, boxes_xyxy, labels, single_mask_stage)
-
-
-def cascade_masks(
-    detector: Detector, features: ViewFeatures, boxes_xyxy: torch.Tensor, labels: torch.Tensor
-) -> torch.Tensor:
-    """As `maskrcnn_masks`: the mean over the stages' probabilities."""
-    return mask_probabilities(detector, features, boxes_xyxy, labels, independent_mask_stages)
-
-
-def htc_masks(
-    detector: Detector, features: ViewFeatures, boxes_xyxy: torch.Tensor, labels: torch.Tensor
-) -> torch.Tensor:
-    """As `cascade_masks`; each stage's features flow into the next one's."""
-    return mask_probabilities(detector, features, boxes_xyxy, labels, chained_mask_stages)
-
-
 def mask_probabilities(
+    mask_logits: Callable[[Detector, torch.Tensor], list[torch.Tensor]],
     detector: Detector,
     features: ViewFeatures,
     boxes_xyxy: torch.Tensor,
     labels: torch.Tensor,
-    stages: Callable[[Detector, torch.Tensor], list[torch.Tensor]],
 ) -> torch.Tensor:
-    """Run `stages`, mapping RoI features to a list of logits (M, C, 28, 28), over all boxes, a chunk at a time."""
+    """Mask probabilities of boxes, each of its own class; averaged over cascade stages.
+
+    Args:
+        mask_logits: maps RoI features (M, C, 14, 14) to logits (M, classes, 28, 28), one tensor per cascade stage.
+        detector, features: of V views.
+        boxes_xyxy: (V, N, 4) pixels, in each view's own coordinates.
+        labels: (N,) int64.
+
+    Returns:
+        (V, N, 28, 28), in the view.
+    """
     views, count = boxes_xyxy.shape[:2]
     probabilities = []
     all_labels = labels.repeat(views)
     label_chunks = torch.split(all_labels, MASK_HEAD_CHUNK)
     for rois, own in zip(chunked_rois(boxes_to_rois(boxes_xyxy), MASK_HEAD_CHUNK), label_chunks, strict=False):
-        logits = stages(detector, mask_features(detector, features, rois))
+        logits = mask_logits(detector, mask_features(detector, features, rois))
         probabilities.append(sum(own_class(each, own).float().sigmoid() for each in logits) / len(logits))
     if not probabilities:
         return boxes_xyxy.new_zeros((views, 0, *mask_size(detector)))
@@ -408,17 +231,17 @@ def mask_size(detector: Detector) -> tuple[int, int]:
     return pooled[0] * scale, pooled[1] * scale
 
 
-def single_mask_stage(detector: Detector, pooled: torch.Tensor) -> list[torch.Tensor]:
+def maskrcnn_mask_logits(detector: Detector, pooled: torch.Tensor) -> list[torch.Tensor]:
     """Mask R-CNN's one mask head."""
     return [detector.roi_head.mask_head(pooled)]
 
 
-def independent_mask_stages(detector: Detector, pooled: torch.Tensor) -> list[torch.Tensor]:
+def cascade_mask_logits(detector: Detector, pooled: torch.Tensor) -> list[torch.Tensor]:
     """A cascade's mask heads, all on the same features."""
     return [head(pooled) for head in detector.roi_head.mask_head]
 
 
-def chained_mask_stages(detector: Detector, pooled: torch.Tensor) -> list[torch.Tensor]:
+def htc_mask_logits(detector: Detector, pooled: torch.Tensor) -> list[torch.Tensor]:
     """HTC's mask heads: each one takes the last one's features as well."""
     logits, flow = [], None
     for head in detector.roi_head.mask_head:
@@ -428,7 +251,7 @@ def chained_mask_stages(detector: Detector, pooled: torch.Tensor) -> list[torch.
 
 
 DETECTOR_KINDS: Mapping[str, DetectorKind] = {
-    "maskrcnn": DetectorKind(maskrcnn_roi_head, maskrcnn_boxes, maskrcnn_masks),
-    "cascade": DetectorKind(cascade_roi_head, cascade_boxes, cascade_masks),
-    "htc": DetectorKind(htc_roi_head, cascade_boxes, htc_masks),
+    "maskrcnn": DetectorKind(maskrcnn_roi_head, maskrcnn_boxes, partial(mask_probabilities, maskrcnn_mask_logits)),
+    "cascade": DetectorKind(cascade_roi_head, cascade_boxes, partial(mask_probabilities, cascade_mask_logits)),
+    "htc": DetectorKind(htc_roi_head, cascade_boxes, partial(mask_probabilities, htc_mask_logits)),
 }

@@ -1,4 +1,4 @@
-"""Encoders: what a detector sees with. Built without weights and without network.
+"""Encoders: the networks that turn an image into feature maps. They are built with random weights, offline.
 
 Every encoder's first convolution has its stride removed, so that its feature maps have twice the usual
 resolution and the smallest cells are found: strides 2, 4, 8 and 16 instead of 4, 8, 16 and 32.
@@ -20,7 +20,7 @@ ENCODER_STRIDES = (2, 4, 8, 16)
 
 @dataclass(frozen=True)
 class ResNetPlan:
-    """One member of the ResNet family, in the terms of mmdet's `ResNet` and `ResNeXt`."""
+    """One network of the ResNet family, in the terms of mmdet's `ResNet` and `ResNeXt`."""
 
     depth: int
     groups: int = 1  # above 1: a ResNeXt of this many groups ...
@@ -52,8 +52,7 @@ TIMM_NAMES: Mapping[str, str] = {
 class TimmEncoder(nn.Module):
     """A timm EfficientNet that returns its last feature map of each reduction 4, 8, 16 and 32.
 
-    timm's whole classifier is kept, although `conv_head`, `bn2` and `classifier` are never run: the published
-    checkpoints hold them.
+    timm's `conv_head`, `bn2` and `classifier` are kept, though they are never run: the published checkpoints hold them.
     """
 
     def __init__(self, timm_name: str):
@@ -83,10 +82,13 @@ class TimmEncoder(nn.Module):
 
 
 def build_encoder(name: str) -> tuple[nn.Module, tuple[int, ...]]:
-    """Build the encoder `name` with random weights.
+    """Build an encoder with random weights.
 
-    Returns the module, mapping (B, 3, H, W) to four maps of strides `ENCODER_STRIDES`, and their channels.
-    `name` is one of `RESNET_PLANS` or `TIMM_NAMES`.
+    Args:
+        name: one of `RESNET_PLANS` or `TIMM_NAMES`.
+
+    Returns:
+        The module, which maps (B, 3, H, W) to four feature maps of strides `ENCODER_STRIDES`; and their channels.
     """
     if name in TIMM_NAMES:
         encoder = TimmEncoder(TIMM_NAMES[name])
@@ -114,9 +116,13 @@ def build_encoder(name: str) -> tuple[nn.Module, tuple[int, ...]]:
 
 
 def encoder_signature(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Any, ...]:
-    """Tell encoders apart by a state dict's `{key: shape}`: blocks per stage and a few shapes that differ.
+    """What tells encoders apart in a detector's state dict: the number of blocks per stage, and one layer's shape.
 
-    `shapes` are a bare detector's (keys `backbone.*`). Unknown layouts give a signature that matches none.
+    Args:
+        shapes: of the detector's tensors, by key; the encoder's keys are `backbone.*`.
+
+    Returns:
+        A key of `ENCODER_SIGNATURES`; another value for an unknown encoder.
     """
     if "backbone.effnet.conv_stem.weight" in shapes:
         stage_prefix, width_key = "backbone.effnet.blocks.", "backbone.effnet.conv_stem.weight"
@@ -130,7 +136,7 @@ def encoder_signature(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Any, ...]:
 
 _RESNET_LAYER, _EFFNET_BLOCKS = "backbone.layer", "backbone.effnet.blocks."
 
-#: What `encoder_signature` says of each encoder. A test derives the table anew from the built encoders.
+#: The signature of each encoder. A test derives the table anew from the built encoders.
 ENCODER_SIGNATURES: Mapping[tuple[Any, ...], str] = {
     (_RESNET_LAYER, (2, 2, 2, 2), (24, 24, 3, 3)): "resnet18_narrow",
     (_RESNET_LAYER, (3, 4, 6, 3), (64, 64, 3, 3)): "resnet50",

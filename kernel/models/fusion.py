@@ -1,4 +1,4 @@
-"""Convolutions take over the BatchNorm behind them: for inference, where its statistics are fixed."""
+"""BatchNorms fused into the convolutions before them: for inference, where their statistics are fixed."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
 def fuse_batch_norms(detector: nn.Module) -> int:
-    """Multiply each BatchNorm into the convolution before it, in place; returns how many there were.
+    """Fuse each BatchNorm into the convolution before it, in place, and return their number.
 
-    Saves a pass over every map of the encoder, and changes results by rounding only. Meant for a detector in eval mode
-    that is not trained or saved afterwards: its state dict is another one. A BatchNorm belongs to the convolution that
-    stands right before it in the same module, as in all our encoders. timm's BatchNorms have their activation in them:
-    it stays.
+    This saves a pass over every feature map of the encoder and changes results by rounding only. The detector must be
+    in eval mode, and cannot be trained or saved afterwards: its state dict has other keys. A BatchNorm belongs to the
+    convolution right before it in the same module, as in all our encoders. The activation that timm's BatchNorms
+    contain stays.
     """
     fused = 0
     for parent in list(detector.modules()):

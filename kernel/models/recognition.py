@@ -1,4 +1,4 @@
-"""Which weight file is whose, told by what the files hold."""
+"""Weight files matched to members by their content."""
 
 from __future__ import annotations
 
@@ -6,33 +6,28 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from kernel.errors import InputError
-from kernel.manifest import WEIGHT_SUFFIXES, MemberEntry
+from kernel.files import file_sha256
+from kernel.manifest.types import WEIGHT_SUFFIXES, MemberEntry
 from kernel.models.checkpoints import recognise_checkpoint
-from kernel.runtime.wheels import file_sha256
 
 
 def recognise_members(
     members: Sequence[MemberEntry], files: Iterable[Path], taken: Collection[Path] = ()
 ) -> dict[str, Path]:
-    """Match members, by name, to the weight files among `files`, by the kind and encoder that each file holds.
+    """Match members to weight files, by the detector kind and encoder that each file holds.
 
-    Files in `taken` belong to others; copies of the same bytes count once. Raises InputError for a member without a
-    candidate, or where it cannot be told which of several is whose, listing them.
+    Args:
+        members: those without a file yet.
+        files: candidates; other files may be among them. Copies of the same bytes count once.
+        taken: files that belong to other members.
+
+    Returns:
+        A file for each member, by name.
+
+    Raises:
+        InputError: a member has no candidate, or more than one, or two members have the same.
     """
-    held: dict[tuple[str, str], list[Path]] = {}
-    strangers: list[str] = []
-    sums = {file_sha256(path) for path in taken}
-    for path in sorted(path for path in files if path.suffix in WEIGHT_SUFFIXES and path.is_file()):
-        sha256 = file_sha256(path)
-        if sha256 in sums:
-            continue
-        sums.add(sha256)
-        try:
-            info = recognise_checkpoint(path)
-        except InputError as error:
-            strangers.append(str(error))
-            continue
-        held.setdefault((info.kind, info.encoder), []).append(path)
+    held, strangers = group_by_detector(files, taken)
     chosen: dict[str, Path] = {}
     problems: list[str] = []
     for member in members:
@@ -43,7 +38,7 @@ def recognise_members(
         elif candidates:
             problems.append(
                 f"member {member.name}: {len(candidates)} file(s) hold a {member.kind} {member.encoder} and "
-                f"{len(rivals)} member(s) ask for one ({', '.join(rivals)}); say which is whose by `file` in the "
+                f"{len(rivals)} member(s) ask for one ({', '.join(rivals)}); name each member's file by `file` in the "
                 f"manifest: {', '.join(path.name for path in candidates)}"
             )
         else:
@@ -54,3 +49,24 @@ def recognise_members(
     if problems:
         raise InputError("\n".join([*problems, *(f"not recognised: {line}" for line in strangers)]))
     return chosen
+
+
+def group_by_detector(
+    files: Iterable[Path], taken: Collection[Path]
+) -> tuple[dict[tuple[str, str], list[Path]], list[str]]:
+    """Weight files by detector kind and encoder, and why others are no detectors. Arguments as `recognise_members`."""
+    held: dict[tuple[str, str], list[Path]] = {}
+    strangers: list[str] = []
+    sums = {file_sha256(path) for path in taken}
+    for path in sorted(path for path in files if path.suffix in WEIGHT_SUFFIXES and path.is_file()):
+        sha256 = file_sha256(path)
+        if sha256 in sums:
+            continue
+        sums.add(sha256)
+        try:
+            spec = recognise_checkpoint(path)
+        except InputError as error:
+            strangers.append(str(error))
+            continue
+        held.setdefault((spec.kind, spec.encoder), []).append(path)
+    return held, strangers

@@ -1,8 +1,8 @@
-"""RoIAlign of a detector's extractors; on the CPU by one lookup of weighted sums in channels-last maps.
+"""RoIAlign of a detector's extractors; on the CPU by `embedding_bag`, several times faster than torchvision's kernel.
 
-A bin's value is a weighted sum of feature vectors: four neighbours of each of its sampling points. Where a position's
-channels lie side by side, as in channels-last maps, that sum is what `embedding_bag` computes, a vector instruction at
-a time. torchvision's kernel copies every map to channels-first order at each call and then works number by number.
+A bin's value is a weighted sum of feature vectors: of the four neighbours of each of its sampling points. In a
+channels-last map a position's channels are adjacent in memory, and `embedding_bag` adds them by vector instructions.
+torchvision's kernel copies every map to channels-first order at each call, and then works number by number.
 """
 
 from __future__ import annotations
@@ -14,17 +14,20 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-#: Sampling points looked up at a time: their positions and weights take about 200 bytes each.
+#: Sampling points handled at a time; their positions and weights take about 200 bytes each.
 POINTS_AT_ONCE = 1 << 20
 
 
 def pool_rois(extractor: Any, levels: Sequence[torch.Tensor], rois: torch.Tensor) -> torch.Tensor:
-    """RoI features (M, C, out, out) as mmdet's `SingleRoIExtractor` gives them, up to rounding.
+    """RoI features as mmdet's `SingleRoIExtractor` gives them, up to rounding.
 
     Args:
-        extractor: the extractor; it has average pooling, adaptive sampling and no rescaling of RoIs.
-        levels: its maps (V, C, h, w), float32, quickest in channels-last order.
+        extractor: with average pooling, adaptive sampling and no rescaling of RoIs.
+        levels: its FPN maps (V, C, h, w), float32; channels-last ones are fastest.
         rois: (M, 5) the map's index in the batch, then x1, y1, x2, y2 in pixels of the image.
+
+    Returns:
+        (M, C, size, size).
     """
     if rois.device.type != "cpu":
         return type(extractor).forward(extractor, levels, rois)
@@ -42,8 +45,8 @@ def pool_rois(extractor: Any, levels: Sequence[torch.Tensor], rois: torch.Tensor
 def quicken_extractors(detector: Any) -> None:
     """Let the detector's extractors pool by `pool_rois` wherever mmdet calls them, as it does in training.
 
-    Forward and backward together take a fifth of the time of torchvision's kernels, of which the backward one knows a
-    single thread (tests/benchmarks/bench_training.py).
+    Forward and backward together take a fifth of the time of torchvision's kernels, whose backward one uses a single
+    thread (tests/benchmarks/bench_training.py).
     """
     from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 
@@ -53,8 +56,8 @@ def quicken_extractors(detector: Any) -> None:
 
 
 def align_rois(fmap: torch.Tensor, rois: torch.Tensor, size: int, scale: float) -> torch.Tensor:
-    """RoIAlign with half-pixel offsets and as many points per bin and axis as the bin has feature pixels, begun ones
-    included.
+    """RoIAlign with half-pixel offsets and adaptive sampling: per axis, a bin has as many sampling points as feature
+    pixels, rounded up.
 
     Args:
         fmap: (V, C, h, w) features.
@@ -63,13 +66,13 @@ def align_rois(fmap: torch.Tensor, rois: torch.Tensor, size: int, scale: float) 
         scale: feature pixels per image pixel.
 
     Returns:
-        (M, size, size, C). A RoI without width or height has no points, and all zeros.
+        (M, size, size, C). A RoI without width or height has no sampling points, and is all zeros.
     """
     table = fmap.permute(0, 2, 3, 1).reshape(-1, fmap.shape[1])
     corners = rois[:, 1:] * scale - 0.5
     bins = (corners[:, 2:] - corners[:, :2]) / size  # (M, 2) feature pixels per bin, x and y
     points = bins.ceil().clamp(min=0).long()  # (M, 2) per bin
-    # Large RoIs have thousands of points: as many RoIs at a time as fit, one at least.
+    # Large RoIs have thousands of sampling points: as many RoIs at a time as fit, one at least.
     piece_of = (points.prod(dim=1).cumsum(0) * size * size) // POINTS_AT_ONCE
     pieces = piece_of.unique_consecutive(return_counts=True)[1].tolist()
     split = zip(*(torch.split(each, pieces) for each in (rois[:, 0].long(), corners[:, :2], bins, points)), strict=True)
@@ -85,9 +88,19 @@ def look_up(
     bins: torch.Tensor,
     points: torch.Tensor,
 ) -> torch.Tensor:
-    """The bins (M, size, size, C) of some RoIs, as sums over rows of `table` (V * h * w, C).
+    """The bins of some RoIs as weighted sums over rows of a table.
 
-    index (M,) of the map in the batch; start (M, 2) x1, y1; bins (M, 2) and points (M, 2) width and number per bin.
+    Args:
+        table: (V * h * w, C) feature vectors.
+        map_shape: (V, C, h, w).
+        size: bins per axis.
+        index: (M,) each RoI's map in the batch.
+        start: (M, 2) x1, y1 in feature pixels.
+        bins: (M, 2) width and height of a bin in feature pixels.
+        points: (M, 2) sampling points per bin, along x and y.
+
+    Returns:
+        (M, size, size, C).
     """
     _, _, height, width = map_shape
     per_bin = points.prod(dim=1)
@@ -117,7 +130,7 @@ def look_up(
 
 
 def neighbours(place: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The positions on either side of places along an axis of `size` positions, and the second one's share."""
+    """The two grid positions around each place along an axis of `size` positions, and the weight of the second."""
     place = place.clamp(0, size - 1)
     first = place.long()
     return first, (first + 1).clamp(max=size - 1), place - first

@@ -1,0 +1,1 @@
+"""From soft masks to the rows of submission.csv, and to outlines and pictures."""

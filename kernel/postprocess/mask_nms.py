@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kernel.postprocess.instances import CellMasks
+from kernel.masks.instances import CellMasks
 
 CropWindow = Sequence[int]  # y0, x0, y1, x1 of a crop in its image, the end exclusive
 
 
 def common_slices(window: CropWindow, other: CropWindow) -> tuple[tuple[slice, slice], tuple[slice, slice]] | None:
-    """What two crops have in common, as slices into the one and into the other; None if nothing."""
+    """The common pixels of two crops, as slices into the one and into the other; None if there are none."""
     top, left = max(window[0], other[0]), max(window[1], other[1])
     bottom, right = min(window[2], other[2]), min(window[3], other[3])
     if top >= bottom or left >= right:
@@ -23,22 +23,22 @@ def common_slices(window: CropWindow, other: CropWindow) -> tuple[tuple[slice, s
 
 
 def count_common_pixels(crop: np.ndarray, window: CropWindow, other_crop: np.ndarray, other: CropWindow) -> int:
-    """Pixels that two masks share, given their crops (bool) and windows."""
+    """The number of pixels that two masks share, given their crops (bool) and windows."""
     slices = common_slices(window, other)
     return int(np.count_nonzero(crop[slices[0]] & other_crop[slices[1]])) if slices else 0
 
 
 def windows_common_area(window: np.ndarray, windows: np.ndarray) -> np.ndarray:
-    """(N,) int64, pixels that `window` (4,) shares with each of `windows` (N, 4); y0, x0, y1, x1."""
+    """(N,) int64: the number of pixels that a window (4,) shares with each of `windows` (N, 4); y0, x0, y1, x1."""
     height = np.minimum(window[2], windows[:, 2]) - np.maximum(window[0], windows[:, 0])
     width = np.minimum(window[3], windows[:, 3]) - np.maximum(window[1], windows[:, 1])
     return np.maximum(height, 0) * np.maximum(width, 0)
 
 
 class MaskOverlaps:
-    """Pixels shared by the masks of one image, counted when first asked for and then remembered.
+    """Counts of the pixels that pairs of masks share, each counted when it is first needed.
 
-    One NMS asks only for the few pairs that could matter; the tuning shares the counts between its thresholds.
+    One NMS needs only the few pairs that are near each other; the tuning shares the counts between its thresholds.
     """
 
     def __init__(self, masks: CellMasks) -> None:
@@ -49,7 +49,7 @@ class MaskOverlaps:
         self._known: dict[tuple[int, int], int] = {}
 
     def common_pixels(self, first: int, second: int) -> int:
-        """Pixels shared by the masks at two indices."""
+        """The number of pixels that the masks at two indices share."""
         pair = (first, second) if first < second else (second, first)
         if pair not in self._known:
             self._known[pair] = count_common_pixels(
@@ -62,7 +62,7 @@ class MaskOverlaps:
         """Whether the IoU of mask `index` with any of `others` is strictly above the threshold."""
         size, sizes = self.sizes[index], self.sizes[others]
         bound = np.minimum(windows_common_area(self.windows[index], self.windows[others]), np.minimum(size, sizes))
-        # The IoU cannot be more than if all of the windows' common area (or of the smaller mask) were shared.
+        # The IoU is highest where the windows' common area, or the whole smaller mask, is shared.
         possible = (bound > 0) & (bound > iou_threshold * (size + sizes - bound) * (1 - 1e-9))
         for other in others[possible].tolist():
             common = self.common_pixels(index, other)
@@ -71,17 +71,16 @@ class MaskOverlaps:
         return False
 
     def intersects(self, index: int, others: np.ndarray) -> np.ndarray:
-        """(len(others),) bool: which of the masks at `others` share a pixel with mask `index`."""
+        """(len(others),) bool: whether each mask of `others` shares a pixel with mask `index`."""
         near = windows_common_area(self.windows[index], self.windows[others]) > 0
         near[near] = [self.common_pixels(index, other) > 0 for other in others[near].tolist()]
         return near
 
 
 def best_first(masks: CellMasks) -> np.ndarray:
-    """(N,) int64 indices by falling score.
+    """(N,) int64 indices by falling score; masks of equal scores by size, place and pixels.
 
-    Equal scores are ordered by what the mask is (larger first, then place and pixels), so that the result does not
-    depend on the order of the input.
+    The result thus does not depend on the order of the input.
     """
     sizes, offsets, scores = masks.sizes.tolist(), masks.offsets_yx.tolist(), masks.scores.tolist()
 
@@ -93,13 +92,13 @@ def best_first(masks: CellMasks) -> np.ndarray:
 
 
 def mask_nms(masks: CellMasks, iou_threshold: float, overlaps: MaskOverlaps | None = None) -> np.ndarray:
-    """Greedy NMS: from the best score down, a mask goes whose IoU with a kept one is strictly above the threshold.
+    """Greedy NMS over all classes: a mask goes if its IoU with a better, kept one is strictly above the threshold.
 
-    Classes are not told apart. An empty mask has an IoU of 0 with every other.
+    An empty mask has an IoU of 0 with every other.
 
     Args:
         masks: N masks in any order.
-        iou_threshold: 0 to 1; at 0 there is no NMS and all are kept.
+        iou_threshold: 0 to 1; 0: no NMS, all are kept.
         overlaps: of the same masks, to share counts between calls.
 
     Returns:

@@ -1,8 +1,8 @@
-"""Memory: what an image takes, planned before the first one; what stays resident and what goes in one batch.
+"""Memory plan: how many views go through a network at once, and how many features are kept, within what is free.
 
-The plan follows from shapes. Everything that an encoder and a neck compute grows with the area of the padded image,
-so one pass over a small image tells bytes per pixel for each member, and the largest image's size tells the rest.
-Where the plan was too bold after all, `kernel.attempt` goes down a ladder of smaller ones.
+It is made before the first image. What an encoder and a neck compute grows with the area of the padded image, so one
+pass over a small image gives each member's bytes per pixel, and the largest image's size gives the rest. Where an image
+does not fit after all, `kernel.ensemble.fallbacks` retries it with less.
 """
 
 from __future__ import annotations
@@ -18,31 +18,33 @@ from typing import Any
 import torch
 from torch import nn
 
-from kernel.ensemble.ensemble import Ensemble, Member, features_bytes
+from kernel.ensemble.ensemble import Ensemble
+from kernel.ensemble.features import features_bytes
+from kernel.ensemble.members import Member
 from kernel.ensemble.views import PAD_MULTIPLE
-from kernel.runtime.log import LOG
+from kernel.log import LOG
 from kernel.settings import CELL_TYPES, CLS_USE
 
-#: Side of the image whose pass is measured: every level of the FPN has some positions, and it takes no time.
+#: The side of the small image in pixels: every FPN level has some positions, and the pass takes no time.
 PROBE_SIDE = 2 * PAD_MULTIPLE
-#: What a layer's input and output take is doubled: a residual block keeps its input, convolutions take workspace.
+#: The bytes of a layer's input and output are doubled: a residual block keeps its input, convolutions need workspace.
 WORKING_FACTOR = 2
-#: Heads work on chunks of RoIs, whatever the image: a chunk's tensors (256 RoIs of 0.8 MB in the mask head, 2048 of
-#: 50 KB in the box head) a few times over, at 256 channels.
+#: What the heads take at 256 channels, whatever the image: they work on chunks of RoIs (256 of 0.8 MB in the mask head,
+#: 2048 of 50 KB in the box head), of which a few tensors are alive at a time.
 HEADS_BYTES = 1 << 30
 HEADS_CHANNELS = 256
-#: The part of what is free that is planned with; on the CPU the system and the post-processing need some too.
+#: The share of the free memory that is used; on the CPU the system and the post-processing need some too.
 USABLE_SHARE = {"cuda": 0.9, "cpu": 0.75}
-#: What is taken to be free where the system does not say.
+#: Assumed to be free where the system does not say.
 UNKNOWN_FREE_BYTES = 4 << 30
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """What one view takes in a member, in bytes per pixel of the padded image."""
+    """The memory of one view in one member, in bytes per pixel of the padded image."""
 
-    features: float  # what the later stages need
-    working: float  # the most that is alive while they are computed, features included
+    features: float  # those that later stages need
+    working: float  # the peak while they are computed, features included
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,9 @@ class MemoryPlan:
 
     views_per_batch: int
     feature_budget_bytes: int  # features kept between the stages of one image
-    wanted_bytes: int  # of all features of an image of the largest size, for the cell type with the most
-    view_bytes: int  # of one view's features, in the member with the most
-    working_bytes: int  # while one view's features are computed
+    wanted_bytes: int  # all features of the largest image, for the cell type with the most
+    view_bytes: int  # the features of one view, in the member with the most
+    working_bytes: int  # the peak while the features of one view are computed
     free_bytes: int
 
     def describe(self) -> str:
@@ -73,17 +75,22 @@ def gigabytes(count: int) -> str:
 
 
 def plan_memory(ensemble: Ensemble, largest_shape: tuple[int, int], free_bytes: int) -> MemoryPlan:
-    """Plan for images of at most `largest_shape` (H, W) within `free_bytes` of the ensemble's device.
+    """Plan the memory of the ensemble's device.
 
-    Features that stay save whole passes through the encoders, larger batches only some of the time between them, so
-    features come first. The ensemble's own `views_per_batch` is the most that a batch gets.
+    Keeping features saves whole passes through the encoders, larger batches save little, so features come first. A
+    batch gets at most the ensemble's own `views_per_batch`.
+
+    Args:
+        ensemble: loaded, on its device.
+        largest_shape: (H, W) in pixels, which no image exceeds.
+        free_bytes: of the device.
     """
     height, width = (-(-side // PAD_MULTIPLE) * PAD_MULTIPLE for side in largest_shape)
     footprints = {member.name: measure_footprint(ensemble, member) for member in ensemble.members}
     per_view = {name: round(footprint.features * height * width) for name, footprint in footprints.items()}
     working = round(max(footprint.working for footprint in footprints.values()) * height * width)
     views = sum(map(len, ensemble.view_batches(ensemble.settings.use_tta or ensemble.settings.use_tta_masks)))
-    wanted = max(views * sum(per_view[member.name] for member in run_for(ensemble, kind)) for kind in CELL_TYPES)
+    wanted = max(views * sum(per_view[name] for name in members_run(ensemble, cell_type)) for cell_type in CELL_TYPES)
     channels = max(member.detector.neck.out_channels for member in ensemble.members)
     room = round(free_bytes * USABLE_SHARE[ensemble.device.type]) - HEADS_BYTES * channels // HEADS_CHANNELS
     batch = ensemble.views_per_batch
@@ -94,21 +101,21 @@ def plan_memory(ensemble: Ensemble, largest_shape: tuple[int, int], free_bytes: 
 
 
 def apply_plan(ensemble: Ensemble, plan: MemoryPlan) -> None:
-    """Run the ensemble by `plan` from now on, and say so."""
+    """Run the ensemble by `plan` from now on, and log it."""
     ensemble.views_per_batch = plan.views_per_batch
     ensemble.feature_budget_bytes = plan.feature_budget_bytes
     LOG.info("memory of %s: %s", ensemble.device, plan.describe())
 
 
-def run_for(ensemble: Ensemble, cell_type: str) -> list[Member]:
-    """The members that run on an image of a cell type, those of the first pass included."""
+def members_run(ensemble: Ensemble, cell_type: str) -> list[str]:
+    """The names of the members that run on an image of a cell type, those of the first pass included."""
     first = ensemble.members_for(CLS_USE) if ensemble.needs_first_pass else ()
-    return [member for member in ensemble.members if cell_type in member.use_for or member in first]
+    return [member.name for member in ensemble.members if cell_type in member.use_for or member in first]
 
 
 @torch.inference_mode()
 def measure_footprint(ensemble: Ensemble, member: Member) -> Footprint:
-    """Pass a small image through a member, and see how large its features and its layers' tensors are."""
+    """Measure a member: pass a small image through it, and count the bytes of its features and its layers' tensors."""
     probe = torch.zeros((1, 3, PROBE_SIDE, PROBE_SIDE), device=ensemble.device)
     largest = 0
 
@@ -124,12 +131,12 @@ def measure_footprint(ensemble: Ensemble, member: Member) -> Footprint:
 
 
 def leaf_modules(detector: nn.Module) -> Iterator[nn.Module]:
-    """The layers: modules that have none of their own."""
+    """The layers: modules without children."""
     return (module for module in detector.modules() if next(module.children(), None) is None)
 
 
 def tensor_bytes(value: Any) -> int:
-    """What the tensors in a module's input or output take."""
+    """The bytes of all tensors in a module's input or output."""
     if isinstance(value, torch.Tensor):
         return value.numel() * value.element_size()
     if isinstance(value, (tuple, list)):
@@ -138,7 +145,7 @@ def tensor_bytes(value: Any) -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that this process may still take on a device: what the GPU has left, or the machine, or its container."""
+    """The bytes that this process may still take: of the GPU, or of the machine or the container that it runs in."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
@@ -146,9 +153,11 @@ def free_memory(device: torch.device) -> int:
 
 
 def host_memory(meminfo: Path, cgroup: Path) -> int:
-    """Bytes that the machine has available, or the container where that is less.
+    """The bytes that the machine has available, or the container where that is less.
 
-    `meminfo` and `cgroup` are Linux's /proc/meminfo and /sys/fs/cgroup; elsewhere half of the machine's memory counts.
+    Args:
+        meminfo, cgroup: Linux's /proc/meminfo and /sys/fs/cgroup. Where there is neither, half of the machine's memory
+            counts as free.
     """
     limits = []
     if meminfo.is_file():
@@ -173,7 +182,7 @@ def host_memory(meminfo: Path, cgroup: Path) -> int:
 
 
 def peak_host_memory() -> float | None:
-    """The most of the machine's memory that this process has taken so far, in GB; None on Windows: it has no rusage."""
+    """The most of the machine's memory that this process has taken so far, in GB; None on Windows (no rusage)."""
     try:
         import resource
     except ModuleNotFoundError:
@@ -183,7 +192,7 @@ def peak_host_memory() -> float | None:
 
 
 def reclaimable_bytes(stat: Path) -> int:
-    """What a container's files in the cache take: it counts as used, and is given up when memory is needed."""
+    """The bytes of a container's cached files: they count as used, but are given up when memory is needed."""
     if not stat.is_file():
         return 0
     figures = dict(line.split(" ", 1) for line in stat.read_text(encoding="ascii").splitlines() if " " in line)

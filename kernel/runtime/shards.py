@@ -1,7 +1,7 @@
-"""The images shared over the processes of torchrun: each does its share and writes it as a file, the first merges them.
+"""Images shared over the processes of torchrun: each does its share and writes it as a file, the first one merges them.
 
-Nothing but files passes between the processes, so they need no GPU, no network and no collective library; only the
-folder of results must be one for all.
+Only files pass between the processes, so they need no network and no collective library; all must see the same folder
+of results.
 """
 
 from __future__ import annotations
@@ -9,75 +9,49 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections import ChainMap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from kernel.attempt import FailedImage
-from kernel.errors import InputError
-from kernel.postprocess.submission import SubmissionWriter
-from kernel.runtime.files import whole_file
-from kernel.runtime.log import LOG
+from kernel.errors import InputError, RunError
+from kernel.files import whole_file
+from kernel.log import LOG
+from kernel.runtime.failures import FailedImage
+from kernel.runtime.results import RunResults, failed_results
 
-#: How often the first process looks for the others' files.
+#: The first process looks for the others' files at this interval.
 SHARD_POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Which of how many processes this is."""
+    """Which of torchrun's processes this is, and of how many."""
 
     rank: int = 0
     count: int = 1  # processes in all
     local_rank: int = 0
     local_count: int = 1  # on this machine
-    launch: str = ""  # tells this start of the processes from an earlier one
+    launch: str = ""  # the same in all processes of one start, another in an earlier start
 
     def share(self, paths: Sequence[Path]) -> list[Path]:
-        """This process's images: every `count`-th, so that neighbours, which are often alike, spread."""
+        """This process's images: every `count`-th, since neighbours are often alike."""
         return list(paths[self.rank :: self.count])
 
     def own_device(self, names: Sequence[str]) -> list[str]:
-        """Of the machine's devices the one of this process; all where it is alone."""
+        """Of the machine's devices, this process's one; all where it is the only process."""
         return list(names) if self.count == 1 else [names[self.local_rank % len(names)]]
 
     def sharing(self, names: Sequence[str]) -> int:
-        """How many processes of this machine have the same one of its devices."""
+        """How many processes of this machine have the device of this one."""
         place = self.local_rank % len(names)
         return sum(other % len(names) == place for other in range(self.local_count))
 
 
-@dataclass(frozen=True)
-class ShardResult:
-    """What one process found."""
-
-    rows: dict[str, tuple[list[str], tuple[int, int]]]  # by image: run lengths and (H, W)
-    done: dict[str, dict[str, Any]]  # what the summary says of each image done
-    failed: dict[str, FailedImage]
-    peaks: dict[str, tuple[float | None, float | None]]  # memory by device, the machine's and the GPU's
-    forecasts: list[Any]  # of the time budget
-
-
-class RowKeeper(SubmissionWriter):
-    """A submission's writer that keeps what it was given, for another to write."""
-
-    def __init__(self, expected_ids: Iterable[str]) -> None:
-        super().__init__(expected_ids)
-        self.given: dict[str, tuple[list[str], tuple[int, int]]] = {}
-
-    def add(self, image_id: str, rles: Iterable[str], image_shape: tuple[int, int]) -> None:
-        """As `SubmissionWriter.add`."""
-        texts = list(rles)
-        super().add(image_id, texts, image_shape)
-        self.given[image_id] = texts, image_shape
-
-
 def this_shard(environment: Mapping[str, str] = os.environ) -> Shard:
-    """What torchrun's variables RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE say; alone without them.
+    """This process, by torchrun's variables RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE; the only one without.
 
-    Raises InputError for values that cannot be.
+    Raises:
+        InputError: the variables are no numbers, or contradict each other.
     """
     if "WORLD_SIZE" not in environment and "RANK" not in environment:
         return Shard()
@@ -86,7 +60,7 @@ def this_shard(environment: Mapping[str, str] = os.environ) -> Shard:
         local_rank = int(environment.get("LOCAL_RANK", rank))
         local_count = int(environment.get("LOCAL_WORLD_SIZE", count))
     except (KeyError, ValueError) as error:
-        raise InputError("RANK and WORLD_SIZE must both be whole numbers, as torchrun sets them") from error
+        raise InputError("RANK and WORLD_SIZE must both be set to whole numbers, as torchrun does") from error
     if not (0 <= rank < count and 0 <= local_rank < local_count <= count):
         raise InputError(
             f"RANK {rank} of WORLD_SIZE {count}, LOCAL_RANK {local_rank} of LOCAL_WORLD_SIZE {local_count}: ranks go "
@@ -99,43 +73,74 @@ def this_shard(environment: Mapping[str, str] = os.environ) -> Shard:
     )
 
 
-def failed_share(paths: Sequence[Path], reason: str) -> ShardResult:
-    """What is left of a share whose process could not do it: an empty row for each image."""
-    ids = [path.stem for path in paths]
-    failure = FailedImage(reason, wrong_input=False)
-    return ShardResult({image_id: ([], (0, 0)) for image_id in ids}, {}, dict.fromkeys(ids, failure), {}, [])
-
-
 def shard_path(working: Path, rank: int) -> Path:
-    """The file of a process's share."""
+    """The file with the results of process `rank`."""
     return working / f"shard-{rank:04}.json"
 
 
+def segment_in_processes(
+    shard: Shard,
+    working: Path,
+    paths: Sequence[Path],
+    hard_deadline: float,
+    segment_share: Callable[[Sequence[Path]], RunResults],
+) -> RunResults | None:
+    """Do this process's share of the images, and in the first process wait for the others.
+
+    In another than the first one, an error only fails the images of its share: where a process ends with an exit code
+    other than 0, torchrun ends the first one as well, and the submission with it.
+
+    Args:
+        shard: this process.
+        working: the folder of the results.
+        paths: all images.
+        hard_deadline: when the first process stops waiting, by `time.monotonic`.
+        segment_share: segments the images of a share.
+
+    Returns:
+        The results of all images in the first process, None in the others.
+
+    Raises:
+        InputError, RunError: as `segment_share` does in the first process.
+    """
+    begin_shard(working, shard)
+    share = shard.share(paths)
+    try:
+        results = segment_share(share)
+    except (InputError, RunError) as error:
+        if shard.rank == 0:
+            raise
+        LOG.error("%s", error)
+        results = failed_results(share, f"process {shard.rank}: {error}")
+    write_shard(working, shard, results)
+    return gather_shards(working, shard, paths, hard_deadline) if shard.rank == 0 else None
+
+
 def begin_shard(working: Path, shard: Shard) -> None:
-    """Take away what this process's predecessor in an earlier run may have left."""
+    """Delete the file that an earlier run may have left for this process."""
     shard_path(working, shard.rank).unlink(missing_ok=True)
 
 
-def write_shard(working: Path, shard: Shard, result: ShardResult) -> None:
-    """Write a share, whole or not at all."""
+def write_shard(working: Path, shard: Shard, results: RunResults) -> None:
+    """Write the results of a share, whole or not at all."""
     with whole_file(shard_path(working, shard.rank)) as temporary:
-        temporary.write_text(json.dumps({"launch": shard.launch, **asdict(result)}), encoding="utf-8", newline="\n")
+        temporary.write_text(json.dumps({"launch": shard.launch, **asdict(results)}), encoding="utf-8", newline="\n")
 
 
-def read_shard(working: Path, shard: Shard, rank: int) -> ShardResult | None:
-    """The share of process `rank`, once it is there; one of an earlier launch is not."""
+def read_shard(working: Path, shard: Shard, rank: int) -> RunResults | None:
+    """The results of process `rank`; None while its file is missing, or is one of an earlier launch."""
     path = shard_path(working, rank)
     if not path.is_file():
         return None
-    told = json.loads(path.read_text(encoding="utf-8"))
-    if told.pop("launch") != shard.launch:
+    written = json.loads(path.read_text(encoding="utf-8"))
+    if written["launch"] != shard.launch:
         return None
-    return ShardResult(
-        {name: (rles, (shape[0], shape[1])) for name, (rles, shape) in told["rows"].items()},
-        told["done"],
-        {name: FailedImage(**failure) for name, failure in told["failed"].items()},
-        {device: (host, gpu) for device, (host, gpu) in told["peaks"].items()},
-        told["forecasts"],
+    return RunResults(
+        {name: (rles, (shape[0], shape[1])) for name, (rles, shape) in written["rows"].items()},
+        written["summaries"],
+        {name: FailedImage(**failure) for name, failure in written["failed"].items()},
+        {device: (host, gpu) for device, (host, gpu) in written["peaks"].items()},
+        written["forecasts"],
     )
 
 
@@ -143,41 +148,32 @@ def gather_shards(
     working: Path,
     shard: Shard,
     paths: Sequence[Path],
-    last_call: float,
+    hard_deadline: float,
     clock: Callable[[], float] = time.monotonic,
-) -> ShardResult:
-    """Wait for the shares of all processes, and join them in the order of the images `paths`; takes the files away.
+) -> RunResults:
+    """Wait for the results of all processes, delete their files, and join them in the order of the images `paths`.
 
-    Images of a process that has not written its share at `last_call` fail.
+    Images of a process that has not written its results by `hard_deadline` (by `clock`, in seconds) fail.
     """
-    found: dict[int, ShardResult] = {}
-    while len(found) < shard.count and (not found or clock() <= last_call):
+    found: dict[int, RunResults] = {}
+    while len(found) < shard.count and (not found or clock() <= hard_deadline):
         for rank in range(shard.count):
-            if rank not in found and (result := read_shard(working, shard, rank)) is not None:
-                found[rank] = result
+            if rank not in found and (results := read_shard(working, shard, rank)) is not None:
+                found[rank] = results
         if len(found) < shard.count:
             time.sleep(SHARD_POLL_SECONDS)
     for rank in sorted(set(range(shard.count)) - set(found)):
         LOG.error("process %d of %d has not written its share in time", rank, shard.count)
-        found[rank] = failed_share(paths[rank :: shard.count], f"process {rank} did not end in time")
+        found[rank] = failed_results(paths[rank :: shard.count], f"process {rank} did not end in time")
     for rank in found:
         shard_path(working, rank).unlink(missing_ok=True)
-    parts = [found[rank] for rank in range(shard.count)]
-    for rank, part in enumerate(parts):
-        for told in part.done.values():
-            told["device"] = f"process {rank}, {told['device']}"
-
-    def joined(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-        by_image = ChainMap(*map(dict, parts))
-        return {path.stem: by_image[path.stem] for path in paths if path.stem in by_image}
-
-    peaks = {
-        f"process {rank}, {device}": peak for rank, part in enumerate(parts) for device, peak in part.peaks.items()
-    }
-    return ShardResult(
-        joined(part.rows for part in parts),
-        joined(part.done for part in parts),
-        joined(part.failed for part in parts),
-        peaks,
-        [forecast for part in parts for forecast in part.forecasts],
-    )
+    whole = RunResults()
+    for rank, part in sorted(found.items()):
+        for summary in part.summaries.values():
+            summary["device"] = f"process {rank}, {summary['device']}"
+        whole.rows.update(part.rows)
+        whole.summaries.update(part.summaries)
+        whole.failed.update(part.failed)
+        whole.peaks.update({f"process {rank}, {device}": peaks for device, peaks in part.peaks.items()})
+        whole.forecasts.extend(part.forecasts)
+    return whole.in_order(paths)

@@ -1,4 +1,4 @@
-"""What few images need beyond the published flips: crops at any angle, zoomed, of more or less contrast."""
+"""Augmentation beyond the published flips, for few images: crops at any angle, zoomed, of more or less contrast."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kernel.training.samples import MIN_CELL_PIXELS, Sample
 
 @dataclass(frozen=True)
 class Turn:
-    """How the pixels of a crop lie in the image: turned by `angle` radians, cells `zoom` times their size."""
+    """How a crop lies in its image: turned by `angle` radians, with cells at `zoom` times their size."""
 
     angle: float = 0.0
     zoom: float = 1.0
@@ -37,7 +37,7 @@ NO_TURN = Turn()
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is drawn for each crop. The defaults draw nothing, and leave the random numbers of all else alone."""
+    """What is drawn for each crop. The defaults draw nothing, so that all other random numbers are as without it."""
 
     rotate: bool = False  # crops lie at any angle
     zoom: float = 1.0  # cells appear from 1 / zoom to zoom times their size
@@ -49,7 +49,7 @@ class Augmentation:
         return Turn(rng.uniform(0, 2 * math.pi) if self.rotate else 0.0, zoom)
 
     def apply(self, sample: Sample, turn: Turn, rng: np.random.Generator, size: int) -> Sample:
-        """A sample of a square of `turn.side(size)` pixels as one of `size` pixels, with what else is drawn here."""
+        """A sample of a square of `turn.side(size)` pixels, turned to one of `size` pixels and changed in contrast."""
         if turn != NO_TURN:
             sample = turned(sample, turn, size)
         if self.contrast != 1:
@@ -60,10 +60,10 @@ class Augmentation:
 
 
 def turned(sample: Sample, turn: Turn, size: int) -> Sample:
-    """The sample's middle as a crop of `size` pixels that lies by `turn`.
+    """The middle of the sample as a crop of `size` pixels that lies as `turn` says.
 
-    Boxes are those of the new masks; cells of which too little is left are left out. Of each mask only its own box is
-    looked at.
+    Boxes are those of the new masks; cells of fewer than MIN_CELL_PIXELS are left out. Of each mask only its own box is
+    warped.
     """
     matrix = turn.matrix(sample.image.shape[-1], size)
     pixels = cv2.warpAffine(

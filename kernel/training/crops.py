@@ -1,4 +1,4 @@
-"""The random crops of a run: which ones, of which images, and what is drawn for each."""
+"""The random crops of a run."""
 
 from __future__ import annotations
 
@@ -18,10 +18,17 @@ NO_AUGMENTATION = Augmentation()
 class CropDataset(Dataset[Sample]):
     """Random crops: sample `index` is a function of the seed and the index alone, whatever worker makes it.
 
-    Cell types are drawn equally often, images of a type as well. `paste_chance` is that of `flip_paste`, which only
-    cort images take part in: their cells are sparse. In place of such a crop one of `extra` is drawn, images of it
-    equally often, with a chance that `extra_chance` tells from how much of all samples lies before this one, 0 to 1.
-    `augmentation` is of all of them.
+    Cell types come in turn, and each image of a type is equally likely.
+
+    Args:
+        images: with cells of the competition's types.
+        length: number of samples.
+        crop_size: side in pixels.
+        seed: of all random numbers.
+        paste_chance: of `flip_paste`, for cort images alone: their cells are sparse.
+        extra: images that a crop is cut from in place of `images`, each equally likely.
+        extra_chance: how likely that is, by the share of samples that lie before, 0 to 1; None: never.
+        augmentation: of all crops.
     """
 
     def __init__(
@@ -71,9 +78,9 @@ class CropDataset(Dataset[Sample]):
         return sample
 
     def is_extra(self, index: int) -> bool:
-        """Whether sample `index` is one of an extra image.
+        """Whether sample `index` is cut from an extra image.
 
-        It has random numbers of its own, so that the other samples are those of a run without extra images.
+        This is drawn from random numbers of its own, so that the other samples are those of a run without extra images.
         """
         if not self.extra or self.extra_chance is None:
             return False

@@ -1,25 +1,27 @@
-"""How good a detector is while it is trained: the kernel's own inference by it alone, scored by the metric."""
+"""Evaluation during training: the kernel's own inference with the one detector, scored by the metric."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from kernel.data.annotated import AnnotatedImage, check_readable
-from kernel.ensemble.ensemble import Ensemble, Member
+from kernel.ensemble.ensemble import Ensemble
+from kernel.ensemble.members import Member
 from kernel.errors import InputError
 from kernel.models.detectors import Detector
+from kernel.scoring.scores import ImageResult, draw_scored, refuse_other_types, validate_ensemble
 from kernel.settings import CELL_TYPES, CLS_USE, EnsembleSettings, Thresholds
-from kernel.validation.validate import ImageResult, refuse_other_types, validate_ensemble
 
-#: For members that are few or not yet sure of themselves: the published thresholds of a single model, but for lower
-#: scores. Masks have a say in these, which on 34 real images out of fold is worth 0.003 to 0.009 per cell type; the
-#: confidences are those that these images want. Larger boxes for the masks help shsy5y, with its long thin runners, in
-#: three of five images (0.154 to 0.163 in the mean), and change the mean of the other types by no more than 0.001. All
-#: of this is of members finetuned for 300 iterations and less; longer ones were not asked on all 34.
+#: For few members, or ones that are not trained for long: the published thresholds of a single model, with lower ones
+#: for scores. Scores include the masks' (`mask_score_power`), which gains 0.003 to 0.009 per cell type on 34 real
+#: images out of fold; the confidences are the best on these images. Larger boxes for the masks help shsy5y, with its
+#: long thin neurites, in three of five images (from 0.154 to 0.163 in the mean), and change the mean of the other types
+#: by no more than 0.001. All of this was measured with members finetuned for 300 iterations and less.
 EVALUATION_SETTINGS = EnsembleSettings(
     mask_score_power=2.0,
     thresholds={
@@ -40,7 +42,11 @@ EVALUATION_SETTINGS = EnsembleSettings(
 
 
 def check_class_count(num_classes: int) -> None:
-    """Raise InputError for a detector that lacks outputs for the competition's cell types, as no ensemble may."""
+    """Refuse a detector without outputs for all of the competition's cell types: no ensemble could use it.
+
+    Raises:
+        InputError: says how many classes are needed.
+    """
     needed = EVALUATION_SETTINGS.num_classes
     if num_classes < needed:
         raise InputError(
@@ -50,7 +56,11 @@ def check_class_count(num_classes: int) -> None:
 
 
 def check_evaluation(num_classes: int, images: Sequence[AnnotatedImage]) -> None:
-    """Raise InputError for what `evaluate_detector` cannot score: better now than after the first hours."""
+    """Refuse what `evaluate_detector` cannot score, before hours are spent on training.
+
+    Raises:
+        InputError: too few classes, cell types without thresholds, or images that cannot be read.
+    """
     check_class_count(num_classes)
     refuse_other_types(EVALUATION_SETTINGS.thresholds, images, "validate on images of these, or set evaluate_every 0")
     check_readable(images)
@@ -63,7 +73,7 @@ def evaluate_detector(
     device: torch.device,
     pictures: Path | None = None,
 ) -> list[ImageResult]:
-    """Segment `images` by the detector alone, identity view only, and score them; outlines go to `pictures`.
+    """Segment `images` by the detector alone, without other views, and score them; outlines go to `pictures`.
 
     The detector is in eval mode afterwards.
     """
@@ -71,4 +81,5 @@ def evaluate_detector(
     member = Member("in training", kind, detector, frozenset((*CELL_TYPES, CLS_USE)))
     if pictures is not None:
         pictures.mkdir(parents=True, exist_ok=True)
-    return validate_ensemble(Ensemble([member], settings, device), images, pictures)
+    draw = None if pictures is None else partial(draw_scored, folder=pictures)
+    return validate_ensemble(Ensemble([member], settings, device), images, draw)

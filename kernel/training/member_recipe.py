@@ -1,4 +1,4 @@
-"""A member of a manifest as a recipe: its kind, its encoder, and the batch that its size allows."""
+"""A member of a manifest as a recipe: its detector kind, its encoder, and the batch that its size allows."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from kernel.errors import InputError
-from kernel.manifest import MemberEntry, read_manifest
+from kernel.manifest.reader import read_manifest
+from kernel.manifest.types import MemberEntry
 from kernel.training.recipe import Recipe, read_recipe
 
 #: The published finetuning.
 FINETUNE_RECIPE = Path(__file__).with_name("recipes") / "finetune.toml"
 
-#: Crops per step. Published: 4, and 2 or 3 for the large ones, on 11 GB; which of them had 2 was not, so that the order
-#: here is that of the memory their features take. With more memory than that, `--batch-size 4` gives all members the
+#: Crops per step. Published for 11 GB: 4, and 2 or 3 for the large encoders. Which of those had 2 was not published, so
+#: the ones whose features take the most memory have 2 here. With more memory, `--batch-size 4` gives all members the
 #: same batch; with less, `--accumulation` splits a step's crops and changes only the statistics of BatchNorm.
 ENCODER_BATCHES: Mapping[str, int] = {
     "resnet18_narrow": 4,
@@ -33,7 +34,11 @@ ENCODER_BATCHES: Mapping[str, int] = {
 
 
 def find_member(manifest: Path, name: str) -> MemberEntry:
-    """The member `name` of a manifest. Raises InputError where the manifest is wrong or has no such member."""
+    """The member `name` of a manifest.
+
+    Raises:
+        InputError: the manifest is wrong or has no such member.
+    """
     members = {member.name: member for member in read_manifest(manifest).members}
     if name not in members:
         nearest = difflib.get_close_matches(name, members, n=1)

@@ -1,8 +1,8 @@
-"""One member of each kind from raw data: prepared, pretrained on LIVECell, finetuned, enlisted in a manifest.
+"""One member of each detector kind from raw data: prepared, pretrained on LIVECell, finetuned, put into a manifest.
 
-Each run starts from the one before it: the encoder's weights, LIVECell, then the kinds one after the other. Under an
-hour of two cores each, they would otherwise spend most of their time on the same beginnings. Runs that are done are not
-done again, and one that was stopped goes on.
+Each run starts from the weights of the one before it: the encoder's, LIVECell's, then kind after kind. Each takes under
+an hour on two cores; from the encoder alone, each would spend most of it learning the same features. Runs that are done
+are not done again, and one that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -13,23 +13,24 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kernel.data.coco import read_json
+from kernel.data.json_files import read_json
 from kernel.data.livecell import read_livecell
 from kernel.data.prepare import PrepareReport, prepare
 from kernel.data.sources import read_competition
 from kernel.data.splits import FOLDS_NAME, other_folds
 from kernel.data.tables import whole_text
 from kernel.errors import InputError
-from kernel.manifest import parse_manifest
-from kernel.runtime.log import LOG
-from kernel.runtime.wheels import file_sha256
+from kernel.files import file_sha256
+from kernel.log import LOG
+from kernel.manifest.edit import manifest_entry
+from kernel.manifest.reader import parse_manifest
+from kernel.scoring.predictions import fingerprint_differences
 from kernel.settings import CELL_TYPES
-from kernel.training.enlist import manifest_entry
 from kernel.training.evaluation import EVALUATION_SETTINGS, check_class_count
 from kernel.training.recipe import Recipe
+from kernel.training.run import TrainingRun
 from kernel.training.samples import TrainingImage, read_training_images
-from kernel.training.trainer import TrainingRun, train_detector
-from kernel.validation.predictions import fingerprint_differences
+from kernel.training.trainer import train_detector
 
 #: The run on LIVECell, by its name beside those of the kinds.
 PRETRAINED = "pretrained"
@@ -41,7 +42,7 @@ FIRST_OVER_LATER = 6
 
 @dataclass(frozen=True)
 class MembersPlan:
-    """What to train, and from what."""
+    """Which members to train, and from what data."""
 
     competition: Path  # folder with train.csv and train/<id>.png
     livecell_annotations: tuple[Path, ...]  # LIVECell's COCO files; none: no pretraining
@@ -90,7 +91,11 @@ class MembersPlan:
         return self.out / f"{name}.safetensors"
 
     def check(self) -> None:
-        """Raise InputError for a plan that cannot be followed: better now than after the first hour."""
+        """Refuse a plan that cannot be followed, before hours are spent on it.
+
+        Raises:
+            InputError: options that do not fit each other, a file that is missing, or a wrong recipe.
+        """
         if bool(self.livecell_annotations) != (self.livecell_images is not None):
             raise InputError("--livecell-annotations and --livecell-images belong together: give both, or none")
         for option, path in (
@@ -115,14 +120,15 @@ class MembersPlan:
 
 
 def usual_iterations(first: int, kinds: int) -> tuple[int, ...]:
-    """Iterations of so many kinds' finetunings, one after the other, where the first one's are `first`."""
+    """The iterations of each detector kind's finetuning, where the first kind's are `first`."""
     return (first, *[max(first // FIRST_OVER_LATER, 1)] * (kinds - 1))
 
 
 def prepare_members(plan: MembersPlan) -> None:
     """Check the plan, and prepare what it trains on: `plan.prepared`, and `plan.prepared_livecell` where that is given.
 
-    Raises InputError for a plan or data that cannot be followed, and where a folder was prepared from other data.
+    Raises:
+        InputError: the plan or the data cannot be followed, or a folder was prepared from other data.
     """
     plan.check()
     prepare_once(
@@ -148,7 +154,11 @@ def prepare_members(plan: MembersPlan) -> None:
 
 
 def prepare_once(folder: Path, source: Mapping[str, Any], make: Callable[[], PrepareReport]) -> None:
-    """Let `make` prepare `folder` from `source`, unless that is done. Raises InputError where it was another source."""
+    """Let `make` prepare `folder` from `source`, unless that is done.
+
+    Raises:
+        InputError: it was prepared from another source.
+    """
     path = folder / SOURCE_NAME
     if path.is_file():
         differences = fingerprint_differences(read_json(path, "the source of prepared images"), source)
@@ -166,10 +176,11 @@ def prepare_once(folder: Path, source: Mapping[str, Any], make: Callable[[], Pre
 def train_members(plan: MembersPlan) -> None:
     """Train what `prepare_members` has prepared: `plan.out` then holds `<kind>.safetensors` and the manifest.
 
-    Raises InputError for images that cannot be trained on, RunError where a training fails or is stopped; the same call
-    goes on from there.
+    Raises:
+        InputError: images that cannot be trained on.
+        RunError: a training fails or is stopped; the same call goes on from there.
     """
-    # First, though LIVECell's turn comes before: what is wrong with them is better told now than after hours.
+    # First, though LIVECell's turn comes before: what is wrong with them should show now, not after hours.
     images = competition_images(plan)
     init, keep_classes = plan.encoder_weights, False
     for name, recipe in plan.recipes.items():
@@ -188,7 +199,7 @@ def competition_images(plan: MembersPlan) -> list[TrainingImage]:
 def train_one(
     plan: MembersPlan, name: str, recipe: Recipe, images: Sequence[TrainingImage], init: Path, keep_classes: bool
 ) -> Path:
-    """One run from `init`, or what is left of it; returns its weights."""
+    """Train one run from the weights `init`, or resume it; returns the file of its weights."""
     out = plan.weights(name)
     LOG.info("%s: %s %s from %s", out, recipe.detector.kind, recipe.detector.encoder, init)
     train_detector(
@@ -207,9 +218,11 @@ def train_one(
 
 
 def write_members_manifest(plan: MembersPlan) -> None:
-    """A manifest of the members, with thresholds for detectors that are not yet sure of themselves."""
+    """Write a manifest of the members, with the thresholds of EVALUATION_SETTINGS."""
     recipes = plan.recipes
-    members = [manifest_entry(plan.weights(kind), recipes[kind].detector, CELL_TYPES) for kind in plan.kinds]
+    members = [
+        manifest_entry(plan.weights(kind), kind, recipes[kind].detector.encoder, CELL_TYPES) for kind in plan.kinds
+    ]
     data = {
         "kernel": {
             "id": "your-kaggle-name/in-network-ensemble",

@@ -1,4 +1,4 @@
-"""The optimizer's parts: what decays, the learning rate's schedule, the running mean of the weights."""
+"""The optimizer's parts: what decays, the learning rate's schedule, the moving average of the weights."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def learning_rate_factor(step: int, steps: int, warmup_share: float) -> float:
     return max(0.0, (steps - step) / max(steps - warmup, 1))
 
 
-class WeightsMean:
-    """A running mean of a detector's parameters, written in their place; buffers are the detector's, as they are.
+class WeightsEma:
+    """An exponential moving average of a detector's parameters, written in their place; buffers stay the detector's.
 
-    The first steps count for more than `decay` says, as the mean would otherwise remember the random start: after
-    n steps the decay is at most (1 + n) / (10 + n).
+    The decay rises to `decay`, as the average would otherwise remember the random start: after n steps it is at most
+    (1 + n) / (10 + n).
     """
 
     def __init__(self, detector: Detector, decay: float):
@@ -41,7 +41,7 @@ class WeightsMean:
 
     @torch.no_grad()
     def update(self, detector: Detector) -> None:
-        """Take in the weights after a step."""
+        """Add the weights after a step."""
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         for key, value in detector.named_parameters():

@@ -1,5 +1,5 @@
-"""Mixed precision: the heads' layers in a short dtype, all that is made of their answers in float32; and the depthwise
-convolutions that are slower in a short dtype than in float32."""
+"""Mixed precision: the heads' layers in bfloat16 or float16, boxes, targets and losses in float32; and the depthwise
+convolutions that are slower in bfloat16 than in float32."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def head_modules(detector: Detector) -> list[nn.Module]:
 
 @contextmanager
 def heads_in(detector: Detector, dtype: torch.dtype) -> Iterator[None]:
-    """Within, the heads' convolutions and linear layers compute in `dtype`, and the heads answer in float32.
+    """In the block, the heads' convolutions and linear layers compute in `dtype`, and the heads' outputs are float32.
 
-    What mmdet makes of the answers, the boxes, targets and losses, is then float32 as ever: in bfloat16 a box of an
-    image of 256 pixels would be off by up to a pixel. With float32 nothing changes.
+    What mmdet computes from the outputs, the boxes, targets and losses, is then float32: in bfloat16 a box of an image
+    of 256 pixels would be off by up to a pixel. With float32 nothing changes.
     """
     heads = head_modules(detector) if dtype != torch.float32 else []
     device = next(detector.parameters()).device
@@ -41,7 +41,7 @@ def heads_in(detector: Detector, dtype: torch.dtype) -> Iterator[None]:
 
 
 def computing_in(forward: Callable[..., Any], device: torch.device, dtype: torch.dtype) -> Callable[..., Any]:
-    """`forward` under autocast, its answer in float32."""
+    """`forward` under autocast, its output in float32."""
 
     def compute(*given: Any, **named: Any) -> Any:
         with torch.autocast(device.type, dtype):
@@ -62,8 +62,8 @@ def in_float32(value: Any) -> Any:
 def keep_depthwise_wide(detector: Detector) -> None:
     """Let large and strided depthwise convolutions compute in float32 under autocast, for the CPU.
 
-    In bfloat16 their gradients fall to a kernel that is two to fifteen times slower than float32's: a third of the time
-    of a step of efficientnet_lite0. Those of 3 x 3 and stride 1 are quicker in bfloat16.
+    In bfloat16 their gradients are computed by a kernel that is two to fifteen times slower than float32's: a third of
+    the time of a step of efficientnet_lite0. Those of 3 x 3 and stride 1 are quicker in bfloat16.
     """
     for module in detector.backbone.modules():
         if (
@@ -75,7 +75,7 @@ def keep_depthwise_wide(detector: Detector) -> None:
 
 
 def computing_wide(forward: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
-    """`forward` in float32, its answer in the dtype of what it was given."""
+    """`forward` in float32, its output in the dtype of its input."""
 
     def compute(given: torch.Tensor) -> torch.Tensor:
         with torch.autocast(given.device.type, enabled=False):

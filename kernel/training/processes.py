@@ -21,12 +21,16 @@ LONGEST_WAIT = timedelta(hours=12)
 
 
 def is_first_process() -> bool:
-    """Whether this process writes files and tells people; true for one that is alone."""
+    """Whether this process writes files and messages; true for one that is alone."""
     return os.environ.get("RANK", "0") == "0"
 
 
 class ProcessGroup:
-    """This process among those that train together; alone, where `torchrun` did not start it."""
+    """This process among those that train together; alone, where `torchrun` did not start it.
+
+    Raises:
+        InputError: torch cannot connect the processes, or a process has no GPU of its own.
+    """
 
     def __init__(self, device: str):
         self.rank = int(os.environ.get("RANK", "0"))
@@ -93,13 +97,13 @@ class ProcessGroup:
                     dist.all_reduce(value)
                     value /= self.size
 
-    def any_says(self, flag: bool) -> bool:
-        """Whether any process says so: all must stop in the same step."""
+    def any_of(self, flag: bool) -> bool:
+        """Whether `flag` is true in any process: all must stop in the same step."""
         if self.size == 1:
             return flag
-        told = torch.tensor(int(flag), device=self.device)
-        dist.all_reduce(told, dist.ReduceOp.MAX)
-        return bool(told)
+        highest = torch.tensor(int(flag), device=self.device)
+        dist.all_reduce(highest, dist.ReduceOp.MAX)
+        return bool(highest)
 
     def all_of(self, number: int) -> list[int]:
         """Every process's `number`, by rank."""

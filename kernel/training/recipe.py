@@ -10,8 +10,8 @@ from typing import Any
 
 from kernel.data.toml_files import read_toml
 from kernel.errors import InputError
-from kernel.manifest import ENCODER_NAMES, KIND_NAMES
-from kernel.models.detectors import NECK_NORM_GROUPS, DetectorSpec
+from kernel.manifest.types import ENCODER_NAMES, KIND_NAMES
+from kernel.models.configs import NECK_NORM_GROUPS, DetectorSpec
 from kernel.training.settings import TrainSettings
 
 
@@ -23,7 +23,11 @@ class Recipe:
     training: TrainSettings
 
     def check(self, source: str) -> None:
-        """Raise InputError for what cannot be trained; `source` names the recipe in the message."""
+        """Refuse what cannot be trained; `source` names the recipe in the message.
+
+        Raises:
+            InputError: names each value that is wrong, and the allowed ones.
+        """
         detector = self.detector
         for what, value, allowed in (
             ("kind", detector.kind, KIND_NAMES),
@@ -47,10 +51,13 @@ class Recipe:
 def read_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
     """Read a recipe of two tables, `[detector]` and `[training]`, whose keys are the fields of the dataclasses.
 
-    `overrides` maps field names of either to values that replace the file's.
+    Args:
+        path: TOML file.
+        overrides: field names of either dataclass to values that replace the file's; None replaces nothing.
 
-    Raises InputError for a file that is none, for unknown tables and keys (naming the nearest known one), and
-    for values of a wrong type or name.
+    Raises:
+        InputError: a file that is no TOML, unknown tables and keys (with the nearest known one), values of a wrong type
+            or name.
     """
     return recipe_of_tables(read_toml(path, "recipe"), str(path), overrides or {})
 
@@ -82,7 +89,11 @@ def recipe_of_tables(data: Mapping[str, Any], source: str, overrides: Mapping[st
 
 
 def refuse_unknown(data: Mapping[str, Any], known: Mapping[str, Any], source: str, what: str) -> None:
-    """Raise InputError for a key of `data` that is not in `known`, with the nearest one that is."""
+    """Refuse a key of `data` that is not in `known`.
+
+    Raises:
+        InputError: names the nearest known one.
+    """
     for key in data:
         if key not in known:
             nearest = difflib.get_close_matches(key, known, n=1)

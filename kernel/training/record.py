@@ -1,4 +1,4 @@
-"""What a run leaves for people: its settings, a log of JSON lines, curves as PNG, and TensorBoard where installed."""
+"""The record of a run: its settings, a log of JSON lines, curves as PNG, and TensorBoard's where that is installed."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from kernel.runtime.log import LOG
+from kernel.errors import RunError
+from kernel.files import writing, written_file
+from kernel.log import LOG
 from kernel.runtime.memory import peak_host_memory
-from kernel.training.state import write_whole, writing
-from kernel.validation.validate import ImageResult, describe_scores, scores_of
-
-if TYPE_CHECKING:
-    from kernel.training.trainer import TrainingRun
+from kernel.scoring.scores import ImageResult, describe_scores, scores_of
+from kernel.training.run import TrainingRun
 
 #: Steps between two lines of the log.
 LOG_EVERY = 20
@@ -26,8 +25,10 @@ LOG_EVERY = 20
 class RunRecord:
     """Writes beside the weights `<out>`: `<out>.json` (settings), `.jsonl` (log), `.png` (curves).
 
-    A resumed run goes on in the same log; lines of steps that are done again are dropped from it. All methods that
-    write raise RunError where the disk is full.
+    A resumed run goes on in the same log; lines of steps that are done again are dropped from it.
+
+    Raises:
+        RunError: a file cannot be written; so do all methods that write.
     """
 
     def __init__(self, run: TrainingRun, step: int):
@@ -42,17 +43,15 @@ class RunRecord:
             "fingerprint": run.fingerprint,
             "torch": torch.__version__,
         }
-        text = json.dumps(settings, indent=2) + "\n"
-        write_whole(run.out.with_suffix(".json"), lambda path: path.write_text(text, encoding="utf-8", newline="\n"))
+        write_record(run.out.with_suffix(".json"), json.dumps(settings, indent=2) + "\n")
         kept = [line for line in read_log(self.path) if line["step"] <= step] if step else []
-        log = "".join(json.dumps(line) + "\n" for line in kept)
-        write_whole(self.path, lambda path: path.write_text(log, encoding="utf-8", newline="\n"))
+        write_record(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         self.board = open_board(run.out.with_suffix(""))
 
     def add_step(
         self, step: int, loss: float, terms: Mapping[str, float], learning_rate: float, crops_per_second: float
     ) -> None:
-        """Note a step, if its turn has come."""
+        """Log the first step, and each LOG_EVERY-th."""
         if step % LOG_EVERY and step != 1:
             return
         self._add(
@@ -67,7 +66,7 @@ class RunRecord:
         )
 
     def add_evaluation(self, step: int, results: Sequence[ImageResult]) -> float:
-        """Note an evaluation and draw the curves anew; returns the overall score."""
+        """Log an evaluation and draw the curves anew; returns the overall score."""
         scores = scores_of(results)
         LOG.info("%s", describe_scores(f"step {step}", results))
         self._add({"step": step, "score": scores.overall, **{f"score_{k}": v for k, v in scores.per_type.items()}})
@@ -75,7 +74,7 @@ class RunRecord:
         return scores.overall
 
     def _add(self, line: dict[str, Any]) -> None:
-        with writing(self.path), self.path.open("a", encoding="utf-8", newline="\n") as stream:
+        with writing(self.path, RunError), self.path.open("a", encoding="utf-8", newline="\n") as stream:
             stream.write(json.dumps(line) + "\n")
         if self.board is not None:
             for name, value in line.items():
@@ -91,6 +90,12 @@ class RunRecord:
         self.draw()
         if self.board is not None:
             self.board.close()
+
+
+def write_record(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    with written_file(path, RunError) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def open_board(folder: Path) -> Any:
@@ -132,4 +137,5 @@ def draw_curves(lines: Sequence[Mapping[str, Any]], path: Path, title: str) -> N
         if axis.get_lines():
             axis.legend(fontsize="small")
         axis.grid(alpha=0.3)
-    write_whole(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
+    with written_file(path, RunError) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)

@@ -41,14 +41,20 @@ def read_training_images(
 ) -> list[TrainingImage]:
     """The annotated images of a folder, a competition's or a prepared one, the holes of their cells filled.
 
-    `folds` and `folds_csv` select images as in `list_annotated`. Raises InputError as `list_annotated` and
-    `read_image` do.
+    `folds` and `folds_csv` select images as in `list_annotated`.
+
+    Raises:
+        InputError: as `list_annotated` and `read_image` do.
     """
     return read_entries(list_annotated(folder, folds, folds_csv))
 
 
 def read_entries(entries: Sequence[AnnotatedImage]) -> list[TrainingImage]:
-    """The pixels and cells of `entries`, holes filled. Raises InputError as `AnnotatedImage.read` and `.masks` do."""
+    """The pixels and cells of `entries`, holes filled.
+
+    Raises:
+        InputError: as `AnnotatedImage.read` and `.masks` do.
+    """
     images = []
     for entry in tqdm(entries, unit="image", desc="reading", mininterval=1):
         masks = entry.masks(fill_holes=True)
@@ -78,7 +84,11 @@ def images_digest(images: Sequence[TrainingImage]) -> str:
 
 
 def check_classes(images: Sequence[TrainingImage], num_classes: int) -> None:
-    """Raise InputError for a label that a detector of so many classes has no output for."""
+    """Refuse labels that a detector of `num_classes` has no output for.
+
+    Raises:
+        InputError: names the highest class.
+    """
     highest = max((int(image.labels.max()) for image in images if len(image.labels)), default=-1)
     if highest >= num_classes:
         raise InputError(
@@ -136,7 +146,7 @@ def cut_sample(image: TrainingImage, top: int, left: int, size: int, flips: tupl
 
 
 def normalised_square(pixels_bgr: np.ndarray, size: int, flips: tuple[bool, bool]) -> torch.Tensor:
-    """(3, size, size) float32 of pixels (H, W, 3) uint8, no side above `size`, flipped and padded as in inference."""
+    """(3, size, size) float32 of pixels (H, W, 3) uint8, no side above `size`; flipped and padded as in inference."""
     view = next(v for v in ALL_VIEWS if (v.flip_x, v.flip_y) == flips)
     tensor = view_images(pixels_bgr, (view,))[0]
     if tensor.shape[1:] == (size, size):
@@ -148,7 +158,7 @@ def normalised_square(pixels_bgr: np.ndarray, size: int, flips: tuple[bool, bool
 
 
 def flip_paste(image: TrainingImage, top: int, left: int, size: int, flips: tuple[bool, bool]) -> Sample:
-    """The crop of `cut_sample` averaged with its mirror image (left to right); the cells of both are there."""
+    """The crop of `cut_sample` averaged with its mirror image (left to right), with the cells of both."""
     one = cut_sample(image, top, left, size, flips)
     other = cut_sample(image, top, left, size, (not flips[0], flips[1]))
     return Sample(
@@ -198,8 +208,8 @@ def semantic_maps(batch: dict[str, Any], num_classes: int) -> torch.Tensor:
     """The class of every fourth pixel of a batch of `collate`, (B, 1, S / 4, S / 4) int64: 0 is background, 1 + label a
     cell; a later cell covers an earlier one.
 
-    A semantic head of `num_classes` has as many outputs and none for the background, so the last two classes share one;
-    what it is for is telling cells from background.
+    A semantic head of `num_classes` has that many outputs, background included, so the last two classes share one; the
+    head only has to tell cells from background.
     """
     maps = []
     for cells, labels in zip(batch["gt_masks"], batch["gt_labels"], strict=True):

@@ -35,7 +35,7 @@ class TrainSettings:
     norm_eval_below: int = 0  # ... and where fewer crops than this go through the detector at a time
     dtype: str = "float32"  # of encoder and neck; float16 scales the loss
     heads_dtype: str = "float32"  # of the heads' layers; their boxes, targets and losses are float32 always
-    ema_decay: float = 0.0  # the weights written are a running mean with this decay; 0: the weights themselves
+    ema_decay: float = 0.0  # the weights written are a moving average with this decay; 0: the weights themselves
     checkpoint_every: int = 500  # steps between states from which the run can be resumed
     evaluate_every: int = 0  # steps between evaluations on the validation images; 0: none
     workers: int = 0  # processes that make crops
@@ -52,7 +52,11 @@ class TrainSettings:
         return self.norm_eval or self.micro_batch_size < self.norm_eval_below
 
     def check(self, source: str) -> None:
-        """Raise InputError for a value that cannot be trained with; `source` names the settings in the message."""
+        """Refuse values that cannot be trained with; `source` names the settings in the message.
+
+        Raises:
+            InputError: lists all of them.
+        """
         problems = []
         for name in (
             "iterations",
@@ -82,7 +86,7 @@ class TrainSettings:
         if self.extra_until == 0:
             problems.append("extra_until is 0: to train without extra images, leave out --extra")
         if self.ema_decay == 1:
-            problems.append("ema_decay is 1: the mean would never move")
+            problems.append("ema_decay is 1: the moving average would never move")
         for name, highest in (("zoom", 4), ("contrast", 16)):
             if not 1 <= getattr(self, name) <= highest:
                 problems.append(

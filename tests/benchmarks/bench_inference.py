@@ -28,8 +28,8 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from bundle.site import use_vendored_packages
 from kernel.settings import CELL_TYPES, CLS_USE, EnsembleSettings, Thresholds
+from kernel.vendored import use_vendored_packages
 
 STAGES = ("features", "proposals", "boxes", "masks", "post-processing")
 #: Gains of the golden `ensemble_three`: features stay bounded, boxes and scores differ.
@@ -125,7 +125,7 @@ def make_members(setting: Setting):
     """The pool: plain members for the obvious order, and the same ones made ready as the kernel does."""
     from golden_ensemble import deterministic_detector
 
-    from kernel.ensemble.ensemble import Member
+    from kernel.ensemble.members import Member
     from kernel.models.fusion import fuse_batch_norms
 
     plain, ready = [], []
@@ -163,7 +163,9 @@ def settings_of(setting: Setting, members, image: np.ndarray, device: str) -> En
     views = setting.views > 1
     settings = EnsembleSettings(use_tta=views, use_tta_masks=views, thresholds=dict.fromkeys(CELL_TYPES, limits))
     ensemble = Ensemble(members, settings, device=device)
-    scores = ensemble.detect(ensemble.image_features(image)).boxes.scores
+    features = ensemble.image_features(image)
+    proposals = ensemble.propose(features, members)
+    scores = ensemble.detect(features, members, proposals, proposals.cell_type).scores
     cut = min(setting.cells, len(scores) - 1)
     limits = replace(limits, rcnn_score_threshold=float(scores[cut - 1 : cut + 1].mean()))
     return replace(settings, thresholds=dict.fromkeys(CELL_TYPES, limits))

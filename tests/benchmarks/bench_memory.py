@@ -20,7 +20,7 @@ from pathlib import Path
 
 import cv2
 
-from kernel.data.synthetic import generate_image
+from kernel.data.synthetic.generate import generate_image
 from kernel.settings import CELL_TYPES
 
 ROOT = Path(__file__).resolve().parents[2]

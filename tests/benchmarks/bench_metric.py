@@ -4,7 +4,7 @@
 
 All start from the same crops or run lengths and must give the same IoU and score. Full frames are compared by one
 matrix product of all pixels, for a part of the rows, scaled up: pair by pair they would take many minutes. Times are
-the processor's, so that other programs do not count. Also timed: the figures of `kernel.validation.quality`.
+the processor's, so that other programs do not count. Also timed: the figures of `kernel.scoring.mask_quality`.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import sys
 import time
 
 import numpy as np
+from coco_metric import CocoRle, as_coco, coco_iou_matrix, image_score_coco
 from pycocotools import mask as coco_mask
 
-from kernel.postprocess.instances import CellMasks
-from kernel.validation.metric import CocoRle, coco_iou_matrix, image_score, image_score_coco, score_from_iou
-from kernel.validation.quality import measure_image
+from kernel.masks.instances import CellMasks
+from kernel.scoring.mask_quality import measure_image
+from kernel.scoring.metric import image_score, score_from_iou
 
 SHAPE = (520, 704)
 TARGET = 10
@@ -40,11 +41,7 @@ def disks(count: int) -> tuple[CellMasks, CellMasks]:
     return found.select(np.flatnonzero(rng.random(count) < 0.9)), truth
 
 
-def as_coco(masks: CellMasks) -> list[CocoRle]:
-    return [coco_mask.encode(np.asfortranarray(frame.astype(np.uint8))) for frame in masks.full_frames()]
-
-
-def full_frames(rles: list[CocoRle]) -> np.ndarray:
+def decoded_frames(rles: list[CocoRle]) -> np.ndarray:
     """(N, pixels) float32."""
     return np.stack([coco_mask.decode(rle).ravel() for rle in rles]).astype(np.float32)
 
@@ -73,8 +70,8 @@ def main(count: int) -> None:
     expected = score_from_iou(iou)
     print(f"{len(pred)} found and {len(truth)} annotated cells at {SHAPE[0]} x {SHAPE[1]}, score {expected:.4f}")
 
-    cells, decoding = timed(full_frames, rles[1])
-    part, rows = timed(lambda: full_frame_iou(full_frames(rles[0][:ROWS]), cells))
+    cells, decoding = timed(decoded_frames, rles[1])
+    part, rows = timed(lambda: full_frame_iou(decoded_frames(rles[0][:ROWS]), cells))
     np.testing.assert_array_equal(part, iou[:ROWS])
     full = decoding + rows * len(pred) / len(part)
     print(f"full frames, decoded and compared: {full:.2f} s (extrapolated from {len(part)} of the found cells)")

@@ -15,10 +15,12 @@ import time
 from pathlib import Path
 
 import numpy as np
-from oracles import full_corrupt, full_remove_overlaps, random_instances
+from oracles import full_corrupt, full_frames, full_remove_overlaps, random_instances, write_submission
 
+from kernel.export.formats import outlines_of
+from kernel.masks.instances import CellMasks, Instances
+from kernel.masks.rle import encode_rle
 from kernel.postprocess.clean import (
-    ImageMasks,
     binarise,
     corrupt_masks,
     drop_empty,
@@ -26,11 +28,7 @@ from kernel.postprocess.clean import (
     remove_overlaps,
     remove_small,
 )
-from kernel.postprocess.instances import CellMasks, Instances
 from kernel.postprocess.mask_nms import best_first, mask_nms
-from kernel.postprocess.rle import encode_rle
-from kernel.postprocess.submission import write_submission
-from kernel.predict import outlines_of
 from kernel.settings import Thresholds
 
 SHAPE = (520, 704)
@@ -99,7 +97,7 @@ def main(count: int) -> None:
     found, whole = timed(postprocess_instances, instances, thresholds)
     print(f"{count} masks at {SHAPE[0]} x {SHAPE[1]}: {len(found)} left, in crops {whole * 1e3:.1f} ms in all")
 
-    _, full_binarised = timed(full_frame_masks, instances.full_frames(), instances.scores, thresholds.mask_threshold)
+    _, full_binarised = timed(full_frame_masks, full_frames(instances), instances.scores, thresholds.mask_threshold)
     masks, binarised = timed(binarise, instances, thresholds.mask_threshold)
     masks, ordered = timed(lambda: masks.select(best_first(masks)))
     kept, suppressed = timed(mask_nms, masks, thresholds.mask_nms_threshold)
@@ -107,20 +105,20 @@ def main(count: int) -> None:
     corrupted, corruption = timed(corrupt_masks, large)
     final, overlap = timed(remove_overlaps, corrupted)
 
-    frames = masks.full_frames()
+    frames = full_frames(masks)
     full_kept, full_suppressed = timed(full_frame_nms, frames, thresholds.mask_nms_threshold)
     np.testing.assert_array_equal(full_kept, kept)
-    full_corrupted, full_corruption = timed(lambda: np.stack([full_corrupt(frame) for frame in large.full_frames()]))
-    np.testing.assert_array_equal(full_corrupted, corrupted.full_frames())
+    full_corrupted, full_corruption = timed(lambda: np.stack([full_corrupt(frame) for frame in full_frames(large)]))
+    np.testing.assert_array_equal(full_corrupted, full_frames(corrupted))
     some = full_corrupted[:100]  # quadratic in full frames: a part of it, scaled up
     full_final, part = timed(full_remove_overlaps, some)
-    np.testing.assert_array_equal(full_final, final.full_frames()[: len(some)])
+    np.testing.assert_array_equal(full_final, full_frames(final)[: len(some)])
     full_overlap = part * (len(full_corrupted) / len(some)) ** 2
 
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder, name) for name in ("crops.csv", "frames.csv")]
         _, written = timed(write_crops, drop_empty(final), files[0])
-        frames = drop_empty(final).full_frames()
+        frames = full_frames(drop_empty(final))
         _, full_written = timed(write_frames, frames, files[1])
         assert files[0].read_bytes() == files[1].read_bytes()
 
@@ -138,7 +136,7 @@ def main(count: int) -> None:
         print(f"{name}: crops {ours * 1e3:.1f} ms, full frames {full:.2f} s, ratio {full / ours:.0f}")
     assert len(drop_empty(final)) == len(found)
 
-    cells = ImageMasks("shsy5y", drop_empty(masks))
+    cells = drop_empty(masks)
     _, outlined = timed(lambda: json.dumps(outlines_of(cells)))
     print(f"outlines (GeoJSON) of {len(cells)} cells: {outlined * 1e3:.1f} ms")
 

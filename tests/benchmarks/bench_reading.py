@@ -29,7 +29,7 @@ BESIDES = 24 << 20
 READ = """
 import sys
 from pathlib import Path
-from kernel.data.images import read_image
+from kernel.images.reading import read_image
 
 def high_water_mark():
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -25,8 +25,8 @@ import torch
 from slow_samples import crowded_image, decoded_sample, encoded_cells
 from torch import nn
 
-from bundle.site import use_vendored_packages
 from kernel.training.settings import TrainSettings
+from kernel.vendored import use_vendored_packages
 
 CELLS = 500
 #: The published finetuning, with all layers of ours in bfloat16.
@@ -35,26 +35,27 @@ SETTINGS = TrainSettings(dtype="bfloat16", heads_dtype="bfloat16")
 
 def our_steps(settings: TrainSettings, folder: Path) -> Iterator[float]:
     """The losses of the trainer's own steps."""
-    from kernel.models.detectors import DetectorSpec
-    from kernel.training.trainer import Trainer, TrainingRun, set_training_mode
+    from kernel.models.configs import DetectorSpec
+    from kernel.training.run import TrainingRun
+    from kernel.training.trainer import Trainer
 
     spec = DetectorSpec("maskrcnn", "resnet50")
     trainer = Trainer(TrainingRun(spec, settings, [crowded_image(CELLS)], folder / "ours.safetensors"))
-    batches = iter(trainer.loader())
+    batches = iter(trainer.micro_batches.loader(0))
     while not trainer.is_finished:
-        set_training_mode(trainer.detector, settings.is_norm_frozen)
         yield trainer.take_step(batches)[0]
 
 
 def plain_steps(settings: TrainSettings) -> Iterator[float]:
     """The losses of the loop that one would write first."""
     import kernel.training.crops as crops
-    from kernel.models.detectors import DetectorSpec, build_detector
+    from kernel.models.configs import DetectorSpec
+    from kernel.models.detectors import build_detector
     from kernel.training.initialise import draw_weights
     from kernel.training.losses import weighted_loss
     from kernel.training.optimisation import learning_rate_factor, parameter_groups
     from kernel.training.samples import Sample, collate
-    from kernel.training.trainer import set_proposal_counts
+    from kernel.training.step import set_proposal_counts
 
     image = crowded_image(CELLS)
     rles = encoded_cells(image)

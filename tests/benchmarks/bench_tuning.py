@@ -15,11 +15,12 @@ from dataclasses import replace
 import numpy as np
 from oracles import random_instances
 
+from kernel.masks.instances import CellMasks, Instances
 from kernel.postprocess.clean import binarise, postprocess_instances
-from kernel.postprocess.instances import CellMasks, Instances
+from kernel.scoring.metric import image_score
 from kernel.settings import Thresholds
-from kernel.validation.metric import image_score
-from kernel.validation.tuning import DEFAULT_GRID, score_grid
+from kernel.tuning.grid_scores import score_grid
+from kernel.tuning.threshold_grid import DEFAULT_GRID
 
 SHAPE = (520, 704)
 SMALL = (32, 32)
@@ -63,9 +64,7 @@ def main(images: int, cells: int, points: int) -> None:
             fast += time.perf_counter() - start
             chosen = rng.choice(scores.size, min(points, scores.size), replace=False)
             start = time.perf_counter()
-            expected = [
-                image_score(postprocess_instances(instances, at(index, corrupt)).masks, truth) for index in chosen
-            ]
+            expected = [image_score(postprocess_instances(instances, at(index, corrupt)), truth) for index in chosen]
             slow += (time.perf_counter() - start) * scores.size / len(chosen)
             np.testing.assert_array_equal(scores.ravel()[chosen], expected)
         print(

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from bundle.dry_run import DryRun, choose_images, run_dry
-from bundle.folders import remove_folder, replace_folder, scratch_folder
-from bundle.weights import FoundWeights
 from kernel.errors import InputError, RunError
-from kernel.manifest import KernelIdentity, Manifest, MemberEntry
+from kernel.folders import remove_folder, replace_folder, scratch_folder
+from kernel.local_weights import FoundWeights
+from kernel.manifest.types import KernelIdentity, Manifest, MemberEntry
 
 MEMBER = MemberEntry("one", "htc", "resnet50", ("shsy5y", "astro", "cort"), dataset="you/weights", file="run/a.pt")
 MANIFEST = Manifest(KernelIdentity("me/some-kernel", "Some kernel", "cells"), "me/wheels", (MEMBER,))
@@ -132,7 +132,7 @@ def test_images_that_failed_are_told_and_not_read_again(here: Path, monkeypatch:
             raise AttributeError("logging")
         return np.zeros((40, 60, 3), np.uint8)
 
-    monkeypatch.setattr("kernel.data.images.read_image", read_png_alone)
+    monkeypatch.setattr("kernel.images.reading.read_image", read_png_alone)
     done = run_with(here, code=1, script=failing({"b": FAULT}, []))
     assert done.exit_code == 1 and done.failed == {"b": FAULT} and done.cells == {"a": 0, "b": 0, "c": 0}
     assert sorted(path.name for path in (done.folder / "pictures").iterdir()) == ["a.png", "c.png"]
@@ -165,7 +165,7 @@ def test_a_failed_run_leaves_the_last_results(here: Path, script: str, told: str
 def test_wrong_images_and_limit(here: Path) -> None:
     with pytest.raises(InputError, match="at least 1"):
         choose_images(here / "images", 0)
-    with pytest.raises(InputError, match="No folder"):
+    with pytest.raises(InputError, match="no folder"):
         choose_images(here / "gone")
     assert [path.name for path in choose_images(here / "images", 2)] == ["a.png", "b.png"]
     (here / "images" / "a.png").rename(here / "images" / "a,1.png")
@@ -173,7 +173,7 @@ def test_wrong_images_and_limit(here: Path) -> None:
         choose_images(here / "images")
 
 
-# bundle/folders.py
+# kernel/folders.py
 
 
 def test_replacing_a_folder(tmp_path: Path) -> None:

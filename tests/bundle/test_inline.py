@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bundle.inline import MAX_SCRIPT_BYTES, inline_package, text_literal
+from bundle.inline import MAX_SCRIPT_BYTES, inline_package
+from bundle.script import text_literal
 from kernel.errors import InputError
 
 EMBEDDED = {"MANIFEST_JSON": '{"a": 1}\n', "WHEELS_LOCK_JSON": "{}\n"}
@@ -247,7 +248,20 @@ def test_refuses_by_file_and_line(tmp_path: Path, changes: dict[str, str], place
     assert any(told in line for line in lines), str(caught.value)
 
 
-@pytest.mark.parametrize("part", ["training.loop", "validation.score", "commands.run", "data.synthetic"])
+@pytest.mark.parametrize(
+    "part",
+    [
+        "training.loop",
+        "scoring.score",
+        "tuning.score",
+        "report.page",
+        "export.folder",
+        "local_weights",
+        "vendored",
+        "commands.run",
+        "data.synthetic",
+    ],
+)
 def test_parts_that_no_kernel_needs_are_never_inlined(tmp_path: Path, part: str) -> None:
     """Even where the module is there and could be."""
     path = part.replace(".", "/") + ".py"

@@ -24,7 +24,7 @@ INTERPRETERS = find_interpreters()
 FETCH = """
 import sys
 from pathlib import Path
-from bundle.vendor import fetch
+from bundle.fetch import fetch
 from kernel.runtime.wheels import LockedWheel
 digest, cache = sys.argv[1:]
 print(fetch(LockedWheel("mmcv-full", "1.7.2", "mmcv-full-1.7.2.tar.gz", digest, "", ""), Path(cache)))

@@ -21,7 +21,7 @@ from bundle.kaggle import (
     unverified_points,
 )
 from kernel.errors import InputError
-from kernel.manifest import parse_manifest
+from kernel.manifest.reader import parse_manifest
 
 ROOT = Path(__file__).resolve().parents[2]
 MANIFEST = parse_manifest((ROOT / "weights_manifest.json").read_text(encoding="utf-8"), "weights_manifest.json")

@@ -25,22 +25,15 @@ from typing import Any
 
 import pytest
 
-import bundle.vendor
-from bundle.vendor import (
-    BUNDLE_DIR,
-    DEFAULT_DATASET_ID,
-    FetchError,
-    build_wheels,
-    cache_dir,
-    dataset_metadata,
-    fetch,
-    load_lock,
-    main,
-    update_lock,
-    write_wheel,
-)
+import bundle.repack
+from bundle.fetch import FetchError, cache_dir, fetch
+from bundle.kaggle import DEFAULT_DATASET_ID, dataset_metadata
+from bundle.lock import load_lock, update_lock
+from bundle.repack import BUNDLE_DIR, write_wheel
+from bundle.vendor import build_wheels, main
 from kernel.errors import InputError
-from kernel.runtime.wheels import LockedWheel, file_sha256, parse_locked_wheels
+from kernel.files import file_sha256
+from kernel.runtime.wheels import LockedWheel, parse_locked_wheels
 
 ROOT = Path(__file__).resolve().parents[2]
 HEADS = "mmdet/models/roi_heads/mask_heads"
@@ -359,7 +352,7 @@ def test_where_pip_cannot_fetch_it_is_told_what_to_do(tmp_path: Path, pip: StubP
     with pytest.raises(FetchError) as caught:
         fetch(ENTRY, tmp_path / "cache")
     told = str(caught.value)
-    assert told.startswith("pip could not fetch tiny 1.0, and it is not in the cache. Connect to the network")
+    assert told.startswith("pip could not fetch tiny 1.0, and it is not in the cache: connect to the network")
     assert told.endswith("pip said:\nno route to host")
     assert list((tmp_path / "cache").iterdir()) == []
 
@@ -388,7 +381,7 @@ def test_another_file_than_the_locks_is_refused(
     with pytest.raises(InputError, match=r"^tiny 1\.0 from the package index is not what the lock says") as caught:
         fetch(ENTRY, tmp_path / "cache")
     told = str(caught.value)
-    assert ENTRY.source_sha256 in told and "Do not use it; check which index pip is configured for" in told
+    assert ENTRY.source_sha256 in told and "do not use it, and check which index pip is configured for" in told
     assert says in told
     assert list((tmp_path / "cache").iterdir()) == []
 
@@ -622,7 +615,7 @@ def test_what_is_no_dataset_is_refused_before_anything_is_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: str
 ) -> None:
     monkeypatch.setattr(subprocess, "run", no_pip)
-    with pytest.raises(InputError, match=r"is no Kaggle dataset. Allowed is owner/slug"):
+    with pytest.raises(InputError, match=r"is no Kaggle dataset: allowed is owner/slug"):
         build_wheels(tmp_path / "out", dataset, tmp_path / "no.lock.json", tmp_path / "cache")
     assert not list(tmp_path.iterdir())
 
@@ -667,7 +660,7 @@ def test_other_files_are_never_replaced(shop: Shop, tmp_path: Path, foreign: str
 def test_a_file_is_no_folder(shop: Shop, tmp_path: Path) -> None:
     out = tmp_path / "wheels"
     out.write_text("mine", encoding="utf-8")
-    with pytest.raises(InputError, match="is a file; the wheels need a folder"):
+    with pytest.raises(InputError, match="is a file, and the wheels need a folder"):
         shop.build(out)
     assert out.read_text(encoding="utf-8") == "mine"
 
@@ -696,7 +689,7 @@ def test_a_change_of_ours_shows_in_the_hash(shop: Shop, tmp_path: Path, monkeypa
         # Other line ends are no change: a checkout may have them.
         text = (BUNDLE_DIR / name).read_text(encoding="utf-8")
         (ours / name).write_bytes(text.replace("\n", "\r\n").encode())
-    monkeypatch.setattr(bundle.vendor, "BUNDLE_DIR", ours)
+    monkeypatch.setattr(bundle.repack, "BUNDLE_DIR", ours)
     shop.build(tmp_path / "out")
     with (ours / "mmcv_ops.py").open("a", encoding="utf-8") as file:
         file.write("# changed\n")
@@ -774,7 +767,7 @@ def test_no_network_is_exit_code_1(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
     pip.will({}, "no route to host", 1)
     assert run_main(shop, tmp_path / "out") == 1
-    assert "Connect to the network" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert "connect to the network" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_a_lock_of_fetched_packages_from_nothing(shop: Shop, tmp_path: Path, pip: StubPip) -> None:

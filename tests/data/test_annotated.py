@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from kernel.data.annotated import list_annotated
-from kernel.data.images import read_image
-from kernel.data.synthetic import write_dataset
+from kernel.data.synthetic.generate import write_dataset
 from kernel.errors import InputError
+from kernel.images.reading import read_image
 from kernel.settings import CELL_TYPES
 
 SHAPE = (64, 80)
@@ -77,7 +77,7 @@ def test_no_annotations_file(folder: Path) -> None:
 
 def test_no_folder_of_images(folder: Path) -> None:
     shutil.rmtree(folder / "train")
-    with pytest.raises(InputError, match=r"No folder .*train"):
+    with pytest.raises(InputError, match=r"no folder .*train"):
         list_annotated(folder)
 
 

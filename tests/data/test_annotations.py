@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from oracles import full_frames
 
 from kernel.data.annotations import ImageAnnotations, read_annotations
 from kernel.errors import InputError
@@ -66,4 +67,4 @@ def test_wrong_files_are_told(tmp_path):
 def test_masks_of_an_image_are_full_size(tmp_path):
     masks = read_annotations(written(tmp_path, f"a,{RING},5,4,astro,\n"))["a"].masks()
     expected = np.array([[1, 1, 1, 0, 0], [1, 0, 1, 0, 0], [1, 1, 1, 0, 0], [0, 0, 0, 0, 0]], bool)
-    np.testing.assert_array_equal(masks.full_frames()[0], expected)
+    np.testing.assert_array_equal(full_frames(masks)[0], expected)

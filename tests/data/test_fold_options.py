@@ -12,23 +12,22 @@ import cv2
 import numpy as np
 import pytest
 
-import kernel.training.samples
 import kernel.training.trainer
 from kernel.__main__ import main
 from kernel.commands.common import list_fold
 from kernel.data.annotated import AnnotatedImage
 from kernel.data.annotations import ImageAnnotations
-from kernel.data.coco import PreparedDataset, read_prepared, write_prepared
 from kernel.data.livecell import LIVECELL_CLASSES
 from kernel.data.prepare import prepare
+from kernel.data.prepared import PreparedDataset, read_prepared, write_prepared
 from kernel.data.sources import read_competition
 from kernel.data.splits import read_folds
-from kernel.data.synthetic import write_dataset
+from kernel.data.synthetic.generate import write_dataset
 from kernel.errors import InputError
-from kernel.runtime.log import LOG
+from kernel.log import LOG
+from kernel.training.run import TrainingRun
 from kernel.training.samples import TrainingImage, check_classes, read_training_images
-from kernel.training.trainer import TrainingRun
-from kernel.validation.validate import tune_ensemble
+from kernel.tuning.threshold_tuning import tune_ensemble
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "bundle" / "demo" / "recipe.toml"

@@ -11,13 +11,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from oracles import full_frames, write_submission
 
 from kernel.__main__ import main
 from kernel.data.annotated import list_annotated
 from kernel.data.splits import read_folds
-from kernel.data.synthetic import write_dataset
-from kernel.postprocess.submission import write_submission
-from kernel.runtime.log import LOG
+from kernel.data.synthetic.generate import write_dataset
+from kernel.log import LOG
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPE = (64, 80)
@@ -71,7 +71,7 @@ def test_competition_with_corrections_in_its_own_process(made: Path, tmp_path: P
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["cleared_pixels"] > 0
     (first,) = (image for image in list_annotated(tmp_path / "out") if image.image_id == astro[0].image_id)
-    assert not first.masks().full_frames()[:, :, :middle].any()
+    assert not full_frames(first.masks())[:, :, :middle].any()
 
 
 def test_missing_sample_ids(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -126,7 +126,7 @@ def test_livecell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["--pseudo-labels", "x", "--images", "y"], "--pseudo-labels needs --cell-types as well"),
         (["--livecell-annotations", "x"], "--livecell-annotations needs --livecell-images as well"),
         (["--livecell-annotations", "x", "--livecell-images", "y", "--astro-fix", "z"], "belongs to --competition"),
-        (["--competition", "nowhere"], "No folder nowhere/train"),
+        (["--competition", "nowhere"], "no folder nowhere/train"),
     ],
 )
 def test_options_that_do_not_fit(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
-from kernel.data.synthetic import SyntheticImage, generate_image, statistics, write_dataset
+from kernel.data.synthetic.generate import SyntheticImage, generate_image, write_dataset
 from kernel.errors import InputError
 from kernel.settings import CELL_TYPES
 
@@ -25,6 +27,59 @@ RANGES = {
     "astro": ((15, 150), (6.3, 11.6)),
     "cort": ((16, 70), (10.7, 18.9)),
 }
+
+
+def statistics(images: Iterable[SyntheticImage]) -> dict[str, dict[str, Any]]:
+    """The figures of cell_statistics.json, per cell type.
+
+    `images` and `cells` are counts; `cells_per_image`, `area_px`, `elongation` (long over short side
+    of the smallest rectangle around a cell) and `solidity` (area over that of the convex hull, both of the outline
+    through the boundary's pixels) hold the percentiles p5, p25, p50, p75 and p95; `gray_mean` and `gray_std` of
+    the images are [p5, p50, p95]. Types without an image are left out.
+    """
+    by_type: dict[str, list[SyntheticImage]] = {}
+    for image in images:
+        by_type.setdefault(image.cell_type, []).append(image)
+    figures: dict[str, dict[str, Any]] = {}
+    for cell_type, group in by_type.items():
+        shapes = np.array([_shape_figures(crop) for image in group for crop, _ in image.masks])
+        shapes = shapes.reshape(-1, 3)
+        figures[cell_type] = {
+            "images": len(group),
+            "cells": len(shapes),
+            "cells_per_image": _percentiles([len(image.masks) for image in group]),
+            "area_px": _percentiles(shapes[:, 0]),
+            "elongation": _percentiles(shapes[:, 1]),
+            "solidity": _percentiles(shapes[:, 2]),
+            "gray_mean": _spread([image.image.mean() for image in group]),
+            "gray_std": _spread([image.image.std() for image in group]),
+        }
+    return figures
+
+
+def _percentiles(values: Sequence[float] | np.ndarray) -> dict[str, float]:
+    if len(values) == 0:
+        return {}
+    return {f"p{q}": round(float(np.percentile(values, q)), 2) for q in (5, 25, 50, 75, 95)}
+
+
+def _spread(values: Sequence[float]) -> list[float]:
+    return [round(float(np.percentile(values, q)), 1) for q in (5, 50, 95)]
+
+
+def _shape_figures(crop: np.ndarray) -> tuple[float, float, float]:
+    """Area, elongation and solidity of a mask (h, w) bool of one piece."""
+    area = float(np.count_nonzero(crop))
+    padded = np.pad(crop.astype(np.uint8), 1)
+    contours, _ = cv2.findContours(padded, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    points = np.concatenate(contours)
+    sides = np.array(cv2.minAreaRect(points)[1])
+    hull = cv2.convexHull(points)
+    return (
+        area,
+        float(max(1.0, sides.max()) / max(1.0, sides.min())),
+        min(1.0, sum(map(cv2.contourArea, contours)) / max(1.0, cv2.contourArea(hull))),
+    )
 
 
 @pytest.fixture(scope="module", params=CELL_TYPES)

@@ -14,8 +14,10 @@ from golden_ensemble import assert_same_boxes, to_rows
 from tiny_detectors import tiny_detector
 
 from kernel.ensemble.boxes import Detections, scale_boxes, select_boxes
-from kernel.ensemble.ensemble import Ensemble, Member, NotFiniteError, Prediction
-from kernel.ensemble.masks import mask_sureness
+from kernel.ensemble.ensemble import Ensemble, Prediction
+from kernel.ensemble.masks import maskness
+from kernel.ensemble.members import Member
+from kernel.ensemble.networks import NotFiniteError
 from kernel.ensemble.views import ALL_VIEWS, IDENTITY
 from kernel.errors import InputError
 from kernel.models.detectors import Detector
@@ -488,7 +490,7 @@ def test_without_bbox_nms_every_proposal_stays_that_scores_above_the_threshold()
 def test_masks_have_a_say_in_scores_where_the_settings_want_it() -> None:
     plain = Ensemble([member("one")], SETTINGS).predict(random_image())
     found = Ensemble([member("one")], replace(SETTINGS, mask_score_power=3.0)).predict(random_image())
-    expected = plain.scores * mask_sureness(plain.mask_probs) ** 3
+    expected = plain.scores * maskness(plain.mask_probs) ** 3
     order = expected.argsort(descending=True, stable=True)
     assert len(expected) > 3 and order.tolist() != sorted(order.tolist())
     torch.testing.assert_close(found.scores, expected[order])
@@ -551,6 +553,23 @@ def test_only_the_members_of_the_cells_type_run(
     torch.testing.assert_close(found.boxes_xyxy, alone.boxes_xyxy)
     torch.testing.assert_close(found.mask_probs, alone.mask_probs)
     assert found.level_counts == alone.level_counts
+
+
+def test_a_known_cell_type_needs_no_first_pass_and_begun_features_are_used_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first pass would say shsy5y; the astro members' features are those of the first prediction."""
+    ensemble = Ensemble(typed_members(0), SETTINGS, feature_budget_bytes=BUDGET)
+    image = random_image()
+    features = ensemble.image_features(image)
+    known = ensemble.predict(features, "astro")
+    assert (known.cell_type, known.members) == ("astro", ("shared", "for astro"))
+    assert_same_prediction(known, ensemble.predict(image, "astro"))
+    runs = count_runs(ensemble.members, monkeypatch)
+    assert_same_prediction(ensemble.predict(features, "astro"), known)
+    assert not runs
+    assert ensemble.predict(features).cell_type == "shsy5y"
+    assert runs == {"first": 4, "for shsy5y": 4}
 
 
 def test_a_member_of_both_passes_computes_its_features_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -634,7 +653,7 @@ def test_members_that_cannot_be_averaged_are_both_named(change: Any, what: str) 
     members = [member("alpha", "cascade"), member("beta", "htc"), member("gamma", "maskrcnn")]
     Ensemble(members, SETTINGS)  # as they are, they can
     change(members[2].detector)
-    with pytest.raises(InputError, match=f"members alpha and gamma cannot be averaged: their {what} differ"):
+    with pytest.raises(InputError, match=f"members alpha and gamma cannot be averaged: their {what} differ.*manifest"):
         Ensemble(members, SETTINGS)
 
 
@@ -647,7 +666,9 @@ def test_members_of_other_numbers_of_classes_are_both_named() -> None:
 
 def test_too_few_classes_are_refused() -> None:
     small = Member("alpha", "cascade", tiny_detector("cascade", num_classes=2), ALL_TYPES)
-    with pytest.raises(InputError, match="member alpha knows 2 classes, the ensemble needs 3"):
+    with pytest.raises(
+        InputError, match="member alpha knows 2 classes, the ensemble needs 3: take it out of the manifest"
+    ):
         Ensemble([small], SETTINGS)
 
 

@@ -9,10 +9,11 @@ import pytest
 import torch
 from fake_cuda import FakeCuda, fake_cuda
 from golden_ensemble import assert_same_boxes, to_rows
-from same_predictions import segment_image
 from tiny_detectors import tiny_detector
 
-from kernel.ensemble.ensemble import Ensemble, Member
+from kernel.ensemble.ensemble import Ensemble
+from kernel.ensemble.members import Member
+from kernel.segment import segment_image
 from kernel.settings import CELL_TYPES, CLS_USE, EnsembleSettings, Thresholds
 
 pytestmark = pytest.mark.usefixtures("wheels_site")

@@ -16,6 +16,7 @@ import torch
 from tiny_detectors import tiny_detector
 
 from kernel.errors import InputError
+from kernel.files import file_sha256
 from kernel.models.checkpoints import (
     is_optional_key,
     load_detector,
@@ -26,8 +27,8 @@ from kernel.models.checkpoints import (
     shapes_of,
     shorten_list,
 )
-from kernel.models.detectors import DetectorSpec, build_detector
-from kernel.runtime.wheels import file_sha256
+from kernel.models.configs import DetectorSpec
+from kernel.models.detectors import build_detector
 
 pytestmark = pytest.mark.usefixtures("wheels_site")
 
@@ -306,8 +307,8 @@ def test_heads_of_impossible_shapes_are_refused(key: str, shape: tuple[int, ...]
 def test_a_file_is_recognised_whatever_its_name(cascade_file: Path, tmp_path: Path) -> None:
     path = tmp_path / "maskrcnn_resnet50.pt"
     path.write_bytes(cascade_file.read_bytes())
-    info = recognise_checkpoint(path)
-    assert (info.path, info.kind, info.encoder, info.num_classes) == (path, "cascade", "resnet18_narrow", 3)
+    spec = recognise_checkpoint(path)
+    assert (spec.kind, spec.encoder, spec.num_classes) == ("cascade", "resnet18_narrow", 3)
 
 
 # --- matching ----------------------------------------------------------------------------------------------------

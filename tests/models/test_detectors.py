@@ -15,10 +15,10 @@ from tiny_detectors import tiny_detector, tiny_spec
 from torch import nn
 
 from kernel.models import detectors
+from kernel.models.configs import DetectorSpec
 from kernel.models.detectors import (
     DETECTOR_KINDS,
     Detector,
-    DetectorSpec,
     ViewFeatures,
     boxes_to_rois,
     build_detector,

@@ -18,10 +18,10 @@ from oracles import random_soft_frames
 from scipy.ndimage import label
 from shapely.geometry import MultiPolygon
 
-from kernel.data.synthetic import generate_image
-from kernel.postprocess.instances import tight_window
+from kernel.data.synthetic.generate import generate_image
+from kernel.masks.instances import tight_window
+from kernel.masks.rle import decode_rle_crop
 from kernel.postprocess.outlines import Ring, mask_polygons
-from kernel.postprocess.rle import decode_rle_crop
 from kernel.settings import CELL_TYPES
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"

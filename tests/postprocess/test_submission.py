@@ -2,17 +2,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from oracles import random_instances
+from oracles import random_instances, write_submission
 
 from kernel.errors import InputError
 from kernel.postprocess.clean import postprocess_instances
-from kernel.postprocess.submission import (
-    SubmissionWriter,
-    check_image_rles,
-    read_submission,
-    validate_submission,
-    write_submission,
-)
+from kernel.postprocess.submission import SubmissionWriter, check_image_rles
+from kernel.postprocess.submitted import read_submission, validate_submission
 from kernel.settings import Thresholds
 
 SHAPES = {"one": (4, 5), "two": (4, 5), "none": (3, 3)}
@@ -92,7 +87,7 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("kernel.runtime.files.os.fsync", refuse)
+    monkeypatch.setattr("kernel.files.os.fsync", refuse)
     with pytest.raises(InputError, match="No space left"):
         write_submission(tmp_path / "s.csv", ROWS, SHAPES)
     assert list(tmp_path.iterdir()) == []

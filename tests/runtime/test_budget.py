@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from kernel.runtime.budget import TimeBudget, told_time
+from kernel.runtime.budget import TimeBudget, duration
 
 IMAGES = 240
 #: An image's seconds by stage, in full quality; light ones have few cells.
@@ -247,14 +247,14 @@ def test_images_that_fail_or_come_again() -> None:
 def test_forecasts_are_kept_for_the_summary() -> None:
     night = play(lambda *_: 1.0, 0.5 * IMAGES * light_seconds())
     assert night.budget
-    told = night.budget.forecasts
-    assert len(told) >= 20 and told[0]["level"] == "full"
-    assert {"images_done", "seconds_left", "level", "seconds_at_full", "seconds_at_level"} == set(told[0])
-    assert told[-1]["seconds_at_full"][0] < told[0]["seconds_at_full"][0]
+    forecasts = night.budget.forecasts
+    assert len(forecasts) >= 20 and forecasts[0]["level"] == "full"
+    assert {"images_done", "seconds_left", "level", "seconds_at_full", "seconds_at_level"} == set(forecasts[0])
+    assert forecasts[-1]["seconds_at_full"][0] < forecasts[0]["seconds_at_full"][0]
 
 
 def test_times_for_people() -> None:
-    assert [told_time(seconds) for seconds in (0.51, 90, 180, 9000, -9000)] == [
+    assert [duration(seconds) for seconds in (0.51, 90, 180, 9000, -9000)] == [
         "0.5 s",
         "90.0 s",
         "3.0 min",

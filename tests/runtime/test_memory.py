@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_detectors import tiny_detector
 
-from kernel.ensemble.ensemble import Ensemble, Member, features_bytes
+from kernel.ensemble.ensemble import Ensemble
+from kernel.ensemble.features import features_bytes
+from kernel.ensemble.members import Member
 from kernel.ensemble.views import IDENTITY, view_images
 from kernel.runtime.memory import HEADS_BYTES, HEADS_CHANNELS, apply_plan, free_memory, host_memory, plan_memory
 from kernel.settings import CELL_TYPES, CLS_USE, EnsembleSettings
@@ -78,7 +80,7 @@ def test_more_memory_never_plans_less(ensemble: Ensemble) -> None:
     assert figures[0] == (0, 1) and figures[-1] == (plans[0].wanted_bytes, 3)
 
 
-def test_the_plan_is_applied_and_told(ensemble: Ensemble, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_plan_is_applied_and_logged(ensemble: Ensemble, caplog: pytest.LogCaptureFixture) -> None:
     plan = plan_memory(ensemble, SHAPE, PLENTY)
     with caplog.at_level("INFO", logger="kernel"):
         apply_plan(ensemble, plan)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from kernel.attempt import FailedImage
 from kernel.errors import InputError
+from kernel.runtime.failures import FailedImage
+from kernel.runtime.results import RunResults
 from kernel.runtime.shards import (
     Shard,
-    ShardResult,
     begin_shard,
     gather_shards,
     read_shard,
@@ -23,11 +23,11 @@ from kernel.runtime.shards import (
 PATHS = [Path(f"{name}.png") for name in "abcdefg"]
 
 
-def result_of(shard: Shard) -> ShardResult:
+def result_of(shard: Shard) -> RunResults:
     """What a process says that finds a cell in each image but "c", which fails."""
     ids = [path.stem for path in shard.share(PATHS)]
     good = [name for name in ids if name != "c"]
-    return ShardResult(
+    return RunResults(
         {name: ([f"{ord(name)} 2"] if name in good else [], (10, 20)) for name in ids},
         {name: {"cells": 1, "device": "cpu"} for name in good},
         {name: FailedImage("broken", wrong_input=True) for name in ids if name not in good},
@@ -41,12 +41,12 @@ def test_every_image_is_in_one_share_and_all_come_together(count: int, tmp_path:
     shards = [Shard(rank, count, rank, count, "now") for rank in range(count)]
     for shard in reversed(shards):
         write_shard(tmp_path, shard, result_of(shard))
-    whole = gather_shards(tmp_path, shards[0], PATHS, last_call=0.0, clock=lambda: 0.0)
+    whole = gather_shards(tmp_path, shards[0], PATHS, hard_deadline=0.0, clock=lambda: 0.0)
     assert whole.rows == result_of(Shard()).rows
     assert list(whole.rows) == list("abcdefg")
-    assert list(whole.done) == list("abdefg")
+    assert list(whole.summaries) == list("abdefg")
     assert whole.failed == {"c": FailedImage("broken", wrong_input=True)}
-    assert {told["device"] for told in whole.done.values()} <= set(whole.peaks)
+    assert {summary["device"] for summary in whole.summaries.values()} <= set(whole.peaks)
     assert [each["rank"] for each in whole.forecasts] == list(range(count))
     assert list(tmp_path.iterdir()) == []
 
@@ -54,7 +54,7 @@ def test_every_image_is_in_one_share_and_all_come_together(count: int, tmp_path:
 def test_a_share_that_never_comes_fails_its_images(tmp_path: Path) -> None:
     shards = [Shard(rank, 2, rank, 2, "now") for rank in range(2)]
     write_shard(tmp_path, shards[0], result_of(shards[0]))
-    whole = gather_shards(tmp_path, shards[0], PATHS, last_call=0.0, clock=lambda: 1.0)
+    whole = gather_shards(tmp_path, shards[0], PATHS, hard_deadline=0.0, clock=lambda: 1.0)
     assert list(whole.rows) == list("abcdefg")
     assert list(whole.failed) == list("bcdf")
     assert whole.failed["b"] == FailedImage("process 1 did not end in time", wrong_input=False)
@@ -74,7 +74,7 @@ def test_a_share_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     shard = Shard(0, 2)
     write_shard(tmp_path, shard, result_of(shard))
     before = shard_path(tmp_path, 0).read_bytes()
-    unwritable = ShardResult({}, {"a": {"cells": object()}}, {}, {}, [])
+    unwritable = RunResults({}, {"a": {"cells": object()}}, {}, {}, [])
     with pytest.raises(TypeError):
         write_shard(tmp_path, shard, unwritable)
     assert shard_path(tmp_path, 0).read_bytes() == before

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from bundle.vendor import write_wheel
+from bundle.repack import write_wheel
 from kernel.errors import InputError, RunError
+from kernel.files import file_sha256
 from kernel.runtime.wheels import (
     VENDORED_MODULES,
     LockedWheel,
-    file_sha256,
     install_wheels,
     parse_locked_wheels,
     verify_wheels,
@@ -154,7 +154,7 @@ def test_each_wheel_that_is_missing_or_altered_is_told(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         verify_wheels(tmp_path, lock)
     told = str(caught.value).splitlines()
-    assert told[0] == f"The wheels in {tmp_path} are not those of the lock:"
+    assert told[0] == f"the wheels in {tmp_path} are not those of the lock:"
     assert told[1:-1] == [
         f"  {altered.name}: expected sha256 {lock[1].wheel_sha256}, found {file_sha256(altered)}",
         f"  {missing.name}: missing",
@@ -168,7 +168,7 @@ def test_without_a_folder_it_is_told_how_to_make_one(tmp_path: Path, kind: str) 
     path = tmp_path / "wheels"
     if kind == "file":
         path.write_bytes(b"")
-    with pytest.raises(InputError, match=r"No folder of wheels at .*wheels\. Write it with `python -m bundle\.vendor`"):
+    with pytest.raises(InputError, match=r"no folder of wheels at .*wheels: write it with `python -m bundle\.vendor`"):
         verify_wheels(path, [])
 
 
@@ -373,7 +373,7 @@ def test_another_copy_that_was_imported_is_refused(
     before = list(sys.path)
     with pytest.raises(InputError, match=rf"^{name} was already imported from (.*{name}|elsewhere)") as caught:
         install_wheels([make_wheel(tmp_path, "tiny")], tmp_path / "target")
-    assert "Start a fresh Python" in str(caught.value) and (file is None or str(file) in str(caught.value))
+    assert "start a fresh Python" in str(caught.value) and (file is None or str(file) in str(caught.value))
     assert sys.path == before and not (tmp_path / "target").exists()
 
 

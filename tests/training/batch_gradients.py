@@ -15,7 +15,7 @@ from kernel.models.detectors import Detector
 from kernel.training.losses import weighted_loss
 from kernel.training.samples import TrainingImage, collate, cut_sample, semantic_maps
 from kernel.training.settings import TrainSettings
-from kernel.training.trainer import set_proposal_counts, set_training_mode
+from kernel.training.step import set_proposal_counts, set_training_mode
 
 SIZE = 96
 

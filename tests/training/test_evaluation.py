@@ -14,12 +14,13 @@ import torch
 from tiny_detectors import tiny_spec
 
 from kernel.data.annotated import AnnotatedImage, list_annotated
-from kernel.data.synthetic import write_dataset
+from kernel.data.synthetic.generate import write_dataset
 from kernel.errors import InputError, RunError
 from kernel.models.checkpoints import load_detector
+from kernel.training.run import TrainingRun
 from kernel.training.samples import read_training_images
 from kernel.training.settings import TrainSettings
-from kernel.training.trainer import TrainingRun, train_detector
+from kernel.training.trainer import train_detector
 
 pytestmark = pytest.mark.usefixtures("wheels_site")
 

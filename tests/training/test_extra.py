@@ -19,17 +19,18 @@ from tiny_detectors import tiny_spec
 import kernel.training.trainer
 from kernel.__main__ import main
 from kernel.data.annotated import list_annotated
-from kernel.data.coco import PreparedDataset, read_prepared, write_prepared
 from kernel.data.livecell import LIVECELL_CLASSES
+from kernel.data.prepared import PreparedDataset, read_prepared, write_prepared
 from kernel.data.splits import FoldRow, write_folds
-from kernel.data.synthetic import write_dataset
+from kernel.data.synthetic.generate import write_dataset
 from kernel.errors import InputError, RunError
 from kernel.settings import CELL_TYPES
 from kernel.training.crops import CropDataset
 from kernel.training.extra import ExtraSchedule, label_table, read_extra_images
+from kernel.training.run import TrainingRun
 from kernel.training.samples import TrainingImage, read_training_images
 from kernel.training.settings import TrainSettings
-from kernel.training.trainer import Trainer, TrainingRun, train_detector
+from kernel.training.trainer import Trainer, train_detector
 
 SHAPE = (64, 80)
 TINY = TrainSettings(iterations=4, batch_size=2, crop_size=64, rpn_nms_pre=50, rois_per_image=16, extra_share=0.9)

@@ -8,13 +8,14 @@ import pytest
 
 import kernel.training.trainer
 from kernel.__main__ import main
-from kernel.data.synthetic import write_dataset
+from kernel.data.synthetic.generate import write_dataset
 from kernel.errors import InputError
-from kernel.manifest import ENCODER_NAMES, KIND_NAMES, read_manifest
-from kernel.models.detectors import DetectorSpec
+from kernel.manifest.reader import read_manifest
+from kernel.manifest.types import ENCODER_NAMES, KIND_NAMES
+from kernel.models.configs import DetectorSpec
 from kernel.training.member_recipe import ENCODER_BATCHES, FINETUNE_RECIPE, find_member, member_recipe
 from kernel.training.recipe import read_recipe
-from kernel.training.trainer import TrainingRun
+from kernel.training.run import TrainingRun
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "weights_manifest.json"
 MEMBERS = {member.name: member for member in read_manifest(PUBLISHED).members}

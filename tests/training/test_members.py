@@ -13,8 +13,8 @@ from tiny_detectors import tiny_detector
 
 from kernel.__main__ import main
 from kernel.data.splits import read_folds
-from kernel.data.synthetic import write_dataset
-from kernel.manifest import read_manifest
+from kernel.data.synthetic.generate import write_dataset
+from kernel.manifest.reader import read_manifest
 from kernel.models.checkpoints import recognise_checkpoint
 from kernel.settings import CELL_TYPES
 
@@ -81,7 +81,7 @@ def test_one_command_from_raw_data_to_scores(
     assert told.count("on 3 images") == 4 and told.count("on 6 images") == 4
     assert [member.name for member in read_manifest(out / "manifest.json").members] == ["maskrcnn", "cascade", "htc"]
     assert set(read_folds(out / "prepared" / "folds.csv").values()) == {0, 1}
-    spec = recognise_checkpoint(out / "htc.safetensors").spec
+    spec = recognise_checkpoint(out / "htc.safetensors")
     assert (spec.kind, spec.num_classes, spec.neck_norm) == ("htc", 8, True)
     # The learning rate moves nothing, so each member still shows what it started from.
     encoder = load_file(raw / "encoder.safetensors")

@@ -12,9 +12,9 @@ import torch
 from compiled_mmcv import compiled_mmcv_python
 from training.batch_gradients import detector_of, fixed_batch, mmdet_step, terms_and_gradients
 
-from kernel.manifest import KIND_NAMES
+from kernel.manifest.types import KIND_NAMES
 from kernel.models.roi_align import quicken_extractors
-from kernel.training.trainer import compute_losses
+from kernel.training.step import compute_losses
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -13,15 +13,17 @@ from tiny_detectors import tiny_detector, tiny_spec
 from torch import nn
 from training.batch_gradients import detector_of, fixed_batch
 
-from kernel.manifest import KIND_NAMES
+from kernel.manifest.types import KIND_NAMES
 from kernel.models.detectors import Detector
 from kernel.models.roi_align import quicken_extractors
 from kernel.training.crops import CropDataset
 from kernel.training.losses import weighted_loss
 from kernel.training.precision import head_modules, heads_in, keep_depthwise_wide
+from kernel.training.run import TrainingRun
 from kernel.training.samples import TrainingImage, collate
 from kernel.training.settings import TrainSettings
-from kernel.training.trainer import TrainingRun, compute_losses, set_proposal_counts, train_detector
+from kernel.training.step import compute_losses, set_proposal_counts
+from kernel.training.trainer import train_detector
 
 pytestmark = pytest.mark.usefixtures("wheels_site")
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from kernel.errors import InputError
-from kernel.manifest import ENCODER_NAMES, KIND_NAMES
-from kernel.models.detectors import DetectorSpec
+from kernel.manifest.types import ENCODER_NAMES, KIND_NAMES
+from kernel.models.configs import DetectorSpec
 from kernel.settings import NETWORK_DTYPES
 from kernel.training.recipe import Recipe, read_recipe
 from kernel.training.settings import TrainSettings

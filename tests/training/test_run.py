@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -17,10 +18,11 @@ import torch
 from safetensors.torch import load_file
 
 from kernel.errors import InputError, RunError
-from kernel.training.optimisation import WeightsMean
+from kernel.files import written_file
+from kernel.training.optimisation import WeightsEma
 from kernel.training.processes import ProcessGroup
 from kernel.training.settings import TrainSettings
-from kernel.training.state import RunState, read_state, save_state, write_whole
+from kernel.training.state import RunState, read_state, save_state
 
 SCRIPT = Path(__file__).with_name("train_tiny.py")
 pytestmark = [pytest.mark.usefixtures("wheels_site"), pytest.mark.xdist_group("runs")]
@@ -153,12 +155,9 @@ def test_a_full_disk_keeps_what_was_there(tmp_path: Path) -> None:
     path = tmp_path / "weights"
     path.write_text("before", encoding="utf-8")
 
-    def fail(temporary: Path) -> None:
+    with pytest.raises(RunError, match="No space left"), written_file(path) as temporary:
         temporary.write_text("half", encoding="utf-8")
-        raise OSError(28, "No space left on device")
-
-    with pytest.raises(RunError, match="No space left"):
-        write_whole(path, fail)
+        raise OSError(errno.ENOSPC, "No space left on device")
     assert path.read_text(encoding="utf-8") == "before"
     assert [entry.name for entry in tmp_path.iterdir()] == ["weights"]
 
@@ -174,13 +173,13 @@ def test_a_state_comes_back_as_it_went(tmp_path: Path) -> None:
 
 
 def test_the_mean_is_of_parameters_and_not_of_statistics() -> None:
-    assert set(WeightsMean(torch.nn.BatchNorm1d(2), 0.5).mean) == {"weight", "bias"}
+    assert set(WeightsEma(torch.nn.BatchNorm1d(2), 0.5).mean) == {"weight", "bias"}
 
 
 def test_the_mean_of_the_weights() -> None:
     layer = torch.nn.Linear(1, 1, bias=False)
     layer.weight.data.fill_(0.0)
-    mean = WeightsMean(layer, 0.5)
+    mean = WeightsEma(layer, 0.5)
     expected = 0.0
     for step, value in enumerate((1.0, 4.0, 2.0), start=1):
         layer.weight.data.fill_(value)
@@ -188,7 +187,7 @@ def test_the_mean_of_the_weights() -> None:
         decay = min(0.5, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * value
         assert mean.mean["weight"].item() == pytest.approx(expected)
-    again = WeightsMean(layer, 0.5)
+    again = WeightsEma(layer, 0.5)
     again.load_state_dict(mean.state_dict())
     assert again.steps == 3 and torch.equal(again.mean["weight"], mean.mean["weight"])
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import random_instances
+from oracles import full_frames, random_instances
 from slow_samples import assert_equal_samples, crowded_image, decoded_sample, encoded_cells, slow_boxes, slow_masks
 from torch.utils.data import DataLoader
 
-from kernel.data.synthetic import write_dataset
+from kernel.data.synthetic.generate import write_dataset
 from kernel.ensemble.views import ALL_VIEWS, PIXEL_MEAN, PIXEL_STD, view_images
 from kernel.errors import InputError
 from kernel.postprocess.clean import binarise
@@ -41,7 +41,7 @@ def random_image(seed: int, shape: tuple[int, int], cells: int = 14) -> tuple[Tr
     rng = np.random.default_rng(seed)
     masks = binarise(random_instances(rng, cells, shape), 0.4)
     pixels = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
-    return TrainingImage(pixels, masks.crops, masks.offsets_yx, masks.labels, "cort"), masks.full_frames()
+    return TrainingImage(pixels, masks.crops, masks.offsets_yx, masks.labels, "cort"), full_frames(masks)
 
 
 def slow_semantic(masks: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:

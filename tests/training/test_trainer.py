@@ -17,22 +17,26 @@ import torch
 from tiny_detectors import tiny_detector, tiny_spec
 from torch import nn
 
+import kernel.training.batches
 import kernel.training.trainer
 from kernel.ensemble.views import PIXEL_MEAN, PIXEL_STD
 from kernel.errors import InputError, RunError
-from kernel.manifest import KIND_NAMES
+from kernel.manifest.types import KIND_NAMES
 from kernel.models.checkpoints import is_optional_key, load_detector, read_state_dict
-from kernel.models.detectors import Detector, DetectorSpec, build_detector
+from kernel.models.configs import DetectorSpec
+from kernel.models.detectors import Detector, build_detector
 from kernel.training.augment import Augmentation
 from kernel.training.crops import CropDataset
 from kernel.training.initialise import draw_weights, rename_lite0, take_weights
 from kernel.training.losses import LOSS_GROUPS, loss_weight, weighted_loss
 from kernel.training.optimisation import learning_rate_factor, parameter_groups
 from kernel.training.record import RunRecord
+from kernel.training.run import TrainingRun
 from kernel.training.samples import TrainingImage, collate
 from kernel.training.settings import TrainSettings
 from kernel.training.state import save_weights
-from kernel.training.trainer import TrainingRun, compute_losses, set_proposal_counts, train_detector
+from kernel.training.step import compute_losses, set_proposal_counts
+from kernel.training.trainer import train_detector
 
 pytestmark = pytest.mark.usefixtures("wheels_site", "one_thread")
 
@@ -262,7 +266,7 @@ def test_crops_are_drawn_as_set(images: list[TrainingImage], tmp_path: Path, mon
         drawn.append(arguments)
         return CropDataset(*arguments)
 
-    monkeypatch.setattr(kernel.training.trainer, "CropDataset", record)
+    monkeypatch.setattr(kernel.training.batches, "CropDataset", record)
     settings = replace(TINY, iterations=2, batch_size=3, crop_size=32, seed=8, rotate=True, zoom=1.2, contrast=1.5)
     train(tiny_spec("maskrcnn"), images, settings, tmp_path / "member.safetensors")
     *plain, extra_chance, augmentation = drawn[0]
@@ -346,13 +350,13 @@ def test_half_weights_are_half_the_size_and_load(images: list[TrainingImage], tm
     loaded = load_detector(out, "cascade", ENCODER).state_dict()
     for key, value in trained.state_dict().items():
         torch.testing.assert_close(loaded[key], value.half().to(value.dtype) if value.is_floating_point() else value)
-    save_weights(trained, tmp_path / "full.safetensors")
+    save_weights(trained.state_dict(), tmp_path / "full.safetensors")
     assert out.stat().st_size < 0.6 * (tmp_path / "full.safetensors").stat().st_size
 
 
 def test_weights_to_start_from_are_taken_where_they_fit(tmp_path: Path) -> None:
     path = tmp_path / "init.safetensors"
-    save_weights(new_detector("cascade", seed=1), path)
+    save_weights(new_detector("cascade", seed=1).state_dict(), path)
     given = read_state_dict(path)
     detector = new_detector("htc", seed=2)
     taken = take_weights(detector, path, keep_classes=True)
@@ -375,7 +379,7 @@ def test_layers_for_other_classes_are_drawn_anew(classes: int, tmp_path: Path) -
     torch.manual_seed(0)
     source = build_detector(tiny_spec("maskrcnn", num_classes=classes))
     draw_weights(source)
-    save_weights(source, path, half=True)
+    save_weights(source.state_dict(), path, half=True)
     detector = new_detector("maskrcnn", seed=1)
     taken = take_weights(detector, path, keep_classes=False)
     state, given = detector.state_dict(), read_state_dict(path)
@@ -439,7 +443,7 @@ def test_weights_of_the_lite0_package_see_what_they_were_trained_on() -> None:
 
 def test_a_cascade_starts_from_a_mask_rcnn_with_its_heads_in_every_stage(tmp_path: Path) -> None:
     start = new_detector("maskrcnn", seed=3)
-    save_weights(start, tmp_path / "maskrcnn.safetensors")
+    save_weights(start.state_dict(), tmp_path / "maskrcnn.safetensors")
     given = start.state_dict()
     for kind in ("cascade", "htc"):
         detector = build_detector(tiny_spec(kind))
@@ -462,7 +466,7 @@ def test_a_cascade_starts_from_a_mask_rcnn_with_its_heads_in_every_stage(tmp_pat
 def test_training_starts_from_the_given_weights(images: list[TrainingImage], tmp_path: Path) -> None:
     path = tmp_path / "init.safetensors"
     start = new_detector("maskrcnn", seed=9)
-    save_weights(start, path)
+    save_weights(start.state_dict(), path)
     still = replace(TINY, learning_rate=1e-12)
     out = tmp_path / "member.safetensors"
     trained = train(tiny_spec("maskrcnn"), images, still, out, init=path, keep_classes=True)
@@ -487,7 +491,7 @@ def test_nothing_annotated_is_refused(images_given: list[TrainingImage], tmp_pat
 
 def test_a_loss_that_is_not_finite_ends_the_training(images: list[TrainingImage], tmp_path: Path) -> None:
     out = tmp_path / "member.safetensors"
-    with pytest.raises(RunError, match=r"the loss is no number in step [12].*Lower learning_rate"):
+    with pytest.raises(RunError, match=r"the loss is no number in step [12].*lower learning_rate"):
         train(tiny_spec("maskrcnn"), images, replace(TINY, learning_rate=1e30), out)
     assert not out.exists()
 
@@ -536,7 +540,7 @@ def test_a_log_that_cannot_be_written_is_told(images: list[TrainingImage], tmp_p
 
 def test_a_failed_write_leaves_the_earlier_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "member.safetensors"
-    save_weights(new_detector("maskrcnn"), out)
+    save_weights(new_detector("maskrcnn").state_dict(), out)
     before = out.read_bytes()
 
     def fail(state: dict[str, torch.Tensor], path: Path) -> None:
@@ -545,5 +549,5 @@ def test_a_failed_write_leaves_the_earlier_weights(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(safetensors.torch, "save_file", fail)
     with pytest.raises(RunError, match="disk full"):
-        save_weights(new_detector("maskrcnn", seed=1), out)
+        save_weights(new_detector("maskrcnn", seed=1).state_dict(), out)
     assert out.read_bytes() == before

@@ -19,16 +19,17 @@ def main() -> int:
     import torch
     from tiny_detectors import tiny_spec
 
-    from bundle.site import use_vendored_packages
-    from kernel.data.synthetic import generate_image
+    from kernel.data.synthetic.generate import generate_image
     from kernel.errors import InputError, RunError
-    from kernel.runtime.log import show_log
+    from kernel.log import show_log
     from kernel.settings import CELL_TYPES
     from kernel.training.settings import TrainSettings
+    from kernel.vendored import use_vendored_packages
 
     use_vendored_packages()
+    from kernel.training.run import TrainingRun
     from kernel.training.samples import TrainingImage
-    from kernel.training.trainer import TrainingRun, train_detector
+    from kernel.training.trainer import train_detector
 
     show_log(sys.stderr, "%(message)s")
     torch.set_num_threads(1)

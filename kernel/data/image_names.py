@@ -1,0 +1,58 @@
+"""By what name an image is known: its file's, whatever a table, a program or a system has made of it."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+from kernel.errors import InputError
+from kernel.images.listing import IMAGE_SUFFIXES
+
+
+def composed(text: str) -> str:
+    """Text in Unicode's composed form (NFC), in which it is compared.
+
+    macOS decomposes names of files (an e and an accent), annotation tools compose them.
+    """
+    return unicodedata.normalize("NFC", text)
+
+
+def last_part(path_text: str) -> str:
+    """The file's name at the end of a path as any system writes it, composed, without blanks around it."""
+    return composed(path_text).replace("\\", "/").rsplit("/", 1)[-1].strip()
+
+
+def images_by_name(paths: Iterable[Path]) -> dict[str, Path]:
+    """Image files by the name that they are known by: without ending, composed.
+
+    Raises:
+        InputError: two have the same name.
+    """
+    by_name: dict[str, Path] = {}
+    for path in paths:
+        other = by_name.setdefault(composed(path.stem), path)
+        if other is not path:
+            raise InputError(f"two images have the same name, {other} and {path}: rename or remove one")
+    return by_name
+
+
+def known_name(text: str, names: Collection[str]) -> str:
+    """Which of the images' `names` an image id in a table means.
+
+    The id itself, if there is such a name; else what is left of it without a path before and an image's ending behind
+    it, or, where a program took the ids for numbers, without the .0 that it appended; else the id, for a message.
+    """
+    name = Path(last_part(text))
+    bare = name.stem if name.suffix.lower() in IMAGE_SUFFIXES else name.name
+    return next((known for known in (text, bare, bare.removesuffix(".0")) if known in names), text)
+
+
+def present_form(path: Path) -> Path:
+    """The path in the Unicode form in which there is such a file; as it is, where there is none in any."""
+    if not str(path).isascii() and not path.exists():
+        for form in ("NFC", "NFD"):
+            other = Path(unicodedata.normalize(form, str(path)))
+            if other.exists():
+                return other
+    return path

@@ -1,0 +1,116 @@
+"""The preparation of one image: its masks decoded, mended and encoded again."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.ndimage import binary_fill_holes
+
+from kernel.data.coco_masks import decode_segmentation, sound_polygons
+from kernel.data.prepared import PreparedImage, encode_cell
+from kernel.data.sources import DroppedCell, SourceCell, SourceImage
+from kernel.errors import InputError
+from kernel.images.reading import read_image
+from kernel.masks.rle import decode_rle_crop
+
+
+@dataclass(frozen=True)
+class PreparedResult:
+    """What came of one image."""
+
+    image: PreparedImage | None  # None: dropped
+    reason: str = ""  # why
+    dropped: tuple[DroppedCell, ...] = ()
+    partial: tuple[DroppedCell, ...] = ()  # cells that are kept without a part that cannot be read
+    empty: tuple[DroppedCell, ...] = ()  # masks without a pixel, from the start or after the correction
+    filled_cells: int = 0
+    filled_pixels: int = 0
+    cleared_cells: int = 0
+    cleared_pixels: int = 0
+    corrected: bool = False
+    correction_flaw: str = ""  # why the image's correction was not applied
+
+
+def prepare_image(task: SourceImage) -> PreparedResult:
+    """Read an image, decode its masks, fill their holes, apply its correction, encode them again."""
+    try:
+        shape = read_image(task.path).shape[:2]
+    except InputError as error:
+        return PreparedResult(None, str(error))
+    height, width = shape
+    if task.image_shape not in (None, (height, width)):
+        return PreparedResult(None, f"the file is {height} x {width}, and annotated as {task.image_shape}")
+    outside, flaw = _outside_correction(task, (height, width))
+    cells, dropped, partial, empty = [], [], [], []
+    filled, cleared = Counter[str](), Counter[str]()
+    for cell in task.cells:
+        try:
+            crop, offset, unread = _decode(cell, (height, width))
+        except InputError as error:
+            dropped.append(DroppedCell(task.image_id, cell.place, str(error)))
+            continue
+        reason = "its mask has no pixel"
+        if crop.size:
+            whole = binary_fill_holes(crop)
+            assert whole is not None
+            _count(filled, np.count_nonzero(whole) - np.count_nonzero(crop))
+            crop = whole
+            if outside is not None:
+                y, x = offset
+                left = crop & ~outside[y : y + crop.shape[0], x : x + crop.shape[1]]
+                _count(cleared, np.count_nonzero(crop) - np.count_nonzero(left))
+                crop, reason = left, "the corrected mask has none of its pixels"
+        encoded = encode_cell(crop, offset, (height, width), cell.label)
+        if encoded is None:
+            empty.append(DroppedCell(task.image_id, cell.place, reason))
+        else:
+            cells.append(encoded)
+            if unread:
+                partial.append(DroppedCell(task.image_id, cell.place, unread))
+    return PreparedResult(
+        image=PreparedImage(task.path, task.cell_type, (height, width), tuple(cells)) if cells else None,
+        reason="" if cells else "no cell is left",
+        dropped=tuple(dropped),
+        partial=tuple(partial),
+        empty=tuple(empty),
+        filled_cells=filled["cells"],
+        filled_pixels=filled["pixels"],
+        cleared_cells=cleared["cells"],
+        cleared_pixels=cleared["pixels"],
+        corrected=outside is not None,
+        correction_flaw=flaw,
+    )
+
+
+def _count(counter: Counter[str], pixels: int) -> None:
+    counter["cells"] += pixels > 0
+    counter["pixels"] += int(pixels)
+
+
+def _decode(cell: SourceCell, image_shape: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int], str]:
+    """The mask's crop and its top left pixel, and what is wrong with polygons that were left out of it, or ""."""
+    if isinstance(cell.outline, str):
+        return *decode_rle_crop(cell.outline, image_shape), ""
+    outline, flaws = cell.outline, []
+    if isinstance(outline, list):
+        sound, flaws = sound_polygons(outline, image_shape)
+        outline = sound or outline  # of which the decoding says what is wrong, if none is sound
+    return *decode_segmentation(outline, image_shape), "; ".join(flaws)
+
+
+def _outside_correction(task: SourceImage, image_shape: tuple[int, int]) -> tuple[np.ndarray | None, str]:
+    """Where the corrected mask has no cell, (H, W) bool, or None; and why it could not be applied, or "".
+
+    Of the file as OpenCV reads it, B, G, R, the third channel counts: red.
+    """
+    if task.correction is None:
+        return None, ""
+    try:
+        pixels = read_image(task.correction, only_eight_bit=True)
+    except InputError as error:
+        return None, str(error)
+    if pixels.shape[:2] != image_shape:
+        return None, f"{task.correction} is {pixels.shape[0]} x {pixels.shape[1]}, its image {image_shape}"
+    return pixels[..., 2] == 0, ""

@@ -1,0 +1,237 @@
+"""The prepared form: a folder with annotations.json, COCO with run lengths, written and read.
+
+    {"info": ..., "categories": [{"id": 1, "name": "shsy5y", ...}, ...],
+     "images": [{"id": 1, "file_name": "../cells/train/0030fd0e6378.png", "width": 704, "height": 520,
+                 "cell_type": "shsy5y"}, ...],
+     "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [x, y, w, h], "area": 312,
+                      "segmentation": {"size": [520, 704], "counts": "..."}, "iscrowd": 0}, ...]}
+
+COCO's run lengths are column-major, here compressed to ASCII as pycocotools does; the competition's are row-major.
+An image's id here is a number, as COCO's tools want it; its name in this project is its file's name without ending.
+A category's id is its label + 1. One record a line, images sorted by name: the same data gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from pycocotools import mask as mask_utils
+
+from kernel.data.coco_masks import decode_counts
+from kernel.data.image_names import composed
+from kernel.data.json_files import read_json
+from kernel.data.tables import whole_text
+from kernel.errors import InputError
+from kernel.masks.instances import CellMasks, tight_window
+
+#: The file that makes a folder a prepared one.
+PREPARED_NAME = "annotations.json"
+
+
+@dataclass(frozen=True)
+class PreparedCell:
+    """One mask of at least one pixel."""
+
+    label: int  # place of its class among the dataset's
+    bbox_xywh: tuple[int, int, int, int]  # tight: left, top, width, height
+    area: int  # pixels
+    counts: str  # COCO's compressed run lengths over the whole image
+
+
+@dataclass(frozen=True)
+class PreparedImage:
+    """An image file and its cells, ready for training: holes filled, corrections applied."""
+
+    path: Path
+    cell_type: str
+    image_shape: tuple[int, int]  # height, width
+    cells: tuple[PreparedCell, ...]
+
+    @property
+    def image_id(self) -> str:
+        return composed(self.path.stem)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(N,) int64 of the cells, in the file's order."""
+        return np.array([cell.label for cell in self.cells], np.int64)
+
+    def masks(self, *, fill_holes: bool = False) -> CellMasks:
+        """The cells as crops, in the file's order. Scores are 1, boxes the masks' own (x1 and y1 exclusive).
+
+        Args:
+            fill_holes: changes nothing. The preparation filled them, and what a correction cleared afterwards, inside
+                a cell too, is to stay cleared.
+
+        Raises:
+            InputError: run lengths that cannot be read.
+        """
+        crops = []
+        for number, cell in enumerate(self.cells, start=1):
+            x, y, width, height = cell.bbox_xywh
+            try:
+                mask = decode_counts(cell.counts, self.image_shape)
+            except InputError as error:
+                raise InputError(f"image '{self.image_id}', annotation {number}: {error}") from error
+            crop = mask[y : y + height, x : x + width]
+            if np.count_nonzero(crop) != cell.area or np.count_nonzero(mask) != cell.area:
+                raise InputError(
+                    f"image '{self.image_id}', annotation {number}: its mask is not the one that its box and area "
+                    f"describe; {PREPARED_NAME} was changed, prepare it again"
+                )
+            crops.append(crop.copy())
+        boxes = np.array([cell.bbox_xywh for cell in self.cells], np.int64).reshape(-1, 4)
+        return CellMasks(
+            crops=tuple(crops),
+            offsets_yx=boxes[:, [1, 0]],
+            boxes_xyxy=np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1),
+            scores=np.ones(len(crops)),
+            labels=self.labels,
+            image_shape=self.image_shape,
+        )
+
+
+@dataclass(frozen=True)
+class PreparedDataset:
+    """What annotations.json holds."""
+
+    class_names: tuple[str, ...]  # a class's place is its label
+    images: tuple[PreparedImage, ...]
+
+
+def encode_cell(
+    crop: np.ndarray, offset_yx: tuple[int, int], image_shape: tuple[int, int], label: int
+) -> PreparedCell | None:
+    """A cell of its mask: crop (h, w) bool and the crop's top left pixel in the image. None for an empty mask."""
+    y0, x0, y1, x1 = tight_window(crop)
+    if y1 == y0:
+        return None
+    top, left = int(offset_yx[0]) + y0, int(offset_yx[1]) + x0
+    frame = np.zeros(image_shape, np.uint8, order="F")
+    frame[top : top + y1 - y0, left : left + x1 - x0] = crop[y0:y1, x0:x1]
+    counts = cast(Any, mask_utils.encode(frame))["counts"].decode("ascii")
+    return PreparedCell(label, (left, top, x1 - x0, y1 - y0), int(np.count_nonzero(crop)), counts)
+
+
+def write_prepared(folder: Path, dataset: PreparedDataset, description: str) -> None:
+    """Write annotations.json into `folder` (made if need be), whole or not at all.
+
+    Images are named by their path relative to the folder, absolute only where there is none (another drive).
+
+    Raises:
+        InputError: the folder cannot be written.
+        RunError: the disk is full.
+    """
+    parts = {
+        "categories": (
+            {"id": label + 1, "name": name, "supercategory": "cell"} for label, name in enumerate(dataset.class_names)
+        ),
+        "images": _image_records(folder, dataset),
+        "annotations": _cell_records(dataset),
+    }
+    with whole_text(folder / PREPARED_NAME) as stream:
+        stream.write('{\n"info": ' + json.dumps({"description": description, "version": "1"}))
+        for name, records in parts.items():
+            stream.write(f',\n"{name}": [')
+            for number, record in enumerate(records):
+                stream.write((",\n" if number else "\n") + json.dumps(record))
+            stream.write("\n]")
+        stream.write("\n}\n")
+
+
+def _sorted_images(dataset: PreparedDataset) -> list[PreparedImage]:
+    return sorted(dataset.images, key=lambda image: (image.image_id, str(image.path)))
+
+
+def _image_records(folder: Path, dataset: PreparedDataset) -> Iterator[dict[str, Any]]:
+    for number, image in enumerate(_sorted_images(dataset), start=1):
+        height, width = image.image_shape
+        file_name = _path_from(folder, image.path)
+        yield {
+            "id": number, "file_name": file_name, "width": width, "height": height, "cell_type": image.cell_type,
+        }  # fmt: skip
+
+
+def _cell_records(dataset: PreparedDataset) -> Iterator[dict[str, Any]]:
+    number = 0
+    for image_number, image in enumerate(_sorted_images(dataset), start=1):
+        for cell in image.cells:
+            number += 1
+            yield {
+                "id": number,
+                "image_id": image_number,
+                "category_id": cell.label + 1,
+                "bbox": list(cell.bbox_xywh),
+                "area": cell.area,
+                "segmentation": {"size": list(image.image_shape), "counts": cell.counts},
+                "iscrowd": 0,
+            }
+
+
+def _path_from(folder: Path, path: Path) -> str:
+    # An image that is a link keeps its own name, by which it is known.
+    path = path.parent.resolve() / path.name
+    try:
+        return Path(os.path.relpath(path, folder.resolve())).as_posix()
+    except ValueError:  # on Windows, between drives
+        return path.as_posix()
+
+
+def read_prepared(folder: Path) -> PreparedDataset:
+    """Read what `write_prepared` wrote. Masks stay run lengths until asked for; image files are not looked at.
+
+    Raises:
+        InputError: no such file, or not of that form.
+    """
+    path = folder / PREPARED_NAME
+    data = read_json(path, "prepared annotations")
+    real_folder = folder.resolve()  # what `..` in the images' paths starts from
+    place = "the file"
+    try:
+        names = []
+        for label, category in enumerate(data["categories"]):
+            place = f"category {label + 1}"
+            if category["id"] != label + 1:
+                raise ValueError(f"its id is {category['id']}, expected {label + 1}")
+            names.append(str(category["name"]))
+        heads: dict[int, tuple[Path, str, tuple[int, int]]] = {}
+        cells: dict[int, list[PreparedCell]] = {}
+        place = "the file"
+        for number, image in enumerate(data["images"], start=1):
+            place = f"image {number}"
+            file_name = os.path.normpath(real_folder / image["file_name"])
+            heads[image["id"]] = Path(file_name), str(image["cell_type"]), (int(image["height"]), int(image["width"]))
+            cells[image["id"]] = []
+        place = "the file"
+        for number, annotation in enumerate(data["annotations"], start=1):
+            place = f"annotation {number}"
+            cell = _cell_of_record(annotation, heads[annotation["image_id"]][2], len(names))
+            cells[annotation["image_id"]].append(cell)
+    except KeyError as error:
+        raise InputError(f"{path}: {place} has no {error}: it is not what `python -m kernel prepare` writes") from error
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path}: {place}: {error}: it is not what `python -m kernel prepare` writes") from error
+    return PreparedDataset(
+        tuple(names), tuple(PreparedImage(*heads[number], tuple(found)) for number, found in cells.items())
+    )
+
+
+def _cell_of_record(record: dict[str, Any], image_shape: tuple[int, int], classes: int) -> PreparedCell:
+    label = record["category_id"] - 1
+    if not 0 <= label < classes:
+        raise ValueError(f"category {record['category_id']} is not one of the {classes}")
+    if record["segmentation"]["size"] != list(image_shape):
+        raise ValueError(f"its size is {record['segmentation']['size']}, its image's {list(image_shape)}")
+    x, y, width, height = (int(side) for side in record["bbox"])
+    if min(x, y) < 0 or min(width, height) < 1 or x + width > image_shape[1] or y + height > image_shape[0]:
+        raise ValueError(f"its box {record['bbox']} leaves the image of {image_shape[0]} x {image_shape[1]}")
+    counts = record["segmentation"]["counts"]
+    if not isinstance(counts, str):
+        raise ValueError("its run lengths are not compressed")
+    return PreparedCell(label, (x, y, width, height), int(record["area"]), counts)

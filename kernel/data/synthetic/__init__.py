@@ -1,0 +1,1 @@
+"""Synthetic phase-contrast images with their cells."""

@@ -1,0 +1,105 @@
+"""Fallbacks for one image: float32 where numbers overflow, and less and less memory where it does not suffice."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from kernel.ensemble.ensemble import Ensemble, Prediction
+from kernel.ensemble.networks import NotFiniteError
+from kernel.log import LOG
+
+#: Parts of the messages of plain RuntimeErrors that mean missing memory: of the CPU's allocator; of a GPU's libraries,
+#: which ask the driver and not torch's allocator; of cuDNN, which finds no algorithm without room for its workspace.
+OUT_OF_MEMORY_SIGNS = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED", "unable to find an engine")
+
+
+@dataclass(frozen=True)
+class MemoryFallback:
+    """One way to run an ensemble on an image, with less memory than the one before."""
+
+    description: str
+    one_view: bool  # views go through a network one by one, not in the batches of the memory plan
+    feature_share: float  # of the plan's budget for features that are kept between the stages
+    on_cpu: bool = False
+
+
+#: Tried in this order until an image fits. The result stays the same, up to rounding; only the time grows.
+MEMORY_FALLBACKS = (
+    MemoryFallback("as planned", one_view=False, feature_share=1.0),
+    MemoryFallback("view by view, half of the features kept", one_view=True, feature_share=0.5),
+    MemoryFallback("view by view, all features computed anew", one_view=True, feature_share=0.0),
+    MemoryFallback("on the CPU", one_view=True, feature_share=0.0, on_cpu=True),
+)
+
+
+def predict_image(ensemble: Ensemble, image_bgr: np.ndarray) -> Prediction:
+    """Find the cells of an image (H, W, 3) uint8 BGR; in float32, where numbers overflow in the ensemble's dtype.
+
+    Raises:
+        NotFiniteError: they overflow in float32 as well.
+        torch.OutOfMemoryError, RuntimeError, MemoryError: as `predict_within_memory` does.
+    """
+    try:
+        return predict_within_memory(ensemble, image_bgr)
+    except NotFiniteError as error:
+        if ensemble.dtype == torch.float32:
+            raise
+        LOG.warning("%s: trying again in float32", error)
+    dtype, ensemble.dtype = ensemble.dtype, torch.float32
+    try:
+        return predict_within_memory(ensemble, image_bgr)
+    finally:
+        ensemble.dtype = dtype
+
+
+def predict_within_memory(ensemble: Ensemble, image_bgr: np.ndarray) -> Prediction:
+    """Find the cells of an image; where memory is missing, again with each of `MEMORY_FALLBACKS`.
+
+    Raises:
+        torch.OutOfMemoryError, RuntimeError, MemoryError: even the last fallback needs too much memory.
+    """
+    fallbacks = [each for each in MEMORY_FALLBACKS if not each.on_cpu or ensemble.device.type != "cpu"]
+    for fallback, following in itertools.pairwise(fallbacks):
+        try:
+            with run_by(ensemble, fallback):
+                return ensemble.predict(image_bgr)
+        except (RuntimeError, MemoryError) as error:
+            if not means_out_of_memory(error):
+                raise
+        # Only here, outside the handler, are the failed attempt's tensors free.
+        if ensemble.device.type == "cuda":
+            torch.cuda.empty_cache()
+        LOG.warning("out of memory on %s: trying again %s", ensemble.device, following.description)
+    with run_by(ensemble, fallbacks[-1]):
+        return ensemble.predict(image_bgr)
+
+
+def means_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory was missing."""
+    is_typed = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return is_typed or any(sign in str(error) for sign in OUT_OF_MEMORY_SIGNS)
+
+
+@contextlib.contextmanager
+def run_by(ensemble: Ensemble, fallback: MemoryFallback) -> Iterator[None]:
+    """Run the ensemble as a fallback says inside the context, and as before after it."""
+    before = ensemble.views_per_batch, ensemble.feature_budget_bytes, ensemble.device, ensemble.dtype
+    try:
+        if fallback.one_view:
+            ensemble.views_per_batch = 1
+        ensemble.feature_budget_bytes = round(ensemble.feature_budget_bytes * fallback.feature_share)
+        if fallback.on_cpu:
+            # CPUs have no float16 arithmetic, so float32 is as fast there.
+            ensemble.dtype = torch.float32 if ensemble.dtype == torch.float16 else ensemble.dtype
+            ensemble.move_to("cpu")
+        yield
+    finally:
+        ensemble.views_per_batch, ensemble.feature_budget_bytes, device, ensemble.dtype = before
+        if ensemble.device != device:
+            ensemble.move_to(device)

@@ -1,0 +1,100 @@
+"""How the members' networks are run: on which device, in which arithmetic, how many views at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from kernel.ensemble.members import Member
+from kernel.ensemble.views import ALL_VIEWS, IDENTITY, View
+from kernel.models.detectors import ViewFeatures, compute_features
+
+
+class NotFiniteError(RuntimeError):
+    """A network's numbers overflow: they leave the dtype's range, or its weights are broken."""
+
+
+class NetworkRunner:
+    """Runs the networks of members that share a device.
+
+    Args:
+        members: their detectors are moved to the device.
+        device: where they run.
+        dtype: what the networks compute in, from encoder to heads. float32 is exact; float16 (CUDA only) and bfloat16
+            run under autocast. RoIAlign, softmax, sigmoid, decoded boxes and all averages stay float32.
+        views_per_batch: how many views go through a network at once; 1 needs the least memory.
+        feature_budget_bytes: of features kept between the stages of one image; others are computed anew.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        views_per_batch: int = 1,
+        feature_budget_bytes: int = 4 << 30,
+    ):
+        self.members = tuple(members)
+        self.dtype = dtype
+        self.views_per_batch = views_per_batch
+        self.feature_budget_bytes = feature_budget_bytes
+        self.move_to(device)
+
+    def move_to(self, device: torch.device | str) -> None:
+        """Move all members to a device, and run there from now on."""
+        self.device = torch.device(device)
+        for member in self.members:
+            member.detector.to(self.device, memory_format=self.memory_format).eval()
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """The memory layout of the networks' tensors.
+
+        Channels last is faster on CPUs, and on a GPU in 16 bits, by its tensor cores; cuDNN's float32 convolutions are
+        slower with it (pytorch/pytorch issue 44943).
+        """
+        is_exact_on_gpu = self.device.type == "cuda" and self.dtype == torch.float32
+        return torch.contiguous_format if is_exact_on_gpu else torch.channels_last
+
+    def arithmetic(self) -> torch.autocast:
+        """The context in which networks compute in the ensemble's dtype."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def compute_features(self, member: Member, images: torch.Tensor) -> ViewFeatures:
+        """A member's features, float32, of normalised images (V, 3, H, W).
+
+        Raises:
+            NotFiniteError: numbers overflow.
+        """
+        with self.arithmetic():
+            computed = compute_features(member.detector, images)
+        semantic = None if computed.semantic is None else self.lay_out(computed.semantic)
+        features = ViewFeatures(tuple(self.lay_out(level) for level in computed.levels), semantic)
+        require_finite(f"features of {member.name}", features.tensors)
+        return features
+
+    def lay_out(self, fmap: torch.Tensor) -> torch.Tensor:
+        """A feature map as the RoI extractors take it: float32, and on a GPU contiguous.
+
+        RoIAlign would otherwise copy it for each batch of boxes.
+        """
+        return fmap.float().contiguous() if self.device.type == "cuda" else fmap.float()
+
+    def view_batches(self, all_views: bool) -> tuple[tuple[View, ...], ...]:
+        """The views of a stage in batches: all four, or identity alone.
+
+        Identity is always a batch of its own: proposals need it without the others.
+        """
+        flips = ALL_VIEWS[1:] if all_views else ()
+        step = self.views_per_batch
+        return ((IDENTITY,), *(tuple(flips[i : i + step]) for i in range(0, len(flips), step)))
+
+
+def require_finite(what: str, tensors: Sequence[torch.Tensor]) -> None:
+    """Raise NotFiniteError where a tensor holds NaN or infinity: it passes no threshold, so its cells would be lost.
+
+    A tensor's sum is finite only if all its numbers are, so one pass and one answer of the device suffice.
+    """
+    if not torch.stack([tensor.sum() for tensor in tensors]).isfinite().all():
+        raise NotFiniteError(f"not all numbers are finite in the {what}")

@@ -1,0 +1,73 @@
+"""The masks of one image in the formats of other programs: a label image, GeoJSON outlines, rows of a table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kernel.errors import RunError
+from kernel.images.writing import write_image_file
+from kernel.masks.instances import CellMasks
+from kernel.postprocess.outlines import mask_polygons
+from kernel.settings import CELL_TYPES
+
+TABLE_COLUMNS = ("image", "cell", "cell_type", "score", "area_px", "centre_x", "centre_y", "x1", "y1", "x2", "y2")
+
+
+def write_labels(masks: CellMasks, path: Path) -> None:
+    """Write a label image (H, W) uint16: the pixels of the n-th mask, counted from 1, have the value n.
+
+    Raises:
+        RunError: there are more cells than 16 bits can number.
+    """
+    if len(masks) > np.iinfo(np.uint16).max:
+        raise RunError(f"{path.name}: {len(masks)} cells are more than a label image of 16 bits can number")
+    labels = np.zeros(masks.image_shape, np.uint16)
+    for number, (crop, (y0, x0, y1, x1)) in enumerate(zip(masks.crops, masks.windows, strict=True), start=1):
+        labels[y0:y1, x0:x1][crop] = number
+    write_image_file(path, labels)
+
+
+def outlines_of(masks: CellMasks) -> dict[str, Any]:
+    """The masks as GeoJSON, in pixels from the image's top left corner.
+
+    Each cell is a Polygon, or a MultiPolygon where it has several pieces, that covers exactly the mask's pixels; see
+    `mask_polygons`.
+    """
+    features = []
+    for number, (crop, offset, score, label) in enumerate(
+        zip(masks.crops, masks.offsets_yx, masks.scores, masks.labels, strict=True), start=1
+    ):
+        polygons = mask_polygons(crop, offset)
+        geometry = (
+            {"type": "Polygon", "coordinates": polygons[0]}
+            if len(polygons) == 1
+            else {"type": "MultiPolygon", "coordinates": polygons}
+        )
+        features.append(
+            {
+                "type": "Feature",
+                "geometry": geometry,
+                "properties": {
+                    "objectType": "annotation",
+                    "name": f"cell {number}",
+                    "classification": {"name": CELL_TYPES[int(label)]},
+                    "measurements": {"score": round(float(score), 4), "area_px": int(crop.sum())},
+                },
+            }
+        )
+    return {"type": "FeatureCollection", "features": features}
+
+
+def table_rows(name: str, masks: CellMasks) -> list[list[Any]]:
+    """One image's rows of cells.csv, as `TABLE_COLUMNS` names them."""
+    rows = []
+    for number, (crop, (y0, x0, y1, x1), score, label) in enumerate(
+        zip(masks.crops, masks.windows.tolist(), masks.scores, masks.labels, strict=True), start=1
+    ):
+        ys, xs = np.nonzero(crop)
+        place = [f"{x0 + xs.mean() + 0.5:.2f}", f"{y0 + ys.mean() + 0.5:.2f}", x0, y0, x1, y1]
+        rows.append([name, number, CELL_TYPES[int(label)], f"{float(score):.4f}", len(ys), *place])
+    return rows

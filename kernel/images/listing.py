@@ -1,0 +1,125 @@
+"""Folders that people keep images in: which files are images, and what else there is."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from kernel.errors import InputError
+from kernel.log import LOG
+
+#: File name endings that count as images, in any case.
+IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
+
+#: What systems leave in folders for themselves, besides names that begin with a dot; in lower case.
+_SYSTEM_NAMES = frozenset(
+    {"__macosx", "@eadir", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "#recycle", "lost+found"}
+)
+
+#: Entries that are passed over, by their sort: for one, and for several.
+_OTHER_FORMAT = ("of another format", "of other formats")
+_SUB_FOLDER = ("sub-folder", "sub-folders")
+_FOLDER_LINK = ("link to a folder", "links to folders")
+_BROKEN_LINK = ("broken link", "broken links")
+_NO_FILE = ("that is no plain file", "that are no plain files")
+_UNREADABLE = ("folder that cannot be read", "folders that cannot be read")
+
+#: Names of each sort that a message shows.
+_NAMES_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class FolderContent:
+    """What a search found."""
+
+    images: list[Path]  # sorted
+    passed_over: dict[tuple[str, str], list[str]]  # names by their sort, in the order of the search
+    hidden: int  # entries that are hidden or of the system's own: passed over, and worth no word beside images
+
+    def describe(self) -> str:
+        """What is in a folder without images, as the end of a message."""
+        held = [self._describe_passed_over()] if self.passed_over else []
+        if self.hidden:
+            held.append(f"{self.hidden} hidden")
+        return f"it holds {' and '.join(held)}" if held else "it is empty"
+
+    def _describe_passed_over(self) -> str:
+        """What is passed over: how many of each sort, and the first names."""
+        sorts = []
+        for (one, many), names in self.passed_over.items():
+            shown = ", ".join(map(printable_name, names[:_NAMES_SHOWN]))
+            more = ", ..." if len(names) > _NAMES_SHOWN else ""
+            sorts.append(f"{len(names)} {one if len(names) == 1 else many} ({shown}{more})")
+        return ", ".join(sorts)
+
+    def warn_of_passed_over(self, folder: Path) -> None:
+        """Say in one line of the log what of `folder` is not used, if there is anything."""
+        count = sum(map(len, self.passed_over.values()))
+        if count:
+            entries = "1 entry is" if count == 1 else f"{count} entries are"
+            LOG.warning("%s: %s passed over: %s", folder, entries, self._describe_passed_over())
+
+
+def search_images(folder: Path, *, below: bool = False) -> FolderContent:
+    """The images in a folder, and all else that it holds.
+
+    Links to files are taken, links to folders are not followed, so that no circle of links is walked in. Nothing is
+    opened: a pipe does not make this wait.
+
+    Args:
+        folder: where to look.
+        below: in its sub-folders, too, at any depth.
+
+    Raises:
+        InputError: the folder itself cannot be read.
+    """
+    images: list[Path] = []
+    passed_over: dict[tuple[str, str], list[str]] = {}
+    hidden = 0
+
+    def pass_over(sort: tuple[str, str], path: Path, ending: str = "") -> None:
+        passed_over.setdefault(sort, []).append(path.relative_to(folder).as_posix() + ending)
+
+    def refuse(error: OSError) -> None:
+        place = Path(error.filename)
+        if place == folder:
+            raise InputError(f"cannot read the folder {folder}: {error.strerror}; check its permissions") from error
+        pass_over(_UNREADABLE, place, "/")
+
+    for parent, folders, files in os.walk(folder, onerror=refuse):
+        seen = [name for name in sorted(folders) if not is_hidden(name)]
+        hidden += len(folders) - len(seen)
+        folders.clear()
+        for name in seen:
+            path = Path(parent, name)
+            if not below:
+                pass_over(_SUB_FOLDER, path, "/")
+            elif path.is_symlink():
+                pass_over(_FOLDER_LINK, path, "/")
+            else:
+                folders.append(name)  # what os.walk goes into
+        for name in sorted(files):
+            path = Path(parent, name)
+            if is_hidden(name):
+                hidden += 1
+            elif not os.path.isfile(path):  # noqa: PTH113 (Path's own raises where a link leads to a closed folder)
+                pass_over(_BROKEN_LINK if path.is_symlink() else _NO_FILE, path)
+            elif path.suffix.lower() not in IMAGE_SUFFIXES:
+                pass_over(_OTHER_FORMAT, path)
+            else:
+                images.append(path)
+    return FolderContent(sorted(images), passed_over, hidden)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is hidden, or a system's own."""
+    return name.startswith(".") or name.lower() in _SYSTEM_NAMES
+
+
+def printable_name(name: str) -> str:
+    """A file's name for a message of one line: bytes that are no text, and line ends, are written as escapes."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
+        for character in name
+    )

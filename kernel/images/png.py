@@ -1,0 +1,161 @@
+"""PNG files: whole or not, and their pixels as they are stored."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import BinaryIO
+
+import numpy as np
+
+from kernel.errors import InputError
+from kernel.images.decoding import decode_by_opencv, without_alpha
+from kernel.images.lookup_tables import display_table
+from kernel.images.tiff_tags import exif_orientation
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+#: The samples of a pixel by the colour type: gray, RGB, palette, gray and alpha, RGBA.
+PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+PNG_GRAY, PNG_PALETTE = 0, 3
+#: No stream of deflate holds more than so many times its own bytes.
+DEFLATE_RATIO = 1032
+
+
+@dataclass(frozen=True)
+class PngHeader:
+    """What the chunk IHDR says."""
+
+    width: int
+    height: int
+    depth: int  # bits of a sample
+    colour_type: int
+    rest: bytes  # compression, filter, interlace
+
+    @property
+    def row_bytes(self) -> int:
+        """Of a row of pixels, without its filter byte."""
+        return -(-self.width * PNG_SAMPLES[self.colour_type] * self.depth // 8)
+
+    def chunk(self) -> bytes:
+        """The header as a chunk of its own."""
+        return png_chunk(
+            b"IHDR", struct.pack(">IIBB", self.width, self.height, self.depth, self.colour_type) + self.rest
+        )
+
+
+def png_chunk(chunk_type: bytes, data: bytes) -> bytes:
+    """A chunk with its length and its checksum."""
+    return (
+        struct.pack(">I", len(data)) + chunk_type + data + struct.pack(">I", zlib.crc32(data, zlib.crc32(chunk_type)))
+    )
+
+
+def png_chunks(stream: BinaryIO, wanted: tuple[bytes, ...]) -> Iterator[tuple[bytes, int, bytes]]:
+    """The type and length of each chunk, and the data of those wanted, whose checksums must be right; up to IEND.
+
+    Raises:
+        InputError: the file ends before, or a checksum is wrong.
+    """
+    size = stream.seek(0, io.SEEK_END)
+    at = len(PNG_SIGNATURE)
+    while at + 12 <= size:
+        stream.seek(at)
+        length, chunk_type = struct.unpack(">I4s", stream.read(8))
+        at += 12 + length  # length, chunk_type, data, checksum
+        if at > size:
+            break
+        data = b""
+        if chunk_type in wanted:
+            data = stream.read(length)
+            (checksum,) = struct.unpack(">I", stream.read(4))
+            if zlib.crc32(data, zlib.crc32(chunk_type)) != checksum:
+                raise InputError("the PNG is truncated or damaged: a checksum is wrong")
+        yield chunk_type, length, data
+        if chunk_type == b"IEND":
+            return
+    raise InputError("the PNG is truncated or damaged: it ends too soon")
+
+
+def parse_png_header(chunk_type: bytes, data: bytes) -> PngHeader:
+    """What the first chunk says.
+
+    Raises:
+        InputError: it is no header, or has no pixels.
+    """
+    if chunk_type != b"IHDR" or len(data) != 13:
+        raise InputError("the PNG is damaged: it does not begin with its header")
+    width, height, depth, colour_type = struct.unpack(">IIBB", data[:10])
+    header = PngHeader(width, height, depth, colour_type, data[10:])
+    if header.colour_type not in PNG_SAMPLES or not header.width or not header.height:
+        raise InputError("the PNG is damaged: its header says what cannot be")
+    return header
+
+
+def check_png_size(header: PngHeader, data_bytes: int) -> None:
+    """Look whether compressed data of so many bytes can hold the pixels that the header tells of.
+
+    Raises:
+        InputError: they cannot.
+    """
+    if header.height * (1 + header.row_bytes) > data_bytes * DEFLATE_RATIO:
+        raise InputError(
+            f"the PNG is damaged: its header tells of {header.width} x {header.height} pixels, more than it can hold"
+        )
+
+
+def read_png_shape(stream: BinaryIO) -> tuple[int, int]:
+    """The (H, W) of a PNG; nothing is decoded.
+
+    Raises:
+        InputError: the chunks are not all there.
+    """
+    header, data_bytes = None, 0
+    for chunk_type, length, data in png_chunks(stream, (b"IHDR",)):
+        header = header or parse_png_header(chunk_type, data)
+        data_bytes += length if chunk_type == b"IDAT" else 0
+    if header is None:
+        raise InputError("the PNG is damaged: it has no header")
+    check_png_size(header, data_bytes)
+    return header.height, header.width
+
+
+def read_png(stream: BinaryIO) -> tuple[np.ndarray, int]:
+    """The pixels of a PNG as (H, W, C) uint8 or uint16, C 1 or 3 in the order B, G, R; and its orientation tag.
+
+    Alpha and a transparent colour are dropped. Only the chunks that make the pixels are looked at, and given to OpenCV:
+    a comment, a profile or an animation changes nothing. A palette that is a display table over gray is dropped too,
+    see `display_table`.
+
+    Raises:
+        InputError: the file is truncated or damaged.
+    """
+    header, orientation, direction, data_bytes = None, 1, 0, 0
+    content = bytearray(PNG_SIGNATURE)
+    for chunk_type, length, data in png_chunks(stream, (b"IHDR", b"PLTE", b"IDAT", b"eXIf")):
+        header = header or parse_png_header(chunk_type, data)
+        if chunk_type == b"eXIf":
+            orientation = exif_orientation(data)
+        elif chunk_type == b"PLTE" and header.colour_type == PNG_PALETTE:
+            table = np.frombuffer(data, np.uint8)[: length // 3 * 3].reshape(-1, 3).astype(np.uint16) * 257
+            direction = display_table(table)
+            if direction:
+                header = replace(header, colour_type=PNG_GRAY)
+                data = b""
+        if chunk_type == b"IHDR" or (data and chunk_type in (b"PLTE", b"IDAT")):
+            content += png_chunk(chunk_type, data)
+        data_bytes += length if chunk_type == b"IDAT" else 0
+    if header is None:
+        raise InputError("the PNG is damaged: it has no header")
+    check_png_size(header, data_bytes)
+    start = len(PNG_SIGNATURE)
+    chunk = header.chunk()
+    content[start : start + len(chunk)] = chunk
+    content += png_chunk(b"IEND", b"")
+    pixels = decode_by_opencv(content)
+    if pixels is None or pixels.shape[:2] != (header.height, header.width):
+        raise InputError("the PNG is damaged: its pixels cannot be decoded")
+    pixels = without_alpha(pixels)
+    return ~pixels if direction < 0 else pixels, orientation

@@ -1,0 +1,140 @@
+"""The weight files of a manifest's members in a folder on this machine.
+
+A member that names its file gets it by name and checksum, for which a bare Python suffices. A member that names none
+gets the file with the content that it claims, for which torch is needed. Where torch is installed, `check_claims` also
+compares the content of named files with the manifest.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from kernel.errors import InputError
+from kernel.files import file_sha256
+from kernel.images.listing import is_hidden
+from kernel.manifest.types import Manifest, MemberEntry, refuse_fold_files
+
+
+@dataclass(frozen=True)
+class FoundWeights:
+    """One member's file on this machine."""
+
+    member: MemberEntry  # with file and sha256 filled in
+    path: Path
+
+
+def resolve_weights(manifest: Manifest, folder: Path) -> tuple[Manifest, tuple[FoundWeights, ...]]:
+    """Find every member's file in `folder`.
+
+    A file is looked for as `<folder>/<slug>/<file>`, `<folder>/<owner>/<slug>/<file>` and `<folder>/<file>`. For
+    members without `file`, all weight files below `folder` are recognised by content; exactly one that is no other
+    member's must have the member's detector kind and encoder.
+
+    Returns:
+        The manifest with file, checksum and dataset filled in, and the files in the order of its members.
+
+    Raises:
+        InputError: files are missing, altered (with both checksums) or ambiguous (with all candidates), each with its
+            member; or as `refuse_fold_files` does.
+    """
+    refuse_fold_files(manifest)
+    if not folder.is_dir():
+        raise InputError(f"no folder {folder}: --weights-dir must name one with the members' weight files in it")
+    problems: list[str] = []
+    found: dict[str, FoundWeights] = {}
+    for member in manifest.members:
+        if member.file is not None:
+            try:
+                found[member.name] = locate_named(manifest, member, folder)
+            except InputError as error:
+                problems.append(str(error))
+    nameless = [member for member in manifest.members if member.file is None]
+    if nameless:
+        from kernel.models.recognition import recognise_members
+
+        try:
+            visible = (path for path in folder.rglob("*") if not any(map(is_hidden, path.relative_to(folder).parts)))
+            recognised = recognise_members(nameless, visible, [weights.path for weights in found.values()])
+        except InputError as error:
+            problems.append(f"below {folder}: {error}")
+        else:
+            for member in nameless:
+                found[member.name] = describe_weights(manifest, member, recognised[member.name], folder)
+    if problems:
+        raise InputError("\n".join(problems))
+    ordered = tuple(found[member.name] for member in manifest.members)
+    return replace(manifest, members=tuple(weights.member for weights in ordered)), ordered
+
+
+def can_read_weights() -> bool:
+    """Whether this Python has the packages that read weight files; a build works without."""
+    return all(importlib.util.find_spec(name) is not None for name in ("torch", "timm", "safetensors"))
+
+
+def check_claims(weights: Sequence[FoundWeights]) -> None:
+    """Compare the files' content with the manifest, if this Python can read them: for a build, which loads none.
+
+    Raises:
+        InputError: files hold another detector kind or encoder than the manifest says, each with its member and both.
+    """
+    if not can_read_weights():
+        return
+    from kernel.models.checkpoints import refuse_other_detector
+    from kernel.models.recognition import recognise_checkpoint
+
+    problems: list[str] = []
+    for found in weights:
+        try:
+            spec = recognise_checkpoint(found.path)
+            refuse_other_detector(spec, found.member.kind, found.member.encoder, found.path)
+        except InputError as error:
+            problems.append(f"member {found.member.name}: {error}")
+    if problems:
+        raise InputError("\n".join(problems))
+
+
+def locate_named(manifest: Manifest, member: MemberEntry, folder: Path) -> FoundWeights:
+    """Find the file of a member that names it, and check its checksum or fill it in.
+
+    Raises:
+        InputError: there is no such file, or it was altered.
+    """
+    assert member.file is not None
+    tried: list[Path] = []
+    altered: list[str] = []
+    for dataset in (*manifest.datasets_for(member), None):
+        if dataset is None:
+            candidates = [folder / member.file]
+        else:
+            owner, slug = dataset.split("/")
+            candidates = [folder / slug / member.file, folder / owner / slug / member.file]
+        tried.extend(candidates)
+        for path in filter(Path.is_file, candidates):
+            sha256 = file_sha256(path)
+            if member.sha256 in (None, sha256):
+                return FoundWeights(replace(member, sha256=sha256, dataset=member.dataset or dataset), path)
+            altered.append(f"{path} has the sha256 {sha256}")
+    if altered:
+        raise InputError(
+            f"member {member.name}: {member.file} was altered: expected sha256 {member.sha256}, but "
+            f"{'; '.join(altered)}; fetch the file again, or, if the change is meant, correct `sha256`"
+        )
+    raise InputError(
+        f"member {member.name}: no file {member.file} (sha256 {member.sha256 or 'not given'}): put it in one of these "
+        "places, or correct the member's `file`: " + ", ".join(map(str, tried))
+    )
+
+
+def describe_weights(manifest: Manifest, member: MemberEntry, path: Path, folder: Path) -> FoundWeights:
+    """Fill in a recognised file's name and checksum, and the dataset in whose folder it lies, if any."""
+    relative = path.relative_to(folder)
+    for dataset in manifest.datasets_for(member):
+        owner, slug = dataset.split("/")
+        for home in (Path(slug), Path(owner, slug)):
+            if relative.is_relative_to(home):
+                file = relative.relative_to(home).as_posix()
+                return FoundWeights(replace(member, dataset=dataset, file=file, sha256=file_sha256(path)), path)
+    return FoundWeights(replace(member, file=relative.as_posix(), sha256=file_sha256(path)), path)

@@ -1,0 +1,334 @@
+"""JSON text to a `Manifest`; or all that is wrong with it, each problem with its place, such as `members[2].encoder`.
+
+Standard library only: the builder reads manifests on a bare Python.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import MISSING, fields, replace
+from pathlib import Path
+from typing import Any
+
+from kernel.errors import InputError
+from kernel.manifest.rules import (
+    CELL_TYPE_RULE_RULES,
+    ENSEMBLE_RULES,
+    KERNEL_RULES,
+    MANIFEST_RULES,
+    MEMBER_RULES,
+    RULE_DATASET,
+    STAGE_WEIGHT_RULES,
+    THRESHOLD_RULES,
+    FieldRule,
+    rule_choice,
+)
+from kernel.manifest.types import FOLD_PLACEHOLDER, KernelIdentity, Manifest, MemberEntry
+from kernel.settings import (
+    CELL_TYPES,
+    CLS_USE,
+    DEFAULT_THRESHOLDS,
+    CellTypeRule,
+    EnsembleSettings,
+    StageWeights,
+    Thresholds,
+    needed_stages,
+    types_differ,
+)
+from kernel.text import read_any_text
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read a manifest file.
+
+    Raises:
+        InputError: it is missing, or `parse_manifest` refuses it.
+    """
+    try:
+        return parse_manifest(read_any_text(path), str(path))
+    except FileNotFoundError as error:
+        raise InputError(f"no manifest {path}: give one by --manifest, weights_manifest.json for example") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is no manifest, which is a JSON file: {error}") from error
+
+
+def parse_manifest(text: str, source: str) -> Manifest:
+    """Read a manifest from JSON text. `source` names the text in messages: the file's path, for example.
+
+    Raises:
+        InputError: every problem is listed, with its JSON path.
+    """
+    reader = ManifestReader()
+    try:
+        data = json.loads(text, object_pairs_hook=reader.object_of_pairs, parse_constant=reader.refuse_constant)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{source}:{error.lineno}:{error.colno}: not JSON: {error.msg}") from error
+    manifest = reader.manifest(data)
+    if reader.problems or manifest is None:
+        raise InputError(
+            f"{source}: {len(reader.problems)} problem(s); the format is documented in "
+            "bundle/manifest.schema.json\n" + "\n".join(f"  - {problem}" for problem in reader.problems)
+        )
+    return manifest
+
+
+class ManifestReader:
+    """Reads a manifest and collects all problems, so that one message tells them all."""
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+
+    def object_of_pairs(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        """Called by json for each object, to note keys that are given twice: json would keep the last one."""
+        keys = [key for key, _ in pairs]
+        for key in sorted({key for key in keys if keys.count(key) > 1}):
+            self.problems.append(f"the key {key!r} is given twice in one object: remove one")
+        return dict(pairs)
+
+    def refuse_constant(self, constant: str) -> float:
+        """Called by json for NaN and infinities, which it reads although they are no JSON."""
+        self.problems.append(f"{constant} is no JSON number: give a number")
+        return 0.0
+
+    def manifest(self, data: Any) -> Manifest | None:
+        """Read the whole manifest; None where a field is wrong."""
+        seen = len(self.problems)
+        values = self.values(data, "", Manifest, MANIFEST_RULES, extra=("$schema",))
+        if values is None:
+            return None
+        values.pop("$schema", None)
+        kernel = None
+        if "kernel" in values:
+            kernel = self.values(values.pop("kernel"), "kernel", KernelIdentity, KERNEL_RULES)
+        members = self.members(values.pop("members")) if "members" in values else ()
+        datasets = self.dataset_list(values.pop("weight_datasets", []))
+        ensemble = self.ensemble(values.pop("ensemble", {}))
+        if len(self.problems) > seen or kernel is None or ensemble is None:
+            return None
+        manifest = Manifest(
+            kernel=KernelIdentity(**kernel),
+            members=members,
+            weight_datasets=datasets,
+            ensemble=ensemble,
+            **values,
+        )
+        self.check_whole(manifest)
+        return manifest
+
+    def values(
+        self,
+        data: Any,
+        path: str,
+        target: type,
+        rules: dict[str, FieldRule],
+        extra: Collection[str] = (),
+    ) -> dict[str, Any] | None:
+        """Check an object's fields.
+
+        Args:
+            data: what should be the object.
+            path: where it is in the manifest.
+            target: the dataclass whose fields it may have.
+            rules: by field; fields without a rule are the caller's to check.
+            extra: keys that are allowed besides.
+
+        Returns:
+            The values of known keys; None where `data` is no object.
+        """
+        if not isinstance(data, dict):
+            self.problems.append(f"{path or 'the manifest'}: found {shorten_json(data)}, expected an object {{...}}")
+            return None
+        known = [*(part.name for part in fields(target)), *extra]
+        for key in data:
+            if key not in known:
+                nearest = difflib.get_close_matches(key, known, n=1)
+                hint = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(known)}"
+                self.problems.append(f"{join_path(path, key)}: unknown key; {hint}")
+        for part in fields(target):
+            if part.name in data:
+                if part.name in rules:
+                    self.check(data[part.name], join_path(path, part.name), rules[part.name])
+            elif part.default is MISSING and part.default_factory is MISSING:
+                wanted = f": give {rules[part.name].description}" if part.name in rules else ""
+                self.problems.append(f"{join_path(path, part.name)}: missing{wanted}")
+        return {key: value for key, value in data.items() if key in known}
+
+    def check(self, value: Any, path: str, rule: FieldRule) -> bool:
+        """Whether `rule` allows `value`; otherwise a problem is noted."""
+        if rule.allows(value):
+            return True
+        nearest = difflib.get_close_matches(value, rule.choices, n=1) if isinstance(value, str) else []
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+        self.problems.append(f"{path}: found {shorten_json(value)}, expected {rule.description}{hint}")
+        return False
+
+    def members(self, data: Any) -> tuple[MemberEntry, ...]:
+        """Read the list of members."""
+        if not isinstance(data, list) or not data:
+            self.problems.append(f"members: found {shorten_json(data)}, expected a list of at least one member")
+            return ()
+        members = []
+        for index, entry in enumerate(data):
+            path = f"members[{index}]"
+            seen = len(self.problems)
+            values = self.values(entry, path, MemberEntry, MEMBER_RULES)
+            if values is None:
+                continue
+            if "use_for" in values:
+                values["use_for"] = self.use_for(values["use_for"], f"{path}.use_for")
+            if "weights" in values:
+                given = self.values(values["weights"], f"{path}.weights", StageWeights, STAGE_WEIGHT_RULES)
+                values["weights"] = StageWeights(**(given or {}))
+            if len(self.problems) == seen:
+                members.append(MemberEntry(**values))
+        self.check_names([entry.get("name") for entry in data if isinstance(entry, dict)])
+        return tuple(members)
+
+    def check_names(self, names: Sequence[Any]) -> None:
+        """Each member needs a name of its own."""
+        for index, name in enumerate(names):
+            if isinstance(name, str) and name in names[:index]:
+                self.problems.append(
+                    f"members[{index}].name: {name!r} is the name of members[{names.index(name)}] as well: "
+                    "give each member its own"
+                )
+
+    def use_for(self, data: Any, path: str) -> tuple[str, ...]:
+        """Read what a member is used for."""
+        rule = rule_choice((*CELL_TYPES, CLS_USE))
+        if not isinstance(data, list) or not data:
+            self.problems.append(f"{path}: found {shorten_json(data)}, expected a list, each {rule.description}")
+            return ()
+        for index, use in enumerate(data):
+            if self.check(use, f"{path}[{index}]", rule) and use in data[:index]:
+                self.problems.append(f"{path}[{index}]: {use!r} is listed twice: remove one")
+        return tuple(use for use in data if isinstance(use, str))
+
+    def dataset_list(self, data: Any) -> tuple[str, ...]:
+        """Read the datasets that hold weights."""
+        if not isinstance(data, list):
+            self.problems.append(f"weight_datasets: found {shorten_json(data)}, expected a list of owner/slug")
+            return ()
+        for index, name in enumerate(data):
+            if self.check(name, f"weight_datasets[{index}]", RULE_DATASET) and name in data[:index]:
+                self.problems.append(f"weight_datasets[{index}]: {name!r} is listed twice: remove one")
+        return tuple(name for name in data if isinstance(name, str))
+
+    def ensemble(self, data: Any) -> EnsembleSettings | None:
+        """Read the ensemble's settings; those not given have the published values, also per cell type."""
+        values = self.values(data, "ensemble", EnsembleSettings, ENSEMBLE_RULES)
+        if values is None:
+            return None
+        seen = len(self.problems)
+        rule = self.values(
+            values.pop("cell_type_rule", {}), "ensemble.cell_type_rule", CellTypeRule, CELL_TYPE_RULE_RULES
+        )
+        thresholds = self.thresholds(values.pop("thresholds", {}))
+        if len(self.problems) > seen or rule is None:
+            return None
+        known = {part.name for part in fields(EnsembleSettings)}
+        return EnsembleSettings(
+            thresholds=thresholds,
+            cell_type_rule=CellTypeRule(**rule),
+            **{key: value for key, value in values.items() if key in known},
+        )
+
+    def thresholds(self, data: Any) -> dict[str, Thresholds]:
+        """Read the thresholds by cell type."""
+        seen = len(self.problems)
+        thresholds = dict(DEFAULT_THRESHOLDS)
+        if not isinstance(data, dict):
+            self.problems.append(
+                f"ensemble.thresholds: found {shorten_json(data)}, expected an object, a key per cell type"
+            )
+            return thresholds
+        for cell_type, entry in data.items():
+            path = join_path("ensemble.thresholds", cell_type)
+            if cell_type not in CELL_TYPES:
+                self.problems.append(f"{path}: unknown cell type; known are {', '.join(CELL_TYPES)}")
+                continue
+            checked = self.values(entry, path, Thresholds, THRESHOLD_RULES)
+            if checked is not None and len(self.problems) == seen:
+                thresholds[cell_type] = replace(DEFAULT_THRESHOLDS[cell_type], **checked)
+        return thresholds
+
+    def check_whole(self, manifest: Manifest) -> None:
+        """Check what no field shows by itself."""
+        self.check_uses(manifest)
+        self.check_weights(manifest)
+        self.check_files(manifest)
+        if manifest.time_margin_hours >= manifest.time_limit_hours:
+            self.problems.append(
+                f"time_margin_hours: {manifest.time_margin_hours:g} leaves nothing of time_limit_hours "
+                f"{manifest.time_limit_hours:g}: give less"
+            )
+
+    def check_uses(self, manifest: Manifest) -> None:
+        """Each cell type needs members; where these differ by type, the first pass does too."""
+        for cell_type in CELL_TYPES:
+            if not manifest.members_for(cell_type):
+                self.problems.append(
+                    f"members: none is used for {cell_type!r}: add it to the `use_for` of at least one member"
+                )
+        # Where all members skip the same type, which is noted above, no first pass would help.
+        if types_differ(member.use_for for member in manifest.members) and not manifest.members_for(CLS_USE):
+            self.problems.append(
+                f"members: the cell types use different members, so some must find out the type first: add "
+                f"{CLS_USE!r} to the `use_for` of at least one member"
+            )
+
+    def check_files(self, manifest: Manifest) -> None:
+        """Each member needs a dataset, and a file of its own where it names one."""
+        for index, member in enumerate(manifest.members):
+            if not manifest.datasets_for(member):
+                self.problems.append(
+                    f"members[{index}].dataset: {member.name!r} names no dataset, and `weight_datasets` is "
+                    "empty: fill in one of them"
+                )
+            if member.file is None and member.sha256 is not None:
+                self.problems.append(f"members[{index}].sha256: given without `file`: name the file as well")
+            plain = (member.file or "").replace(FOLD_PLACEHOLDER, "")
+            if "{" in plain or "}" in plain:
+                self.problems.append(
+                    f"members[{index}].file: {member.file!r} holds braces, of which only {FOLD_PLACEHOLDER} has a "
+                    "meaning: write that, or the file's plain name"
+                )
+            if plain != (member.file or "") and member.sha256 is not None:
+                self.problems.append(
+                    f"members[{index}].sha256: {member.file!r} stands for a file per fold, and this is the sum of one: "
+                    "leave `sha256` out, or name one file"
+                )
+        files: dict[tuple[str | None, str], int] = {}
+        for index, member in enumerate(manifest.members):
+            if member.file is None:
+                continue
+            first = files.setdefault((member.dataset, member.file), index)
+            if first != index:
+                self.problems.append(
+                    f"members[{index}].file: {member.file!r} is the file of members[{first}] as well: give "
+                    "each member its own, the same detector counted twice adds nothing"
+                )
+
+    def check_weights(self, manifest: Manifest) -> None:
+        """Each averaging stage needs a member with a weight: three stages per cell type, two in the first pass."""
+        stages_of_uses = needed_stages(member.use_for for member in manifest.members)
+        for use, stage in [(use, stage) for use, stages in stages_of_uses.items() for stage in stages]:
+            users = [index for index, member in enumerate(manifest.members) if use in member.use_for]
+            if users and not any(getattr(manifest.members[index].weights, stage) > 0 for index in users):
+                self.problems.append(
+                    f"members[{users[0]}].weights.{stage}: all members used for {use!r} have 0 here, so there "
+                    "is nothing to average: give at least one of them more"
+                )
+
+
+def join_path(path: str, key: str) -> str:
+    """The JSON path of `key` inside `path`."""
+    return f"{path}.{key}" if path else key
+
+
+def shorten_json(value: Any, limit: int = 60) -> str:
+    """A value as JSON for messages, cut to about `limit` characters."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= limit else text[:limit] + "..."

@@ -1,0 +1,1 @@
+"""Masks as crops of their image, and as run lengths."""

@@ -1,0 +1,1 @@
+"""What validation found, as a page to look at in a browser."""

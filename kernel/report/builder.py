@@ -1,0 +1,149 @@
+"""A report that people look at: one HTML page, and beside it the same as CSV and PNG.
+
+    builder = ReportBuilder()
+    for ...:
+        builder.add(ReportImage(...))
+    builder.write(folder)
+
+Images are taken one by one. Of each only figures are kept; pixels and masks stay of the worst and the best of each
+cell type alone, so that memory and page are bounded for any number of images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from kernel.files import whole_file
+from kernel.masks.instances import CellMasks
+from kernel.report.data import ImageRecord, ReportData
+from kernel.report.page import render_page
+from kernel.report.pictures import Example, write_png
+from kernel.report.plots import draw_plots, file_name, quality_plots
+from kernel.report.surfaces import TUNING_CSV, surface_plots, tuning_rows
+from kernel.report.tables import write_table, write_tables
+from kernel.scoring.mask_quality import measure_image
+from kernel.scoring.scores import ScoredImage
+from kernel.settings import CELL_TYPES
+from kernel.tuning.surface import ThresholdSurface
+
+#: What `ReportBuilder.write` puts into a folder.
+REPORT_PAGE, REPORT_FOLDER = "report.html", "report"
+
+
+@dataclass(frozen=True, eq=False)
+class ReportImage:
+    """One scored image.
+
+    Attributes:
+        image_id: its name.
+        cell_type: the true one.
+        found_type: that of the masks; None where nothing was found.
+        prediction: the masks of the submission.
+        truth: the annotated ones, in an image of the same shape.
+        read_pixels: gives the image, (H, W, 3) uint8 BGR; called only if the image is among the worst or best so far.
+        seconds: what finding the cells took.
+    """
+
+    image_id: str
+    cell_type: str
+    found_type: str | None
+    prediction: CellMasks
+    truth: CellMasks
+    read_pixels: Callable[[], np.ndarray]
+    seconds: float
+
+
+class ReportBuilder:
+    """Collects images and writes the report.
+
+    Args:
+        title: of the page.
+        examples: how many of the worst, and of the best, images of each cell type are shown; 0: no pictures.
+
+    Raises:
+        ValueError: a negative number of examples.
+    """
+
+    def __init__(self, title: str = "Cells found and missed", examples: int = 2) -> None:
+        if examples < 0:
+            raise ValueError(f"examples is {examples}: give how many of the worst, and of the best, to show, from 0 on")
+        self.title = title
+        self.examples = examples
+        self._records: list[ImageRecord] = []
+        #: Per cell type, the record and example of at most 2 x examples images, worst first.
+        self._shown: dict[str, list[tuple[ImageRecord, Example]]] = {}
+
+    def add(self, image: ReportImage) -> None:
+        """Measure an image, and keep its figures; its pixels only where it is among the worst or the best so far.
+
+        Raises:
+            ValueError: prediction and truth, or the pixels, differ in shape.
+        """
+        quality = measure_image(image.prediction, image.truth)
+        number = len(self._records) + 1
+        record = ImageRecord(number, image.image_id, image.cell_type, image.found_type, image.seconds, quality)
+        self._records.append(record)
+        shown = self._shown.setdefault(image.cell_type, [])
+        place = sum(other.quality.score <= quality.score for other, _ in shown)
+        if len(shown) == 2 * self.examples and place == self.examples:
+            return  # neither worse than the worst kept nor better than the best
+        pixels = image.read_pixels()
+        if pixels.shape[:2] != image.truth.image_shape:
+            raise ValueError(f"{image.image_id}: pixels of {pixels.shape[:2]}, masks of {image.truth.image_shape}")
+        shown.insert(place, (record, Example(pixels, image.prediction, image.truth, quality)))
+        if len(shown) > 2 * self.examples:
+            del shown[self.examples]
+
+    def add_scored(self, scored: ScoredImage) -> None:
+        """`add` of an image that was scored."""
+        result = scored.result
+        self.add(
+            ReportImage(
+                image_id=result.image_id,
+                cell_type=result.cell_type,
+                found_type=result.found_type,
+                prediction=scored.masks,
+                truth=scored.truth,
+                read_pixels=scored.entry.read,
+                seconds=result.seconds,
+            )
+        )
+
+    def data(self, surfaces: Sequence[ThresholdSurface] = ()) -> ReportData:
+        """What the page shows: known cell types first, others by name."""
+        order = {cell_type: place for place, cell_type in enumerate(CELL_TYPES)}
+        records = sorted(self._records, key=lambda r: (order.get(r.cell_type, len(order)), r.cell_type, r.number))
+        examples = {record.number: example for shown in self._shown.values() for record, example in shown}
+        return ReportData(self.title, records, examples, surfaces)
+
+    def write(self, folder: Path, surfaces: Sequence[ThresholdSurface] = ()) -> Path:
+        """Write report.html, and tables and pictures into the new folder `report` beside it; returns the page's path.
+
+        Args:
+            folder: exists, and holds no `report`.
+            surfaces: of the tuning, to be shown as well.
+        """
+        data = replace(
+            self.data(surfaces),
+            plots=draw_plots(quality_plots(self.data().quality_by_type())),
+            cuts=draw_plots(surface_plots(surfaces)),
+        )
+        beside = folder / REPORT_FOLDER
+        beside.mkdir()
+        write_tables(beside, data)
+        if surfaces:
+            write_table(beside / TUNING_CSV, tuning_rows(surfaces))
+        for plot in (*data.plots, *data.cuts):
+            (beside / f"{plot.name}.png").write_bytes(plot.light)
+        for record in data.records:
+            if record.number in data.examples:
+                name = file_name("image", str(record.number), record.cell_type, record.image_id)
+                write_png(beside / f"{name}.png", data.examples[record.number])
+        page = folder / REPORT_PAGE
+        with whole_file(page) as path:
+            path.write_text(render_page(data), encoding="utf-8", newline="\n")
+        return page

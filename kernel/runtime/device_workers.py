@@ -1,0 +1,211 @@
+"""Workers: each runs images on one device, in this process or in a process of its own.
+
+With a process for each device none waits for another's Python, and one that dies takes no other along; it is started
+again, unless its last two starts brought no image. Such a process is the same script, and an environment variable makes
+it serve a device: it reads requests from its input and writes messages to its output, as lines of JSON. Images come
+back as run lengths, not as masks. A single device that is the CPU needs no process.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import subprocess
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from kernel.log import LOG
+from kernel.runtime.threads import CallThread, Finish, Finisher
+
+#: A process is not started again after this many starts without an answer.
+MAX_FAILED_STARTS = 2
+#: How long a process may take to end after its input is closed.
+CLOSING_SECONDS = 10.0
+
+#: An object with one of the keys
+#:   "ready": the worker can take an image, even where the answer for the last one is still to come;
+#:   "answer": what `ImageWorker` returns for an image;
+#:   "log": level of the record, text;
+#:   "wrong_input", "failure": why the worker cannot start, for InputError and RunError;
+#:   "crash": what a thread of this process raised.
+#: None: the worker has ended.
+Message = Mapping[str, Any] | None
+
+
+class DeviceWorker(Protocol):
+    """Runs images on one device. It puts its messages into a queue, each together with itself."""
+
+    name: str  # of the device, for people
+
+    def send(self, path: Path, quality_level: int, next_path: Path | None) -> None:
+        """Have an image done at a quality level; `next_path` is likely to be the next one, and may be read ahead."""
+        ...
+
+    def restart(self) -> bool:
+        """Start anew after its end, where that is of use; returns whether it did."""
+        ...
+
+    def close(self, at_once: bool = False) -> None:
+        """End the worker: after its images, or with `at_once` immediately."""
+        ...
+
+
+WorkerQueue = queue.SimpleQueue[tuple[DeviceWorker, Message]]
+
+
+class LocalWorker:
+    """Runs images on a device in this process.
+
+    Without `overlaps` an image is done before `send` returns. With it, the networks run in one thread, and images are
+    finished in another.
+
+    Args:
+        name: of the device, for people.
+        begin: runs the networks on an image, given path, quality level and likely next path.
+        messages: where its messages go.
+        overlaps: whether there are threads.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        begin: Callable[[Path, int, Path | None], Finish],
+        messages: WorkerQueue,
+        overlaps: bool = False,
+    ):
+        self.name = name
+        self._begin = begin
+        self._messages = messages
+        self._thread = CallThread(f"runs networks on {name}", self._crash) if overlaps else None
+        self._finisher = Finisher(self._put, self._crash, overlaps)
+        self._given_up = False
+        self._put({"ready": True})
+
+    def _put(self, message: Message) -> None:
+        self._messages.put((self, message))
+
+    def _crash(self, error: BaseException | None) -> None:
+        self._put({"crash": error})
+
+    def send(self, path: Path, quality_level: int, next_path: Path | None) -> None:
+        if self._thread is None:
+            self._run(path, quality_level, next_path)
+        else:
+            self._thread.add(lambda: self._run(path, quality_level, next_path))
+
+    def restart(self) -> bool:
+        return False
+
+    def _run(self, path: Path, quality_level: int, next_path: Path | None) -> None:
+        self._finisher.take(self._begin(path, quality_level, next_path))
+
+    def close(self, at_once: bool = False) -> None:
+        if at_once:  # a thread cannot be ended, but nothing need wait for it
+            self._given_up = True
+            self._put(None)
+        if self._given_up:
+            return
+        if self._thread is not None:
+            self._thread.close()
+        self._finisher.close()
+
+
+class ProcessWorker:
+    """Runs images on a device in a process of its own.
+
+    Args:
+        name: of the device, for people.
+        command, environment: how the process is started.
+        setup: the first line of its input, as JSON.
+        messages: where its messages go.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        setup: Mapping[str, Any],
+        messages: WorkerQueue,
+    ):
+        self.name = name
+        self._command, self._environment, self._setup = list(command), dict(environment), setup
+        self._messages = messages
+        self._failed_starts = 0  # starts since the last answer
+        self._closed = False
+        self.process = self._start()
+
+    def _start(self) -> subprocess.Popen[str]:
+        """Start a process, send it its setup, and pass on its messages from a thread."""
+        self._failed_starts += 1
+        process = subprocess.Popen(
+            self._command,
+            env=self._environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            encoding="utf-8",
+            errors="replace",
+        )
+        self._write(process, self._setup)
+        threading.Thread(target=self._listen, args=(process,), name=f"listens to {self.name}", daemon=True).start()
+        return process
+
+    def restart(self) -> bool:
+        """Start another process, unless this one was closed or its last starts brought no image."""
+        if self._closed or self._failed_starts >= MAX_FAILED_STARTS:
+            return False
+        self._close_input()
+        self.process = self._start()
+        return True
+
+    def send(self, path: Path, quality_level: int, next_path: Path | None) -> None:
+        request = {
+            "path": str(path),
+            "quality_level": quality_level,
+            "next_path": None if next_path is None else str(next_path),
+        }
+        self._write(self.process, request)
+
+    def _write(self, process: subprocess.Popen[str], request: Mapping[str, Any]) -> None:
+        assert process.stdin is not None
+        try:
+            process.stdin.write(json.dumps(request) + "\n")
+            process.stdin.flush()
+        except OSError:  # it has died, which the end of its output shows
+            LOG.debug("%s takes no more requests", self.name)
+
+    def _listen(self, process: subprocess.Popen[str]) -> None:
+        """Pass on the messages of a process until it ends."""
+        assert process.stdout is not None
+        with process.stdout as lines:
+            for line in lines:
+                try:
+                    message = json.loads(line)
+                except ValueError:  # half a line of a process that was killed
+                    LOG.debug("%s: not JSON: %s", self.name, line[:80])
+                    continue
+                if "answer" in message:
+                    self._failed_starts = 0
+                self._messages.put((self, message))
+        process.wait()
+        self._messages.put((self, None))
+
+    def close(self, at_once: bool = False) -> None:
+        self._closed = True
+        if at_once:
+            self.process.kill()
+        self._close_input()
+        try:
+            self.process.wait(CLOSING_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def _close_input(self) -> None:
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.close()
+        except OSError:
+            LOG.debug("%s ended before its input was closed", self.name)

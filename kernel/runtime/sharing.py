@@ -1,0 +1,181 @@
+"""Images shared over workers: whichever is free takes the next one, and no image is lost with a process that dies."""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kernel.errors import InputError, RunError
+from kernel.log import LOG
+from kernel.runtime.budget import TimeBudget
+from kernel.runtime.device_workers import DeviceWorker, Message, WorkerQueue
+from kernel.runtime.failures import FailedImage
+
+#: An image is given up after this many attempts that ended with the worker's death: it may be the cause.
+MAX_ATTEMPTS = 2
+#: The clock is looked at at least this often.
+LISTENING_SECONDS = 60.0
+
+
+def share_images(
+    workers: Sequence[DeviceWorker],
+    messages: WorkerQueue,
+    paths: Sequence[Path],
+    budget: TimeBudget,
+    on_answer: Callable[[DeviceWorker, Mapping[str, Any]], None],
+    on_failure: Callable[[str, FailedImage], None],
+    hard_deadline: float,
+    clock: Callable[[], float] = time.monotonic,
+) -> None:
+    """Have every image done by whichever worker is free; calls `on_answer` or `on_failure` once for each.
+
+    An image whose worker dies is retried, by another one or by the one started in its place. Where all workers have
+    died, the images left fail.
+
+    Args:
+        workers: all put their messages into `messages`.
+        paths: the images, in the order in which they are begun.
+        budget: says the quality level of each. An image not begun at its deadline fails.
+        on_answer: takes the answer of an image that has a result, with the worker that gave it.
+        on_failure: takes the id of an image that has none, and why.
+        hard_deadline: images still running then fail as well, and their workers are ended.
+        clock: gives the time in seconds; both deadlines are in its terms.
+
+    Raises:
+        InputError, RunError: a worker cannot start for such a reason.
+    """
+    dispatcher = Dispatcher(
+        deque(paths), budget, on_answer, on_failure, clock, list(workers), {worker: [] for worker in workers}
+    )
+    is_past = False
+    while dispatcher.has_images_left():
+        if dispatcher.give_up_waiting() or dispatcher.send_next():
+            continue
+        left = (budget.deadline if dispatcher.waiting else hard_deadline) - clock()
+        try:
+            worker, message = messages.get(timeout=min(max(0.01, left), LISTENING_SECONDS))
+        except queue.Empty:
+            if clock() > hard_deadline and not is_past:
+                dispatcher.end_running()
+                is_past = True
+            continue
+        dispatcher.receive(worker, message)
+
+
+@dataclass
+class Dispatcher:
+    """The state of `share_images`: which images wait, and which worker has which."""
+
+    waiting: deque[Path]
+    budget: TimeBudget
+    on_answer: Callable[[DeviceWorker, Mapping[str, Any]], None]
+    on_failure: Callable[[str, FailedImage], None]
+    clock: Callable[[], float]
+    alive: list[DeviceWorker]
+    running: dict[DeviceWorker, list[Path]]  # of all workers; one may finish an image and run networks on the next
+    idle: deque[DeviceWorker] = field(default_factory=deque)
+    attempts: Counter[Path] = field(default_factory=Counter)  # that ended with the worker's death
+
+    def has_images_left(self) -> bool:
+        """Whether any image waits or runs."""
+        return bool(self.waiting) or any(self.running.values())
+
+    def give_up_waiting(self) -> bool:
+        """Fail all waiting images where there is no time or no worker for them; returns whether that was so."""
+        if not self.waiting or (self.alive and self.clock() <= self.budget.deadline):
+            return False
+        reason = "the time limit came first" if self.alive else "no device is left: all their processes have died"
+        for path in self.waiting:
+            self.budget.drop(path.stem)
+            self.on_failure(path.stem, FailedImage(reason, wrong_input=False))
+        self.waiting.clear()
+        return True
+
+    def send_next(self) -> bool:
+        """Send the next image to an idle worker that may take it; returns whether there was one."""
+        if not self.waiting:
+            return False
+        path = self.waiting[0]
+        worker = next((each for each in self.idle if may_take(path, self.running[each], self.attempts)), None)
+        if worker is None:
+            return False
+        self.idle.remove(worker)
+        self.waiting.popleft()
+        self.running[worker].append(path)
+        # By the time this worker is ready again, each of the others has most likely taken one.
+        others = len(self.alive) - 1
+        next_path = self.waiting[others] if len(self.waiting) > others else None
+        worker.send(path, self.budget.begin(path.stem, self.clock()), next_path)
+        return True
+
+    def receive(self, worker: DeviceWorker, message: Message) -> None:
+        """Do what a worker's message asks for."""
+        if message is None:
+            self._worker_died(worker)
+        elif "log" in message:
+            level, text = message["log"]
+            LOG.log(level, "%s: %s", worker.name, text)
+        elif "wrong_input" in message:
+            raise InputError(f"{worker.name}: {message['wrong_input']}")
+        elif "failure" in message:
+            raise RunError(f"{worker.name}: {message['failure']}")
+        elif "crash" in message:
+            raise message["crash"]
+        elif "ready" in message:
+            self.idle.append(worker)
+        else:
+            self._answered(worker, message["answer"])
+
+    def end_running(self) -> None:
+        """End all workers that still run images; these fail when the worker's end is received."""
+        for worker, late in self.running.items():
+            if late:
+                LOG.error("%s has not answered in time and is ended", worker.name)
+                worker.close(at_once=True)
+            self.attempts.update(dict.fromkeys(late, MAX_ATTEMPTS))
+
+    def _answered(self, worker: DeviceWorker, answer: Mapping[str, Any]) -> None:
+        running = self.running[worker]
+        path = next(path for path in running if path.stem == answer["image"])
+        running.remove(path)
+        if answer["failure"] is None:
+            summary = answer["summary"]
+            self.budget.finish(path.stem, self.clock(), summary["run_as"], summary["seconds"])
+            self.on_answer(worker, answer)
+        else:
+            self.budget.drop(path.stem)
+            self.on_failure(path.stem, FailedImage(**answer["failure"]))
+        for other in running:
+            self.budget.resume(other.stem, self.clock())
+
+    def _worker_died(self, worker: DeviceWorker) -> None:
+        if worker.restart():
+            LOG.error("the process of %s has died and is started again", worker.name)
+        else:
+            self.alive.remove(worker)
+            self.budget.devices = max(1, len(self.alive))
+            LOG.error("the process of %s has died; %d device(s) left", worker.name, len(self.alive))
+        if worker in self.idle:
+            self.idle.remove(worker)
+        for path in self.running[worker]:
+            self.attempts[path] += 1
+            retried = self.attempts[path] < MAX_ATTEMPTS
+            self.budget.drop(path.stem, wait=retried)
+            if retried:  # last of all: it may be what kills, and the others should be done by then
+                self.waiting.append(path)
+            else:
+                self.on_failure(path.stem, FailedImage(f"the process of {worker.name} died or had to be ended", False))
+        self.running[worker].clear()
+
+
+def may_take(path: Path, held: Sequence[Path], attempts: Mapping[Path, int]) -> bool:
+    """Whether a worker may have this image besides those that it holds.
+
+    An image whose worker has died before is done alone, so that no other one is lost with it.
+    """
+    return not held or not any(attempts[each] for each in (path, *held))

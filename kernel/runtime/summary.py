@@ -1,0 +1,48 @@
+"""The run in figures: summary.json."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from kernel.manifest.types import Manifest
+from kernel.runtime.memory import peak_host_memory
+from kernel.runtime.results import RunResults
+
+
+def summarise(manifest: Manifest, dtype: torch.dtype, results: RunResults, seconds: float) -> dict[str, Any]:
+    """The object that summary.json holds. `seconds` is the duration of the whole run."""
+    images, failed = results.summaries, results.failed
+    stages: dict[str, float] = {}
+    for image in images.values():
+        for stage, spent in image["seconds"].items():
+            stages[stage] = round(stages.get(stage, 0) + spent, 3)
+    types = [image["cell_type"] for image in images.values()]
+    qualities = [image["quality"] for image in images.values()]
+    return {
+        "kernel": manifest.kernel.id,
+        "members": [member.name for member in manifest.members],
+        "dtype": str(dtype).removeprefix("torch."),
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "seconds": round(seconds, 1),
+        "stage_seconds": stages,
+        "cells": sum(image["cells"] for image in images.values()),
+        "images_by_quality": {name: qualities.count(name) for name in dict.fromkeys(qualities)},
+        "images_by_type": {cell_type: types.count(cell_type) for cell_type in sorted(set(types))},
+        "images": dict(images),
+        "failed": {image_id: failure.reason for image_id, failure in failed.items()},
+        "wrong_images": [image_id for image_id, failure in failed.items() if failure.wrong_input],
+        "devices": results.peaks,
+        "peak_memory_gb": largest_known([peak_host_memory(), *(host for host, _ in results.peaks.values())]),
+        "peak_gpu_memory_gb": largest_known(gpu for _, gpu in results.peaks.values()),
+        "time_forecasts": results.forecasts,
+    }
+
+
+def largest_known(figures: Iterable[float | None]) -> float | None:
+    """The largest of the figures that are known; None where none is."""
+    return max((figure for figure in figures if figure is not None), default=None)

@@ -1,0 +1,263 @@
+"""Predict many images on one device or several, and store each prediction, so that a run can go on where it stopped."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kernel.data.annotated import AnnotatedImage
+from kernel.ensemble.ensemble import Ensemble
+from kernel.ensemble.fallbacks import predict_image
+from kernel.ensemble.load import load_ensemble
+from kernel.errors import InputError, RunError
+from kernel.log import LOG, show_log
+from kernel.manifest.types import Manifest
+from kernel.scoring.predictions import (
+    SoftPrediction,
+    check_distinct,
+    ensemble_fingerprint,
+    fingerprint_differences,
+    image_fingerprint,
+    load_fingerprint,
+    load_prediction,
+    prediction_path,
+    soft_prediction,
+    store_prediction,
+)
+from kernel.settings import CELL_TYPES, CLS_USE, EQUAL_WEIGHTS
+
+
+@dataclass(frozen=True)
+class EnsembleFiles:
+    """An ensemble that is not loaded yet: what is handed to the processes that load it."""
+
+    manifest: Manifest  # with every member's sha256
+    paths: Mapping[str, Path]  # the weights, by member
+    dtype: str = "float32"
+
+    @property
+    def sums(self) -> dict[str, str | None]:
+        """The weights' sha256, by member."""
+        return {member.name: member.sha256 for member in self.manifest.members}
+
+    def load(self, device: str) -> Ensemble:
+        """Load it. mmdet must be importable."""
+        return load_ensemble(self.manifest, dict(self.paths), device, getattr(torch, self.dtype))
+
+    def alone(self, name: str) -> EnsembleFiles:
+        """An ensemble of the one member `name`, used for every cell type, with the same settings."""
+        (member,) = (member for member in self.manifest.members if member.name == name)
+        member = replace(member, use_for=(*CELL_TYPES, CLS_USE), weights=EQUAL_WEIGHTS)
+        return replace(self, manifest=replace(self.manifest, members=(member,)), paths={name: self.paths[name]})
+
+
+@dataclass(frozen=True)
+class PredictionJob:
+    """An image, and the ensemble that is to predict it."""
+
+    image: AnnotatedImage
+    files: EnsembleFiles
+    fold: int | None = None  # that the ensemble has not seen; None: not known to any fold
+
+    def alone(self, name: str) -> PredictionJob:
+        """The same by one member."""
+        return replace(self, files=self.files.alone(name))
+
+    def in_dtype(self, dtype: str) -> PredictionJob:
+        """The same with the networks' arithmetic in `dtype`, as "bfloat16"."""
+        return replace(self, files=replace(self.files, dtype=dtype))
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What its prediction is made of."""
+        made_of = ensemble_fingerprint(self.files.manifest, self.files.dtype)
+        return {**made_of, **image_fingerprint(self.image.path)}
+
+
+def predict_jobs(
+    jobs: Sequence[PredictionJob], devices: Sequence[str], folder: Path | None = None
+) -> Iterator[tuple[PredictionJob, SoftPrediction]]:
+    """The jobs with their predictions, in the jobs' order.
+
+    Args:
+        jobs: those of one ensemble behind each other, so that it is loaded once per device.
+        devices: as ["cpu"] or ["cuda:0", "cuda:1"]; a device named twice gets two processes.
+        folder: where each prediction is stored as soon as it is made. A prediction with the same fingerprint that is
+            stored there already is read instead; one with another is replaced, with a warning. None: nothing is stored.
+
+    Raises:
+        InputError: at once, a damaged stored file or a folder that cannot be made; when its turn comes, an image that
+            cannot be read.
+        RunError: a process dies. What is stored by then stays, and is not predicted again.
+    """
+    stored = [False] * len(jobs)
+    if folder is not None:
+        check_distinct([job.image for job in jobs])
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot make the folder {folder}: {error.strerror}; name another") from error
+        stored = find_stored(jobs, folder)
+        LOG.info("%d of %d predictions are in %s already", sum(stored), len(jobs), folder)
+    return _predict_missing(jobs, devices, folder, stored)
+
+
+def _predict_missing(
+    jobs: Sequence[PredictionJob], devices: Sequence[str], folder: Path | None, stored: Sequence[bool]
+) -> Iterator[tuple[PredictionJob, SoftPrediction]]:
+    missing = ((job, folder) for job, found in zip(jobs, stored, strict=True) if not found)
+    predicted = map_on_devices(devices, missing)  # starts when it is first asked
+    for job, found in zip(jobs, stored, strict=True):
+        if found and folder is not None:
+            yield job, load_prediction(prediction_path(folder, job.image.image_id))
+        else:
+            yield job, next(predicted)
+
+
+def find_stored(jobs: Sequence[PredictionJob], folder: Path) -> list[bool]:
+    """For each job, whether `folder` has its prediction with the same fingerprint. Others are logged.
+
+    Raises:
+        InputError: a stored file is damaged.
+    """
+    found: list[bool] = []
+    others: list[str] = []
+    for job in jobs:
+        path = prediction_path(folder, job.image.image_id)
+        differences = fingerprint_differences(load_fingerprint(path), job.fingerprint()) if path.is_file() else None
+        found.append(differences == [])
+        if differences:
+            others.append(f"{path} ({'; '.join(differences[:5])})")
+    if others:
+        LOG.warning(
+            "%d stored predictions were made of something else and are replaced: %s first", len(others), others[0]
+        )
+    return found
+
+
+class LastEnsemble:
+    """Loads ensembles to one device; the last one stays loaded until another is asked for."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self._files: EnsembleFiles | None = None
+        self._ensemble: Ensemble | None = None
+
+    def load(self, files: EnsembleFiles) -> Ensemble:
+        """The ensemble of these files."""
+        if self._ensemble is None or self._files != files:
+            self._ensemble = None  # its memory is needed for the next
+            self._ensemble = files.load(self.device)
+            self._files = files
+        return self._ensemble
+
+
+class FoldEnsembles:
+    """The ensembles of some jobs with the images of each, one loaded at a time; may be gone through many times.
+
+    Ensembles differ in their weights alone, as those of `out_of_fold_jobs` do.
+    """
+
+    def __init__(self, jobs: Sequence[PredictionJob], last: LastEnsemble) -> None:
+        self.jobs, self.last = jobs, last
+
+    def __iter__(self) -> Iterator[tuple[Ensemble, list[AnnotatedImage]]]:
+        for files, jobs in groupby(self.jobs, key=lambda job: job.files):
+            yield self.last.load(files), [job.image for job in jobs]
+
+
+class Predictor:
+    """Predicts on one device, one image after another."""
+
+    def __init__(self, device: str) -> None:
+        self.last = LastEnsemble(device)
+
+    def predict(self, job: PredictionJob, folder: Path | None) -> SoftPrediction:
+        """Predict the job's image, and store the prediction in `folder`, if there is one.
+
+        Raises:
+            InputError: the image cannot be read, or the prediction cannot be stored.
+        """
+        image = job.image.read()  # before the loading, so that an image that cannot be read is refused at once
+        prediction = soft_prediction(predict_image(self.last.load(job.files), image))
+        if folder is not None:
+            store_prediction(prediction_path(folder, job.image.image_id), prediction, job.fingerprint())
+        return prediction
+
+
+def map_on_devices(
+    devices: Sequence[str], work: Iterable[tuple[PredictionJob, Path | None]]
+) -> Iterator[SoftPrediction]:
+    """`Predictor.predict` of each job, in order: in this process, or with several devices in a process for each.
+
+    A process takes the next job when it is free. At most four jobs per device are begun and not yet handed out, so that
+    no device waits and finished predictions do not pile up.
+
+    Raises:
+        RunError: a process dies. What `Predictor.predict` raises is raised here too.
+    """
+    if len(devices) == 1:
+        predictor = Predictor(devices[0])
+        for job, folder in work:
+            yield predictor.predict(job, folder)
+        return
+    context = multiprocessing.get_context("spawn")  # CUDA cannot be used in a fork
+    names = context.Queue()
+    for device in devices:
+        names.put(device)
+    threads = max(1, torch.get_num_threads() // len(devices))
+    pool = ProcessPoolExecutor(len(devices), context, start_worker, (names, threads))
+    pending: deque[Future[SoftPrediction]] = deque()
+    try:
+        for job, folder in work:
+            pending.append(pool.submit(predict_in_worker, job, folder))
+            if len(pending) >= 4 * len(devices):
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    except BrokenProcessPool as error:
+        raise RunError(
+            f"a process of those on {', '.join(devices)} died, of too little memory perhaps; what --predictions has "
+            "stored is kept: run the same again, on fewer devices if need be"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+#: Of a worker process: its predictor, made by `start_worker`. A pool keeps nothing else between two jobs.
+_WORKER: list[Predictor] = []
+
+
+def start_worker(names: Any, threads: int) -> None:
+    """Prepare this worker process: it predicts on the next device of the queue `names`, with so many threads."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted as well, and ends the pool
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    torch.set_num_threads(threads)
+    device = names.get()
+    show_log(sys.stderr, f"{device}: %(message)s")
+    _WORKER.append(Predictor(device))
+
+
+def end_with_parent() -> None:
+    """End this process when its parent has ended, however that came: a pool's workers would wait for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def predict_in_worker(job: PredictionJob, folder: Path | None) -> SoftPrediction:
+    """`Predictor.predict` of this process's own."""
+    return _WORKER[0].predict(job, folder)

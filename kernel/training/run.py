@@ -1,0 +1,91 @@
+"""A training run: what is trained on what, and where it is written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+from kernel.data.annotated import AnnotatedImage
+from kernel.errors import InputError
+from kernel.files import file_sha256
+from kernel.models.configs import DetectorSpec
+from kernel.training.evaluation import check_evaluation
+from kernel.training.samples import TrainingImage, check_classes, images_digest
+from kernel.training.settings import TrainSettings
+from kernel.training.state import fingerprint_of
+
+#: Settings that may change when a run is resumed: they do not change what is computed.
+FREE_SETTINGS = ("workers", "checkpoint_every", "evaluate_every")
+#: Settings that mean nothing, and may change, in a run without extra images.
+EXTRA_SETTINGS = ("extra_images", "extra_share", "extra_until")
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """What to train, on what, and where it goes."""
+
+    spec: DetectorSpec
+    settings: TrainSettings
+    images: Sequence[TrainingImage]
+    out: Path  # weights (.safetensors); log, state and pictures lie beside it
+    init: Path | None = None  # weights to start from
+    keep_classes: bool = False  # of `init`, also the layers that tell classes apart
+    device: str = "cpu"
+    half: bool = False  # write weights as float16
+    validation: Sequence[AnnotatedImage] = ()  # evaluated on every `evaluate_every` steps
+    resume: bool = False  # go on from the state beside `out`, if there is one
+    extra: Sequence[TrainingImage] = ()  # mixed in on a falling schedule, labelled as `images` are
+
+    @property
+    def state_path(self) -> Path:
+        return self.out.with_suffix(".state")
+
+    @property
+    def best_path(self) -> Path:
+        return self.out.with_name(f"{self.out.stem}.best{self.out.suffix}")
+
+    @property
+    def has_evaluations(self) -> bool:
+        return bool(self.settings.evaluate_every and self.validation)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of all that decides what is computed: a state goes on only with its own. Reads all pixels, so once."""
+        ignored = {*FREE_SETTINGS, *(() if self.extra else EXTRA_SETTINGS)}
+        settings = {key: value for key, value in asdict(self.settings).items() if key not in ignored}
+        init = None if self.init is None else file_sha256(self.init)
+        described = json.dumps([asdict(self.spec), settings, init, self.keep_classes])
+        return fingerprint_of(described, images_digest(self.images), images_digest(self.extra))
+
+    def check(self) -> None:
+        """Refuse what cannot be trained, before anything is written.
+
+        Raises:
+            InputError: wrong settings, paths or images.
+        """
+        self.settings.check("the recipe")
+        if self.out.suffix != ".safetensors":
+            raise InputError(f"--out {self.out}: weights are written as .safetensors, name a file that ends so")
+        if self.out.is_dir():
+            raise InputError(f"--out {self.out} is a folder: name a file in it")
+        if self.init is not None and not self.init.is_file():
+            raise InputError(f"--init {self.init}: no such file")
+        if self.state_path.exists() and not self.resume:
+            raise InputError(
+                f"{self.state_path} is the state of an earlier run: add --resume to go on with it, delete it to start "
+                "anew, or name another --out"
+            )
+        try:
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"--out {self.out}: cannot write there ({error.strerror}); name another place") from error
+        if not any(len(image.crops) for image in self.images):
+            raise InputError("no annotated cell in the training images")
+        if self.extra and not self.settings.extra_share:
+            raise InputError("there are extra images, and extra_share is 0: none would ever be drawn")
+        check_classes([*self.images, *self.extra], self.spec.num_classes)
+        if self.has_evaluations:
+            check_evaluation(self.spec.num_classes, self.validation)

@@ -1,0 +1,55 @@
+"""The losses of one training step, and how a detector is set up for it."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from kernel.models.detectors import Detector
+from kernel.training.precision import heads_in
+from kernel.training.samples import semantic_maps
+from kernel.training.settings import TrainSettings
+
+
+def compute_losses(
+    detector: Detector, batch: dict, dtype: torch.dtype, heads_dtype: torch.dtype = torch.float32
+) -> dict:
+    """mmdet's losses of a batch of `collate`, by their names in mmdet.
+
+    Encoder and neck run in `dtype`, the heads' layers in `heads_dtype`, the losses in float32.
+    """
+    device = next(detector.parameters()).device
+    images = batch["images"].to(device, memory_format=torch.channels_last, non_blocking=True)
+    boxes = [b.to(device) for b in batch["gt_bboxes"]]
+    labels = [b.to(device) for b in batch["gt_labels"]]
+    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        levels = detector.extract_feat(images)
+    levels = tuple(level.float() for level in levels)
+    extra = {}
+    if getattr(detector.roi_head, "with_semantic", False):
+        extra["gt_semantic_seg"] = semantic_maps(batch, detector.roi_head.semantic_head.num_classes).to(device)
+    with heads_in(detector, heads_dtype):
+        rpn_losses, proposals = detector.rpn_head.forward_train(
+            levels, batch["img_metas"], boxes, proposal_cfg=detector.train_cfg.rpn_proposal
+        )
+        roi_losses = detector.roi_head.forward_train(
+            levels, batch["img_metas"], proposals, boxes, labels, None, batch["gt_masks"], **extra
+        )
+    return {**rpn_losses, **roi_losses}
+
+
+def set_proposal_counts(detector: Detector, settings: TrainSettings) -> None:
+    """Set how many proposals the RPN makes, and how many RoIs each stage's sampler draws of them per image."""
+    detector.train_cfg.rpn_proposal.nms_pre = settings.rpn_nms_pre
+    samplers = detector.roi_head.bbox_sampler
+    for sampler in samplers if isinstance(samplers, list) else [samplers]:
+        sampler.num = settings.rois_per_image
+
+
+def set_training_mode(detector: Detector, is_norm_frozen: bool) -> None:
+    """Training mode; with `is_norm_frozen`, BatchNorm stays in eval mode and keeps its running statistics."""
+    detector.train()
+    if is_norm_frozen:
+        for module in detector.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()

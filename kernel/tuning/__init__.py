@@ -1,0 +1,1 @@
+"""What is chosen by measurement: thresholds, settings of the stages, members; with its evidence."""

@@ -1,0 +1,246 @@
+"""Which members to use for a cell type: greedy forward selection, and what each step costs in time.
+
+It starts with the best single member and adds, round by round, the one that raises the mean score most, until none does
+(Caruana et al., Ensemble selection from libraries of models, ICML 2004, without replacement). The scores are of the
+images selected on, so they are too good.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from tqdm import tqdm
+
+from kernel.data.annotated import AnnotatedImage
+from kernel.ensemble.ensemble import Ensemble, Prediction
+from kernel.ensemble.features import ImageFeatures
+from kernel.ensemble.members import Member, weigh
+from kernel.errors import InputError
+from kernel.masks.instances import CellMasks
+from kernel.runtime.memory import free_memory
+from kernel.scoring.metric import image_score
+from kernel.scoring.scores import refuse_other_types
+from kernel.segment import finish_prediction
+from kernel.settings import CELL_TYPES, CLS_USE, FIRST_PASS_STAGES, STAGES
+
+#: Means of the same scores in another order may differ by so much.
+ROUNDING = 1e-12
+
+
+@dataclass(frozen=True)
+class MemberCost:
+    """Seconds per image of one member alone: the median over images, so that a slow first one does not count."""
+
+    features: float
+    heads: Mapping[str, float]  # of each of STAGES at which the member has a weight
+
+    @property
+    def seconds(self) -> float:
+        return self.features + sum(self.heads.values())
+
+
+@dataclass(frozen=True)
+class MemberSet:
+    """A set of members that was scored."""
+
+    members: tuple[str, ...]  # names, in the order in which they were added
+    score: float  # mean over the cell type's images
+    features_seconds: float  # per image
+    heads_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        return self.features_seconds + self.heads_seconds
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The selection for one cell type."""
+
+    cell_type: str
+    images: int
+    costs: Mapping[str, MemberCost]  # of every member of the ensemble, by name
+    rounds: tuple[tuple[MemberSet, ...], ...]  # all that were tried, by round: one member, two, ...
+    steps: tuple[MemberSet, ...]  # the best of each round that gained; the last one is the selection
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        return self.steps[-1].members
+
+    @property
+    def tried(self) -> list[MemberSet]:
+        """All sets that were scored, in order."""
+        return [each for sets in self.rounds for each in sets]
+
+
+#: Ensembles, each with the images of one cell type that it is to predict: one with all images, or, out of fold, one for
+#: the images of each fold. They have the same members and settings. Every round iterates over them once.
+Ensembles = Iterable[tuple[Ensemble, Sequence[AnnotatedImage]]]
+
+
+def select_members(by_type: Mapping[str, Ensembles], max_members: int | None = None) -> dict[str, Selection]:
+    """Choose, for each cell type, among all members of the ensemble, whatever they are used for now.
+
+    The annotated cell type is taken as known: no first pass is made.
+
+    Args:
+        by_type: for each cell type, ensembles with annotated images, at least one.
+        max_members: at most so many for a type; None: as many as raise the score.
+
+    Raises:
+        InputError: an image cannot be read or is of another cell type, or no member has a weight at all stages.
+    """
+    for ensembles in by_type.values():
+        ensemble, images = next(iter(ensembles))
+        refuse_other_types(ensemble.settings.thresholds, images)
+    return {cell_type: select_for_type(ensembles, cell_type, max_members) for cell_type, ensembles in by_type.items()}
+
+
+def select_for_type(ensembles: Ensembles, cell_type: str, max_members: int | None = None) -> Selection:
+    """`select_members` for one cell type, of which there is at least one image.
+
+    Raises:
+        InputError: as `select_members`.
+    """
+    members = next(iter(ensembles))[0].members
+    costs, alone = score_alone(ensembles, cell_type, members)
+    singles = [make_member_set((m.name,), alone[m.name], costs) for m in members if counts_everywhere(m)]
+    if not singles:
+        raise InputError(
+            "the selection starts with one member, and none has a weight above 0 at each of "
+            f"{', '.join(STAGES)}: give one such weights in the manifest"
+        )
+    rounds, steps = [tuple(singles)], [best_member_set(singles)]
+    while max_members is None or len(steps[-1].members) < max_members:
+        sets = [(*steps[-1].members, m.name) for m in members if m.name not in steps[-1].members]
+        if not sets:
+            break
+        scores = score_sets(ensembles, cell_type, sets)
+        tried = [make_member_set(names, score, costs) for names, score in zip(sets, scores.T.tolist(), strict=True)]
+        rounds.append(tuple(tried))
+        best = best_member_set(tried)
+        if best.score <= steps[-1].score + ROUNDING:
+            break
+        steps.append(best)
+    images = len(next(iter(alone.values())))
+    return Selection(cell_type, images, costs, tuple(rounds), tuple(steps))
+
+
+def make_member_set(names: tuple[str, ...], scores: Sequence[float], costs: Mapping[str, MemberCost]) -> MemberSet:
+    """A set of members with its images' scores. Its time is the members' own, added up."""
+    features = sum(costs[name].features for name in names)
+    heads = sum(sum(costs[name].heads.values()) for name in names)
+    return MemberSet(names, float(np.mean(scores)), features, heads)
+
+
+def best_member_set(sets: Sequence[MemberSet]) -> MemberSet:
+    """The best score; of equally good ones the cheapest; of those the first."""
+    best = max(each.score for each in sets)
+    return min((each for each in sets if each.score >= best - ROUNDING), key=lambda each: each.seconds)
+
+
+def counts_everywhere(member: Member) -> bool:
+    """Whether the member has a weight above 0 at each ensembling stage, so that it can predict alone."""
+    return all(weigh([member], stage) for stage in STAGES)
+
+
+def score_alone(
+    ensembles: Ensembles, cell_type: str, members: Sequence[Member]
+) -> tuple[dict[str, MemberCost], dict[str, list[float]]]:
+    """Each member's seconds and its images' scores alone, by name."""
+    seconds: dict[str, list[Mapping[str, float]]] = {member.name: [] for member in members}
+    scores: dict[str, list[float]] = {member.name: [] for member in members}
+    for ensemble, images in ensembles:
+        lone = {name: ensemble.alone(name) for name in scores}
+        for entry in tqdm(images, unit="image", mininterval=2, desc=f"{cell_type}, alone"):
+            image, truth = entry.read(), entry.masks()
+            for name, alone in lone.items():
+                found = alone.predict(image, cell_type)
+                seconds[name].append(found.seconds)
+                scores[name].append(prediction_score(alone, found, truth))
+    costs = {
+        member.name: MemberCost(
+            median_seconds(seconds[member.name], "features"),
+            {stage: median_seconds(seconds[member.name], stage) for stage in STAGES if weigh([member], stage)},
+        )
+        for member in members
+    }
+    return costs, scores
+
+
+def median_seconds(images: Sequence[Mapping[str, float]], stage: str) -> float:
+    """The median over images of a stage's seconds."""
+    return float(np.median([seconds.get(stage, 0.0) for seconds in images]))
+
+
+def score_sets(ensembles: Ensembles, cell_type: str, sets: Sequence[tuple[str, ...]]) -> np.ndarray:
+    """(images, sets) float64: each image's score with each set of members, by names.
+
+    All sets share an image's features and RPN maps; what follows them depends on the set.
+    """
+    rows: list[list[float]] = []
+    for ensemble, images in ensembles:
+        each_set = [ensemble.of_members(names) for names in sets]
+        for entry in tqdm(images, unit="image", mininterval=2, desc=f"{cell_type}, {len(sets[0])} members"):
+            image, truth = entry.read(), entry.masks()
+            # All members' features at once may need more than the kernel keeps for one set of them.
+            features = ImageFeatures(ensemble, image, free_memory(ensemble.device) // 2)
+            rows.append([prediction_score(s, s.predict(features, cell_type), truth) for s in each_set])
+    return np.array(rows)
+
+
+def prediction_score(ensemble: Ensemble, found: Prediction, truth: CellMasks) -> float:
+    """The score of the submission's masks that a prediction gives."""
+    return image_score(finish_prediction(found, ensemble.settings.thresholds).masks, truth)
+
+
+# --- the ensemble with the selected members ---------------------------------------------------------------------
+
+
+def uses_of_selections(ensemble: Ensemble, selections: Mapping[str, Selection]) -> dict[str, tuple[str, ...]]:
+    """What each member is to be used for, by name; () for nothing.
+
+    Types without a selection keep their members. Where the types' members differ, a first pass must find out the cell
+    type. It is made by the selected members that are marked "cls" already. Where there is none, one is marked: the
+    member that most types use, and of equals the cheapest.
+    """
+    uses: dict[str, tuple[str, ...]] = {}
+    for member in ensemble.members:
+        types = tuple(
+            cell_type
+            for cell_type in CELL_TYPES
+            if (
+                member.name in selections[cell_type].members if cell_type in selections else cell_type in member.use_for
+            )
+        )
+        uses[member.name] = (*types, CLS_USE) if types and CLS_USE in member.use_for else types
+    used = {name: each for name, each in uses.items() if each}
+    differ = not all(set(each).issuperset(CELL_TYPES) for each in used.values())
+    if differ and not any(CLS_USE in each for each in used.values()):
+        costs = next(iter(selections.values())).costs
+        able = [name for name in used if costs[name].heads.keys() >= set(FIRST_PASS_STAGES)]
+        if able:
+            name = min(able, key=lambda name: (-len(used[name]), costs[name].seconds))
+            uses[name] = (*uses[name], CLS_USE)
+    return uses
+
+
+def seconds_of_type(selection: Selection, uses: Mapping[str, Sequence[str]]) -> float:
+    """Seconds per image of the selection's cell type, including the first pass where the ensemble needs one.
+
+    Args:
+        selection: of one cell type.
+        uses: of all members, by name, as `uses_of_selections` gives them.
+    """
+    seconds = selection.steps[-1].seconds
+    used = [name for name, each in uses.items() if each]
+    if all(set(uses[name]).issuperset(CELL_TYPES) for name in used):
+        return seconds
+    for name in (name for name in used if CLS_USE in uses[name]):
+        cost = selection.costs[name]
+        seconds += cost.heads.get("boxes", 0.0)
+        if name not in selection.members:  # else its features and RPN maps are there already
+            seconds += cost.features + cost.heads.get("proposals", 0.0)
+    return seconds

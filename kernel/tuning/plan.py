@@ -1,0 +1,54 @@
+"""How to tune: what is tried, how a choice is made, and which images are held out together to judge it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from kernel.errors import InputError
+from kernel.tuning.choosing import REPEATS, SIGNIFICANCE, draw_folds
+from kernel.tuning.threshold_grid import DEFAULT_GRID, ThresholdGrid
+
+SearchName = Literal["grid", "optuna"]
+
+
+@dataclass(frozen=True)
+class TuningPlan:
+    """How to tune. Of the ensembling stages (`tune --stages`) only seed, significance level and folds count."""
+
+    grid: ThresholdGrid = DEFAULT_GRID
+    grid_of_type: Mapping[str, ThresholdGrid] = field(default_factory=dict)  # where a cell type has its own
+    search: SearchName = "grid"
+    trials: int = 200  # of optuna, for each choice
+    seed: int = 0  # of everything that is drawn: folds, sign flips, bootstrap, optuna
+    significance: float = SIGNIFICANCE  # the chance to report a gain where there is none
+    folds: Mapping[str, int] | None = None  # by image id; None: drawn
+
+    def grid_for(self, cell_type: str) -> ThresholdGrid:
+        """What to try for a cell type."""
+        return self.grid_of_type.get(cell_type, self.grid)
+
+
+def folds_of(image_ids: Sequence[str], plan: TuningPlan) -> tuple[np.ndarray, bool]:
+    """The folds to hold out in cross-validation.
+
+    Returns:
+        (repeats, n) int64, images of one number being held out together; and whether these are the plan's. They are
+        drawn where the plan has none, or one for all images.
+
+    Raises:
+        InputError: the plan's folds lack an image.
+    """
+    if plan.folds is not None:
+        lacking = [image_id for image_id in image_ids if image_id not in plan.folds]
+        if lacking:
+            raise InputError(
+                f"the folds lack {len(lacking)} of the images, '{lacking[0]}' first: give the folds.csv of these images"
+            )
+        folds = np.array([plan.folds[image_id] for image_id in image_ids], dtype=np.int64)
+        if len(np.unique(folds)) > 1:
+            return folds[None], True
+    return draw_folds(len(image_ids), plan.seed, repeats=REPEATS if plan.search == "grid" else 1), False

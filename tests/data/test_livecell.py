@@ -1,0 +1,310 @@
+"""LIVECell's COCO files, and others in their form: every cell prepared, or dropped by name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from oracles import full_frames
+from prepared_frames import assert_every_row_is_told, assert_same_frames, frames_of
+from pycocotools import mask as mask_utils
+from scipy.ndimage import binary_fill_holes
+
+from kernel.data.annotated import list_annotated
+from kernel.data.livecell import LIVECELL_CLASSES, read_livecell
+from kernel.data.prepare import prepare
+from kernel.data.prepare_report import PrepareReport
+from kernel.data.prepared import read_prepared
+from kernel.errors import InputError
+
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+
+
+def livecell_json(tmp_path: Path, name: str = "coco.json") -> Path:
+    """Three images in sub-folders, with annotations of every kind; their pixels are 6 x 10."""
+    images = ["BT474_Phase_D3_1_02d16h00m_1.tif", "SkBr3_Phase_G3_2_00d16h00m_4.tif", "other.tif"]
+    for number, file_name in enumerate(images):
+        path = tmp_path / "images" / f"part{number}" / file_name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), np.arange(60, dtype=np.uint8).reshape(6, 10))
+    square = [[2, 1, 6, 1, 6, 4, 2, 4]]
+    annotations = [
+        {"id": 1, "image_id": 10, "category_id": 4, "segmentation": square, "iscrowd": 0},
+        {"id": 2, "image_id": 10, "category_id": 4, "segmentation": {"size": [6, 10], "counts": [0, 60]}, "iscrowd": 1},
+        {"id": 3, "image_id": 20, "category_id": 4, "segmentation": square},
+        {"id": 4, "image_id": 20, "category_id": 2, "segmentation": {"size": [6, 10], "counts": [7, 2, 51]}},
+        {"id": 5, "image_id": 30, "category_id": 9, "segmentation": square, "iscrowd": 0},
+        {"id": 6, "image_id": 30, "category_id": 4, "segmentation": square, "iscrowd": 0},
+        {"id": 7, "image_id": 99, "category_id": 4, "segmentation": square, "iscrowd": 0},
+        {"id": 8, "image_id": 10, "category_id": 5, "segmentation": square, "iscrowd": 0},
+        {"id": 9, "image_id": 10, "category_id": 4, "segmentation": [[1, 2, 3]], "iscrowd": 0},
+        {"id": 10, "image_id": 10, "category_id": 4, "segmentation": [[2, 2, 2, 2, 2, 2]], "iscrowd": 0},
+        {"id": 11, "image_id": 40, "category_id": 4, "segmentation": square, "iscrowd": 0},
+    ]
+    data = {
+        "images": [
+            {"id": (number + 1) * 10, "file_name": name, "height": 6, "width": 10}
+            for number, name in enumerate([*images, "MCF7_Phase_A1_1_00d00h00m_1.tif"])
+        ],
+        "categories": [
+            {"id": 4, "name": "cell"},
+            {"id": 2, "name": "SHSY5Y"},
+            {"id": 9, "name": "a172"},
+            {"id": 5, "name": "yeast"},
+        ],
+        "annotations": annotations,
+    }
+    path = tmp_path / name
+    path.write_text(json.dumps(data))
+    return path
+
+
+def test_livecell_by_hand(tmp_path: Path) -> None:
+    source = read_livecell([livecell_json(tmp_path)], tmp_path / "images")
+    report = prepare(source, tmp_path / "out", split=None)
+    dataset = read_prepared(tmp_path / "out")
+    assert dataset.class_names == LIVECELL_CLASSES
+    assert LIVECELL_CLASSES == ("skbr3", "a172", "huh7", "bv2", "mcf7", "bt474", "skov3", "shsy5y")
+    data = json.loads((tmp_path / "out" / "annotations.json").read_text())
+    assert [(one["id"], one["name"]) for one in data["categories"]] == list(enumerate(LIVECELL_CLASSES, start=1))
+    assert {one["iscrowd"] for one in data["annotations"]} == {0}
+    square = np.zeros((6, 10), bool)
+    square[1:4, 2:6] = True
+    runs = np.zeros((6, 10), bool)
+    runs[1:3, 1] = True  # column-major: pixels 7 and 8, from 0
+    found = {image.image_id: image for image in dataset.images}
+    bt474, skbr3, other = (found[key] for key in sorted(found))
+    assert (bt474.cell_type, skbr3.cell_type, other.cell_type) == ("bt474", "skbr3", "a172")
+    assert [image.masks().labels.tolist() for image in (bt474, skbr3, other)] == [[5], [0, 7], [1]]
+    np.testing.assert_array_equal(full_frames(bt474.masks()), [square])
+    np.testing.assert_array_equal(full_frames(skbr3.masks()), [square, runs])
+    told = {cell.place: cell.reason for cell in report.dropped_cells}
+    assert set(told) == {"annotation 2", "annotation 6", "annotation 7", "annotation 8", "annotation 9"}
+    for place, reason in (
+        ("annotation 2", "a crowd, not a cell"),
+        ("annotation 6", "begins with none of skbr3"),
+        ("annotation 7", "its image (99) is not among those of coco.json"),
+        ("annotation 8", "its category is 'yeast'"),
+        ("annotation 9", "three corners"),
+    ):
+        assert reason in told[place]
+    assert [cell.place for cell in report.empty_masks] == ["annotation 10"]
+    (lost,) = report.dropped_images
+    assert (lost.image_id, lost.rows) == ("MCF7_Phase_A1_1_00d00h00m_1", 1) and "no image of this name" in lost.reason
+    assert_every_row_is_told(report)
+
+
+def test_livecell_files_that_repeat_and_images_found_twice(tmp_path: Path) -> None:
+    one, two = livecell_json(tmp_path), livecell_json(tmp_path, "again.json")
+    report = prepare(read_livecell([one, two], tmp_path / "images"), tmp_path / "out", split=None)
+    assert (report.images, report.cells, report.rows_read) == (3, 4, 22)
+    assert sum("once more" in image.reason for image in report.dropped_images) == 4
+    assert_every_row_is_told(report)
+    shutil.copytree(tmp_path / "images" / "part0", tmp_path / "images" / "copy")
+    source = read_livecell([one], tmp_path / "images")
+    assert any("two images have this name" in image.reason for image in source.dropped_images)
+
+
+def test_livecell_images_need_ids_of_their_own(tmp_path: Path) -> None:
+    path = livecell_json(tmp_path)
+    data = json.loads(path.read_text())
+    data["images"][1]["id"] = 10
+    data["images"][2]["id"] = [30]
+    data["images"][3]["height"] = 0
+    data["annotations"][7]["category_id"] = [4]
+    path.write_text(json.dumps(data))
+    source = read_livecell([path], tmp_path / "images")
+    assert [image.image_id for image in source.images] == ["BT474_Phase_D3_1_02d16h00m_1"]
+    told = {image.image_id: image.reason for image in source.dropped_images}
+    assert "the id 10, which must be" in told["SkBr3_Phase_G3_2_00d16h00m_4"]
+    assert "the id [30]" in told["other"] and "are 0 and 10" in told["coco.json, image 4"]
+    assert any("its category is [4]" in cell.reason for cell in source.dropped_cells)
+    assert_every_row_is_told(prepare(source, tmp_path / "out", split=None))
+
+
+def test_livecell_files_that_are_none(tmp_path: Path) -> None:
+    path = livecell_json(tmp_path)
+    with pytest.raises(InputError, match="cannot read annotations"):
+        read_livecell([tmp_path / "none.json"], tmp_path / "images")
+    with pytest.raises(InputError, match="no folder"):
+        read_livecell([path], tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no image in"):
+        read_livecell([path], tmp_path / "empty")
+    path.write_text('{"images": [], "categories": []}')
+    with pytest.raises(InputError, match='no list "annotations"'):
+        read_livecell([path], tmp_path / "images")
+    # Some of LIVECell's files number their annotations.
+    path.write_text('{"images": [], "categories": [], "annotations": {"1": {"id": 1, "image_id": 2}}}')
+    assert read_livecell([path], tmp_path / "images").rows == 1
+
+
+def changed_livecell(tmp_path: Path, change: Callable[[dict[str, list[dict[str, Any]]]], object]) -> PrepareReport:
+    """The report of `livecell_json`'s file after a change, without a split, in tmp_path / out."""
+    path = livecell_json(tmp_path)
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+    report = prepare(read_livecell([path], tmp_path / "images"), tmp_path / "out", split=None)
+    assert_every_row_is_told(report)
+    return report
+
+
+def set_all(records: list[dict[str, Any]], key: str, change: Callable[[Any], object]) -> None:
+    for record in records:
+        record[key] = change(record.get(key))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: set_all(data["images"], "id", str),
+        lambda data: set_all(data["images"], "id", lambda one: f" {one} "),
+        lambda data: set_all(data["annotations"], "image_id", str),
+        lambda data: set_all(data["annotations"], "image_id", float),
+        lambda data: set_all(data["categories"], "id", str),
+        lambda data: set_all(data["annotations"], "category_id", float),
+        lambda data: set_all(data["images"], "height", float),
+        lambda data: set_all(data["images"], "width", str),
+        lambda data: set_all(data["images"], "file_name", lambda name: f"images\\{name}"),
+        lambda data: set_all(data["images"], "file_name", lambda name: f"C:\\Users\\me\\My images\\{name}"),
+        lambda data: set_all(data["images"], "file_name", lambda name: f"\\\\server\\share/{name}"),
+        lambda data: set_all(data["images"], "file_name", lambda name: f"/home/me/{name} "),
+        lambda data: set_all(data["categories"], "name", lambda name: f" {name.upper()} "),
+        lambda data: set_all(data["annotations"], "iscrowd", lambda crowd: str(crowd or 0)),
+        lambda data: set_all(data["annotations"], "iscrowd", bool),
+    ],
+)
+def test_livecell_in_other_words_is_the_same(change: Callable[[Any], object], tmp_path: Path) -> None:
+    expected = changed_livecell(tmp_path / "one", lambda data: None)
+    assert changed_livecell(tmp_path / "two", change).cells == expected.cells == 4
+    frames = [frames_of(tmp_path / name / "out") for name in ("one", "two")]
+    assert_same_frames(frames[1], frames[0])
+
+
+def test_brush_masks_are_cells(tmp_path: Path) -> None:
+    def as_cvat(data: dict[str, list[dict[str, Any]]]) -> None:
+        for annotation in data["annotations"]:
+            annotation["iscrowd"] = int(isinstance(annotation["segmentation"], dict))
+
+    report = changed_livecell(tmp_path, as_cvat)
+    assert "coco.json: all 2 run lengths have iscrowd 1: taken as cells" in report.describe()
+    assert [len(frames) for frames in frames_of(tmp_path / "out").values()] == [2, 2, 1]  # one more than by hand
+    # A crowd that is outlined by polygons is one all the same.
+    report = changed_livecell(tmp_path, lambda data: set_all(data["annotations"], "iscrowd", lambda _: 1))
+    told = [cell.reason for cell in report.dropped_cells if "a crowd" in cell.reason]
+    assert (report.images, report.cells, len(told)) == (2, 2, 8)
+
+
+def test_a_bad_polygon_is_left_out_of_its_cell(tmp_path: Path) -> None:
+    bad = [[], [1, 2], [1, 1, 3, 3], [1, 1, 3, 1, 3, 3, 2], [1, 1, None, 1, 3, 3], [1, 1, 1e9, 1, 3, 3], "x", None]
+    square = np.zeros((6, 10), bool)
+    square[1:4, 2:6] = True
+
+    def beside_good_ones(data: dict[str, list[dict[str, Any]]]) -> None:
+        good = data["annotations"][0]["segmentation"][0]
+        data["annotations"] = [
+            data["annotations"][0] | {"id": number, "segmentation": segmentation}
+            for number, polygon in enumerate(bad)
+            for segmentation in ([good, polygon], [polygon, good, polygon])
+        ] + [data["annotations"][0] | {"id": 99}]
+
+    report = changed_livecell(tmp_path, beside_good_ones)
+    (frames,) = frames_of(tmp_path / "out").values()
+    assert len(frames) == 2 * len(bad) + 1
+    np.testing.assert_array_equal(np.stack(frames), np.broadcast_to(square, (len(frames), 6, 10)))
+    assert len(report.cells_in_part) == 2 * len(bad) and not report.dropped_cells
+    reasons = [cell.reason for cell in report.cells_in_part]
+    assert "three corners, got []" in reasons[0] and "odd number of values (7)" in reasons[6]
+    assert "got None" in reasons[8] and "far outside" in reasons[10]
+    assert "cells kept in part: 16" in report.describe()
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "told"),
+    [
+        ([], "its segmentation is missing or empty, only a box, which is no mask"),
+        (None, "missing or empty, only a box"),
+        ({}, "missing or empty, only a box"),
+        ([[]], "missing or empty, only a box"),
+        ("12 3", "neither a list of polygons nor run lengths, but '12 3'"),
+        (7, "neither a list of polygons nor run lengths"),
+        ([2, 1, 6, 1, 6, 4], r"a segmentation is a list of polygons, [[x, y, ...], ...]"),
+        ([[2, 1, 6, 1, 6, 4, 3]], "odd number of values (7)"),
+        ([[2, 1, float("nan"), 1, 6, 4]], "corners are numbers, got nan"),
+        ({"size": [10, 6], "counts": [7, 2, 51]}, "run lengths that fill the image of 6 x 10"),
+        ({"size": [6, 10], "counts": "\u00e9"}, "no compressed run lengths"),
+    ],
+)
+def test_segmentations_that_are_none_are_told(segmentation: object, told: str, tmp_path: Path) -> None:
+    change = {"segmentation": segmentation, "bbox": [2, 1, 4, 3]}
+    report = changed_livecell(tmp_path, lambda data: data["annotations"][0].update(change))
+    (reason,) = (cell.reason for cell in report.dropped_cells if cell.place == "annotation 1")
+    assert told in reason
+
+
+def test_what_is_no_record_is_told(tmp_path: Path) -> None:
+    def break_some(data: dict[str, list[Any]]) -> None:
+        data["annotations"] += ["x", None, {"image_id": 10, "category_id": 4, "segmentation": [[1, 1]]}]
+        data["images"].append(7)
+        data["categories"].append([])
+
+    report = changed_livecell(tmp_path, break_some)
+    assert (report.images, report.cells, report.rows_read) == (3, 4, 14)
+    told = {cell.place: cell.reason for cell in report.dropped_cells if "without id" in cell.place}
+    assert sorted(told) == [f"annotation without id, number {number} of coco.json" for number in (12, 13, 14)]
+    assert ("coco.json, image 5", "its file_name is None") in [
+        (image.image_id, image.reason) for image in report.dropped_images
+    ]
+
+
+def test_own_names_are_told_what_is_missing(tmp_path: Path) -> None:
+    def own(data: dict[str, list[dict[str, Any]]]) -> None:
+        set_all(data["images"], "file_name", lambda name: f"exp3_{name}")
+        set_all(data["annotations"], "category_id", lambda _: 4)
+
+    with pytest.raises(InputError) as told:
+        changed_livecell(tmp_path, own)
+    assert "the image's name begins with none of skbr3" in str(told.value)
+    assert "give the category its cell line's name" in str(told.value)
+    assert "none of its cells can be used" in str(told.value)
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["cells"] == 0
+
+
+def test_livecell_images_in_hidden_folders_and_circles_are_not_seen(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = livecell_json(tmp_path)
+    images = tmp_path / "images"
+    for name in (".AppleDouble", ".snapshot", "part0/.thumbs", "__MACOSX"):
+        shutil.copytree(images / "part0", images / name / "part0", ignore=lambda *_: [".thumbs"])
+    (images / "circle").symlink_to(images)
+    (images / "part1" / "notes.txt").write_text("")
+    with caplog.at_level("WARNING", "kernel"):
+        source = read_livecell([path], images)
+    assert [image.path.parent.name for image in source.images] == ["part0", "part1", "part2"]
+    (line,) = caplog.messages
+    assert "2 entries are passed over: 1 link to a folder (circle/), 1 of another format (part1/notes.txt)" in line
+
+
+@pytest.mark.skipif(not (SHARED / "livecell").is_dir(), reason="the LIVECell images are not on this machine")
+def test_real_livecell(tmp_path: Path) -> None:
+    files = sorted((SHARED / "livecell").glob("*.json"))
+    report = prepare(read_livecell(files, SHARED / "livecell" / "images"), tmp_path / "out", folds=3)
+    assert (report.images, report.cells, report.dropped_cells, report.dropped_images) == (15, 3701, (), ())
+    images = {image.image_id: image for image in list_annotated(tmp_path / "out")}
+    data = json.loads(files[0].read_text())
+    record = data["images"][0]
+    masks = images[Path(record["file_name"]).stem].masks()
+    polygons = [one["segmentation"] for one in data["annotations"] if one["image_id"] == record["id"]]
+    assert len(masks) == len(polygons)
+    for frame, polygon in zip(full_frames(masks)[:20], polygons, strict=False):
+        slow = mask_utils.decode(mask_utils.merge(mask_utils.frPyObjects(polygon, 520, 704)))
+        np.testing.assert_array_equal(frame, binary_fill_holes(slow))
+    assert {LIVECELL_CLASSES[label] for label in masks.labels} == {record["file_name"].split("_")[0].lower()}

@@ -1,0 +1,193 @@
+"""Finding and reading images of every kind that a user may bring, and refusing broken ones by name."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from kernel.errors import InputError
+from kernel.images.reading import largest_image_shape, list_images, read_image, read_image_shape
+
+
+@pytest.fixture
+def gray() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (40, 50), dtype=np.uint8)
+
+
+def _encoded(pixels: np.ndarray, ending: str) -> bytes:
+    return cv2.imencode(ending, pixels)[1].tobytes()
+
+
+def test_list_images_sorted_any_case(tmp_path: Path) -> None:
+    for name in ("b.PNG", "a.tif", "c.JPEG", "d.jpg", "e.TIFF", "notes.txt", ".hidden.png"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "folder.png").mkdir()
+    assert [path.name for path in list_images(tmp_path)] == ["a.tif", "b.PNG", "c.JPEG", "d.jpg", "e.TIFF"]
+
+
+def test_list_images_says_what_it_found(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="it is empty"):
+        list_images(tmp_path)
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(InputError, match=r"notes\.txt"):
+        list_images(tmp_path)
+    with pytest.raises(InputError, match="no folder"):
+        list_images(tmp_path / "missing")
+
+
+def test_list_images_refuses_the_same_stem_twice(tmp_path: Path) -> None:
+    for name in ("a.png", "a.tif"):
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(InputError, match=r"a\.png and a\.tif"):
+        list_images(tmp_path)
+
+
+@pytest.mark.parametrize("ending", [".png", ".tif"])
+def test_gray_and_colour_are_exact(tmp_path: Path, gray: np.ndarray, ending: str) -> None:
+    colour = np.stack([gray, gray[::-1], gray[:, ::-1]], axis=2)
+    alpha = np.dstack([colour, gray])
+    for name, pixels, expected in (
+        ("gray", gray, np.repeat(gray[..., None], 3, axis=2)),
+        ("colour", colour, colour),
+        ("alpha", alpha, colour),
+        ("one", gray[:1, :1], np.repeat(gray[:1, :1, None], 3, axis=2)),
+    ):
+        path = tmp_path / (name + ending)
+        cv2.imwrite(str(path), pixels)
+        image = read_image(path)
+        assert image.dtype == np.uint8 and image.flags.c_contiguous
+        np.testing.assert_array_equal(image, expected)
+
+
+def test_jpeg(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(_encoded(np.full((20, 30), 90, np.uint8), ".jpg"))
+    assert np.abs(read_image(path).astype(int) - 90).max() <= 2
+
+
+@pytest.mark.parametrize("ending", [".png", ".tif"])
+@pytest.mark.parametrize(("gain", "offset"), [(1, 0), (16, 900), (100, 5000)])
+def test_16_bit_is_mapped_to_usual_gray_levels(tmp_path: Path, ending: str, gain: int, offset: int) -> None:
+    """Whatever the camera's gain and offset; a hot pixel does not matter."""
+    gray = np.random.default_rng(0).normal(100, 20, (60, 80)).clip(0, 255).astype(np.uint16)
+    pixels = gray * gain + offset
+    pixels[3, 4] = 65535
+    path = tmp_path / ("a" + ending)
+    cv2.imwrite(str(path), pixels)
+    image = read_image(path)[..., 0].astype(float)
+    assert image[3, 4] == 255
+    rest = np.delete(image.ravel(), 3 * 80 + 4)
+    assert rest.mean() == pytest.approx(128, abs=0.3) and rest.std() == pytest.approx(12, rel=0.03)
+    expected = 128 + (np.delete(gray.ravel(), 3 * 80 + 4) - 100.0) * 12 / 20
+    assert np.abs(rest - expected).max() <= 2
+
+
+def test_float_with_gaps_and_constant(tmp_path: Path) -> None:
+    pixels = np.array([[0.0, 0.5, 1.0, np.nan, np.inf, -np.inf]], np.float32)
+    path = tmp_path / "a.tif"
+    for scale in (1.0, 1e38):
+        cv2.imwrite(str(path), pixels * np.float32(scale))
+        dark, middle, bright, gap, above, below = read_image(path)[0, :, 0].tolist()
+        assert dark < middle == gap == 128 < bright and (above, below) == (bright, dark)
+    for constant in (
+        np.full((3, 3), 7000, np.uint16),
+        np.zeros((2, 2), np.float32),
+        np.full((2, 2), np.nan, np.float32),
+    ):
+        cv2.imwrite(str(path), constant)
+        assert (read_image(path) == 128).all()
+
+
+def test_few_differing_values_are_seen(tmp_path: Path) -> None:
+    """Where the usual percentiles are one value, the rest still shows."""
+    pixels = np.full((40, 40), 500, np.uint16)
+    pixels[20, 20] = 700
+    cv2.imwrite(str(tmp_path / "a.png"), pixels)
+    image = read_image(tmp_path / "a.png")
+    assert image[20, 20, 0] > 200 and (np.delete(image[..., 0].ravel(), 20 * 40 + 20) == 128).all()
+
+
+def test_16_bit_alpha_does_not_count(tmp_path: Path) -> None:
+    pixels = np.zeros((2, 2, 4), np.uint16)
+    pixels[..., :3] = np.array([[0, 1000], [500, 1000]])[..., None]
+    pixels[..., 3] = 65535
+    cv2.imwrite(str(tmp_path / "with.png"), pixels)
+    cv2.imwrite(str(tmp_path / "without.png"), pixels[..., :3])
+    np.testing.assert_array_equal(read_image(tmp_path / "with.png"), read_image(tmp_path / "without.png"))
+
+
+def test_first_page_of_a_stack(tmp_path: Path, gray: np.ndarray, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "stack.tif"
+    cv2.imwritemulti(str(path), [gray, 255 - gray, gray])
+    with caplog.at_level(logging.WARNING, logger="kernel"):
+        np.testing.assert_array_equal(read_image(path)[..., 0], gray)
+    assert "stack.tif has 3 pages" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "cut", "message"),
+    [
+        ("empty.png", lambda whole: b"", "empty"),
+        ("text.png", lambda whole: b"hello, not an image", "no PNG, TIFF or JPEG"),
+        ("half.png", lambda whole: whole[: len(whole) // 2], "truncated"),
+        ("nearly.png", lambda whole: whole[:-4], "truncated"),
+        ("head.png", lambda whole: whole[:20], "truncated"),
+        ("signature.png", lambda whole: whole[:8], "truncated"),
+    ],
+)
+def test_broken_png(tmp_path: Path, gray: np.ndarray, name: str, cut, message: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(cut(_encoded(gray, ".png")))
+    with pytest.raises(InputError, match=message) as raised:
+        read_image(path)
+    assert name in str(raised.value)
+
+
+@pytest.mark.parametrize("ending", [".jpg", ".tif"])
+@pytest.mark.parametrize("kept", [0.3, 0.9])
+def test_truncated_jpeg_and_tiff(tmp_path: Path, gray: np.ndarray, ending: str, kept: float) -> None:
+    whole = _encoded(gray, ending)
+    path = tmp_path / ("half" + ending)
+    path.write_bytes(whole[: int(kept * len(whole))])
+    with pytest.raises(InputError, match="half"):
+        read_image(path)
+
+
+def test_damaged_png_data(tmp_path: Path, gray: np.ndarray) -> None:
+    whole = bytearray(_encoded(gray, ".png"))
+    middle = len(whole) // 2
+    whole[middle : middle + 8] = bytes(8)
+    path = tmp_path / "damaged.png"
+    path.write_bytes(bytes(whole))
+    with pytest.raises(InputError, match="damaged"):
+        read_image(path)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none\.png"):
+        read_image(tmp_path / "none.png")
+
+
+@pytest.mark.parametrize("ending", [".png", ".tif", ".jpg"])
+def test_shapes_without_reading_more_than_needed(tmp_path: Path, gray: np.ndarray, ending: str) -> None:
+    path = tmp_path / ("a" + ending)
+    path.write_bytes(_encoded(gray, ending))
+    assert read_image_shape(path) == read_image(path).shape[:2] == (40, 50)
+    path.write_bytes(path.read_bytes()[:30])
+    assert read_image_shape(path) is None  # a header alone is not believed
+    for content in (b"", b"x", b"\x89PNG"):
+        path.write_bytes(content)
+        assert read_image_shape(path) is None
+    assert read_image_shape(tmp_path / "none.png") is None
+
+
+def test_the_largest_image(tmp_path: Path, gray: np.ndarray) -> None:
+    paths = [tmp_path / name for name in ("a.png", "b.png", "c.png")]
+    for path, pixels in zip(paths, (gray, gray[:1], gray[:, :10]), strict=True):
+        path.write_bytes(_encoded(pixels, ".png"))
+    assert largest_image_shape(paths[::-1]) == (40, 50)
+    assert largest_image_shape([]) == largest_image_shape([tmp_path / "none.png"]) == (1, 1)

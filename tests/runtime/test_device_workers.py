@@ -1,0 +1,423 @@
+"""Images shared over processes, some of which die, hang or never start; the processes are a few lines of Python."""
+
+from __future__ import annotations
+
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+import tracemalloc
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from kernel.errors import InputError, RunError
+from kernel.runtime.budget import TimeBudget
+from kernel.runtime.device_workers import DeviceWorker, Finish, LocalWorker, ProcessWorker, WorkerQueue
+from kernel.runtime.failures import FailedImage
+from kernel.runtime.sharing import may_take, share_images
+
+#: Behaves as the image's name says.
+WORKER = """
+import json, os, pathlib, sys, threading, time
+task = json.loads(sys.stdin.readline())
+if "say" in task:
+    print(json.dumps(task["say"]), flush=True)
+if task.get("die"):
+    os._exit(3)
+print(json.dumps({"log": [30, "hello"]}), flush=True)
+print(json.dumps({"ready": True}), flush=True)
+for line in sys.stdin:
+    path = pathlib.Path(json.loads(line)["path"])
+    if path.stem.startswith("poison"):
+        os._exit(3)
+    if path.stem.startswith("once") and not path.exists():
+        path.touch()
+        print('{"answer": {"image": "half', end="", flush=True)
+        os._exit(3)
+    if path.stem.startswith("hang"):
+        time.sleep(600)
+    if path.stem.startswith("meet"):
+        path.touch()
+        while len(list(path.parent.glob("meet*"))) < 2:
+            time.sleep(0.01)
+    answer = {"image": path.stem, "failure": None, "summary": {"run_as": "cort", "seconds": {}}}
+    if path.stem.startswith("broken"):
+        answer = {"image": path.stem, "failure": {"reason": "broken", "wrong_input": True}}
+    says = lambda answer=answer: print(json.dumps({"answer": answer}), flush=True)
+    if task.get("overlap"):  # ready for the next one before the answer
+        threading.Timer(0.02, says).start()
+    else:
+        says()
+    print(json.dumps({"ready": True}), flush=True)
+"""
+
+
+class OnlyLevel:
+    name = "full"
+
+    def stage_work(self, cell_type: str) -> Mapping[str, float]:
+        return {"other": 1}
+
+
+class Outcomes:
+    """What became of each image."""
+
+    def __init__(self) -> None:
+        self.done: dict[str, str] = {}
+        self.failed: dict[str, FailedImage] = {}
+
+    def answered(self, worker: DeviceWorker, answer: Mapping[str, Any]) -> None:
+        assert answer["image"] not in self.done
+        self.done[answer["image"]] = worker.name
+
+    def fail(self, image_id: str, failure: FailedImage) -> None:
+        assert image_id not in self.failed
+        self.failed[image_id] = failure
+
+
+@contextmanager
+def processes(*tasks: Mapping[str, Any]) -> Iterator[tuple[list[DeviceWorker], WorkerQueue]]:
+    said: WorkerQueue = queue.SimpleQueue()
+    command = [sys.executable, "-I", "-S", "-c", WORKER]
+    workers: list[DeviceWorker] = [
+        ProcessWorker(f"device{number}", command, os.environ, task, said) for number, task in enumerate(tasks)
+    ]
+    try:
+        yield workers, said
+    finally:
+        for worker in workers:
+            worker.close()
+
+
+def share(
+    names: list[str], folder: Path, *tasks: Mapping[str, Any], deadline: float = 1e9, hard_deadline: float = 1e9
+) -> Outcomes:
+    """Have images done by a process for each task; times are seconds from now."""
+    outcomes, now = Outcomes(), time.monotonic()
+    budget = TimeBudget([OnlyLevel()], dict.fromkeys(names, 1.0), now + deadline, len(tasks))
+    with processes(*tasks) as (workers, said):
+        paths = [folder / name for name in names]
+        share_images(workers, said, paths, budget, outcomes.answered, outcomes.fail, now + hard_deadline)
+    assert sorted([*outcomes.done, *outcomes.failed]) == sorted(names)
+    return outcomes
+
+
+NAMES = [f"image{number}" for number in range(40)]
+
+
+def test_all_images_are_done_by_all_devices(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    # Each of the two that meet waits for the other: however slow a process is to start, both have a share.
+    outcomes = share(["meet0", "meet1", *NAMES], tmp_path, {}, {})
+    assert not outcomes.failed and set(outcomes.done.values()) == {"device0", "device1"}
+    assert "device0: hello" in caplog.text and "device1: hello" in caplog.text
+    assert share([], tmp_path, {}).done == {}
+
+
+def test_a_device_that_dies_has_its_image_done_by_the_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    outcomes = share([*NAMES[:5], "once", *NAMES[5:]], tmp_path, {}, {})
+    assert not outcomes.failed and outcomes.done["once"] in ("device0", "device1")
+    assert "has died and is started again" in caplog.text and "left" not in caplog.text
+
+
+def test_a_lone_device_that_dies_is_started_again(tmp_path: Path) -> None:
+    outcomes = share(["once", *NAMES, "poison"], tmp_path, {})
+    assert list(outcomes.failed) == ["poison"] and set(outcomes.done.values()) == {"device0"}
+
+
+def test_a_device_that_never_starts_is_done_without(tmp_path: Path) -> None:
+    assert set(share(NAMES, tmp_path, {"die": True}, {}).done.values()) == {"device1"}
+
+
+def test_where_the_last_device_only_dies_the_rest_fails(tmp_path: Path) -> None:
+    outcomes = share([*NAMES[:3], "poison0", "poison1", "poison2", *NAMES[3:]], tmp_path, {})
+    assert list(outcomes.done) == NAMES[:3]
+    assert {failure.reason for failure in outcomes.failed.values()} == {
+        "no device is left: all their processes have died"
+    }
+    assert not any(failure.wrong_input for failure in outcomes.failed.values())
+
+
+def test_an_image_that_kills_two_devices_is_given_up(tmp_path: Path) -> None:
+    outcomes = share(["poison", *NAMES], tmp_path, {}, {}, {})
+    assert list(outcomes.failed) == ["poison"] and "died or had to be ended" in outcomes.failed["poison"].reason
+    assert len(outcomes.done) == len(NAMES)
+
+
+def test_an_image_that_fails_is_no_death(tmp_path: Path) -> None:
+    outcomes = share(["broken", *NAMES], tmp_path, {}, {})
+    assert outcomes.failed == {"broken": FailedImage("broken", wrong_input=True)}
+
+
+def test_after_the_deadline_nothing_is_begun(tmp_path: Path) -> None:
+    outcomes = share(NAMES, tmp_path, {}, deadline=-1)
+    assert {failure.reason for failure in outcomes.failed.values()} == {"the time limit came first"}
+
+
+def test_one_that_hangs_is_ended_at_the_hard_deadline(tmp_path: Path) -> None:
+    outcomes = share(["hang"], tmp_path, {}, deadline=1e9, hard_deadline=1)
+    assert "had to be ended" in outcomes.failed["hang"].reason
+
+
+@pytest.mark.parametrize(("kind", "error"), [("wrong_input", InputError), ("failure", RunError)])
+def test_what_a_worker_cannot_start_with_is_told(tmp_path: Path, kind: str, error: type[Exception]) -> None:
+    with pytest.raises(error, match="device0: no such file"):
+        share(NAMES, tmp_path, {"say": {kind: "no such file"}, "die": True}, {"die": True})
+
+
+@pytest.mark.parametrize("overlaps", [False, True])
+def test_memory_stays_flat_over_a_night(tmp_path: Path, overlaps: bool) -> None:
+    """240 images of 500 cells: only rows of text stay, and what is made of an image is let go before the next."""
+    names = [f"image{number}" for number in range(240)]
+    outcomes = Outcomes()
+
+    def begin(path: Path, quality_level: int, next_path: Path | None) -> Finish:
+        pixels = bytearray(4 << 20)
+        summary = {"run_as": "cort", "seconds": {}, "cells": len(pixels)}
+        return lambda: {"image": path.stem, "failure": None, "summary": summary, "rles": [f"{len(pixels)} 5"] * 500}
+
+    said: WorkerQueue = queue.SimpleQueue()
+    budget = TimeBudget([OnlyLevel()], dict.fromkeys(names, 1.0), time.monotonic() + 1e9)
+    tracemalloc.start()
+    try:
+        worker = LocalWorker("cpu", begin, said, overlaps)
+        share_images([worker], said, [tmp_path / name for name in names], budget, outcomes.answered, outcomes.fail, 1e9)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(outcomes.done) == 240
+    assert peak < (5 if overlaps else 3) * (4 << 20)
+
+
+# --- images that overlap -----------------------------------------------------------------------------------------
+
+
+def answer_of(path: Path) -> dict[str, Any]:
+    return {"image": path.stem, "failure": None, "summary": {"run_as": "cort", "seconds": {}}}
+
+
+def share_with(
+    begin: Callable[[Path, int, Path | None], Finish], names: list[str], hard_deadline: float = 1e9
+) -> Outcomes:
+    """Have images done by a thread of this process."""
+    said: WorkerQueue = queue.SimpleQueue()
+    worker, outcomes, now = LocalWorker("gpu", begin, said, overlaps=True), Outcomes(), time.monotonic()
+    budget = TimeBudget([OnlyLevel()], dict.fromkeys(names, 1.0), now + 1e9)
+    paths = [Path(name) for name in names]
+    share_images([worker], said, paths, budget, outcomes.answered, outcomes.fail, now + hard_deadline)
+    worker.close()
+    return outcomes
+
+
+def test_an_image_is_finished_while_the_next_is_begun() -> None:
+    """Each waits, before it is finished, for the next one to be begun: one after the other, they would never end."""
+    begun = {name: threading.Event() for name in NAMES}
+    calls: list[tuple[str, str | None]] = []
+
+    def begin(path: Path, quality_level: int, next_path: Path | None) -> Finish:
+        begun[path.stem].set()
+        calls.append((path.stem, next_path and next_path.stem))
+
+        def finish() -> dict[str, Any]:
+            assert next_path is None or begun[next_path.stem].wait(60)
+            return answer_of(path)
+
+        return finish
+
+    assert list(share_with(begin, NAMES).done) == NAMES
+    assert calls == list(zip(NAMES, [*NAMES[1:], None], strict=True))
+
+
+def test_no_more_than_one_image_waits_to_be_finished() -> None:
+    waiting, most = 0, 0
+
+    def begin(path: Path, quality_level: int, next_path: Path | None) -> Finish:
+        nonlocal waiting, most
+        waiting += 1
+        most = max(most, waiting)
+
+        def finish() -> dict[str, Any]:
+            nonlocal waiting
+            time.sleep(0.01)
+            waiting -= 1
+            return answer_of(path)
+
+        return finish
+
+    assert len(share_with(begin, NAMES).done) == len(NAMES)
+    assert most <= 3  # one is finished, one waits for that, one is begun
+
+
+@pytest.mark.parametrize("where", ["begin", "finish"])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_mistake_in_a_thread_is_raised_and_not_waited_for(where: str) -> None:
+    def mistake() -> dict[str, Any]:
+        raise KeyError("a mistake")
+
+    def begin(path: Path, quality_level: int, next_path: Path | None) -> Finish:
+        return mistake if where == "finish" else mistake()["nothing"]
+
+    with pytest.raises(KeyError, match="a mistake"):
+        share_with(begin, NAMES)
+
+
+def test_a_thread_that_hangs_is_left_alone_at_the_hard_deadline() -> None:
+    never = threading.Event()
+
+    def begin(path: Path, quality_level: int, next_path: Path | None) -> Finish:
+        if path.stem == "hang":
+            never.wait()
+        return lambda: answer_of(path)
+
+    outcomes = share_with(begin, ["a", "hang", "b"], hard_deadline=1)
+    assert list(outcomes.done) == ["a"] and list(outcomes.failed) == ["hang", "b"]
+    never.set()
+
+
+def test_a_process_that_dies_with_two_images_has_both_done_by_the_other(tmp_path: Path) -> None:
+    overlap = {"overlap": True}
+    outcomes = share([*NAMES[:5], "once", *NAMES[5:]], tmp_path, overlap, overlap)
+    assert not outcomes.failed and len(outcomes.done) == len(NAMES) + 1
+
+
+class ScriptedWorker:
+    """Says what is asked of it when it is asked."""
+
+    def __init__(self, name: str):
+        self.name, self.sent = name, list[str]()
+
+    def send(self, path: Path, quality_level: int, next_path: Path | None) -> None:
+        self.sent.append(path.stem)
+
+    def restart(self) -> bool:
+        return False
+
+    def close(self, at_once: bool = False) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("path", "held", "allowed"),
+    [
+        ("new", [], True),
+        ("new", ["other"], True),
+        ("suspect", [], True),
+        ("suspect", ["other"], False),
+        ("new", ["suspect"], False),
+        ("new", ["other", "suspect"], False),
+    ],
+)
+def test_what_a_process_died_with_is_held_alone(path: str, held: list[str], allowed: bool) -> None:
+    attempts = Counter({Path("suspect"): 1})
+    assert may_take(Path(path), [Path(name) for name in held], attempts) is allowed
+
+
+def test_what_a_process_died_with_is_done_alone_and_last() -> None:
+    """One dies with an innocent image still to be answered; the next must not take both at a time."""
+    one, two = ScriptedWorker("one"), ScriptedWorker("two")
+    said: WorkerQueue = queue.SimpleQueue()
+    names, outcomes = ["innocent", "poison", "other"], Outcomes()
+    held: list[list[str]] = []  # by the second one, whenever it answers
+
+    def answered(worker: DeviceWorker, answer: Mapping[str, Any]) -> None:
+        held.append([name for name in two.sent if name not in outcomes.done])
+        outcomes.answered(worker, answer)
+
+    budget = TimeBudget([OnlyLevel()], dict.fromkeys(names, 1.0), time.monotonic() + 1e9, 2)
+
+    def tell(worker: ScriptedWorker, message: Any) -> None:
+        said.put((worker, message))
+
+    tell(one, {"ready": True})  # takes innocent
+    tell(one, {"ready": True})  # takes poison, innocent not yet answered
+    tell(one, None)
+    tell(two, {"ready": True})  # takes other
+    tell(two, {"ready": True})  # must take nothing yet
+    tell(two, {"answer": answer_of(Path("other"))})  # takes innocent
+    tell(two, {"ready": True})  # must wait for its answer
+    tell(two, {"answer": answer_of(Path("innocent"))})
+    tell(two, {"answer": answer_of(Path("poison"))})
+    share_images([one, two], said, [Path(name) for name in names], budget, answered, outcomes.fail, 1e18)
+    assert one.sent == ["innocent", "poison"] and held == [["other"], ["innocent"], ["poison"]]
+    assert sorted(outcomes.done) == sorted(names) and not outcomes.failed
+
+
+class ScriptedQueue:
+    """Hands out messages at their times, in seconds, and is the clock as well."""
+
+    def __init__(self, *messages: tuple[float, DeviceWorker, Any]):
+        self._messages, self.now = deque(messages), 0.0
+
+    def get(self, timeout: float) -> tuple[DeviceWorker, Any]:
+        self.now, worker, message = self._messages.popleft()
+        return worker, message
+
+
+class RecordingBudget(TimeBudget):
+    """Keeps from when on images were charged anew."""
+
+    def __init__(self, *arguments: Any):
+        super().__init__(*arguments)
+        self.resumed: list[tuple[str, float]] = []
+
+    def resume(self, image_id: str, now: float) -> None:
+        self.resumed.append((image_id, now))
+        super().resume(image_id, now)
+
+
+def test_an_image_is_charged_anew_once_its_device_has_answered_for_the_one_before() -> None:
+    """What another device answers does not count."""
+    one, two, ready = ScriptedWorker("one"), ScriptedWorker("two"), {"ready": True}
+    said = ScriptedQueue(
+        (0.0, one, ready),  # takes a
+        (1.0, two, ready),  # takes b
+        (2.0, one, ready),  # takes c: the networks are done with a
+        (3.0, one, {"answer": answer_of(Path("a"))}),
+        (4.0, two, {"answer": answer_of(Path("b"))}),
+        (5.0, one, {"answer": answer_of(Path("c"))}),
+    )
+    budget, outcomes = RecordingBudget([OnlyLevel()], dict.fromkeys("abc", 1.0), 1e9, 2), Outcomes()
+    share_images(
+        [one, two],
+        cast(WorkerQueue, said),
+        [Path(name) for name in "abc"],
+        budget,
+        outcomes.answered,
+        outcomes.fail,
+        1e9,
+        lambda: said.now,
+    )
+    assert (one.sent, two.sent) == (["a", "c"], ["b"]) and sorted(outcomes.done) == ["a", "b", "c"]
+    assert budget.resumed == [("c", 3.0)]
+
+
+def test_a_process_with_a_thread_given_up_ends_with_its_code() -> None:
+    """In torch, where Python would abort it."""
+    script = """
+import queue, time, torch
+from pathlib import Path
+from kernel.main import end_at_once
+from kernel.runtime.device_workers import LocalWorker
+square = torch.ones(400, 400)
+worker = LocalWorker("gpu", lambda *_: all((square @ square).any() for _ in iter(int, 1)), queue.SimpleQueue(), True)
+worker.send(Path("a"), 0, None)
+time.sleep(0.5)
+worker.close(at_once=True)
+worker.close()
+print("written")
+end_at_once(2)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=Path(__file__).resolve().parents[2],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout) == (2, "written\n"), done.stderr

@@ -1,0 +1,123 @@
+"""One device's images: read ahead and finished in another thread, they are what they are one after the other."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from tiny_detectors import tiny_detector
+
+import kernel.runtime.failures
+import kernel.runtime.image_worker
+from kernel.ensemble.ensemble import Ensemble
+from kernel.ensemble.members import Member
+from kernel.ensemble.quality_levels import QualityLevel
+from kernel.images.reading import read_image
+from kernel.runtime.image_worker import ImageWorker
+from kernel.settings import CELL_TYPES, EQUAL_WEIGHTS, EnsembleSettings, Thresholds
+
+pytestmark = pytest.mark.usefixtures("wheels_site")
+
+LIMITS = Thresholds(rpn_max_per_img=40, rcnn_iou_threshold=0.5, rcnn_score_threshold=0.1, confidence=0.1, min_size=0)
+SETTINGS = EnsembleSettings(thresholds=dict.fromkeys(CELL_TYPES, LIMITS))
+KINDS = ("maskrcnn", "htc")
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> list[Path]:
+    """Four images, the third of which is none."""
+    paths = [tmp_path / f"{name}.png" for name in "abcd"]
+    for seed, path in enumerate(paths):
+        cv2.imwrite(str(path), np.random.default_rng(seed).integers(0, 256, (48, 80, 3)).astype(np.uint8))
+    paths[2].write_bytes(b"no image")
+    return paths
+
+
+def make_worker() -> ImageWorker:
+    members = [Member(kind, kind, tiny_detector(kind), frozenset(CELL_TYPES)) for kind in KINDS]
+    return ImageWorker(
+        Ensemble(members, SETTINGS),
+        [
+            QualityLevel(
+                "full", SETTINGS, dict.fromkeys(KINDS, frozenset(CELL_TYPES)), dict.fromkeys(KINDS, EQUAL_WEIGHTS)
+            )
+        ],
+    )
+
+
+def test_on_the_cpu_nothing_overlaps() -> None:
+    assert not make_worker().overlaps
+
+
+def test_what_is_read_ahead_gives_the_same_answers(paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    worker, readers = make_worker(), dict[str, str]()
+
+    def read(path: Path) -> np.ndarray:
+        readers[path.stem] = threading.current_thread().name
+        return read_image(path)
+
+    plain = [worker.begin(path, 0, None)() for path in paths]
+    monkeypatch.setattr(kernel.runtime.image_worker, "read_image", read)
+    worker.overlaps = True
+    unfinished = [worker.begin(path, 0, next_path) for path, next_path in zip(paths, [*paths[1:], None], strict=True)]
+    assert set(readers) == {"b", "c", "d"} and all("reads the next image" in name for name in readers.values())
+    for finish, expected in zip(unfinished, plain, strict=True):
+        found = finish()
+        assert found["image"] == expected["image"] and found["failure"] == expected["failure"]
+        assert found.get("rles") == expected.get("rles")
+    assert [answer["failure"] is None for answer in plain] == [True, True, False, True]
+    assert plain[2]["failure"]["wrong_input"] and len(plain[0]["rles"]) > 3
+
+
+def test_an_image_that_did_not_come_next_is_read_when_it_comes(paths: list[Path]) -> None:
+    worker = make_worker()
+    expected = worker.begin(paths[3], 0, None)()["rles"]
+    worker.overlaps = True
+    worker.begin(paths[0], 0, paths[1])
+    assert worker.begin(paths[3], 0, None)()["rles"] == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "lost"),
+    [
+        ("CUDA error: unspecified launch failure", True),
+        ("CUDA error: out of memory", False),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", False),
+        ("GET was unable to find an engine to execute this computation", False),
+    ],
+)
+def test_a_lost_device_is_noticed(paths: list[Path], monkeypatch: pytest.MonkeyPatch, text: str, lost: bool) -> None:
+    worker = make_worker()
+
+    def fail(*_: object) -> None:
+        raise torch.AcceleratorError(text)
+
+    monkeypatch.setattr(Ensemble, "predict", fail)
+    assert text in worker.begin(paths[0], 0, None)()["failure"]["reason"]
+    assert worker.has_lost_device == lost
+
+
+def test_whatever_an_image_raises_costs_only_itself(paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = make_worker()
+    expected = worker.begin(paths[0], 0, None)()["rles"]
+    for place, name in (
+        (kernel.runtime.failures, "read_image"),
+        (Ensemble, "predict"),
+        (kernel.runtime.image_worker, "finish_prediction"),
+        (kernel.runtime.image_worker, "describe_image"),
+    ):
+        for error in (MemoryError("x"), OSError("x"), TypeError("x"), AssertionError("x")):
+
+            def fail(*_: object, error: Exception = error) -> None:
+                raise error
+
+            with monkeypatch.context() as patch:
+                patch.setattr(place, name, fail)
+                answer = worker.begin(paths[0], 0, None)()
+            assert answer["image"] == "a" and not answer["failure"]["wrong_input"]
+            assert answer["failure"]["reason"] == f"{type(error).__name__}: x"
+    assert worker.begin(paths[0], 0, None)()["rles"] == expected

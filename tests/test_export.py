@@ -1,0 +1,139 @@
+"""Masks for other programs: label images, outlines, the table, and the command that writes them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from kernel.__main__ import main
+from kernel.data.synthetic.generate import generate_image
+from kernel.errors import RunError
+from kernel.export.formats import TABLE_COLUMNS, outlines_of, table_rows, write_labels
+from kernel.masks.instances import CellMasks
+from kernel.segment import finish_prediction
+
+DEMO = Path(__file__).resolve().parents[1] / "bundle" / "demo"
+
+
+def two_cells() -> CellMasks:
+    """A plus of five pixels, and two pieces of 1 x 2 and 1 x 1 pixels, in 8 x 10."""
+    plus = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], bool)
+    pieces = np.array([[1, 1, 0, 1]], bool)
+    return CellMasks((plus, pieces), np.array([[1, 2], [6, 5]]), np.zeros((2, 4)), [0.9, 0.5], [2, 0], (8, 10), "cort")
+
+
+def polygon_area(ring: list[list[float]]) -> float:
+    """By the shoelace formula."""
+    x, y = np.array(ring).T
+    return abs(float(np.sum(x[:-1] * y[1:] - x[1:] * y[:-1]))) / 2
+
+
+def test_labels_number_the_cells(tmp_path: Path) -> None:
+    write_labels(two_cells(), tmp_path / "labels.tif")
+    labels = cv2.imread(str(tmp_path / "labels.tif"), cv2.IMREAD_UNCHANGED)
+    assert labels.dtype == np.uint16 and labels.shape == (8, 10)
+    expected = np.zeros((8, 10), int)
+    expected[2, 2:5] = expected[1:4, 3] = 1
+    expected[6, [5, 6, 8]] = 2
+    np.testing.assert_array_equal(labels, expected)
+
+
+def test_too_many_cells_for_sixteen_bits(tmp_path: Path) -> None:
+    one = np.ones((1, 1), bool)
+    count = 2**16
+    masks = CellMasks(
+        (one,) * count, np.zeros((count, 2)), np.zeros((count, 4)), np.ones(count), np.zeros(count), (1, 1)
+    )
+    with pytest.raises(RunError, match="65536 cells"):
+        write_labels(masks, tmp_path / "labels.tif")
+
+
+def test_outlines_lie_around_the_pixels() -> None:
+    plus, pieces = outlines_of(two_cells())["features"]
+    assert plus["geometry"]["type"] == "Polygon" and pieces["geometry"]["type"] == "MultiPolygon"
+    assert plus["properties"]["classification"] == {"name": "cort"}
+    assert plus["properties"]["measurements"] == {"score": 0.9, "area_px": 5}
+    (ring,) = plus["geometry"]["coordinates"]
+    assert ring[0] == ring[-1]
+    assert np.min(ring, axis=0).tolist() == [2, 1] and np.max(ring, axis=0).tolist() == [5, 4]
+    assert len(ring) == 13 and polygon_area(ring) == 5
+    rings = [[[5, 6], [7, 6], [7, 7], [5, 7], [5, 6]], [[8, 6], [9, 6], [9, 7], [8, 7], [8, 6]]]
+    assert pieces["geometry"]["coordinates"] == [[ring] for ring in rings]
+
+
+def test_holes_of_outlines_are_rings_of_their_own() -> None:
+    crop = np.ones((3, 4), bool)
+    crop[1, 1] = False
+    masks = CellMasks((crop,), np.array([[2, 1]]), np.zeros((1, 4)), [0.9], [1], (8, 10))
+    (feature,) = outlines_of(masks)["features"]
+    exterior = [[1, 2], [5, 2], [5, 5], [1, 5], [1, 2]]
+    hole = [[2, 3], [2, 4], [3, 4], [3, 3], [2, 3]]
+    assert feature["geometry"] == {"type": "Polygon", "coordinates": [exterior, hole]}
+    assert feature["properties"]["measurements"]["area_px"] == 11
+
+
+def test_the_table() -> None:
+    first, second = table_rows("image", two_cells())
+    assert len(first) == len(TABLE_COLUMNS)
+    assert first == ["image", 1, "cort", "0.9000", 5, "3.50", "2.50", 2, 1, 5, 4]
+    assert second[:5] == ["image", 2, "shsy5y", "0.5000", 3] and second[7:] == [5, 6, 9, 7]
+
+
+def test_no_cells(tmp_path: Path) -> None:
+    nothing = CellMasks.empty((5, 6))
+    write_labels(nothing, tmp_path / "labels.tif")
+    assert not cv2.imread(str(tmp_path / "labels.tif"), cv2.IMREAD_UNCHANGED).any()
+    assert outlines_of(nothing)["features"] == [] and table_rows("image", nothing) == []
+
+
+def test_the_command(wheels_site: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    cv2.imwrite(str(images / "cells.png"), generate_image("cort", 3, (128, 160)).image)
+    (images / "broken.tif").write_bytes(b"II*\0")
+    words = ["--manifest", str(DEMO / "manifest.json"), "--weights-dir", str(DEMO / "weights")]
+    out = tmp_path / "masks"
+    assert main(["predict", str(images), "--out", str(out), *words]) == 2
+    assert "1 image(s) could not be read and are not there: broken" in capsys.readouterr().err
+    rows = list(csv.DictReader((out / "cells.csv").open(encoding="utf-8")))
+    labels = cv2.imread(str(out / "labels" / "cells.tif"), cv2.IMREAD_UNCHANGED)
+    outlines = json.loads((out / "outlines" / "cells.geojson").read_text(encoding="utf-8"))
+    assert len(rows) == labels.max() == len(outlines["features"]) > 0
+    assert [int(row["area_px"]) for row in rows] == [int((labels == n + 1).sum()) for n in range(len(rows))]
+    assert (out / "pictures" / "cells.png").is_file()
+
+    (out / "mine.txt").touch()
+    assert main(["predict", str(images), "--out", str(out), *words]) == 2
+    assert "holds other files (mine.txt)" in capsys.readouterr().err and (out / "mine.txt").exists()
+
+
+@pytest.mark.parametrize("stage", ["kernel.runtime.failures.finish_prediction", "kernel.export.folder.table_rows"])
+def test_a_failing_image_costs_only_itself(
+    wheels_site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], stage: str
+) -> None:
+    """The second of two images fails, in the network or after its files were written."""
+    (tmp_path / "images").mkdir()
+    for name in ("a", "b"):
+        cv2.imwrite(str(tmp_path / "images" / f"{name}.png"), generate_image("cort", 3, (96, 128)).image)
+    original = finish_prediction if stage.endswith("finish_prediction") else table_rows
+    calls = []
+
+    def fail_second(*arguments: object) -> object:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise RuntimeError("an unlucky image")
+        return original(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(stage, fail_second)
+    words = ["--manifest", str(DEMO / "manifest.json"), "--weights-dir", str(DEMO / "weights")]
+    out = tmp_path / "masks"
+    assert main(["predict", str(tmp_path / "images"), "--out", str(out), *words]) == 1
+    told = capsys.readouterr().err
+    assert "failed: 1 image(s) are not there, b for no fault of theirs" in told and "an unlucky image" in told
+    assert [path.name for path in sorted(out.rglob("*.*"))] == ["cells.csv", "a.tif", "a.geojson", "a.png"]
+    assert {row["image"] for row in csv.DictReader((out / "cells.csv").open(encoding="utf-8"))} == {"a"}
