@@ -1,4 +1,4 @@
-"""Every command of the README does what it says there, in the order of the README, in a copy of the checkout.
+"""Every command of the README and of docs/ does what it says there, page by page in order, in a copy of the checkout.
 
 Only sizes are changed: fewer and smaller images, fewer iterations. The published ensemble's weights are not ours to
 keep, so the demo's manifest and weights stand in the place of `weights_manifest.json` and `weights`.
@@ -15,24 +15,15 @@ from pathlib import Path
 import cv2
 import pytest
 from kaggle_stub import run_client, running_stub
+from pages import page_commands
 from safetensors.torch import load_file, save_file
 
 from kernel.data.synthetic.generate import generate_image, write_dataset
-from kernel.manifest.reader import parse_manifest, read_manifest
 from kernel.settings import CELL_TYPES
 
 ROOT = Path(__file__).resolve().parents[1]
 
 pytestmark = pytest.mark.xdist_group("readme")
-
-
-def readme_commands() -> list[str]:
-    """The lines of the README's shell blocks, without comments."""
-    blocks = re.findall(
-        r"^```sh\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
-    )
-    lines = [re.sub(r"\s+#.*", "", line).strip() for block in blocks for line in block.splitlines()]
-    return [line for line in lines if line]
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +51,9 @@ def run_in(checkout: Path, command: str) -> str:
     return done.stdout
 
 
-def test_every_command_of_the_readme(checkout: Path) -> None:
+def test_every_command_of_the_pages(checkout: Path) -> None:
     ran = []
-    for command in readme_commands():
+    for command in page_commands():
         words = command.split()
         if words[0] == "make":
             done = subprocess.run(["make", "-n", *words[1:]], cwd=checkout, capture_output=True, text=True, check=False)
@@ -107,16 +98,3 @@ def test_every_command_of_the_readme(checkout: Path) -> None:
         ),
     } <= set(ran)
     assert sum("build_kernel.py" in name for name in ran) == 2
-
-
-def test_paths_and_member_of_the_readme() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for link in re.findall(r"\]\(([^)#]+)\)", text):
-        assert link.startswith("https://") or (ROOT / link).exists(), link
-    (block,) = re.findall(r"^```json\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    published = (ROOT / "weights_manifest.json").read_text(encoding="utf-8")
-    first = re.search(r'"members": \[\n', published)
-    assert first
-    edited = published[: first.end()] + block.rstrip() + ",\n" + published[first.end() :]
-    assert parse_manifest(edited, "README").members[0].name == "cascade_mine"
-    assert len(read_manifest(ROOT / "weights_manifest.json").members) == 13
