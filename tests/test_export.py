@@ -84,11 +84,32 @@ def test_the_table() -> None:
     assert second[:5] == ["image", 2, "shsy5y", "0.5000", 3] and second[7:] == [5, 6, 9, 7]
 
 
+def test_the_box_in_the_table_is_that_of_the_pixels() -> None:
+    """A mask keeps its crop where a better one has taken its pixels."""
+    crop = np.zeros((4, 6), bool)
+    crop[1:3, 2:4] = True
+    (row,) = table_rows("image", CellMasks((crop,), np.array([[10, 20]]), np.zeros((1, 4)), [0.9], [0], (40, 50)))
+    assert row[5:] == ["23.00", "12.00", 22, 11, 24, 13]
+
+
 def test_no_cells(tmp_path: Path) -> None:
     nothing = CellMasks.empty((5, 6))
     write_labels(nothing, tmp_path / "labels.tif")
     assert not cv2.imread(str(tmp_path / "labels.tif"), cv2.IMREAD_UNCHANGED).any()
     assert outlines_of(nothing)["features"] == [] and table_rows("image", nothing) == []
+
+
+def test_a_name_too_long_for_what_is_written_costs_only_itself(
+    wheels_site: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "images").mkdir()
+    for name in ("a", "n" * 250):  # with .geojson it has more than the 255 bytes that file systems take
+        cv2.imwrite(str(tmp_path / "images" / f"{name}.png"), generate_image("cort", 3, (96, 128)).image)
+    words = ["--manifest", str(DEMO / "manifest.json"), "--weights-dir", str(DEMO / "weights")]
+    out = tmp_path / "masks"
+    assert main(["predict", str(tmp_path / "images"), "--out", str(out), *words]) == 1
+    assert "1 image(s) are not there, nnnn" in capsys.readouterr().err
+    assert [path.name for path in sorted(out.rglob("*.*"))] == ["cells.csv", "a.tif", "a.geojson", "a.png"]
 
 
 def test_the_command(wheels_site: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

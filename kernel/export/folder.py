@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -53,7 +54,8 @@ def predict_folder(ensemble: Ensemble, images: Sequence[Path], out: Path) -> dic
         if isinstance(rows, FailedImage):
             failed[path.stem] = rows
             for written in image_files(path.stem, out):
-                written.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # a name too long to be written is too long to be deleted
+                    written.unlink(missing_ok=True)
         else:
             writer.writerows(rows)
     (out / "cells.csv").write_text(table.getvalue(), encoding="utf-8", newline="\n")

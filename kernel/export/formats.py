@@ -64,10 +64,12 @@ def outlines_of(masks: CellMasks) -> dict[str, Any]:
 def table_rows(name: str, masks: CellMasks) -> list[list[Any]]:
     """One image's rows of cells.csv, as `TABLE_COLUMNS` names them."""
     rows = []
-    for number, (crop, (y0, x0, y1, x1), score, label) in enumerate(
-        zip(masks.crops, masks.windows.tolist(), masks.scores, masks.labels, strict=True), start=1
+    for number, (crop, (y0, x0), score, label) in enumerate(
+        zip(masks.crops, masks.offsets_yx.tolist(), masks.scores, masks.labels, strict=True), start=1
     ):
         ys, xs = np.nonzero(crop)
-        place = [f"{x0 + xs.mean() + 0.5:.2f}", f"{y0 + ys.mean() + 0.5:.2f}", x0, y0, x1, y1]
-        rows.append([name, number, CELL_TYPES[int(label)], f"{float(score):.4f}", len(ys), *place])
+        centre = [f"{x0 + xs.mean() + 0.5:.2f}", f"{y0 + ys.mean() + 0.5:.2f}"]
+        # Not the crop's window, which is wider than the mask where a better cell has taken its pixels.
+        box = [x0 + int(xs.min()), y0 + int(ys.min()), x0 + int(xs.max()) + 1, y0 + int(ys.max()) + 1]
+        rows.append([name, number, CELL_TYPES[int(label)], f"{float(score):.4f}", len(ys), *centre, *box])
     return rows

@@ -23,6 +23,7 @@ _SUB_FOLDER = ("sub-folder", "sub-folders")
 _FOLDER_LINK = ("link to a folder", "links to folders")
 _BROKEN_LINK = ("broken link", "broken links")
 _NO_FILE = ("that is no plain file", "that are no plain files")
+_NO_TEXT = ("with a name that is no text in UTF-8", "with names that are no text in UTF-8")
 _UNREADABLE = ("folder that cannot be read", "folders that cannot be read")
 
 #: Names of each sort that a message shows.
@@ -107,6 +108,8 @@ def search_images(folder: Path, *, below: bool = False) -> FolderContent:
                 pass_over(_BROKEN_LINK if path.is_symlink() else _NO_FILE, path)
             elif path.suffix.lower() not in IMAGE_SUFFIXES:
                 pass_over(_OTHER_FORMAT, path)
+            elif not is_text(name):
+                pass_over(_NO_TEXT, path)
             else:
                 images.append(path)
     return FolderContent(sorted(images), passed_over, hidden)
@@ -115,6 +118,15 @@ def search_images(folder: Path, *, below: bool = False) -> FolderContent:
 def is_hidden(name: str) -> bool:
     """Whether a file or folder of this name is hidden, or a system's own."""
     return name.startswith(".") or name.lower() in _SYSTEM_NAMES
+
+
+def is_text(name: str) -> bool:
+    """Whether a name can be written as UTF-8: in one of another encoding Python keeps bytes that cannot."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def printable_name(name: str) -> str:

@@ -30,6 +30,9 @@ from kernel.images.tiff_segments import JPEG_COMPRESSION
 from kernel.images.tiff_tags import TiffDirectory, TiffTag, tiff_directories
 from kernel.log import LOG
 
+#: Values of ExtraSamples that say alpha, associated or not; other samples are channels.
+ALPHA_KINDS = (1, 2)
+
 
 def read_tiff_shape(stream: BinaryIO) -> tuple[int, int]:
     """The (H, W) of the first page, from its tags; nothing is decoded.
@@ -55,8 +58,9 @@ def read_tiff(path: Path, stream: BinaryIO) -> tuple[np.ndarray, int]:
     layout = check_segments(read_layout(directory), stream.seek(0, io.SEEK_END))
     check_jpeg_depth(stream, layout)
     values = decode_samples(path, stream, directory, layout)
-    if layout.samples > layout.colours:
-        LOG.debug("%s has %d samples a pixel: the first %d are used", path.name, layout.samples, layout.colours)
+    alpha = sum(extra in ALPHA_KINDS for extra in directory.values(TiffTag.EXTRA_SAMPLES))
+    if layout.samples - alpha > layout.colours:
+        LOG.warning("%s has %d channels: only the first %d used", path.name, layout.samples - alpha, layout.colours)
     table = read_palette(directory, layout.bits) if layout.photometric == PALETTE else None
     return to_gray_or_colour(values, layout, table), directory.value(TiffTag.ORIENTATION, 1)
 

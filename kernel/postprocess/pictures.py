@@ -18,7 +18,10 @@ CAPTION_HEIGHT = 44
 
 
 def draw_picture(path: Path, image_bgr: np.ndarray, rles: Sequence[str], caption: str) -> None:
-    """Write a PNG of an image (H, W, 3) uint8 BGR, each mask's outline in a colour of its own, and a caption below."""
+    """Write a PNG of an image (H, W, 3) uint8 BGR, each mask's outline in a colour of its own, and a caption below.
+
+    OpenCV's fonts have ASCII alone, and half of a character ends its process: others become question marks.
+    """
     height, width = image_bgr.shape[:2]
     scale = max(1, round(PICTURE_SIDE / max(height, width)))
     picture = cv2.resize(stretch_gray(image_bgr), (width * scale, height * scale), interpolation=cv2.INTER_LINEAR)
@@ -30,7 +33,8 @@ def draw_picture(path: Path, image_bgr: np.ndarray, rles: Sequence[str], caption
         )
         cv2.drawContours(picture, outlines, -1, outline_colour(index), 1)
     strip = np.full((CAPTION_HEIGHT, picture.shape[1], 3), 24, np.uint8)
-    cv2.putText(strip, caption, (12, 30), cv2.FONT_HERSHEY_SIMPLEX, 0.8, (240, 240, 240), 1, cv2.LINE_AA)
+    text = caption.encode("ascii", "replace").decode("ascii")
+    cv2.putText(strip, text, (12, 30), cv2.FONT_HERSHEY_SIMPLEX, 0.8, (240, 240, 240), 1, cv2.LINE_AA)
     write_image_file(path, np.vstack([picture, strip]))
 
 

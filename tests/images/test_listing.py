@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from pathlib import Path
 
 import cv2
@@ -127,3 +128,13 @@ def test_names_that_are_hidden() -> None:
     hidden = (".a", "._a.png", "__MACOSX", "Thumbs.db", "@eaDir", "$RECYCLE.BIN", "DESKTOP.INI")
     assert all(map(is_hidden, hidden))
     assert not any(map(is_hidden, ("a.png", "a.", "_a.png", "MACOSX", "thumbs.png", "~a.png")))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_a_name_in_another_encoding_is_passed_over_and_told(tmp_path: Path) -> None:
+    for name in (b"M\xfcller.png", b"a.png"):
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).write_bytes(b"")
+    found = search_images(tmp_path)
+    assert [path.name for path in found.images] == ["a.png"]
+    told = str(found.passed_over)
+    assert "no text in UTF-8" in told and "ller.png" in told

@@ -27,3 +27,10 @@ def test_pictures_show_outlines(tmp_path: Path, shape: tuple[int, int, int]) -> 
 
 def test_colours_differ() -> None:
     assert len({outline_colour(index) for index in range(200)}) == 200
+
+
+@pytest.mark.parametrize("name", ["M\udcfcller_01", "\u7d30\u80de", "a\nb", ""])
+def test_a_caption_may_hold_any_character(tmp_path: Path, name: str) -> None:
+    """OpenCV ends the process over half a character, and draws ASCII alone."""
+    draw_picture(tmp_path / "picture.png", np.zeros((20, 30, 3), np.uint8), [], f"{name}: 0 cells")
+    assert (tmp_path / "picture.png").stat().st_size > 0
