@@ -90,7 +90,10 @@ def make_split(images: Sequence[SampledImage], name: str, folds: int, *, or_next
     if folds < 2:
         raise InputError(f"{folds} folds: at least 2 are needed, one to train on and one to validate")
     if len(images) < folds:
-        raise InputError(f"{len(images)} images cannot be split into {folds} folds: ask for fewer, or give more images")
+        raise InputError(
+            f"{len(images)} images cannot be split into {folds} folds: ask for fewer (--folds), "
+            "give more images, or make none (--split none)"
+        )
     images = sorted(images, key=lambda image: image.image_id)
     passed_over: list[str] = []
     for candidate in SPLIT_NAMES[SPLIT_NAMES.index(name) :]:
@@ -144,7 +147,7 @@ def _obstacle(images: Sequence[SampledImage], groups: Sequence[str | None], name
 
 def _advice(name: str) -> str:
     if name == "stratified":
-        return "ask for fewer folds"
+        return "ask for fewer folds (--folds), or make none (--split none)"
     others = " or ".join(f"'{other}'" for other in SPLIT_NAMES[SPLIT_NAMES.index(name) + 1 :])
     return (
         f"fill in the column sample_id (as shsy5y[diff]_E10-4_Vessel-714_Ph_3), choose the split {others} "
