@@ -222,8 +222,11 @@ def test_machines_without_a_torch_are_told_what_they_can_do(system: str, machine
 
 def test_make_hands_the_choice_on_and_builds_without_an_environment() -> None:
     def planned(*words: str) -> list[str]:
-        command = ["make", "--dry-run", "--what-if=requirements.txt", *words]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", check=True)
+        command = ["make", "--no-print-directory", "--dry-run", "--what-if=requirements.txt", *words]
+        # Under `make test` a make inside takes over options and variables of the one outside.
+        own = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+        environment = {name: value for name, value in own.items() if name not in ("PYTHON", "TORCH")}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, encoding="utf-8", check=True)
         return done.stdout.splitlines()
 
     assert ".venv/bin/python -m bundle.install --torch=auto" in planned("demo")
