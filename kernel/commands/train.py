@@ -50,6 +50,7 @@ OVERRIDES = {
     "batch_size": int,
     "accumulation": int,
     "learning_rate": float,
+    "encoder_rate": float,
     "dtype": str,
     "heads_dtype": str,
     "ema_decay": float,

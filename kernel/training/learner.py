@@ -28,9 +28,7 @@ class Learner:
         settings = self.settings = run.settings
         self.group = group
         self.detector = first_detector(run, group)
-        self.optimizer = torch.optim.AdamW(
-            parameter_groups(self.detector, settings.weight_decay), lr=settings.learning_rate
-        )
+        self.optimizer = torch.optim.AdamW(parameter_groups(self.detector, settings))
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: learning_rate_factor(step, settings.iterations, settings.warmup_share)
         )

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from kernel.models.detectors import Detector
+from kernel.training.settings import TrainSettings
 
 
-def parameter_groups(detector: Detector, weight_decay: float) -> list[dict[str, object]]:
-    """Parameters with decay, and biases and norms without."""
-    with_decay, without = [], []
-    for parameter in detector.parameters():
-        if parameter.requires_grad:
-            (without if parameter.ndim <= 1 else with_decay).append(parameter)
-    return [
-        {"params": with_decay, "weight_decay": weight_decay},
-        {"params": without, "weight_decay": 0.0},
-    ]
+def parameter_groups(detector: Detector, settings: TrainSettings) -> list[dict[str, Any]]:
+    """All that is trained: neck and heads first, at the learning rate; then the encoder, at its share of that.
+
+    Each of both is split into parameters that decay, and biases and norms, which do not.
+    """
+    groups = []
+    for of_encoder, rate in ((False, settings.learning_rate), (True, settings.learning_rate * settings.encoder_rate)):
+        trained = [
+            parameter
+            for name, parameter in detector.named_parameters()
+            if parameter.requires_grad and name.startswith("backbone.") == of_encoder
+        ]
+        for has_decay in (True, False):
+            groups.append(
+                {
+                    "params": [parameter for parameter in trained if (parameter.ndim > 1) == has_decay],
+                    "lr": rate,
+                    "weight_decay": settings.weight_decay if has_decay else 0.0,
+                }
+            )
+    return groups
 
 
 def learning_rate_factor(step: int, steps: int, warmup_share: float) -> float:

@@ -17,6 +17,7 @@ class TrainSettings:
     batch_size: int = 4  # crops per step and process, all micro-batches together
     accumulation: int = 1  # micro-batches per step: large recipes on small memory
     learning_rate: float = 2e-4
+    encoder_rate: float = 1.0  # the encoder's learning rate over that of neck and heads, which start from nothing
     weight_decay: float = 0.01  # not on biases and norms
     warmup_share: float = 0.05  # of the iterations, the learning rate rising linearly
     clip_norm: float = 10.0
@@ -80,7 +81,7 @@ class TrainSettings:
         for name in ("dtype", "heads_dtype"):
             if getattr(self, name) not in NETWORK_DTYPES:
                 problems.append(f"{name} {getattr(self, name)!r} is not one of {', '.join(NETWORK_DTYPES)}")
-        for name in ("warmup_share", "flip_paste", "extra_share", "extra_until", "ema_decay"):
+        for name in ("warmup_share", "flip_paste", "encoder_rate", "extra_share", "extra_until", "ema_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 problems.append(f"{name} is {getattr(self, name)}, it must be from 0 to 1")
         if self.extra_until == 0:

@@ -65,7 +65,7 @@ def plain_steps(settings: TrainSettings) -> Iterator[float]:
     draw_weights(detector)
     set_proposal_counts(detector, settings)
     detector.train()
-    optimizer = torch.optim.AdamW(parameter_groups(detector, settings.weight_decay), lr=settings.learning_rate)
+    optimizer = torch.optim.AdamW(parameter_groups(detector, settings))
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate_factor(step, settings.iterations, settings.warmup_share)
     )

@@ -134,11 +134,13 @@ def test_the_learning_rate_rises_and_falls_linearly(
 def test_biases_and_norms_do_not_decay(kind: str) -> None:
     detector = build_detector(tiny_spec(kind))
     detector.backbone.conv1.weight.requires_grad_(False)
-    with_decay, without = parameter_groups(detector, 0.02)
-    assert (with_decay["weight_decay"], without["weight_decay"]) == (0.02, 0.0)
+    groups = parameter_groups(detector, replace(TINY, weight_decay=0.02))
+    assert [group["weight_decay"] for group in groups] == [0.02, 0.0, 0.02, 0.0]
 
     names = {id(parameter): name for name, parameter in detector.named_parameters()}
-    decaying, staying = ([names[id(parameter)] for parameter in group["params"]] for group in (with_decay, without))
+    decaying, staying = (
+        [names[id(parameter)] for group in groups[first::2] for parameter in group["params"]] for first in (0, 1)
+    )
     norms = {
         f"{name}.{part}"
         for name, module in detector.named_modules()
@@ -149,6 +151,16 @@ def test_biases_and_norms_do_not_decay(kind: str) -> None:
     biases = {name for name in names.values() if name.endswith(".bias")}
     assert set(staying) == norms | biases
     assert sorted(decaying + staying) == sorted(set(names.values()) - {"backbone.conv1.weight"})
+
+
+@pytest.mark.parametrize("kind", KIND_NAMES)
+def test_the_encoder_learns_at_its_share_of_the_rate(kind: str) -> None:
+    detector = build_detector(tiny_spec(kind))
+    groups = parameter_groups(detector, replace(TINY, learning_rate=1e-3, encoder_rate=0.25))
+    rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
+    for name, parameter in detector.named_parameters():
+        assert rates[id(parameter)] == (0.25e-3 if name.startswith("backbone.") else 1e-3), name
+    assert groups[0]["lr"] == 1e-3  # what a run's log shows
 
 
 @pytest.mark.parametrize("kind", KIND_NAMES)
