@@ -8,12 +8,14 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Iterator, Mapping
+from dataclasses import astuple
 from html import escape
 from pathlib import Path
 
 from kernel.report.data import ReportData
 from kernel.report.html_parts import plot_figures, plural, show_number, show_percent, table
 from kernel.report.image_sections import image_link, image_pictures, image_table
+from kernel.scoring.lost_points import FOUND_ABOVE
 from kernel.scoring.mask_quality import BOUNDARY_TOLERANCE, QualitySummary
 from kernel.tuning.surface import AXES
 
@@ -88,7 +90,7 @@ SUMMARY_HEADINGS = (
 
 def _scores(data: ReportData) -> str:
     summaries = data.summaries()
-    return _score_tiles(data, summaries["all"]) + _score_table(summaries)
+    return _score_tiles(data, summaries["all"]) + _score_table(summaries) + _lost_points(summaries)
 
 
 def _score_tiles(data: ReportData, overall: QualitySummary) -> str:
@@ -109,11 +111,34 @@ def _score_tiles(data: ReportData, overall: QualitySummary) -> str:
     return f'<dl class="tiles">{shown}</dl>'
 
 
+def _rows_of(summaries: Mapping[str, QualitySummary]) -> Iterator[tuple[str, QualitySummary]]:
+    """Those to show: of one cell type alone, the row of all would say the same twice."""
+    return ((name, summary) for name, summary in summaries.items() if name != "all" or len(summaries) > 2)
+
+
+def _lost_points(summaries: Mapping[str, QualitySummary]) -> str:
+    rows = []
+    for name, summary in _rows_of(summaries):
+        cells = "".join(
+            f"<td>{show_number(after, 4)}"
+            f' <span class="soft">{show_number(after - summary.score, 4, sign=True)}</span></td>'
+            for after in astuple(summary.mended)
+        )
+        mark = ' class="all"' if name == "all" else ""
+        rows.append(
+            f'<tr{mark}><th scope="row">{escape(name)}</th><td>{show_number(summary.score, 4)}</td>{cells}</tr>'
+        )
+    head = '<th scope="col" class="text">cell type</th>' + "".join(
+        f'<th scope="col">{name}</th>'
+        for name in ("score", "found cells with exact masks", "without false alarms", "nothing missed")
+    )
+    caption = "Where points are lost: the score with one kind of error mended, and all others left."
+    return table("lost-points", caption, head, rows)
+
+
 def _score_table(summaries: Mapping[str, QualitySummary]) -> str:
     rows = []
-    for name, s in summaries.items():
-        if name == "all" and len(summaries) == 2:  # one type: the row would say the same twice
-            continue
+    for name, s in _rows_of(summaries):
         ap = s.average_precision
         numbers = (
             s.images, show_number(s.score, 4), show_number(s.precision[0]), show_number(s.recall[0]),
@@ -205,6 +230,11 @@ def _definitions() -> str:
             "count error, relative, bias",
             "Mean over images of the difference between cells found and annotated: without its sign, the same as a "
             "share of the annotated cells, and with its sign (above 0: too many).",
+        ),
+        (
+            "where points are lost",
+            f"For this table alone, a found and an annotated cell belong together from an IoU of {FOUND_ABOVE:g} on: a "
+            "found cell with a poor mask is then not a false alarm beside a miss. The gains do not add up.",
         ),
         ("mean IoU", "Of the hits at an IoU of 0.5."),
         (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Sequence
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -34,13 +35,14 @@ def summary_rows(data: ReportData) -> Rows:
     yield (
         "cell_type", "images", "score", "precision_50", "recall_50", "ap_50", "ap_75", "ap_50_95", "cells",
         "found_cells", "count_error", "relative_count_error", "count_bias", "mean_iou", "boundary_f",
+        "score_exact_masks", "score_no_false_alarms", "score_nothing_missed",
     )  # fmt: skip
     for name, s in data.summaries().items():
         ap = s.average_precision
         figures = (s.count_error, s.relative_count_error, s.count_bias, s.mean_iou, s.boundary_f)
         yield [
             name, s.images, *_figures([s.score, s.precision[0], s.recall[0], ap[0], ap[5], ap.mean()]),
-            s.cells, s.found_cells, *_figures(figures),
+            s.cells, s.found_cells, *_figures([*figures, *astuple(s.mended)]),
         ]  # fmt: skip
 
 

@@ -15,13 +15,14 @@ boundaries where nothing is matched.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import cv2
 import numpy as np
 
 from kernel.masks.instances import CellMasks
 from kernel.postprocess.mask_nms import CropWindow
+from kernel.scoring.lost_points import MendedScores, mended_scores
 from kernel.scoring.metric import IOU_THRESHOLDS, iou_matrix, score_from_iou
 
 #: Pixels by which two boundaries may differ and still be the same: what two annotators of one cell differ by, and
@@ -39,6 +40,7 @@ class ImageQuality:
 
     Attributes:
         score: the competition's, 0 to 1.
+        mended: the same with one kind of error mended.
         cells: T, annotated.
         found_cells: P.
         ranking: (P,) float32 scores, best first.
@@ -49,6 +51,7 @@ class ImageQuality:
     """
 
     score: float
+    mended: MendedScores
     cells: int
     found_cells: int
     ranking: np.ndarray
@@ -65,6 +68,7 @@ class QualitySummary:
     Attributes:
         images: how many.
         score: mean of the competition's scores.
+        mended: means of the scores with one kind of error mended.
         cells, found_cells: annotated and found, in all images.
         precision, recall, average_precision: (thresholds,) float64, at each of IOU_THRESHOLDS.
         count_bias: mean over images of found - annotated: above 0, too many are found.
@@ -76,6 +80,7 @@ class QualitySummary:
 
     images: int
     score: float
+    mended: MendedScores
     cells: int
     found_cells: int
     precision: np.ndarray
@@ -171,6 +176,7 @@ def measure_image(pred: CellMasks, truth: CellMasks, tolerance: float = BOUNDARY
     ]
     return ImageQuality(
         score=score_from_iou(iou),
+        mended=mended_scores(iou),
         cells=len(truth),
         found_cells=len(pred),
         ranking=pred.scores[order],
@@ -215,6 +221,9 @@ def summarise_quality(images: Sequence[ImageQuality]) -> QualitySummary:
     return QualitySummary(
         images=len(images),
         score=_mean([image.score for image in images]),
+        mended=MendedScores(
+            *(_mean([getattr(image.mended, field.name) for image in images]) for field in fields(MendedScores))
+        ),
         cells=cells,
         found_cells=found,
         precision=hits / found if found else nothing,
