@@ -15,7 +15,7 @@ from kernel.manifest.types import Manifest, MemberEntry
 from kernel.models.checkpoints import load_detector
 from kernel.models.fusion import fuse_batch_norms
 from kernel.models.recognition import recognise_members
-from kernel.mounts import find_dataset, find_weights, walk_paths
+from kernel.mounts import dataset_folders, find_weights, walk_paths
 
 
 def mounted_weights(manifest: Manifest, root: Path) -> dict[str, Path]:
@@ -34,7 +34,7 @@ def mounted_weights(manifest: Manifest, root: Path) -> dict[str, Path]:
     unnamed = [member for member in manifest.members if member.file is None]
     if not unnamed:
         return named
-    folders = [find_dataset(root, dataset) for dataset in manifest.all_weight_datasets]
+    folders = [path for dataset in manifest.all_weight_datasets for path in dataset_folders(root, dataset).trusted]
     files = [path for folder in folders for path in walk_paths(folder)]
     return named | recognise_members(unnamed, files, named.values())
 

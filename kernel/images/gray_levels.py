@@ -13,6 +13,9 @@ GRAY_STD = 12.0
 #: Between these the two are measured, so that hot pixels do not count.
 USUAL_PERCENTILES = (0.5, 99.5)
 
+#: A value that lies further from the median than so many times as others usually do is no measurement: a saved file's
+#: memory that nobody has set, or a mark for "no value". The widest detectors span some 1e5 times their noise.
+WILD_RATIO = 1e6
 #: Of more values than these, a regular part is measured.
 MEASURED_VALUES = 1 << 20
 #: Mapped at a time, in bytes of float64: the floats of a whole image would take many times its own memory.
@@ -56,8 +59,8 @@ def to_eight_bit(pixels: np.ndarray) -> np.ndarray:
     measured between the 0.5th and 99.5th percentile. Cameras of 10, 12 and 14 bits store their values in 16: dividing
     by the depth's full range would leave most images nearly black, and a stretch from the darkest to the brightest
     value gives a contrast that no member was trained on. Scale bars, borders and other constant blocks are not measured
-    (`find_blocks`). The channels share one mapping, which keeps colours; a constant image becomes 128; not-a-number
-    counts as the mean.
+    (`find_blocks`), nor are values beyond all measure (`wild_values`). The channels share one mapping, which keeps
+    colours; a constant image becomes 128; not-a-number counts as the mean.
     """
     if pixels.dtype == np.uint8:
         return pixels
@@ -84,8 +87,8 @@ def to_eight_bit(pixels: np.ndarray) -> np.ndarray:
 def measure_gray_scale(pixels: np.ndarray) -> GrayScale:
     """The mean and standard deviation of an image (H, W, C), between its usual percentiles.
 
-    What is not finite does not count, nor do constant blocks (`find_blocks`), nor a constant channel beside one that
-    is not.
+    What is not finite does not count, nor do values beyond all measure (`wild_values`), constant blocks
+    (`find_blocks`), and a constant channel beside one that is not.
     """
     height, width, channels = pixels.shape
     every = 1
@@ -95,6 +98,7 @@ def measure_gray_scale(pixels: np.ndarray) -> GrayScale:
     finite = np.isfinite(sample)
     if not finite.any():
         return GrayScale(0.0, 0.0, 0.0, 0.0)
+    finite &= ~wild_values(sample, finite)
     varying = [differs(sample[..., channel][finite[..., channel]]) for channel in range(channels)]
     if any(varying):
         sample, finite = sample[..., varying], finite[..., varying]
@@ -105,6 +109,17 @@ def measure_gray_scale(pixels: np.ndarray) -> GrayScale:
     if left.sum() < max(LEFT_PIXELS, LEFT_SHARE * left.size) or not differs(rest):
         rest = sample[finite]
     return usual_scale(rest)
+
+
+def wild_values(sample: np.ndarray, finite: np.ndarray) -> np.ndarray:
+    """Which finite values of a float64 array are beyond all measure, as bool of its shape; see `WILD_RATIO`."""
+    with np.errstate(over="ignore", invalid="ignore"):  # the distance of two large floats may be infinite
+        distances = np.abs(sample - np.median(sample[finite]))
+    others = distances[finite & (distances > 0)]
+    if not others.size:
+        return np.zeros(sample.shape, bool)
+    usual = float(np.percentile(others, 50, method="lower"))
+    return finite & (distances / WILD_RATIO > usual)
 
 
 def usual_scale(values: np.ndarray) -> GrayScale:

@@ -80,14 +80,34 @@ def read_image(path: Path, *, only_eight_bit: bool = False) -> np.ndarray:
         raise InputError(
             f"cannot read the image {path}: {error}; replace it by an intact PNG, JPEG or TIFF file, of gray or RGB"
         ) from error
+    except MemoryError as error:
+        raise InputError(
+            f"cannot read the image {path}: its pixels do not fit into the memory; replace it by a smaller one, or by "
+            "an intact one if its size is wrong"
+        ) from error
     if pages > 1:
         LOG.warning("%s has %d pages: only the first is used", path.name, pages)
     if orientation != 1:
         LOG.info("%s has the orientation tag %d, which is ignored: pixels are as stored", path.name, orientation)
     if only_eight_bit and pixels.dtype != np.uint8:
         raise InputError(f"{path} holds {pixels.dtype} values, and 8 bits are expected: save it again as an 8 bit PNG")
+    warn_of_gaps(path, pixels)
     pixels = to_eight_bit(pixels)
     return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else np.ascontiguousarray(pixels)
+
+
+def warn_of_gaps(path: Path, pixels: np.ndarray) -> None:
+    """Say in the log how many values of an image are no numbers, or infinite: these have no gray level of their own."""
+    if pixels.dtype.kind != "f":
+        return
+    gaps = pixels.size - int(np.isfinite(pixels).sum())
+    if gaps == pixels.size:
+        LOG.warning("%s holds no finite value: it is read as uniform gray", path.name)
+    elif gaps:
+        LOG.warning(
+            "%s: %d of %d values are not finite: not-a-number is read as the mean, infinity as the usual extremes",
+            path.name, gaps, pixels.size,
+        )  # fmt: skip
 
 
 def read_pixels(path: Path, stream: BinaryIO) -> tuple[np.ndarray, int, int]:

@@ -8,7 +8,7 @@ and only after each strip was checked.
 from __future__ import annotations
 
 import io
-import json
+import math
 import re
 from pathlib import Path
 from typing import BinaryIO
@@ -95,7 +95,7 @@ def to_gray_or_colour(values: np.ndarray, layout: TiffLayout, table: np.ndarray 
     """Samples (H, W, S) as gray (H, W, 1) or B, G, R (H, W, 3), see `read_tiff`; `table` (N, 3) is a palette, if any.
 
     Raises:
-        InputError: a palette of a picture's own colours beside JPEG.
+        InputError: a palette of a picture's own colours beside JPEG, or values that the tags do not allow.
     """
     values = values[..., : layout.colours]
     if values.dtype == bool:
@@ -105,14 +105,25 @@ def to_gray_or_colour(values: np.ndarray, layout: TiffLayout, table: np.ndarray 
         if not direction:
             if layout.compression == JPEG_COMPRESSION:
                 raise InputError("the TIFF is damaged: JPEG mixes up the entries of its palette")
-            return (table[:, ::-1] >> 8).astype(np.uint8)[values[..., 0]]
+            return looked_up((table[:, ::-1] >> 8).astype(np.uint8), values[..., 0])
         return values if direction > 0 else inverted(values)
     if layout.bits < 8:
         most = (1 << layout.bits) - 1
-        values = (np.arange(most + 1) * 255 / most).round().astype(np.uint8)[values]
+        values = looked_up((np.arange(most + 1) * 255 / most).round().astype(np.uint8), values)
     if layout.photometric == MIN_IS_WHITE:
         values = inverted(values)
     return values[..., ::-1]
+
+
+def looked_up(table: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The entries of a table (N, ...) for values (...).
+
+    Raises:
+        InputError: it has none for some of them.
+    """
+    if values.dtype.kind != "u" or int(values.max()) >= len(table):
+        raise InputError(f"the TIFF is damaged: it holds values beyond the {len(table)} that its tags tell of")
+    return table[values]
 
 
 def inverted(values: np.ndarray) -> np.ndarray:
@@ -142,23 +153,24 @@ def count_planes(stream: BinaryIO) -> int:
 
 
 def stored_planes(directory: TiffDirectory) -> int:
-    """How many pictures of a stack follow each other in the one page of a directory."""
+    """How many pictures of a stack follow each other in the one page of a directory.
+
+    The texts are searched, not parsed: a stranger's may be anything that begins like ImageJ's or tifffile's.
+    """
     text = directory.text(TiffTag.IMAGE_DESCRIPTION)
     planes = max(1, directory.value(TiffTag.IMAGE_DEPTH, 1))
     if TiffTag.METAMORPH_UIC2 in directory.fields:
         planes = max(planes, directory.fields[TiffTag.METAMORPH_UIC2].count)
     if text.startswith("ImageJ="):
-        found = re.search(r"^images=(\d+)", text, re.MULTILINE)
+        found = re.search(r"^images=(\d{1,9})(?!\d)", text, re.MULTILINE)
         planes = max(planes, int(found.group(1)) if found else 1)
-    if text.startswith('{"shape"'):
-        try:
-            shape = json.loads(text)["shape"]
-        except (ValueError, KeyError):
-            return planes
+    found = re.match(r'\{"shape": \[(\d{1,9}(?:, \d{1,9}){0,8})\]', text)
+    if found:
+        values = math.prod(int(side) for side in re.findall(r"\d+", found.group(1)))
         page = (
             directory.value(TiffTag.IMAGE_WIDTH, 1)
             * directory.value(TiffTag.IMAGE_LENGTH, 1)
             * directory.value(TiffTag.SAMPLES_PER_PIXEL, 1)
         )
-        planes = max(planes, int(np.prod(shape, dtype=np.float64) / page))
+        planes = max(planes, values // page)
     return planes
