@@ -36,7 +36,7 @@ from kernel.files import whole_file
 from kernel.images.reading import list_images, read_image_shape
 from kernel.log import LOG, show_log
 from kernel.manifest.reader import parse_manifest
-from kernel.mounts import find_competition, find_dataset, input_root
+from kernel.mounts import dataset_folders, find_competition, input_root
 from kernel.postprocess.submission import SubmissionWriter
 from kernel.runtime.budget import TimeBudget
 from kernel.runtime.environment import chosen_devices, chosen_dtype, working_folder
@@ -102,7 +102,8 @@ def run_kernel(manifest_json: str, wheels_lock_json: str) -> int:
 
     def segment_share(share: Sequence[Path]) -> RunResults:
         LOG.info("%d images, %d members, on %s in %s", len(share), len(manifest.members), ", ".join(devices), dtype)
-        with installed_wheels(find_dataset(root, manifest.wheels_dataset), wheels_lock_json) as packages:
+        folders = dataset_folders(root, manifest.wheels_dataset).all
+        with installed_wheels(folders, wheels_lock_json, working) as packages:
             levels = quality_levels(manifest.members, manifest.ensemble)
             shapes = {path.stem: shape_of(path) for path in share}
             sizes = {image_id: float(height * width) for image_id, (height, width) in shapes.items()}

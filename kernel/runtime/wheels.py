@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,9 +23,17 @@ from pathlib import Path
 
 from kernel.errors import InputError, RunError
 from kernel.files import file_sha256
+from kernel.log import LOG
+from kernel.mounts import find_files, is_file, join_paths, walk_paths
 
 #: Modules that must come from the wheels: a copy that was imported before would stay in use.
 VENDORED_MODULES = ("mmcv", "mmdet")
+#: No wheel of ours is larger. Weights beside renamed wheels, zip files as well, need not be read for their sums.
+LARGEST_WHEEL_BYTES = 64 << 20
+#: pip takes seconds. One that waits, for a lock or a file system that does not answer, is not waited for.
+PIP_SECONDS = 600
+#: What the names of the folders begin with in which the wheels are installed for a run.
+PACKAGES_PREFIX = "kernel-wheels-"
 
 
 @dataclass(frozen=True)
@@ -91,52 +100,136 @@ def verify_wheels(folder: Path, lock: Sequence[LockedWheel]) -> list[Path]:
         raise InputError(
             f"no folder of wheels at {folder}: write it with `python -m bundle.vendor`, or attach the wheel dataset"
         )
-    problems = []
+    found = {wheel.wheel: [path for path in (folder / wheel.wheel,) if path.is_file()] for wheel in lock}
+    return right_wheels(lock, found, f"in {folder}")
+
+
+def find_wheels(folders: Sequence[Path], lock: Sequence[LockedWheel]) -> list[Path]:
+    """The paths of the lock's wheels in or below some of `folders`, in the lock's order, by their SHA-256.
+
+    A wheel is looked for by its name first, then among all files: a download or an upload may have renamed it.
+
+    Raises:
+        InputError: wheels are missing or altered, each of which has a line.
+    """
+    renamed = [path for folder in folders for path in walk_paths(folder) if may_be_wheel(path)]
+    found = {
+        wheel.wheel: [path for folder in folders for path in find_files(folder, wheel.wheel)] + renamed
+        for wheel in lock
+    }
+    return right_wheels(lock, found, f"in {join_paths(folders)}")
+
+
+def may_be_wheel(path: Path) -> bool:
+    """Whether a file may be a wheel, whatever it is called: a zip file that is not too large."""
+    try:
+        return is_file(path) and path.stat().st_size <= LARGEST_WHEEL_BYTES and zipfile.is_zipfile(path)
+    except OSError:  # it cannot be opened
+        return False
+
+
+def right_wheels(lock: Sequence[LockedWheel], found: Mapping[str, Sequence[Path]], where: str) -> list[Path]:
+    """Of the paths `found` for each wheel's name the first of the right SHA-256, in the lock's order.
+
+    Raises:
+        InputError: wheels have no such path; each has a line.
+    """
+    sums: dict[Path, str] = {}
+
+    def sum_of(path: Path) -> str:
+        if path not in sums:
+            try:
+                sums[path] = file_sha256(path)
+            except OSError as error:
+                sums[path] = f"nothing ({error.strerror})"
+        return sums[path]
+
+    right: list[Path] = []
+    problems: list[str] = []
     for wheel in lock:
-        path = folder / wheel.wheel
-        if not path.is_file():
+        paths = found[wheel.wheel]
+        named = [path for path in paths if path.name == wheel.wheel]
+        match = next((path for path in paths if sum_of(path) == wheel.wheel_sha256), None)
+        if match is not None:
+            right.append(match)
+        elif named:
+            problems.append(f"{wheel.wheel}: expected sha256 {wheel.wheel_sha256}, found {sum_of(named[0])}")
+        else:
             problems.append(f"{wheel.wheel}: missing")
-            continue
-        found = file_sha256(path)
-        if found != wheel.wheel_sha256:
-            problems.append(f"{wheel.wheel}: expected sha256 {wheel.wheel_sha256}, found {found}")
     if problems:
         raise InputError(
-            f"the wheels in {folder} are not those of the lock:\n  "
+            f"the wheels {where} are not those of the lock:\n  "
             + "\n  ".join(problems)
             + "\nbuild them again with `python -m bundle.vendor`, and publish the wheel dataset again if it is one"
         )
-    return [folder / wheel.wheel for wheel in lock]
+    return right
 
 
 @contextlib.contextmanager
-def installed_wheels(folder: Path, lock_json: str) -> Iterator[Path]:
-    """Install the wheels of `folder`, which must be those of the lock, for as long as the block lasts.
+def installed_wheels(folders: Sequence[Path], lock_json: str, working: Path) -> Iterator[Path]:
+    """Install the lock's wheels, which lie in or below `folders`, for as long as the block lasts.
+
+    They go to the system's folder for temporary files, or to `working` where there is none, or no room in it.
 
     Yields:
-        The folder in which they are installed.
+        The folder in which they are installed. That it cannot be deleted afterwards is no failure.
 
     Raises:
-        InputError: as `verify_wheels` and `install_wheels` do.
-        RunError: as `install_wheels` does.
+        InputError: as `find_wheels` and `install_wheels` do.
+        RunError: they can be installed nowhere; with all reasons.
     """
-    wheels = verify_wheels(folder, parse_locked_wheels(json.loads(lock_json), "the embedded wheels lock"))
-    with tempfile.TemporaryDirectory(prefix="kernel-wheels-") as packages:
-        install_wheels(wheels, Path(packages))
-        yield Path(packages)
+    wheels = find_wheels(folders, parse_locked_wheels(json.loads(lock_json), "the embedded wheels lock"))
+    packages = install_somewhere(wheels, working)
+    try:
+        yield packages
+    finally:
+        remove_packages(packages)
+
+
+def install_somewhere(wheels: Sequence[Path], working: Path) -> Path:
+    """`install_wheels` into a new folder of the first place that takes it, which is returned.
+
+    Raises:
+        InputError: as `install_wheels` does.
+        RunError: no place takes them.
+    """
+    problems: list[str] = []
+    for place in (None, working):
+        packages = None
+        try:
+            packages = Path(tempfile.mkdtemp(prefix=PACKAGES_PREFIX, dir=place))
+            install_wheels(wheels, packages)
+            return packages
+        except (OSError, RunError) as error:  # an OSError where no folder can be made
+            problems.append(str(error))
+            if packages is not None:
+                remove_packages(packages)
+        except InputError:
+            remove_packages(packages)
+            raise
+        if place is None:
+            LOG.warning("there is no place for temporary files: %s; the working folder is tried", problems[-1])
+    raise RunError("the vendored wheels can be installed nowhere:\n  " + "\n  ".join(problems))
+
+
+def remove_packages(packages: Path) -> None:
+    """Delete a folder of installed wheels as far as that is possible."""
+    shutil.rmtree(packages, ignore_errors=True)
+    if packages.exists():
+        LOG.warning("%s could not be deleted", packages)
 
 
 def install_wheels(wheels: Sequence[Path], target: Path) -> None:
     """Install pure wheels into the folder `target`, without network, and put it in front on sys.path.
 
     pip is preferred, for it checks tags, metadata and RECORD. It ignores the user's configuration (which may name an
-    index or a prefix) and dependencies. Where the interpreter has no pip, the wheels are unpacked: a pure wheel is a
+    index or a prefix) and dependencies. Where there is no pip, or it fails, the wheels are unpacked: a pure wheel is a
     zip file of what goes into site-packages. Nothing is compiled to bytecode ahead, since most of mmdet's modules are
     never imported. Without wheels, `target` is only put on sys.path.
 
     Raises:
         InputError: mmcv or mmdet was imported from elsewhere before.
-        RunError: the installation fails; with pip's output.
+        RunError: pip has failed, and the wheels cannot be unpacked either.
     """
     target = target.resolve()
     for name in VENDORED_MODULES:
@@ -147,14 +240,14 @@ def install_wheels(wheels: Sequence[Path], target: Path) -> None:
                 "before anything imports it: start a fresh Python"
             )
     target.mkdir(parents=True, exist_ok=True)
-    if wheels and not _pip_installs_wheels(wheels, target):
-        _unpack_wheels(wheels, target)
+    if wheels and not pip_installs_wheels(wheels, target):
+        unpack_wheels(wheels, target)
     sys.path[:] = [str(target), *(path for path in sys.path if path != str(target))]
     importlib.invalidate_caches()
 
 
-def _pip_installs_wheels(wheels: Sequence[Path], target: Path) -> bool:
-    """Install with pip; returns False if the interpreter has none.
+def pip_installs_wheels(wheels: Sequence[Path], target: Path) -> bool:
+    """Install with pip; returns whether it could. If not, the log says why.
 
     Looking for pip with importlib.util.find_spec would be shorter, and would break this process: setuptools' hook
     takes it for the start of pip, switches its distutils off, and can then not be imported itself.
@@ -164,26 +257,36 @@ def _pip_installs_wheels(wheels: Sequence[Path], target: Path) -> bool:
     # --isolated makes pip ignore PIP_* variables and the user's file, PIP_CONFIG_FILE all other configuration files.
     env = {key: value for key, value in os.environ.items() if not key.startswith("PIP_")}
     env["PIP_CONFIG_FILE"] = os.devnull
-    result = subprocess.run(
-        [sys.executable, "-m", "pip", "install", *options, *map(str, wheels)],
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        check=False,
-    )
-    if result.returncode != 0 and result.stdout.strip().endswith("No module named pip"):
-        return False
-    if result.returncode != 0:
-        raise RunError(
-            f"pip could not install the vendored wheels into {target} (exit code {result.returncode}):\n"
-            f"{result.stdout.strip()}"
+    try:
+        result = subprocess.run(
+            [sys.executable, "-m", "pip", "install", *options, *map(str, wheels)],
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=PIP_SECONDS,
+            check=False,
         )
-    return True
+    except (OSError, TypeError, subprocess.TimeoutExpired) as error:  # TypeError: an embedded Python is no program
+        LOG.warning("pip cannot be run: %s; the wheels are unpacked instead", error)
+        return False
+    if result.returncode == 0:
+        return True
+    said = result.stdout.strip()
+    if not said.endswith("No module named pip"):
+        reason = said.splitlines()[-1] if said else "it said nothing"
+        LOG.warning("pip failed (exit code %d): %s; the wheels are unpacked instead", result.returncode, reason)
+    return False
 
 
-def _unpack_wheels(wheels: Sequence[Path], target: Path) -> None:
+def unpack_wheels(wheels: Sequence[Path], target: Path) -> None:
+    """Write what is in the wheels into `target`.
+
+    Raises:
+        RunError: a wheel is damaged, or cannot be read, or `target` cannot be written.
+    """
     for wheel in wheels:
         try:
             with zipfile.ZipFile(wheel) as archive:

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+import tempfile
 import textwrap
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
+import kernel.runtime.wheels as wheels_module
 from bundle.repack import write_wheel
 from kernel.errors import InputError, RunError
 from kernel.files import file_sha256
 from kernel.runtime.wheels import (
     VENDORED_MODULES,
     LockedWheel,
+    find_wheels,
     install_wheels,
+    installed_wheels,
     parse_locked_wheels,
     verify_wheels,
 )
@@ -172,6 +178,119 @@ def test_without_a_folder_it_is_told_how_to_make_one(tmp_path: Path, kind: str) 
         verify_wheels(path, [])
 
 
+def test_wheels_are_found_folders_down_and_by_their_sums(tmp_path: Path) -> None:
+    """As a dataset of one archive is mounted, and as a browser or an upload renames: each at its own place."""
+    first, second, third = (make_wheel(tmp_path / "made", name) for name in ("first", "second", "third"))
+    lock = [locked(wheel) for wheel in (first, second, third)]
+    places = [tmp_path / "in" / place for place in (f"wheels/{first.name}", "dist/second (1).whl", "third.zip")]
+    for wheel, place in zip((first, second, third), places, strict=True):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        wheel.rename(place)
+    assert find_wheels([tmp_path / "in"], lock) == places
+    altered = tmp_path / "in" / second.name  # beside the right one, which has another name
+    altered.write_bytes(b"altered")
+    assert find_wheels([tmp_path / "in"], lock) == places
+    assert find_wheels([tmp_path / "in" / "dist", tmp_path / "in"], lock) == places
+    places[1].unlink()
+    places[2].write_bytes(places[2].read_bytes() + b"x")
+    with pytest.raises(InputError) as caught:
+        find_wheels([tmp_path / "in"], lock)
+    assert f"{second.name}: expected sha256 {lock[1].wheel_sha256}, found {file_sha256(altered)}" in str(caught.value)
+    assert f"{third.name}: missing" in str(caught.value)
+
+
+def test_a_wheel_that_cannot_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wheel = make_wheel(tmp_path, "tiny")
+    lock = [locked(wheel)]
+
+    def refuse(path: Path) -> str:
+        raise OSError(5, "Input/output error", str(path))
+
+    monkeypatch.setattr("kernel.runtime.wheels.file_sha256", refuse)
+    with pytest.raises(InputError, match=r"found nothing \(Input/output error\)"):
+        find_wheels([tmp_path], lock)
+
+
+# --- places -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> tuple[Path, str]:
+    """A folder of one wheel, and its lock."""
+    wheel = make_wheel(tmp_path / "dataset", "tiny")
+    return wheel.parent, json.dumps({"packages": [asdict(locked(wheel))]})
+
+
+def full_place(packages: Path, wheels: Sequence[Path]) -> None:
+    """As `unpack_wheels` where a small file system is full."""
+    (packages / "tiny.py").write_text("half of i", encoding="utf-8")
+    raise RunError(f"{wheels[0]} could not be unpacked into {packages}: No space left on device")
+
+
+@pytest.mark.parametrize("how", ["none", "closed", "full"])
+def test_without_a_temporary_folder_the_working_folder_takes_the_wheels(
+    tmp_path: Path,
+    dataset: tuple[Path, str],
+    stub_pip: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    how: str,
+) -> None:
+    folder, lock = dataset
+    working, small = tmp_path / "working", tmp_path / "small"
+    working.mkdir()
+    small.mkdir()
+    say(stub_pip, "raise SystemExit(1)")
+    if how == "none":
+
+        def no_place() -> str:
+            raise FileNotFoundError(2, "No usable temporary directory found")
+
+        monkeypatch.setattr(tempfile, "_gettempdir", no_place)
+    else:
+        monkeypatch.setattr(tempfile, "tempdir", str(small if how == "full" else tmp_path / "gone"))
+    unpack = wheels_module.unpack_wheels
+
+    def unpack_if_there_is_room(wheels: Sequence[Path], target: Path) -> None:
+        if target.is_relative_to(small):
+            full_place(target, wheels)
+        unpack(wheels, target)
+
+    monkeypatch.setattr(wheels_module, "unpack_wheels", unpack_if_there_is_room)
+    with caplog.at_level("WARNING", "kernel"), installed_wheels([folder], lock, working) as packages:
+        assert packages.parent == working and sys.path[0] == str(packages)
+        assert (packages / "tiny.py").read_text(encoding="utf-8") == "HERE = __file__\n"
+        assert list(small.iterdir()) == []
+    assert "there is no place for temporary files: " in caplog.text and "the working folder is tried" in caplog.text
+    assert list(working.iterdir()) == []
+
+
+def test_where_nothing_can_be_written_both_reasons_are_told(
+    tmp_path: Path, dataset: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with (
+        pytest.raises(RunError, match=r"(?s)installed nowhere:.*/gone/kernel-wheels.*/away/kernel-wheels"),
+        installed_wheels([dataset[0]], dataset[1], tmp_path / "away"),
+    ):
+        pass
+
+
+def test_packages_that_cannot_be_deleted_are_no_failure(
+    tmp_path: Path, dataset: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A run's rows are not lost to that."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def fail(*arguments: Any, **options: Any) -> None:
+        assert options == {"ignore_errors": True}
+
+    monkeypatch.setattr("shutil.rmtree", fail)
+    with installed_wheels([dataset[0]], dataset[1], tmp_path) as packages:
+        pass
+    assert f"{packages} could not be deleted" in caplog.messages
+
+
 # --- installation ------------------------------------------------------------------------------------------------
 
 
@@ -254,10 +373,9 @@ def test_how_pip_is_called(tmp_path: Path, stub_pip: Path, monkeypatch: pytest.M
     assert environment["KEPT"] == "1"
 
 
-def test_what_pip_says_is_passed_on(tmp_path: Path, stub_pip: Path) -> None:
-    """Both its streams, whatever bytes they hold; and the path is left alone."""
-    say(
-        stub_pip,
+#: Ways in which a pip that is there does not work, and what is said of each.
+BROKEN_PIPS = {
+    "says why": (
         r"""
         import sys
         sys.stdout.buffer.write(b"to one \xff\n")
@@ -265,14 +383,57 @@ def test_what_pip_says_is_passed_on(tmp_path: Path, stub_pip: Path) -> None:
         sys.stderr.write("to the other\nNo module named pip, nearly\n")
         sys.exit(7)
         """,
-    )
-    before = list(sys.path)
-    with pytest.raises(RunError) as caught:
+        "pip failed (exit code 7): No module named pip, nearly; the wheels are unpacked instead",
+    ),
+    "a part is missing": (
+        "import a_part_of_pip_that_is_missing",
+        "pip failed (exit code 1): ModuleNotFoundError: No module named 'a_part_of_pip_that_is_missing'; the wheels",
+    ),
+    "says nothing": ("import os; os._exit(3)", "pip failed (exit code 3): it said nothing; the wheels are unpacked"),
+    "is killed": ("import os; os.kill(os.getpid(), 9)", "pip failed (exit code -9): it said nothing; the wheels"),
+    "leaves a part": (
+        """
+        import pathlib, sys
+        target = pathlib.Path(sys.argv[sys.argv.index("--target") + 1])
+        (target / "tiny.py").write_text("half of i")
+        raise OSError(28, "No space left on device")
+        """,
+        "pip failed (exit code 1): OSError: [Errno 28] No space left on device; the wheels are unpacked instead",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", BROKEN_PIPS)
+def test_where_pip_does_not_work_wheels_are_unpacked_and_that_is_told(
+    tmp_path: Path, stub_pip: Path, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    code, told = BROKEN_PIPS[how]
+    say(stub_pip, code)
+    target = tmp_path / "target"
+    with caplog.at_level("WARNING", "kernel"):
+        install_wheels([make_wheel(tmp_path, "tiny")], target)
+    (message,) = caplog.messages
+    assert message.startswith(told) and "Traceback" not in message
+    assert run_python("import tiny; print(tiny.HERE)", target) == str(target / "tiny.py")
+
+
+@pytest.mark.parametrize("executable", [None, "", "/nowhere/python"])
+def test_an_interpreter_that_cannot_be_started_installs_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, executable: str | None
+) -> None:
+    monkeypatch.setattr(sys, "executable", executable)
+    with caplog.at_level("WARNING", "kernel"):
         install_wheels([make_wheel(tmp_path, "tiny")], tmp_path / "target")
-    told = str(caught.value).splitlines()
-    assert told[0] == f"pip could not install the vendored wheels into {tmp_path / 'target'} (exit code 7):"
-    assert told[1:] == ["to one \ufffd", "to the other", "No module named pip, nearly"]
-    assert sys.path == before
+    assert "pip cannot be run: " in caplog.text and (tmp_path / "target" / "tiny.py").is_file()
+
+
+def test_a_pip_that_waits_is_not_waited_for(
+    tmp_path: Path, stub_pip: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("kernel.runtime.wheels.PIP_SECONDS", 0.5)
+    say(stub_pip, "import time; time.sleep(600)")
+    install_wheels([make_wheel(tmp_path, "tiny")], tmp_path / "target")
+    assert "timed out" in caplog.text and (tmp_path / "target" / "tiny.py").is_file()
 
 
 def test_without_pip_wheels_are_unpacked(tmp_path: Path, without_pip: str, monkeypatch: pytest.MonkeyPatch) -> None:
