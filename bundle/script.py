@@ -12,6 +12,13 @@ from bundle.pythons import STANDARD_MODULES
 from kernel.errors import InputError
 
 LINE_LENGTH = 110
+#: Stands between the imports of the standard library and those of torch.
+TEMPORARY_FOLDER = """\
+# torch wants a folder for temporary files when it is imported. Where there is none, that is the working folder.
+try:
+    tempfile.gettempdir()
+except FileNotFoundError:
+    os.environ["TMPDIR"] = tempfile.tempdir = os.environ.get("KERNEL_WORKING", "/kaggle/working")"""
 #: What counts as printable in embedded texts. The present version's idea of it changes from Python to Python.
 FROZEN_UNICODE = unicodedata.ucd_3_2_0
 
@@ -82,7 +89,10 @@ def section_text(module: ModuleSource) -> str:
 
 
 def hoisted_imports(order: Sequence[ModuleSource]) -> list[str]:
-    """The third-party imports of all modules, each once: standard library first, plain imports first."""
+    """The third-party imports of all modules, each once: standard library first, plain imports first.
+
+    Before torch's a folder for temporary files is seen to.
+    """
     plain: set[tuple[str, str]] = set()
     named: dict[str, set[tuple[str, str]]] = {}
     for module in order:
@@ -92,6 +102,9 @@ def hoisted_imports(order: Sequence[ModuleSource]) -> list[str]:
                     plain.add((alias.name, alias.asname or ""))
                 else:
                     named.setdefault(str(statement.module), set()).add((alias.name, alias.asname or ""))
+    imports_torch = any(name.split(".")[0] == "torch" for name in [*named, *(name for name, _ in plain)])
+    if imports_torch:
+        plain |= {("os", ""), ("tempfile", "")}
     blocks = []
     for standard in (True, False):
         lines = [f"import {alias_text(pair)}" for pair in sorted(plain) if is_standard(pair[0]) == standard]
@@ -103,6 +116,8 @@ def hoisted_imports(order: Sequence[ModuleSource]) -> list[str]:
             lines.append(line)
         if lines:
             blocks.append("\n".join(lines))
+        if standard and imports_torch:
+            blocks.append(TEMPORARY_FOLDER)
     return blocks
 
 

@@ -18,12 +18,14 @@ from kernel.commands import predict, prepare, select, synthesize, train, train_m
 from kernel.errors import InputError, RunError
 from kernel.folders import end_on_sigterm, escape_unprintable
 from kernel.log import show_log
+from kernel.runtime.limits import limit_threads
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit code."""
     options = parse_arguments(arguments)
     show_log(sys.stderr, "%(message)s")
+    limit_threads()
     try:
         options.run(options)
     except InputError as error:

@@ -43,6 +43,7 @@ from kernel.runtime.environment import chosen_devices, chosen_dtype, working_fol
 from kernel.runtime.failures import FailedImage, attempt
 from kernel.runtime.image_worker import SERVE_VARIABLE, serve_device
 from kernel.runtime.launch import started_workers, worker_setups
+from kernel.runtime.limits import limit_threads
 from kernel.runtime.results import RunResults, segment_all
 from kernel.runtime.shards import segment_in_processes, this_shard
 from kernel.runtime.summary import summarise
@@ -55,6 +56,7 @@ SCORING_RUN_VARIABLE = "KAGGLE_IS_COMPETITION_RERUN"
 
 def main(manifest_json: str, wheels_lock_json: str) -> int:
     """Run the kernel; returns the exit code."""
+    limit_threads()
     if SERVE_VARIABLE in os.environ:
         end_at_once(serve_device(manifest_json))
     show_log(sys.stdout)

@@ -54,6 +54,7 @@ POSIX_NAMES = {
 NEEDED_HERE = {"os.sendfile", "os.posix_spawn", "os.uname", "time.clock_gettime", "socket.AF_UNIX"}
 #: Where such a name stands with a way round it.
 GUARDED = {
+    ("kernel/runtime/limits.py", "os.sched_getaffinity"),
     ("kernel/runtime/memory.py", "os.sysconf"),
     ("kernel/training/signals.py", "signal.sigwaitinfo"),
     ("kernel/training/signals.py", "signal.pthread_sigmask"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from kernel.data.prepare import prepare
 from kernel.data.sources import Source, read_competition, read_pseudo_labels
 from kernel.data.splits import SPLIT_NAMES
 from kernel.errors import InputError
+from kernel.runtime.limits import usable_processors
 
 PREPARE_HELP = """\
 Make a folder that train, validate and tune take as --data: annotations.json (COCO, run lengths), folds.csv, and
@@ -62,7 +62,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--workers",
         type=int,
-        default=os.cpu_count() or 1,
+        default=usable_processors(),
         metavar="N",
         help="processes; they do not change the result (default: one per core)",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,6 +34,8 @@ def working_folder() -> Path:
     working = Path(os.environ.get("KERNEL_WORKING", "/kaggle/working"))
     if not working.is_dir():
         raise InputError(f"no folder {working}: run this on Kaggle, or set KERNEL_WORKING to an existing folder")
+    if Path(tempfile.gettempdir()) == working:  # the script begins with that
+        LOG.warning("no folder for temporary files can be written: they go to %s", working)
     return working
 
 

@@ -23,6 +23,7 @@ from kernel.ensemble.features import features_bytes
 from kernel.ensemble.members import Member
 from kernel.ensemble.views import PAD_MULTIPLE
 from kernel.log import LOG
+from kernel.runtime.limits import unused_memory
 from kernel.settings import CELL_TYPES, CLS_USE
 
 #: The side of the small image in pixels: every FPN level has some positions, and the pass takes no time.
@@ -153,7 +154,7 @@ def free_memory(device: torch.device) -> int:
 
 
 def host_memory(meminfo: Path, cgroup: Path) -> int:
-    """The bytes that the machine has available, or the container where that is less.
+    """The bytes that the machine has available, or the control groups of this process where that is less.
 
     Args:
         meminfo, cgroup: Linux's /proc/meminfo and /sys/fs/cgroup. Where there is neither, half of the machine's memory
@@ -164,15 +165,9 @@ def host_memory(meminfo: Path, cgroup: Path) -> int:
         lines = dict(line.split(":", 1) for line in meminfo.read_text(encoding="ascii").splitlines() if ":" in line)
         if "MemAvailable" in lines:
             limits.append(int(lines["MemAvailable"].split()[0]) << 10)
-    for limit, used, cache in (
-        ("memory.max", "memory.current", "memory.stat"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
-    ):
-        if (cgroup / limit).is_file() and (cgroup / used).is_file():
-            allowed = (cgroup / limit).read_text(encoding="ascii").strip()
-            if allowed != "max":
-                taken = int((cgroup / used).read_text(encoding="ascii"))
-                limits.append(int(allowed) - taken + reclaimable_bytes(cgroup / cache))
+    unused = unused_memory(cgroup)
+    if unused is not None:
+        limits.append(unused)
     if limits:
         return max(0, min(limits))
     try:
@@ -189,11 +184,3 @@ def peak_host_memory() -> float | None:
         return None
     unit = 1 if sys.platform == "darwin" else 1024  # Linux counts in KB, macOS in bytes
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, 3)
-
-
-def reclaimable_bytes(stat: Path) -> int:
-    """The bytes of a container's cached files: they count as used, but are given up when memory is needed."""
-    if not stat.is_file():
-        return 0
-    figures = dict(line.split(" ", 1) for line in stat.read_text(encoding="ascii").splitlines() if " " in line)
-    return int(figures.get("total_inactive_file", figures.get("inactive_file", 0)))
