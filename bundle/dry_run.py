@@ -96,16 +96,13 @@ def choose_images(folder: Path, limit: int | None = None) -> list[Path]:
     """The images of a folder, by name, at most `limit`.
 
     Raises:
-        InputError: as `kernel.images.reading.list_images` and `SubmissionWriter` do; or `limit` is below 1.
+        InputError: as `kernel.images.reading.list_images` does; or `limit` is below 1.
     """
     from kernel.images.reading import list_images
-    from kernel.postprocess.submission import SubmissionWriter
 
     if limit is not None and limit < 1:
         raise InputError(f"--limit {limit}: it must be at least 1")
-    images = list_images(folder)[:limit]
-    SubmissionWriter(path.stem for path in images)  # refuses a name that cannot stand in a submission
-    return images
+    return list_images(folder)[:limit]
 
 
 def stage_mounts(

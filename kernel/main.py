@@ -33,6 +33,7 @@ from typing import Any, NoReturn
 from kernel.ensemble.quality_levels import quality_levels
 from kernel.errors import InputError, RunError
 from kernel.files import whole_file
+from kernel.images.listing import SAMPLE_NAME, absent_ids
 from kernel.images.reading import list_images, read_image_shape
 from kernel.log import LOG, show_log
 from kernel.manifest.reader import parse_manifest
@@ -97,8 +98,10 @@ def run_kernel(manifest_json: str, wheels_lock_json: str) -> int:
     devices = shard.own_device(machine)
     dtype = chosen_dtype(manifest.dtype, devices)
     root, working = input_root(), working_folder()
-    paths = list_images(find_competition(root, manifest.kernel.competition))
-    writer = SubmissionWriter(path.stem for path in paths)
+    test = find_competition(root, manifest.kernel.competition)
+    paths = list_images(test, twins=True)
+    absent = absent_ids(test.parent / SAMPLE_NAME, [path.stem for path in paths])
+    writer = SubmissionWriter([*(path.stem for path in paths), *absent])
     deadline = start + (manifest.time_limit_hours - manifest.time_margin_hours) * 3600
     hard_deadline = deadline + manifest.time_margin_hours * 1800  # halfway from there to the time limit
 
@@ -122,6 +125,8 @@ def run_kernel(manifest_json: str, wheels_lock_json: str) -> int:
         return 0
     for image_id, (rles, shape) in results.rows.items():
         writer.add(image_id, rles, shape)
+    for image_id in absent:
+        writer.add(image_id, [], (0, 0))
     writer.write(working / "submission.csv")
     summary = summarise(manifest, dtype, results, time.monotonic() - start)
     with whole_file(working / "summary.json") as temporary:

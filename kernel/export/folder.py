@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import hashlib
 import io
 import json
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -22,6 +24,9 @@ from kernel.masks.instances import CellMasks
 from kernel.postprocess.pictures import draw_picture
 from kernel.runtime.failures import FailedImage, attempt, attempt_image
 from kernel.runtime.memory import apply_plan, free_memory, plan_memory
+
+#: File systems take names of 255 bytes, endings included; the longest of ours is ".geojson".
+LONGEST_NAME_BYTES = 255 - len(".geojson")
 
 
 def predict_folder(ensemble: Ensemble, images: Sequence[Path], out: Path) -> dict[str, FailedImage]:
@@ -54,7 +59,7 @@ def predict_folder(ensemble: Ensemble, images: Sequence[Path], out: Path) -> dic
         if isinstance(rows, FailedImage):
             failed[path.stem] = rows
             for written in image_files(path.stem, out):
-                with contextlib.suppress(OSError):  # a name too long to be written is too long to be deleted
+                with contextlib.suppress(OSError):  # what cannot be written may not be there to be deleted
                     written.unlink(missing_ok=True)
         else:
             writer.writerows(rows)
@@ -63,7 +68,14 @@ def predict_folder(ensemble: Ensemble, images: Sequence[Path], out: Path) -> dic
 
 
 def image_files(name: str, out: Path) -> tuple[Path, Path, Path]:
-    """The paths of an image's label image, outlines and picture."""
+    """The paths of an image's label image, outlines and picture; where its name is too long for them, of its start.
+
+    A hash of the whole name follows then.
+    """
+    if len(os.fsencode(name)) > LONGEST_NAME_BYTES:
+        digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:12]
+        start = os.fsencode(name)[: LONGEST_NAME_BYTES - 13].decode("utf-8", "ignore")
+        name = f"{start}~{digest}"
     return out / "labels" / f"{name}.tif", out / "outlines" / f"{name}.geojson", out / "pictures" / f"{name}.png"
 
 

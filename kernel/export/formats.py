@@ -61,6 +61,11 @@ def outlines_of(masks: CellMasks) -> dict[str, Any]:
     return {"type": "FeatureCollection", "features": features}
 
 
+def text_cell(text: str) -> str:
+    """Text for a cell of a table: with an apostrophe before what a spreadsheet would take for a formula."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else text
+
+
 def table_rows(name: str, masks: CellMasks) -> list[list[Any]]:
     """One image's rows of cells.csv, as `TABLE_COLUMNS` names them."""
     rows = []
@@ -71,5 +76,5 @@ def table_rows(name: str, masks: CellMasks) -> list[list[Any]]:
         centre = [f"{x0 + xs.mean() + 0.5:.2f}", f"{y0 + ys.mean() + 0.5:.2f}"]
         # Not the crop's window, which is wider than the mask where a better cell has taken its pixels.
         box = [x0 + int(xs.min()), y0 + int(ys.min()), x0 + int(xs.max()) + 1, y0 + int(ys.max()) + 1]
-        rows.append([name, number, CELL_TYPES[int(label)], f"{float(score):.4f}", len(ys), *centre, *box])
+        rows.append([text_cell(name), number, CELL_TYPES[int(label)], f"{float(score):.4f}", len(ys), *centre, *box])
     return rows

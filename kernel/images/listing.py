@@ -1,8 +1,11 @@
-"""Folders that people keep images in: which files are images, and what else there is."""
+"""Folders that people keep images in: which files are images, what else there is, and which ones are asked for."""
 
 from __future__ import annotations
 
+import csv
 import os
+import unicodedata
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +14,9 @@ from kernel.log import LOG
 
 #: File name endings that count as images, in any case.
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
+
+#: Where a competition says which images it asks for, beside the folder of the images.
+SAMPLE_NAME = "sample_submission.csv"
 
 #: What systems leave in folders for themselves, besides names that begin with a dot; in lower case.
 _SYSTEM_NAMES = frozenset(
@@ -49,9 +55,7 @@ class FolderContent:
         """What is passed over: how many of each sort, and the first names."""
         sorts = []
         for (one, many), names in self.passed_over.items():
-            shown = ", ".join(map(printable_name, names[:_NAMES_SHOWN]))
-            more = ", ..." if len(names) > _NAMES_SHOWN else ""
-            sorts.append(f"{len(names)} {one if len(names) == 1 else many} ({shown}{more})")
+            sorts.append(f"{len(names)} {one if len(names) == 1 else many} ({_first_names(names)})")
         return ", ".join(sorts)
 
     def warn_of_passed_over(self, folder: Path) -> None:
@@ -115,6 +119,37 @@ def search_images(folder: Path, *, below: bool = False) -> FolderContent:
     return FolderContent(sorted(images), passed_over, hidden)
 
 
+def absent_ids(sample: Path, image_ids: Collection[str]) -> list[str]:
+    """The ids that a competition's sample_submission.csv asks for and no image has, in its order; the log says how many.
+
+    A file that is not there, or cannot be read, asks for nothing: that is no reason to do without the images.
+
+    Args:
+        sample: a table whose first column is `id`.
+        image_ids: those of the images.
+    """
+    try:
+        if not os.path.isfile(sample):  # noqa: PTH113 (a pipe would make this wait)
+            return []
+        with sample.open(encoding="utf-8-sig", newline="") as stream:
+            head, *rows = [row[0] for row in csv.reader(stream) if row] or [""]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        LOG.warning("%s is passed over: it cannot be read (%s)", sample, error)
+        return []
+    if head.strip().lower() != "id":
+        LOG.warning("%s is passed over: its first column is '%s', and not 'id'", sample, printable_name(head[:60]))
+        return []
+    known = {unicodedata.normalize("NFC", image_id) for image_id in image_ids}
+    asked = dict.fromkeys(filter(None, rows))
+    absent = [image_id for image_id in asked if unicodedata.normalize("NFC", image_id) not in known]
+    if absent:
+        LOG.warning(
+            "%d of the %d images that %s asks for are not there, and have empty rows: %s",
+            len(absent), len(asked), sample.name, _first_names(absent),
+        )  # fmt: skip
+    return absent
+
+
 def is_hidden(name: str) -> bool:
     """Whether a file or folder of this name is hidden, or a system's own."""
     return name.startswith(".") or name.lower() in _SYSTEM_NAMES
@@ -127,6 +162,10 @@ def is_text(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _first_names(names: list[str]) -> str:
+    return ", ".join(map(printable_name, names[:_NAMES_SHOWN])) + (", ..." if len(names) > _NAMES_SHOWN else "")
 
 
 def printable_name(name: str) -> str:

@@ -24,12 +24,16 @@ from kernel.images.tiff_tags import TIFF_SIGNATURES
 from kernel.log import LOG
 
 
-def list_images(folder: Path) -> list[Path]:
+def list_images(folder: Path, *, twins: bool = False) -> list[Path]:
     """The images directly in a folder, sorted by name; the log says what else it holds.
 
+    Args:
+        folder: where to look.
+        twins: take the first of images that differ only in their ending, with a word: an image is known by its name
+            without it, and a run that nobody watches should not end for one.
+
     Raises:
-        InputError: the folder does not exist or holds no image, or two images differ only in their ending
-            (an image is known by its name without it).
+        InputError: the folder does not exist or holds no image; or it holds twins, where these are not allowed.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -43,12 +47,13 @@ def list_images(folder: Path) -> list[Path]:
     by_stem: dict[str, Path] = {}
     for path in images:
         other = by_stem.setdefault(path.stem, path)
-        if other is not path:
-            raise InputError(
-                f"two images in {folder} have the same name without ending: {other.name} and {path.name}; "
-                "the submission knows an image by that name: rename or remove one"
-            )
-    return images
+        if other is path:
+            continue
+        same = f"two images in {folder} have the same name without ending: {other.name} and {path.name}"
+        if not twins:
+            raise InputError(f"{same}; the submission knows an image by that name: rename or remove one")
+        LOG.warning("%s; the first one is used", same)
+    return list(by_stem.values())
 
 
 def read_image(path: Path, *, only_eight_bit: bool = False) -> np.ndarray:

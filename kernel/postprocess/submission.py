@@ -9,6 +9,7 @@ import numpy as np
 
 from kernel.errors import InputError
 from kernel.files import whole_file
+from kernel.images.listing import is_text, printable_name
 from kernel.masks.rle import parse_rle
 
 SUBMISSION_HEADER = ("id", "predicted")
@@ -46,9 +47,21 @@ def check_image_rles(image_id: str, rles: Iterable[str], image_shape: tuple[int,
 
 
 def check_image_id(image_id: str) -> None:
-    """Raise InputError for an id that would break the file's rows."""
-    if not image_id or image_id != image_id.strip() or any(sign in image_id for sign in ',"\r\n'):
-        raise InputError(f"image id {image_id!r} cannot stand in a submission: no commas, quotes or outer spaces")
+    """Refuse an id that the file cannot hold: one without characters, or whose bytes are no text in UTF-8.
+
+    Raises:
+        InputError: with the id, and what to do.
+    """
+    if not image_id or not is_text(image_id):
+        raise InputError(
+            f"image id '{printable_name(image_id)}' cannot stand in a submission, which is text in UTF-8: rename the "
+            "image"
+        )
+
+
+def id_field(image_id: str) -> str:
+    """An id as a field of the file: in quotes where a sign in it has a meaning there."""
+    return '"' + image_id.replace('"', '""') + '"' if any(sign in image_id for sign in ',"\r\n') else image_id
 
 
 class SubmissionWriter:
@@ -102,7 +115,7 @@ class SubmissionWriter:
             )
         lines = [",".join(SUBMISSION_HEADER)]
         for image_id, rles in self._rows.items():
-            lines.extend(f"{image_id},{text}" for text in rles or [""])
+            lines.extend(f"{id_field(image_id)},{text}" for text in rles or [""])
         try:
             with whole_file(Path(path)) as temporary:
                 temporary.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="")

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from kernel.errors import InputError
 from kernel.postprocess.submission import SUBMISSION_HEADER, check_image_rles
+
+#: A row, or a line that is none, which has no second field: an id in quotes or without, and run lengths.
+SUBMISSION_ROW = re.compile(
+    r"""(?:"([^"]*(?:""[^"]*)*)"|([^,"\r\n]*)),([^,"\r\n]*)(?:\r\n|\n|\r|\Z)|[^\r\n]*(?:\r\n|\n|\r)|[^\r\n]+\Z"""
+)
 
 
 def read_submission(path: Path) -> dict[str, list[str]]:
@@ -17,21 +23,25 @@ def read_submission(path: Path) -> dict[str, list[str]]:
             empty row beside another one.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        with Path(path).open(encoding="utf-8", newline="") as stream:
+            content = stream.read()
     except OSError as error:
         raise InputError(f"cannot read the submission {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not a text file in UTF-8: {error}") from error
     header = ",".join(SUBMISSION_HEADER)
-    if not lines or lines[0] != header:
-        raise InputError(f"{path}: must begin with the row '{header}', not '{lines[0][:60] if lines else ''}'")
+    rows = list(SUBMISSION_ROW.finditer(content))
+    if not rows or rows[0].group().rstrip("\r\n") != header:
+        first = content[:60].splitlines()
+        raise InputError(f"{path}: must begin with the row '{header}', not '{first[0] if first else ''}'")
     found: dict[str, list[str]] = {}
     empty_rows: set[str] = set()
-    for number, line in enumerate(lines[1:], start=2):
-        # No field of ours needs quotes, so a comma can only be the one between the two fields.
-        image_id, comma, text = line.partition(",")
-        if not image_id or not comma or "," in text or '"' in line:
-            raise InputError(f"{path}, row {number}: expected an image id, a comma and run lengths, got '{line[:60]}'")
+    for number, row in enumerate(rows[1:], start=2):
+        quoted, plain, text = row.groups()
+        image_id = plain if quoted is None else quoted.replace('""', '"')
+        if not image_id or text is None:
+            got = row.group().rstrip("\r\n")[:60]
+            raise InputError(f"{path}, row {number}: expected an image id, a comma and run lengths, got '{got}'")
         if image_id in empty_rows or (not text.strip() and image_id in found):
             raise InputError(f"{path}, row {number}: image '{image_id}' has an empty row and another one")
         texts = found.setdefault(image_id, [])

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import csv
+import os
+
 import numpy as np
 import pytest
 from oracles import random_instances, write_submission
@@ -61,10 +64,29 @@ def test_wrong_rows_leave_the_old_file_alone(tmp_path, rows, message):
     assert len(list(tmp_path.iterdir())) == 1
 
 
-@pytest.mark.parametrize("image_id", ["", " a", "a,b", 'a"b', "a\nb"])
-def test_ids_that_would_break_the_file_are_refused(image_id):
-    with pytest.raises(InputError, match="cannot stand in a submission"):
+#: Names that file systems hold, as ids.
+ODD_IDS = [
+    " a ", "a,b", ',"', 'say "a"', '"', "a\nb", "a\r\nb", "\r", "=1+1", "-", "x" * 251, "\x0b\x1c\x85\u2028", "Z\u00e4hlung",
+    "e\u0301", "\u7d30\u80de", "\U0001f9ec", "a\tb", "'", "id", "id,predicted",
+]  # fmt: skip
+
+
+def test_any_name_of_a_file_is_an_id(tmp_path):
+    path = tmp_path / "submission.csv"
+    shapes = dict.fromkeys(ODD_IDS, (4, 5))
+    rows = [(image_id, ["1 2 6 2", "3 1"] if number % 2 else []) for number, image_id in enumerate(ODD_IDS)]
+    write_submission(path, rows, shapes)
+    assert validate_submission(path, shapes) == dict(rows)
+    with path.open(encoding="utf-8", newline="") as stream:  # as any other program reads it
+        head, *read = csv.reader(stream, strict=True)
+    assert head == ["id", "predicted"] and [row[0] for row in read if row[1] in ("", "3 1")] == ODD_IDS
+
+
+@pytest.mark.parametrize("image_id", ["", os.fsdecode(b"Kan\xe4le"), "\ud800"])
+def test_ids_that_are_no_text_are_refused(image_id):
+    with pytest.raises(InputError, match="cannot stand in a submission") as caught:
         SubmissionWriter([image_id])
+    assert str(caught.value).encode()  # prints
 
 
 def test_ids_must_be_unique():
@@ -99,6 +121,11 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
         ("", "must begin with"),
         ("id,rle\n", "must begin with"),
         ("id,predicted\none\n", "row 2: expected an image id"),
+        ('id,predicted\n"one,1 1\n', "row 2: expected an image id"),
+        ('id,predicted\n"one"x,1 1\n', "row 2: expected an image id"),
+        ('id,predicted\none,"1 1"\n', "row 2: expected an image id"),
+        ('id,predicted\n"a\nb",1 1\none\n', "row 3: expected an image id"),
+        ("id,predicted\n\none,1 1\n", "row 2: expected an image id"),
         ("id,predicted\n,1 1\n", "row 2: expected an image id"),
         ("id,predicted\none,1 1,2\n", "row 2: expected an image id"),
         ("id,predicted\none,\none,1 1\n", "row 3: image 'one' has an empty row and another"),
