@@ -13,7 +13,7 @@ import pytest
 from kernel.__main__ import main
 from kernel.data.synthetic.generate import generate_image
 from kernel.errors import RunError
-from kernel.export.formats import TABLE_COLUMNS, outlines_of, table_rows, write_labels
+from kernel.export.formats import text_cell, TABLE_COLUMNS, outlines_of, table_rows, write_labels
 from kernel.masks.instances import CellMasks
 from kernel.segment import finish_prediction
 
@@ -99,17 +99,28 @@ def test_no_cells(tmp_path: Path) -> None:
     assert outlines_of(nothing)["features"] == [] and table_rows("image", nothing) == []
 
 
-def test_a_name_too_long_for_what_is_written_costs_only_itself(
-    wheels_site: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_name_too_long_for_what_is_written_is_shortened(wheels_site: Path, tmp_path: Path) -> None:
+    """With .geojson it has more than the 255 bytes that file systems take; the table has the whole name."""
     (tmp_path / "images").mkdir()
-    for name in ("a", "n" * 250):  # with .geojson it has more than the 255 bytes that file systems take
-        cv2.imwrite(str(tmp_path / "images" / f"{name}.png"), generate_image("cort", 3, (96, 128)).image)
+    names = ("a", "n" * 250, "n" * 249 + "m", "\u00fc" * 125)
+    picture = cv2.imencode(".png", generate_image("cort", 3, (96, 128)).image)[1].tobytes()
+    for name in names:
+        (tmp_path / "images" / f"{name}.png").write_bytes(picture)
     words = ["--manifest", str(DEMO / "manifest.json"), "--weights-dir", str(DEMO / "weights")]
     out = tmp_path / "masks"
-    assert main(["predict", str(tmp_path / "images"), "--out", str(out), *words]) == 1
-    assert "1 image(s) are not there, nnnn" in capsys.readouterr().err
-    assert [path.name for path in sorted(out.rglob("*.*"))] == ["cells.csv", "a.tif", "a.geojson", "a.png"]
+    assert main(["predict", str(tmp_path / "images"), "--out", str(out), *words]) == 0
+    for folder, ending in (("labels", ".tif"), ("outlines", ".geojson"), ("pictures", ".png")):
+        written = {path.name.removesuffix(ending) for path in (out / folder).iterdir()}
+        assert len(written) == 4 and "a" in written and all(len(name.encode()) <= 247 for name in written)
+        assert len({name.partition("~")[2] for name in written}) == 4
+    with (out / "cells.csv").open(encoding="utf-8", newline="") as stream:
+        assert {row["image"] for row in csv.DictReader(stream)} == set(names)
+
+
+@pytest.mark.parametrize("name", ["=cmd|' /C calc'!A0", "+1", "-1+1", "@SUM(A1)", "\t=1", "\n=1", "\r=1"])
+def test_what_a_spreadsheet_would_compute_is_text(name: str) -> None:
+    assert text_cell(name) == f"'{name}"
+    assert [text_cell(other) for other in ("a=1", "", "7", "'=1")] == ["a=1", "", "7", "'=1"]
 
 
 def test_the_command(wheels_site: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -120,7 +120,7 @@ def search_images(folder: Path, *, below: bool = False) -> FolderContent:
 
 
 def absent_ids(sample: Path, image_ids: Collection[str]) -> list[str]:
-    """The ids that a competition's sample_submission.csv asks for and no image has, in its order; the log says how many.
+    """The ids that a competition's sample_submission.csv asks for and no image has, in its order; the log tells.
 
     A file that is not there, or cannot be read, asks for nothing: that is no reason to do without the images.
 

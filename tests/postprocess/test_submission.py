@@ -66,8 +66,8 @@ def test_wrong_rows_leave_the_old_file_alone(tmp_path, rows, message):
 
 #: Names that file systems hold, as ids.
 ODD_IDS = [
-    " a ", "a,b", ',"', 'say "a"', '"', "a\nb", "a\r\nb", "\r", "=1+1", "-", "x" * 251, "\x0b\x1c\x85\u2028", "Z\u00e4hlung",
-    "e\u0301", "\u7d30\u80de", "\U0001f9ec", "a\tb", "'", "id", "id,predicted",
+    " a ", "a,b", ',"', 'say "a"', '"', "a\nb", "a\r\nb", "\r", "=1+1", "-", "x" * 251, "\x0b\x1c\x85\u2028",
+    "Z\u00e4hlung", "e\u0301", "\u7d30\u80de", "\U0001f9ec", "a\tb", "'", "id", "id,predicted",
 ]  # fmt: skip
 
 
