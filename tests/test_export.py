@@ -13,7 +13,7 @@ import pytest
 from kernel.__main__ import main
 from kernel.data.synthetic.generate import generate_image
 from kernel.errors import RunError
-from kernel.export.formats import text_cell, TABLE_COLUMNS, outlines_of, table_rows, write_labels
+from kernel.export.formats import TABLE_COLUMNS, outlines_of, table_rows, text_cell, write_labels
 from kernel.masks.instances import CellMasks
 from kernel.segment import finish_prediction
 

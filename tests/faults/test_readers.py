@@ -1,4 +1,4 @@
-"""Faults of the built script: what lies among the images, as strangers bring it. One run, in which each costs itself."""
+"""Faults of the built script: what lies among the images, as strangers bring it. In one run, each costs itself."""
 
 from __future__ import annotations
 
