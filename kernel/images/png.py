@@ -22,6 +22,8 @@ PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 PNG_GRAY, PNG_PALETTE = 0, 3
 #: No stream of deflate holds more than so many times its own bytes.
 DEFLATE_RATIO = 1032
+#: Inflated at a time.
+INFLATED_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -53,30 +55,57 @@ def png_chunk(chunk_type: bytes, data: bytes) -> bytes:
     )
 
 
-def png_chunks(stream: BinaryIO, wanted: tuple[bytes, ...]) -> Iterator[tuple[bytes, int, bytes]]:
-    """The type and length of each chunk, and the data of those wanted, whose checksums must be right; up to IEND.
+def png_chunks(stream: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """The type and length of each chunk up to IEND; the stream is where its data begin, for `chunk_data`.
 
-    Raises:
-        InputError: the file ends before, or a checksum is wrong.
+    Where the file ends before IEND, an empty type comes last: the pixels may be whole all the same (`check_png_data`).
     """
     size = stream.seek(0, io.SEEK_END)
     at = len(PNG_SIGNATURE)
     while at + 12 <= size:
         stream.seek(at)
-        length, chunk_type = struct.unpack(">I4s", stream.read(8))
+        head = stream.read(8)
+        if len(head) < 8:  # the file has become shorter
+            break
+        length, chunk_type = struct.unpack(">I4s", head)
         at += 12 + length  # length, chunk_type, data, checksum
         if at > size:
             break
-        data = b""
-        if chunk_type in wanted:
-            data = stream.read(length)
-            (checksum,) = struct.unpack(">I", stream.read(4))
-            if zlib.crc32(data, zlib.crc32(chunk_type)) != checksum:
-                raise InputError("the PNG is truncated or damaged: a checksum is wrong")
-        yield chunk_type, length, data
+        yield chunk_type, length
         if chunk_type == b"IEND":
             return
-    raise InputError("the PNG is truncated or damaged: it ends too soon")
+    yield b"", 0
+
+
+def chunk_data(stream: BinaryIO, chunk_type: bytes, length: int) -> bytes:
+    """The data of a chunk, whose checksum must be right.
+
+    Raises:
+        InputError: it is wrong.
+    """
+    data, checksum = stream.read(length), stream.read(4)
+    if struct.pack(">I", zlib.crc32(data, zlib.crc32(chunk_type))) != checksum:
+        raise InputError("the PNG is truncated or damaged: a checksum is wrong")
+    return data
+
+
+def check_png_data(stream: BinaryIO) -> None:
+    """Look whether the compressed pixels are whole, where the chunk that ends a PNG is missing.
+
+    Raises:
+        InputError: they are not.
+    """
+    inflater = zlib.decompressobj()
+    try:
+        for chunk_type, length in png_chunks(stream):
+            data = chunk_data(stream, chunk_type, length) if chunk_type == b"IDAT" else b""
+            while data and not inflater.eof:
+                inflater.decompress(data, INFLATED_BYTES)
+                data = inflater.unconsumed_tail
+    except zlib.error as error:
+        raise InputError("the PNG is truncated or damaged: its pixels cannot be inflated") from error
+    if not inflater.eof:
+        raise InputError("the PNG is truncated or damaged: it ends too soon")
 
 
 def parse_png_header(chunk_type: bytes, data: bytes) -> PngHeader:
@@ -113,8 +142,11 @@ def read_png_shape(stream: BinaryIO) -> tuple[int, int]:
         InputError: the chunks are not all there.
     """
     header, data_bytes = None, 0
-    for chunk_type, length, data in png_chunks(stream, (b"IHDR",)):
-        header = header or parse_png_header(chunk_type, data)
+    for chunk_type, length in png_chunks(stream):
+        if not chunk_type:
+            check_png_data(stream)
+            break
+        header = header or parse_png_header(chunk_type, chunk_data(stream, chunk_type, length))
         data_bytes += length if chunk_type == b"IDAT" else 0
     if header is None:
         raise InputError("the PNG is damaged: it has no header")
@@ -126,27 +158,34 @@ def read_png(stream: BinaryIO) -> tuple[np.ndarray, int]:
     """The pixels of a PNG as (H, W, C) uint8 or uint16, C 1 or 3 in the order B, G, R; and its orientation tag.
 
     Alpha and a transparent colour are dropped. Only the chunks that make the pixels are looked at, and given to OpenCV:
-    a comment, a profile or an animation changes nothing. A palette that is a display table over gray is dropped too,
-    see `display_table`.
+    a comment, a profile or an animation changes nothing, damaged or not, nor does a missing end. A palette that is a
+    display table over gray is dropped too, see `display_table`.
 
     Raises:
         InputError: the file is truncated or damaged.
     """
     header, orientation, direction, data_bytes = None, 1, 0, 0
     content = bytearray(PNG_SIGNATURE)
-    for chunk_type, length, data in png_chunks(stream, (b"IHDR", b"PLTE", b"IDAT", b"eXIf")):
-        header = header or parse_png_header(chunk_type, data)
-        if chunk_type == b"eXIf":
-            orientation = exif_orientation(data)
+    for chunk_type, length in png_chunks(stream):
+        if not chunk_type:
+            check_png_data(stream)
+            break
+        if header is None:
+            header = parse_png_header(chunk_type, chunk_data(stream, chunk_type, length))
+            content += header.chunk()
+        elif chunk_type == b"eXIf":  # whatever its checksum: it does not change the pixels
+            orientation = exif_orientation(stream.read(length))
         elif chunk_type == b"PLTE" and header.colour_type == PNG_PALETTE:
+            data = chunk_data(stream, chunk_type, length)
             table = np.frombuffer(data, np.uint8)[: length // 3 * 3].reshape(-1, 3).astype(np.uint16) * 257
             direction = display_table(table)
             if direction:
                 header = replace(header, colour_type=PNG_GRAY)
-                data = b""
-        if chunk_type == b"IHDR" or (data and chunk_type in (b"PLTE", b"IDAT")):
-            content += png_chunk(chunk_type, data)
-        data_bytes += length if chunk_type == b"IDAT" else 0
+            elif data:
+                content += png_chunk(chunk_type, data)
+        elif chunk_type == b"IDAT":
+            content += png_chunk(chunk_type, chunk_data(stream, chunk_type, length))
+            data_bytes += length
     if header is None:
         raise InputError("the PNG is damaged: it has no header")
     check_png_size(header, data_bytes)

@@ -189,3 +189,32 @@ def test_large_images_are_measured_in_part() -> None:
     small = mapped(picture())
     found = mapped(large)[:260, :320]
     assert np.abs(found - small).max() <= 1
+
+
+@pytest.mark.parametrize("value", [1e300, -1e300, 1e38, 4e9, 1.7e308])
+@pytest.mark.parametrize("shape", [(8, 8), (40, 60), (300, 400)])
+@pytest.mark.parametrize("where", ["a pixel", "scattered", "a row"])
+def test_values_beyond_all_measure_leave_the_rest_as_it_is(value: float, shape: tuple[int, int], where: str) -> None:
+    """Memory that nobody has set, or a mark for "no value": these become black or white, and nothing else."""
+    rng = np.random.default_rng(0)
+    pixels = rng.normal(100, 20, shape)
+    expected = to_eight_bit(pixels[..., None])[..., 0].astype(int)
+    wild = np.zeros(shape, bool)
+    if where == "a pixel":
+        wild[3, 4] = True
+    elif where == "a row":
+        wild[5] = True
+    else:
+        wild[rng.random(shape) < 0.04] = True
+    pixels[wild] = value * rng.uniform(0.5, 1, wild.sum())
+    found = to_eight_bit(pixels[..., None])[..., 0].astype(int)
+    assert (found[wild] == (255 if value > 0 else 0)).all()
+    assert np.abs(found - expected)[~wild].max() <= (6 if shape == (8, 8) else 2)
+
+
+def test_a_wide_range_of_values_is_no_reason() -> None:
+    """Cells a hundred thousand times as bright as the noise are cells."""
+    pixels = np.random.default_rng(0).normal(0, 1, (60, 80))
+    pixels[20:40, 20:50] += 1e5
+    found = to_eight_bit(pixels[..., None])[..., 0]
+    assert np.ptp(found[20:40, 20:50].astype(int)) < 3 < np.ptp(found.astype(int))

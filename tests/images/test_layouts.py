@@ -417,3 +417,30 @@ def test_reading_takes_little_memory(tmp_path: Path) -> None:
         path = tmp_path / f"{name}.tif"
         tifffile.imwrite(path, pixels, photometric="rgb", **options)
         assert measured(path) < 3 * pixels.nbytes + (24 << 20)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"shape": [1e308, 1e308]}', '{"shape": ["a"]}', '{"shape": ' + "[" * 100_000, '{"shape": null}',
+        '{"shape": {}}',
+        '{"shape": [[1, 2], [3]]}', f'{{"shape": [{"9" * 5000}]}}', '{"shape": [NaN]}', '{"shape": [' + "1" * 90,
+        "ImageJ=1\nimages=" + "9" * 5000, "ImageJ=1\nimages=x", "ImageJ=", "ImageJ=1\nimages=",
+    ],
+)  # fmt: skip
+def test_a_text_that_only_begins_like_a_known_one(tmp_path: Path, noise: np.ndarray, text: str) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, noise, photometric="rgb", description=text, metadata=None)
+    np.testing.assert_array_equal(read_image(path), noise[..., ::-1])
+
+
+def test_values_beyond_what_the_tags_tell_of_are_refused(tmp_path: Path) -> None:
+    """A decoder may give what its data say, and not what the tags do."""
+    path = tmp_path / "a.tif"
+    wide = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    tifffile.imwrite(path, wide, compression="jpeg2000", metadata=None)
+    content = path.read_bytes()
+    tag = content.index(struct.pack("<HHI", 258, 3, 1))  # BitsPerSample
+    path.write_bytes(content[: tag + 8] + b"\5" + content[tag + 9 :])
+    with pytest.raises(InputError, match="values beyond the 32 that its tags tell of"):
+        read_image(path)

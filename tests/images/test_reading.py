@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import struct
 from pathlib import Path
 
 import cv2
@@ -134,7 +135,7 @@ def test_first_page_of_a_stack(tmp_path: Path, gray: np.ndarray, caplog: pytest.
         ("empty.png", lambda whole: b"", "empty"),
         ("text.png", lambda whole: b"hello, not an image", "no PNG, TIFF or JPEG"),
         ("half.png", lambda whole: whole[: len(whole) // 2], "truncated"),
-        ("nearly.png", lambda whole: whole[:-4], "truncated"),
+        ("nearly.png", lambda whole: whole[: whole.index(b"IEND") - 9], "truncated"),
         ("head.png", lambda whole: whole[:20], "truncated"),
         ("signature.png", lambda whole: whole[:8], "truncated"),
     ],
@@ -155,6 +156,36 @@ def test_truncated_jpeg_and_tiff(tmp_path: Path, gray: np.ndarray, ending: str, 
     path.write_bytes(whole[: int(kept * len(whole))])
     with pytest.raises(InputError, match="half"):
         read_image(path)
+
+
+def chunk(kind: bytes, data: bytes, checksum: int) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
+
+
+#: What does not belong to the pixels of a PNG: each is done to a whole file.
+OUTSIDE_THE_PIXELS = {
+    "comment": lambda whole: whole[:33] + chunk(b"tEXt", b"Comment\0stage 3", 1) + whole[33:],
+    "profile": lambda whole: whole[:33] + chunk(b"iCCP", b"rubbish", 1) + whole[33:],
+    "orientation": lambda whole: whole[:33] + chunk(b"eXIf", b"II*\0rubbish", 1) + whole[33:],
+    "time behind": lambda whole: whole[:-12] + chunk(b"tIME", b"rubbish", 1) + whole[-12:],
+    "table of a picture without one": lambda whole: whole[:33] + chunk(b"PLTE", b"abc", 1) + whole[33:],
+    "checksum of the end": lambda whole: whole[:-4] + bytes(4),
+    "half of the end": lambda whole: whole[:-6],
+    "no end": lambda whole: whole[:-12],
+    "half a comment for an end": lambda whole: whole[:-12] + chunk(b"tEXt", bytes(50), 1)[:20],
+    "a length beyond the file": lambda whole: whole[:-12] + struct.pack(">I", 1 << 30) + b"tEXt",
+    "more behind": lambda whole: whole + bytes(100_000),
+}
+
+
+@pytest.mark.parametrize("how", OUTSIDE_THE_PIXELS)
+@pytest.mark.parametrize("kind", ["gray", "colour"])
+def test_a_png_is_whole_where_its_pixels_are(tmp_path: Path, gray: np.ndarray, how: str, kind: str) -> None:
+    pixels = np.repeat(gray[..., None], 3, axis=2)
+    path = tmp_path / "a.png"
+    path.write_bytes(OUTSIDE_THE_PIXELS[how](_encoded(gray if kind == "gray" else pixels, ".png")))
+    np.testing.assert_array_equal(read_image(path), pixels)
+    assert read_image_shape(path) == gray.shape
 
 
 def test_damaged_png_data(tmp_path: Path, gray: np.ndarray) -> None:
