@@ -5,16 +5,19 @@ What it leaves is checked and drawn. Only drawing and checking need numpy and Op
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 from kernel.errors import InputError, RunError
 from kernel.folders import make_read_only, replace_folder, scratch_folder
@@ -67,29 +70,84 @@ def run_dry(
         device: as KERNEL_DEVICE; None: the environment's KERNEL_DEVICE, or the script's choice.
 
     Raises:
-        InputError: a folder without images.
+        InputError: a folder without images, or what the script refuses.
         RunError: the script leaves no submission, or one that Kaggle would refuse, or has a result for no image though
             they are not at fault.
     """
+    check_device(device)
     chosen = choose_images(images, limit)
     with scratch_folder(out, "dry-run") as scratch:
         inputs, working, results = scratch / "input", scratch / "working", scratch / "results"
         working.mkdir()
         results.mkdir()
         stage_mounts(inputs, manifest, wheels, weights, chosen)
-        code = run_script(script, inputs, working, device)
+        shown = StagedPaths(inputs, manifest, wheels, weights, images, working, out / "dry-run").shown
+        code = run_script(script, inputs, working, device, shown)
         submission, summary = working / "submission.csv", working / "summary.json"
         if not submission.is_file():
-            raise RunError(f"the script ended with exit code {code} and left no submission.csv: see its log above")
+            failure = InputError if code == 2 else RunError
+            raise failure(f"the script ended with exit code {code} and left no submission.csv: see its log above")
         found = read_summary(summary)
+        failed = {image_id: shown(reason) for image_id, reason in found.get("failed", {}).items()}
+        found |= {"failed": failed} if failed else {}
         refuse_failed_run(found)
-        types, failed = cell_types_of(found), dict(found.get("failed", {}))
+        types = cell_types_of(found)
         cells = check_and_draw(submission, chosen, types, failed, results / "pictures")
         shutil.copyfile(submission, results / "submission.csv")
         if summary.is_file():
-            shutil.copyfile(summary, results / "summary.json")
+            text = json.dumps(found, indent=1) + "\n"
+            (results / "summary.json").write_text(text, encoding="utf-8", newline="\n")
         replace_folder(results, out / "dry-run")
     return DryRun(out / "dry-run", code, cells, types, failed)
+
+
+def check_device(device: str | None) -> None:
+    """Refuse a `device` that no machine has.
+
+    Raises:
+        InputError: with what is allowed.
+    """
+    if device is not None and not all(re.fullmatch(r"cpu|cuda(:\d+)?", name.strip()) for name in device.split(",")):
+        raise InputError(f"--device {device}: allowed are cpu, cuda and cuda:N, or several with commas between")
+
+
+class StagedPaths:
+    """Whose places the staged ones stand for: people know their own.
+
+    Args:
+        inputs: the staged mounts.
+        manifest, wheels, weights: what is staged, as `run_dry` takes it.
+        images: the folder of the images.
+        working: the script's working folder.
+        results: where its results go.
+    """
+
+    def __init__(
+        self,
+        inputs: Path,
+        manifest: Manifest,
+        wheels: Path,
+        weights: Sequence[FoundWeights],
+        images: Path,
+        working: Path,
+        results: Path,
+    ):
+        datasets = inputs.resolve() / "datasets"
+        own = {
+            inputs.resolve() / "competitions" / manifest.kernel.competition / "test": images,
+            datasets / manifest.wheels_dataset: wheels,
+            working.resolve(): results,
+        }
+        for found in weights:
+            own[datasets / manifest.datasets_for(found.member)[0] / str(found.member.file)] = found.path
+        # The longest first: a file in a dataset before the dataset.
+        self._own = sorted(((str(staged), str(path)) for staged, path in own.items()), key=lambda pair: -len(pair[0]))
+
+    def shown(self, text: str) -> str:
+        """A text with the user's own paths for the staged ones."""
+        for staged, path in self._own:
+            text = text.replace(staged, path)
+        return text
 
 
 def choose_images(folder: Path, limit: int | None = None) -> list[Path]:
@@ -138,19 +196,45 @@ def stage_file(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def run_script(script: Path, inputs: Path, working: Path, device: str | None) -> int:
-    """Run the script as a process of its own, its log going where ours goes. Returns its exit code.
+def run_script(script: Path, inputs: Path, working: Path, device: str | None, shown: Callable[[str], str]) -> int:
+    """Run the script as a process of its own, its log going where ours goes, each line as `shown` makes it.
 
     `-I` keeps this checkout, the user's packages and PYTHON* variables away from it.
+
+    Returns:
+        Its exit code.
     """
     environment = dict(os.environ)
     environment["KERNEL_INPUT_ROOT"] = str(inputs.resolve())
     environment["KERNEL_WORKING"] = str(working.resolve())
     if device is not None:
         environment["KERNEL_DEVICE"] = device
-    sys.stdout.flush()
-    done = subprocess.run([sys.executable, "-I", str(script.resolve())], env=environment, cwd=working, check=False)
-    return done.returncode
+    with subprocess.Popen(
+        [sys.executable, "-I", "-X", "utf8", str(script.resolve())],
+        env=environment,
+        cwd=working,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        pairs = ((process.stdout, sys.stdout), (process.stderr, sys.stderr))
+        relays = [threading.Thread(target=relay, args=(source, target, shown)) for source, target in pairs]
+        try:
+            for thread in relays:
+                thread.start()
+            for thread in relays:
+                thread.join()
+            return process.wait()
+        except BaseException:
+            process.kill()
+            raise
+
+
+def relay(source: BinaryIO, target: TextIO, shown: Callable[[str], str]) -> None:
+    """Write what comes from `source` to `target`, each line as `shown` makes it; those of progress bars end in CR."""
+    with io.TextIOWrapper(source, encoding="utf-8", errors="backslashreplace", newline="") as lines:
+        for line in lines:
+            target.write(shown(line))
+            target.flush()
 
 
 def read_summary(path: Path) -> dict[str, Any]:

@@ -172,6 +172,46 @@ def test_wrong_images_and_limit(here: Path) -> None:
     assert [path.name for path in choose_images(here / "images", 1)] == ['a,"1.png']
 
 
+@pytest.mark.parametrize("device", ["bogus", "", "cpu,tpu", "cuda:", "cuda:x", "gpu", "cpu;rm"])
+def test_a_device_that_no_machine_has_is_refused(here: Path, device: str) -> None:
+    with pytest.raises(InputError, match=f"--device {device}: allowed are cpu, cuda and cuda:N"):
+        run_with(here, device=device)
+    assert not (here / "out").exists()
+
+
+def test_what_the_script_refuses_is_wrong_input(here: Path) -> None:
+    with pytest.raises(InputError, match="exit code 2 and left no submission"):
+        run_with(here, script="raise SystemExit(2)")
+
+
+#: The script where it tells of all its places, on both streams, as a progress bar does too.
+TELLING = """
+import os, pathlib, sys
+root, working = os.environ["KERNEL_INPUT_ROOT"], os.environ["KERNEL_WORKING"]
+print(f"image {root}/competitions/cells/test/a.png, weights {root}/datasets/you/weights/run/a.pt", flush=True)
+print(f"wheels {root}/datasets/me/wheels/mmcv-1.whl", flush=True)
+sys.stderr.write(f"\\r 50% {working}/submission.csv\\r100% {working}/x")
+sys.stderr.flush()
+os.write(1, b"no text: Kan\\xe4le\\n")
+"""
+
+
+def test_messages_name_the_users_own_paths(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    failed = {"b": "cannot read the image ' + str(root / 'competitions/cells/test/b.png') + ': truncated"}
+    script = TELLING + failing(failed, ["b"]).replace('"cannot read the image', "'cannot read the image").replace(
+        'truncated"', "truncated'"
+    )
+    done = run_with(here, code=2, script=script)
+    told = capsys.readouterr()
+    assert f"image {here / 'images' / 'a.png'}, weights {here / 'a.pt'}\n" in told.out
+    assert f"wheels {here / 'wheels' / 'mmcv-1.whl'}\n" in told.out and "no text: Kan\\xe4le" in told.out
+    assert f"\r 50% {here / 'out' / 'dry-run' / 'submission.csv'}\r100% " in told.err
+    assert done.failed == {"b": f"cannot read the image {here / 'images' / 'b.png'}: truncated"}
+    kept = json.loads((done.folder / "summary.json").read_text(encoding="utf-8"))
+    assert kept["failed"] == done.failed
+    assert ".dry-run-" not in told.out + told.err + str(kept["failed"])
+
+
 # kernel/folders.py
 
 
