@@ -17,6 +17,10 @@ JPEG_SIGNATURE = b"\xff\xd8\xff"
 JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 JPEG_WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD8)})
 JPEG_END, JPEG_SCAN, JPEG_APP1 = 0xD9, 0xDA, 0xE1
+#: The compressions whose data come once, from the top to the bottom: where they end too soon, rows are missing.
+JPEG_SEQUENTIAL = (0xC0, 0xC1)
+#: What a picture without its end is continued with: if it is whole, neither changes a pixel.
+JPEG_FILLINGS = (bytes(4096), b"\x55\xaa" * 2048)
 #: A block of 8 x 8 pixels takes at least a bit.
 JPEG_PIXELS_PER_BYTE = 8 * 64
 
@@ -31,22 +35,31 @@ class JpegLayout:
     precision: int  # bits of a sample
     orientation: int  # the Exif tag, 1 where there is none
     end: int  # where the picture ends in the file: there may be more behind it
+    has_end: bool  # whether there is a marker of the end
 
 
-def scan_jpeg(content: bytes) -> JpegLayout:
+def scan_jpeg(content: bytes, *, needs_end: bool = True) -> JpegLayout:
     """Go through the markers up to the end of the picture.
 
     What lies behind that, a film or zeros, does not matter.
 
+    Args:
+        content: the file.
+        needs_end: refuse a file without a marker of the end; else only one in which more than that may be missing, by
+            its markers: one that comes in several scans.
+
     Raises:
         InputError: the file ends before, or there is no picture in it.
     """
-    frame, orientation = None, 1
+    frame, orientation, compression, scanned, has_end = None, 1, 0, 0, True
     at = 2
     while True:
         at = content.find(b"\xff", at)
         if at < 0 or at + 1 >= len(content):
-            raise InputError("the JPEG is truncated: it has no end")
+            if needs_end or compression not in JPEG_SEQUENTIAL or frame is None or scanned != frame[3]:
+                raise InputError("the JPEG is truncated: it has no end")
+            at, has_end = len(content), False
+            break
         marker = content[at + 1]
         if marker == 0xFF:  # fill
             at += 1
@@ -60,7 +73,9 @@ def scan_jpeg(content: bytes) -> JpegLayout:
             raise InputError("the JPEG is truncated: it has no end")
         (length,) = struct.unpack(">H", content[at : at + 2])
         if marker in JPEG_FRAMES and length >= 8 and at + 8 <= len(content):
-            frame = struct.unpack(">BHHB", content[at + 2 : at + 8])
+            frame, compression = struct.unpack(">BHHB", content[at + 2 : at + 8]), marker
+        if marker == JPEG_SCAN:
+            scanned += content[at + 2] if at + 2 < len(content) else 0
         if marker == JPEG_APP1 and content[at + 2 : at + 8] == b"Exif\0\0":
             orientation = exif_orientation(content[at + 8 : at + length])
         at += max(2, length)
@@ -69,16 +84,19 @@ def scan_jpeg(content: bytes) -> JpegLayout:
     precision, height, width, components = frame
     if not height or not width or height * width > JPEG_PIXELS_PER_BYTE * len(content):
         raise InputError(f"the JPEG is damaged: it tells of {width} x {height} pixels, which it cannot hold")
-    return JpegLayout(height, width, components, precision, orientation, at)
+    return JpegLayout(height, width, components, precision, orientation, at, has_end)
 
 
 def read_jpeg_shape(stream: BinaryIO) -> tuple[int, int]:
-    """The (H, W) of a JPEG; nothing is decoded.
+    """The (H, W) of a JPEG; nothing is decoded, unless it has no end.
 
     Raises:
         InputError: the markers are not all there.
     """
-    layout = scan_jpeg(stream.read())
+    content = stream.read()
+    layout = scan_jpeg(content, needs_end=False)
+    if not layout.has_end:
+        decode_jpeg(content, layout)
     return layout.height, layout.width
 
 
@@ -89,12 +107,26 @@ def read_jpeg(stream: BinaryIO) -> tuple[np.ndarray, int]:
         InputError: the file is truncated, or holds other colours than gray or RGB, or another depth than 8 bits.
     """
     content = stream.read()
-    layout = scan_jpeg(content)
+    layout = scan_jpeg(content, needs_end=False)
     if layout.components not in (1, 3):
         raise InputError(f"the JPEG has {layout.components} colour components (CMYK, for print): gray or RGB is needed")
     if layout.precision != 8:
         raise InputError(f"the JPEG has {layout.precision} bits per sample: 8 are needed")
-    pixels = decode_by_opencv(content[: layout.end] if layout.end < len(content) else content)
+    pixels = decode_jpeg(content[: layout.end] if layout.end < len(content) else content, layout)
     if pixels is None or pixels.shape[:2] != (layout.height, layout.width):
         raise InputError("the JPEG is damaged: its pixels cannot be decoded")
     return without_alpha(pixels), layout.orientation
+
+
+def decode_jpeg(content: bytes, layout: JpegLayout) -> np.ndarray | None:
+    """The pixels of a picture, as `decode_by_opencv` gives them.
+
+    Raises:
+        InputError: it has no end, and rows are missing: they would depend on what follows.
+    """
+    if layout.has_end:
+        return decode_by_opencv(content)
+    first, second = (decode_by_opencv(content + filling + b"\xff\xd9") for filling in JPEG_FILLINGS)
+    if first is None or second is None or not np.array_equal(first, second):
+        raise InputError("the JPEG is truncated: it has no end")
+    return first

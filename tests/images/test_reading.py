@@ -222,3 +222,27 @@ def test_the_largest_image(tmp_path: Path, gray: np.ndarray) -> None:
         path.write_bytes(_encoded(pixels, ".png"))
     assert largest_image_shape(paths[::-1]) == (40, 50)
     assert largest_image_shape([]) == largest_image_shape([tmp_path / "none.png"]) == (1, 1)
+
+
+@pytest.mark.parametrize("kind", ["gray", "colour"])
+@pytest.mark.parametrize("missing", [1, 2])
+def test_a_jpeg_that_lacks_its_end_alone_is_whole(tmp_path: Path, gray: np.ndarray, kind: str, missing: int) -> None:
+    colour = np.dstack([gray, gray[::-1], 255 - gray])
+    whole = _encoded(gray if kind == "gray" else colour, ".jpg")
+    path = tmp_path / "a.jpg"
+    path.write_bytes(whole)
+    expected = read_image(path)
+    path.write_bytes(whole[:-missing])
+    np.testing.assert_array_equal(read_image(path), expected)
+    assert read_image_shape(path) == gray.shape
+
+
+@pytest.mark.parametrize("options", [(), (cv2.IMWRITE_JPEG_PROGRESSIVE, 1), (cv2.IMWRITE_JPEG_RST_INTERVAL, 2)])
+def test_a_jpeg_that_lacks_more_is_refused(tmp_path: Path, gray: np.ndarray, options: tuple[int, ...]) -> None:
+    """Wherever it ends before the last block; of one in several scans nobody can tell whether one is missing."""
+    whole = cv2.imencode(".jpg", np.dstack([gray, gray[::-1], 255 - gray]), options)[1].tobytes()
+    path = tmp_path / "a.jpg"
+    for kept in range(len(whole) // 2, len(whole) - 6, 7):
+        path.write_bytes(whole[:kept])
+        with pytest.raises(InputError, match="the JPEG is truncated"):
+            read_image(path)
