@@ -242,7 +242,7 @@ def is_file(path: Path) -> bool:
 
 def join_paths(paths: Sequence[Path]) -> str:
     """Paths in a message."""
-    return ", ".join(map(str, paths))
+    return ", ".join(printable_name(str(path)) for path in paths)
 
 
 def list_files(folder: Path) -> str:

@@ -201,6 +201,9 @@ def check_segments(layout: TiffLayout, file_size: int) -> TiffLayout:
     offsets, counts = layout.offsets[:segments], layout.counts[:segments]
     if not layout.counts and layout.compression == 1 and segments == 1:
         counts = tuple(layout.segment_sizes())  # some programs leave out what follows from the size
+    if layout.compression == 1 and not layout.subsampled and len(counts) == segments:
+        # Some programs count more than the pixels take, beyond the file's end too.
+        counts = tuple(map(min, counts, layout.segment_sizes()))
     segment_name = "tiles" if layout.tile else "strips"
     if not len(offsets) == len(counts) == segments or min(offsets) < 1 or min(counts) < 1:
         raise InputError(f"the TIFF is damaged or sparse: {segment_name} are missing")

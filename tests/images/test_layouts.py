@@ -444,3 +444,20 @@ def test_values_beyond_what_the_tags_tell_of_are_refused(tmp_path: Path) -> None
     path.write_bytes(content[: tag + 8] + b"\5" + content[tag + 9 :])
     with pytest.raises(InputError, match="values beyond the 32 that its tags tell of"):
         read_image(path)
+
+
+@pytest.mark.parametrize("extra", [1, 100, 1_000_000])
+def test_strips_that_are_counted_too_long(tmp_path: Path, noise: np.ndarray, packages: str, extra: int) -> None:
+    """Without compression the size tells what belongs to them: the file may end there."""
+    path = tmp_path / "a.tif"
+    Image.fromarray(noise).save(path)
+    content = bytearray(path.read_bytes())
+    entry = content.index(struct.pack("<H", 279))  # StripByteCounts
+    (count,) = struct.unpack_from("<I", content, entry + 8)
+    assert count == noise.size
+    struct.pack_into("<HII", content, entry + 2, 4, 1, count + extra)
+    path.write_bytes(content)
+    np.testing.assert_array_equal(read_image(path), noise[..., ::-1])
+    path.write_bytes(content[:-1])
+    with pytest.raises(InputError, match="truncated"):
+        read_image(path)
