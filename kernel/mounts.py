@@ -151,16 +151,17 @@ def find_weights(root: Path, datasets: Sequence[str], name: str, sha256: str | N
             tried.append(str(error))
             continue
         if sha256 is None:
-            candidates = [path for folder in folders.trusted for path in find_files(folder, name)]
-            if len(candidates) > 1:
-                raise InputError(
-                    f"{len(candidates)} files {name} under {root} could be that of the dataset {dataset}: say which by "
-                    "the member's `sha256`, or by the path inside the dataset as its `file`: "
-                    + join_paths([path.relative_to(root) for path in candidates])
-                )
-            if candidates:
-                return candidates[0]
-            tried += [f"{folder}: no file {name}; it holds {list_files(folder)}" for folder in folders.trusted]
+            for tier in (folders.own, folders.unowned):
+                candidates = [path for folder in tier for path in find_files(folder, name)]
+                if len(candidates) > 1:
+                    raise InputError(
+                        f"{len(candidates)} files {name} under {root} could be that of the dataset {dataset}: say "
+                        "which by the member's `sha256`, or by the path inside the dataset as its `file`: "
+                        + join_paths([path.relative_to(root) for path in candidates])
+                    )
+                if candidates:
+                    return candidates[0]
+                tried += [f"{folder}: no file {name}; it holds {list_files(folder)}" for folder in tier]
             tried += [f"{folder}: passed over, for it is another owner's" for folder in folders.others]
             continue
         for folder in folders.all:

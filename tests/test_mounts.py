@@ -162,6 +162,12 @@ def test_all_candidates_are_tried_for_a_sum(tmp_path: Path) -> None:
         assert told in str(caught.value)
 
 
+def test_the_owners_folder_without_the_file_is_not_the_end(tmp_path: Path) -> None:
+    put(tmp_path / "datasets" / "me" / "weights" / "b.pt")
+    path = put(tmp_path / "weights" / "a.pt")
+    assert find_weights(tmp_path, ["me/weights"], "a.pt", None) == path
+
+
 def test_another_owners_file_without_a_sum_is_refused(tmp_path: Path) -> None:
     other = put(tmp_path / "d" / "you" / "weights" / "a.pt")
     with pytest.raises(InputError, match=r"another owner's"):

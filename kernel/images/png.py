@@ -22,6 +22,8 @@ PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 PNG_GRAY, PNG_PALETTE = 0, 3
 #: No stream of deflate holds more than so many times its own bytes.
 DEFLATE_RATIO = 1032
+#: Pictures are seldom compressed by more.
+USUAL_RATIO = 8
 #: Inflated at a time.
 INFLATED_BYTES = 1 << 20
 
@@ -89,23 +91,26 @@ def chunk_data(stream: BinaryIO, chunk_type: bytes, length: int) -> bytes:
     return data
 
 
-def check_png_data(stream: BinaryIO) -> None:
-    """Look whether the compressed pixels are whole, where the chunk that ends a PNG is missing.
+def check_png_data(stream: BinaryIO, size: int = 0) -> None:
+    """Look whether the compressed pixels are whole, and hold so many bytes; nothing is kept.
 
     Raises:
         InputError: they are not.
     """
     inflater = zlib.decompressobj()
+    held = 0
     try:
         for chunk_type, length in png_chunks(stream):
             data = chunk_data(stream, chunk_type, length) if chunk_type == b"IDAT" else b""
             while data and not inflater.eof:
-                inflater.decompress(data, INFLATED_BYTES)
+                held += len(inflater.decompress(data, INFLATED_BYTES))
                 data = inflater.unconsumed_tail
     except zlib.error as error:
         raise InputError("the PNG is truncated or damaged: its pixels cannot be inflated") from error
     if not inflater.eof:
         raise InputError("the PNG is truncated or damaged: it ends too soon")
+    if held < size:
+        raise InputError("the PNG is damaged: its header tells of more pixels than it holds")
 
 
 def parse_png_header(chunk_type: bytes, data: bytes) -> PngHeader:
@@ -123,20 +128,25 @@ def parse_png_header(chunk_type: bytes, data: bytes) -> PngHeader:
     return header
 
 
-def check_png_size(header: PngHeader, data_bytes: int) -> None:
-    """Look whether compressed data of so many bytes can hold the pixels that the header tells of.
+def check_png_size(stream: BinaryIO, header: PngHeader, data_bytes: int) -> None:
+    """Look whether compressed data of so many bytes hold the pixels that the header tells of.
+
+    They are inflated where the header tells of unusually many: those would take hours, and their memory.
 
     Raises:
-        InputError: they cannot.
+        InputError: they do not.
     """
-    if header.height * (1 + header.row_bytes) > data_bytes * DEFLATE_RATIO:
+    size = header.height * header.row_bytes
+    if size > data_bytes * DEFLATE_RATIO:
         raise InputError(
             f"the PNG is damaged: its header tells of {header.width} x {header.height} pixels, more than it can hold"
         )
+    if size > data_bytes * USUAL_RATIO:
+        check_png_data(stream, size)
 
 
 def read_png_shape(stream: BinaryIO) -> tuple[int, int]:
-    """The (H, W) of a PNG; nothing is decoded.
+    """The (H, W) of a PNG; nothing is decoded, though unusual sizes are looked into.
 
     Raises:
         InputError: the chunks are not all there.
@@ -150,7 +160,7 @@ def read_png_shape(stream: BinaryIO) -> tuple[int, int]:
         data_bytes += length if chunk_type == b"IDAT" else 0
     if header is None:
         raise InputError("the PNG is damaged: it has no header")
-    check_png_size(header, data_bytes)
+    check_png_size(stream, header, data_bytes)
     return header.height, header.width
 
 
@@ -188,7 +198,7 @@ def read_png(stream: BinaryIO) -> tuple[np.ndarray, int]:
             data_bytes += length
     if header is None:
         raise InputError("the PNG is damaged: it has no header")
-    check_png_size(header, data_bytes)
+    check_png_size(stream, header, data_bytes)
     start = len(PNG_SIGNATURE)
     chunk = header.chunk()
     content[start : start + len(chunk)] = chunk

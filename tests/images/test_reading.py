@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import struct
+import zlib
 from pathlib import Path
 
 import cv2
@@ -246,3 +247,23 @@ def test_a_jpeg_that_lacks_more_is_refused(tmp_path: Path, gray: np.ndarray, opt
         path.write_bytes(whole[:kept])
         with pytest.raises(InputError, match="the JPEG is truncated"):
             read_image(path)
+
+
+@pytest.mark.parametrize("side", [600, 5000, 60000])
+@pytest.mark.parametrize("size", [(40, 50), (500, 700)])
+def test_a_png_that_tells_of_more_than_it_holds(tmp_path: Path, side: int, size: tuple[int, int]) -> None:
+    """Neither what it would take in time nor its memory is believed."""
+    whole = _encoded(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8), ".png")
+    head = struct.pack(">II", size[1] * side // 50, size[0] * side // 50) + whole[24:29]
+    path = tmp_path / "a.png"
+    path.write_bytes(whole[:8] + chunk(b"IHDR", head, zlib.crc32(b"IHDR" + head)) + whole[33:])
+    assert read_image_shape(path) is None
+    with pytest.raises(InputError, match="its header tells of"):
+        read_image(path)
+
+
+def test_a_blank_png_is_believed(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    for pixels in (np.zeros((3000, 2000), np.uint8), np.full((700, 900, 3), 128, np.uint8)):
+        path.write_bytes(_encoded(pixels, ".png"))
+        assert read_image_shape(path) == read_image(path).shape[:2] == pixels.shape[:2]
