@@ -98,12 +98,13 @@ def find_dataset(root: Path, dataset: str) -> Path:
             f"dataset {dataset} is not mounted under {root}, only another owner's of that name is: "
             f"{join_paths(folders.others)}; attach {dataset} to the kernel, or correct the owner in the manifest"
         )
-    if len(folders.trusted) > 1:
+    found, *more = folders.trusted
+    if more:
         raise InputError(
             f"{len(folders.trusted)} folders under {root} could be the dataset {dataset}: "
             f"{join_paths(folders.trusted)}; detach the one that is not meant"
         )
-    return folders.trusted[0]
+    return found
 
 
 def find_competition(root: Path, competition: str) -> Path:

@@ -195,18 +195,21 @@ def install_somewhere(wheels: Sequence[Path], working: Path) -> Path:
     """
     problems: list[str] = []
     for place in (None, working):
-        packages = None
         try:
             packages = Path(tempfile.mkdtemp(prefix=PACKAGES_PREFIX, dir=place))
-            install_wheels(wheels, packages)
-            return packages
-        except (OSError, RunError) as error:  # an OSError where no folder can be made
+        except OSError as error:
             problems.append(str(error))
-            if packages is not None:
-                remove_packages(packages)
-        except InputError:
-            remove_packages(packages)
-            raise
+        else:
+            installed = False
+            try:
+                install_wheels(wheels, packages)
+                installed = True
+                return packages
+            except (OSError, RunError) as error:
+                problems.append(str(error))
+            finally:
+                if not installed:
+                    remove_packages(packages)
         if place is None:
             LOG.warning("there is no place for temporary files: %s; the working folder is tried", problems[-1])
     raise RunError("the vendored wheels can be installed nowhere:\n  " + "\n  ".join(problems))
