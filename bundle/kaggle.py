@@ -20,8 +20,6 @@ SCRIPT_NAME = "kernel.py"
 #: The owner that weights_manifest.json names until its user fills in an own one.
 PLACEHOLDER_OWNER = "your-kaggle-name"
 DEFAULT_DATASET_ID = f"{PLACEHOLDER_OWNER}/mmdet-pure-python-wheels"
-#: The image of a kernel's first version stays: what was tried is what is scored.
-DOCKER_PINNING = "original"
 #: The licenses that the client's documentation names, as far as they suit code and weights.
 DATASET_LICENSES = ("apache-2.0", "CC0-1.0", "CC-BY-SA-4.0", "other", "unknown")
 TITLE_LENGTHS = range(6, 51)
@@ -60,7 +58,8 @@ def kernel_metadata(manifest: Manifest, code_file: str = SCRIPT_NAME) -> dict[st
         "enable_tpu": False,
         "enable_internet": False,  # the client's default is true, and the competition forbids it
         "machine_shape": identity.accelerator,
-        "docker_image_pinning_type": DOCKER_PINNING,
+        "docker_image_pinning_type": identity.docker_pinning,
+        **({} if identity.docker_image is None else {"docker_image": identity.docker_image}),
         "dataset_sources": list(dict.fromkeys([*manifest.all_weight_datasets, manifest.wheels_dataset])),
         "competition_sources": [identity.competition],
         "kernel_sources": [],
