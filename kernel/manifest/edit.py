@@ -126,13 +126,15 @@ def manifest_entry(weights: Path, kind: str, encoder: str, use_for: Sequence[str
     }
 
 
-def add_to_manifest(path: Path, entry: Mapping[str, Any]) -> None:
+def add_to_manifest(path: Path, entry: Mapping[str, Any]) -> str:
     """Put a member's entry into a manifest file; a member of that name keeps what the entry leaves open.
+
+    Returns how the file differs.
 
     Raises:
         InputError: the manifest is wrong, or would be with the entry; the file stays as it is.
     """
-    change_manifest(path, lambda text: put_member(text, entry), "the new member")
+    return change_manifest(path, lambda text: put_member(text, entry), "the new member")
 
 
 def set_in_manifest(path: Path, name: str, values: Mapping[str, Any]) -> str:
