@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import difflib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from bundle.client import KaggleClient
-from bundle.datasets import weights_folder_name
+from bundle.datasets import data_files, sums_of, weights_folder_name
 from bundle.kaggle import (
     KERNEL_METADATA_NAME,
     PLACEHOLDER_OWNERS,
@@ -122,11 +122,56 @@ def folder_findings(manifest: Manifest, out: Path) -> list[Finding]:
             check_dataset_folder(folder, dataset)
         except InputError as wrong:
             findings.append(error(str(wrong)))
+    findings += lacking_findings(manifest, dataset_folders(manifest, out))
     sources = list(dict.fromkeys([*manifest.all_weight_datasets, manifest.wheels_dataset]))
     for one, other in itertools.combinations(sources, 2):
         if is_slip(one, other):
             findings.append(
                 question(f"the datasets {one} and {other} differ by one letter: is one of them misspelt? (likely yes)")
+            )
+    return findings
+
+
+def lacking_findings(manifest: Manifest, folders: Mapping[str, Path]) -> list[Finding]:
+    """Members whose file is not in the folder that is to become its dataset: built before the manifest changed."""
+    findings = []
+    sums = {dataset: sums_of(folder) for dataset, folder in folders.items()}
+    for member in manifest.members:
+        datasets = manifest.datasets_for(member)
+        if member.file is None or not all(dataset in sums for dataset in datasets):
+            continue
+        found = [sums[dataset].get(member.file) for dataset in datasets]
+        if not any(total is not None and member.sha256 in (None, total) for total in found):
+            findings.append(
+                error(
+                    f"member {member.name}: {' and '.join(str(folders[dataset]) for dataset in datasets)} holds no "
+                    f"{member.file} with the manifest's sha256: build with `--weights-dir DIR`"
+                )
+            )
+    return findings
+
+
+def absent_findings(
+    client: KaggleClient, manifest: Manifest, folders: Mapping[str, Path], states: Mapping[str, str | None]
+) -> list[Finding]:
+    """Members whose file is in none of their datasets on Kaggle; datasets that are to be sent count as they will be."""
+    findings = []
+    names: dict[str, set[str]] = {}
+    for dataset, state in states.items():
+        if dataset in folders:
+            names[dataset] = {path.name for path in data_files(folders[dataset])}
+        elif state == "ready" and dataset in manifest.all_weight_datasets:
+            names[dataset] = {name.rsplit("/", 1)[-1] for name in client.dataset_files(dataset)}
+    for member in manifest.members:
+        datasets = manifest.datasets_for(member)
+        if member.file is None or not all(dataset in names for dataset in datasets):
+            continue
+        if not any(member.file.rsplit("/", 1)[-1] in names[dataset] for dataset in datasets):
+            findings.append(
+                error(
+                    f"member {member.name}: {' and '.join(datasets)} on Kaggle holds no {member.file}: correct the "
+                    "member's `file` or `dataset`, or build with `--weights-dir DIR` where the dataset is yours"
+                )
             )
     return findings
 
@@ -189,7 +234,7 @@ def online_findings(
         for dataset, state in states.items()
         if state in ("failed", "deleted") and dataset not in folders
     ]
-    return findings
+    return findings + absent_findings(client, manifest, folders, states)
 
 
 def missing_text(manifest: Manifest, dataset: str, nearest: str | None) -> str:

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -135,11 +136,12 @@ class KaggleClient:
         Raises:
             RunError: Kaggle refuses it, or a file could not be uploaded.
         """
+        quiet = not sys.stdout.isatty()  # its progress bars are for people
         with asking(f"sending {folder} as the dataset {dataset}"):
             if new:
-                answer = self._api.dataset_create_new(str(folder))
+                answer = self._api.dataset_create_new(str(folder), quiet=quiet)
             else:
-                answer = self._api.dataset_create_version(str(folder), "by build_kernel.py push")
+                answer = self._api.dataset_create_version(str(folder), "by build_kernel.py push", quiet=quiet)
         if answer is None or str(answer.status).lower() != "ok":
             reason = getattr(answer, "error", None) or "no reason given"
             advice = (

@@ -106,6 +106,13 @@ def dataset_metadata(dataset_id: str, license_name: str = "other") -> dict[str, 
     }
 
 
+def refused_name(name: str) -> str | None:
+    """Why Kaggle takes no file of this name into a dataset, and what to do; None where it does."""
+    if not set(REFUSED_IN_NAMES) & set(name):
+        return None
+    return f"{name}: Kaggle takes no {' or '.join(REFUSED_IN_NAMES)} in a file's name: rename the file"
+
+
 def check_dataset_folder(folder: Path, dataset: str) -> None:
     """Check a folder that `kaggle datasets create -p` is to publish as `dataset` ("owner/slug").
 
@@ -139,11 +146,8 @@ def check_dataset_folder(folder: Path, dataset: str) -> None:
             problems.append(f"{entry.name}/: folders are skipped by the client; put the files beside each other")
         elif entry.name.endswith(UNPACKED_SUFFIXES):
             problems.append(f"{entry.name}: the server unpacks archives; give it another form")
-        elif set(REFUSED_IN_NAMES) & set(entry.name):
-            problems.append(
-                f"{entry.name}: Kaggle takes no {' or '.join(REFUSED_IN_NAMES)} in a file's name; rename the file, and "
-                "correct the member's `file` in the manifest"
-            )
+        elif refused := refused_name(entry.name):
+            problems.append(f"{refused}, and correct the member's `file` in the manifest")
     if problems:
         raise InputError(
             f"{folder} cannot be published as a dataset:\n" + "\n".join(f"  - {line}" for line in problems)

@@ -142,8 +142,8 @@ def wait_for_dataset(
             )
         if waited >= patience:
             raise RunError(
-                f"the dataset {dataset} is not ready after {waited:.0f} s (state: {state}): nothing else was sent; push "
-                "again later, which does not send it twice, or wait longer by --ready-timeout SECONDS"
+                f"the dataset {dataset} is not ready after {waited:.0f} s (state: {state}), and the kernel was not "
+                "pushed: push again later, which does not send it twice, or wait longer by --ready-timeout SECONDS"
             )
         progress(f"{dataset}: {state}, {waited:.0f} s")
         time.sleep(poll)
@@ -180,7 +180,7 @@ def text_sha256(path: Path) -> str:
 
 
 def metadata_differences(meant: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
-    """How a kernel's metadata differs from what was meant, a line for each; what Kaggle does not tell is passed over."""
+    """How a kernel's metadata differs from what was meant, a line each; what Kaggle does not tell is passed over."""
     differences = []
     for key, name in (
         ("dataset_sources", "datasets"),

@@ -34,8 +34,8 @@ def run(options: argparse.Namespace) -> int:
     state, message = client.run_state(version.kernel, version.number)
     if state not in DONE_STATES:
         raise RunError(
-            f"version {version.number} of {version.kernel} is {state}, not over: wait by `python build_kernel.py status "
-            "--wait`"
+            f"version {version.number} of {version.kernel} is {state}, not over: wait by `python build_kernel.py "
+            "status --wait`"
         )
     folder = options.out / RUNS_NAME / str(version.number)
     with scratch_folder(folder.parent, str(version.number)) as scratch:

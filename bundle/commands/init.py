@@ -18,7 +18,7 @@ from typing import Any
 from bundle.checks import USUAL_COMPETITION
 from bundle.commands.common import OWN_MANIFEST, PUBLISHED_MANIFEST, ROOT
 from bundle.commands.members import member_name
-from bundle.kaggle import PLACEHOLDER_OWNERS, owner_of, slug_of_title
+from bundle.kaggle import PLACEHOLDER_OWNERS, owner_of, refused_name, slug_of_title
 from kernel.errors import InputError
 from kernel.files import written_file
 from kernel.images.listing import is_hidden
@@ -110,6 +110,10 @@ def recognised_entries(folder: Path, passed_over: list[str]) -> list[dict[str, A
     entries: list[dict[str, Any]] = []
     files = sorted(path for path in folder.iterdir() if path.suffix in WEIGHT_SUFFIXES and not is_hidden(path.name))
     for path in files:
+        refused = refused_name(path.name)
+        if refused:
+            passed_over.append(refused)
+            continue
         try:
             spec = recognise_checkpoint(path)
         except InputError as error:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bundle.commands.common import add_manifest_option, add_out_option, print_table
-from bundle.kaggle import owner_of
+from bundle.kaggle import owner_of, refused_name
 from kernel.errors import InputError
 from kernel.files import file_sha256
 from kernel.local_weights import check_claims, locate_named, resolve_weights
@@ -184,10 +184,14 @@ def recognise(manifest: Manifest, file: Path) -> DetectorSpec:
     """What detector a file holds.
 
     Raises:
-        InputError: it is no file, holds no detector of ours, one of other classes, or the same as a member's.
+        InputError: it is no file, holds no detector of ours, one of other classes, or the same as a member's, or
+            Kaggle would not take its name.
     """
     from kernel.models.checkpoints import recognise_checkpoint
 
+    refused = refused_name(file.name)
+    if refused:
+        raise InputError(refused)
     spec = recognise_checkpoint(file)
     if spec.num_classes != len(CELL_TYPES):
         raise InputError(

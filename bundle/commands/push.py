@@ -123,10 +123,10 @@ def refuse(findings: Sequence[Finding], accept_questions: bool) -> None:
     """
     certain = [finding.text for finding in findings if finding.certain]
     questions = [finding.text for finding in findings if not finding.certain]
-    if certain:
-        raise InputError("nothing was sent, as something is wrong:\n" + "\n".join(f"  - {text}" for text in certain))
     for text in questions:
         print(f"question: {text}")
+    if certain:
+        raise InputError("nothing was sent, as something is wrong:\n" + "\n".join(f"  - {text}" for text in certain))
     if questions and not accept_questions:
         raise InputError(
             f"nothing was sent, as {len(questions)} question(s) above are open: correct what is wrong, or, if it is "

@@ -77,7 +77,7 @@ def tell(submission: Submission) -> int:
         print(f"not scored yet: `python build_kernel.py submit --ref {submission.ref} --wait` waits for it")
         return 0
     raise RunError(
-        f"submission {submission.ref} has no score: {submission.error or 'Kaggle gives no reason'}: the scoring run has "
-        "other images than yours: `python build_kernel.py fetch` checks yours, and a dry run on many images tries the "
-        "script"
+        f"submission {submission.ref} has no score: {submission.error or 'Kaggle gives no reason'}: `python "
+        "build_kernel.py fetch` checks the run's own file; the scoring run has other and more images, so try a dry run "
+        "on many"
     )
