@@ -7,6 +7,7 @@ through their states, their logs and outputs, and submissions. It fails on deman
 from __future__ import annotations
 
 import base64
+import io
 import json
 import os
 import re
@@ -15,6 +16,7 @@ import struct
 import subprocess
 import sys
 import threading
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -235,6 +237,10 @@ class StubServer(ThreadingHTTPServer):
         _, dataset = self.find_dataset(request)
         return {"status": next_state(dataset.states)}
 
+    def answer_GetDatasetMetadata(self, request: dict[str, Any]) -> dict[str, Any]:
+        _, dataset = self.find_dataset(request)
+        return {"info": {"title": dataset.title, "licenses": [{"name": dataset.license or "other"}]}}
+
     def answer_ListDatasetFiles(self, request: dict[str, Any]) -> dict[str, Any]:
         _, dataset = self.find_dataset(request)
         names = sorted(dataset.versions[-1])
@@ -245,7 +251,14 @@ class StubServer(ThreadingHTTPServer):
 
     def answer_DownloadDataset(self, request: dict[str, Any]) -> str:
         name, dataset = self.find_dataset(request)
-        file = request["fileName"]
+        file = request.get("fileName")
+        if not file:
+            packed = io.BytesIO()
+            with zipfile.ZipFile(packed, "w") as archive:
+                for entry, content in dataset.versions[-1].items():
+                    archive.writestr(entry, content)
+            self.files[f"/files/{name}.zip"] = packed.getvalue()
+            return f"http://localhost/files/{name}.zip"
         if file not in dataset.versions[-1]:
             raise Refusal(404, "File not found")
         self.files[f"/files/{name}/{file}"] = dataset.versions[-1][file]
@@ -416,11 +429,12 @@ def client_environment(server: StubServer, home: Path, **login: str) -> dict[str
 
 
 def run_client(server: StubServer, config: Path, *arguments: str) -> str:
-    """Run the client against the stub; returns what it prints, for it exits with 0 whatever happens."""
+    """Run the client in the folder `config`; returns what it prints, for it exits with 0 whatever happens."""
     environment = client_environment(server, config, KAGGLE_USERNAME=server.user, KAGGLE_KEY=server.key)
     done = subprocess.run(
         [str(CLIENT), *arguments],
         env=environment | {"KAGGLE_CONFIG_DIR": str(config)},
+        cwd=config,
         capture_output=True,
         encoding="utf-8",
         errors="replace",

@@ -356,7 +356,7 @@ def test_a_dataset_that_arrives_without_a_file(project: Project, server: StubSer
     assert "SaveKernel" not in sent(server)
     server.lost_files = set()
     assert project.push().returncode == 0
-    assert sent(server)[-3:] == ["CreateDatasetVersion", "CreateDataset", "SaveKernel"]
+    assert sent(server)[-3:] == ["CreateDataset", "CreateDatasetVersion", "SaveKernel"]
 
 
 @pytest.mark.parametrize(
