@@ -302,8 +302,7 @@ class KaggleClient:
             try:
                 return call()
             except requests.exceptions.HTTPError as error:
-                status = None if error.response is None else error.response.status_code
-                if status != 429 or attempt == TRIES:
+                if error.response is None or error.response.status_code != 429 or attempt == TRIES:
                     raise
                 asked = error.response.headers.get("Retry-After", "")
                 delay = min(float(asked), LONGEST_DELAY) if asked.isdigit() else 2.0**attempt

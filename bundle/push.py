@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bundle.client import KaggleClient, Pushed
+from bundle.client import KaggleClient, NotThereError, Pushed
 from bundle.datasets import data_files, parse_sums, sums_of, write_sums
 from bundle.kaggle import KERNEL_METADATA_NAME, SCRIPT_NAME, SUMS_NAME, kernel_metadata
 from kernel.errors import InputError, RunError
@@ -22,6 +22,8 @@ from kernel.manifest.types import Manifest
 
 #: In the output folder: which version was pushed last.
 PUSHED_NAME = "pushed.json"
+#: How often a version that was just pushed is asked for.
+PULL_TRIES = 5
 #: States of a dataset from which it does not get ready by itself.
 LOST_STATES = ("failed", "deleted")
 
@@ -88,11 +90,14 @@ def refuse_stale(built: Manifest, given: Manifest, manifest_path: Path, folder: 
 def needs_sending(client: KaggleClient, dataset: str, folder: Path) -> bool:
     """Whether Kaggle's last version of a dataset has other files than `folder`, by their sums and sizes."""
     write_sums(folder)
+    return not shows_sums(client, dataset, folder) or bool(missing_files(client, dataset, folder))
+
+
+def shows_sums(client: KaggleClient, dataset: str, folder: Path) -> bool:
+    """Whether the version of a dataset that Kaggle shows now holds the sums of `folder`."""
     with scratch_folder(folder.parent, "sums") as scratch:
         content = client.read_dataset_file(dataset, SUMS_NAME, scratch)
-    if content is None or parse_sums(content) != sums_of(folder):
-        return True
-    return bool(missing_files(client, dataset, folder))
+    return content is not None and parse_sums(content) == sums_of(folder)
 
 
 def missing_files(client: KaggleClient, dataset: str, folder: Path) -> list[str]:
@@ -120,20 +125,34 @@ def send_and_wait(
         RunError: Kaggle refuses it, it fails, it is not ready within `patience` seconds, or it lacks files.
     """
     client.send_dataset(folder, dataset, new)
-    wait_for_dataset(client, dataset, patience, poll, progress)
+    wait_for_dataset(client, dataset, patience, poll, progress, folder)
     lacking = missing_files(client, dataset, folder)
     if lacking:
         raise RunError(
-            f"the dataset {dataset} has arrived without {', '.join(lacking[:5])}: push again, which sends a new version"
+            f"the dataset {dataset} has arrived without {', '.join(lacking[:5])}, or not with all of it: push again, "
+            "which sends a new version"
         )
 
 
 def wait_for_dataset(
-    client: KaggleClient, dataset: str, patience: float, poll: float, progress: Callable[[str], None]
+    client: KaggleClient,
+    dataset: str,
+    patience: float,
+    poll: float,
+    progress: Callable[[str], None],
+    folder: Path | None = None,
 ) -> None:
-    """Wait until Kaggle can mount a dataset; a kernel that is pushed before that runs without it. Errors as above."""
+    """Wait until Kaggle can mount a dataset; a kernel that is pushed before that runs without it.
+
+    Where `folder` was just sent, Kaggle must also show its sums: for a while it calls the version before it ready.
+    Errors as `send_and_wait`.
+    """
     begin = time.monotonic()
-    while (state := client.dataset_state(dataset)) != "ready":
+    while True:
+        state = client.dataset_state(dataset)
+        if state == "ready" and (folder is None or shows_sums(client, dataset, folder)):
+            progress(f"{dataset}: ready")
+            return
         waited = time.monotonic() - begin
         if state in LOST_STATES:
             raise RunError(
@@ -145,13 +164,14 @@ def wait_for_dataset(
                 f"the dataset {dataset} is not ready after {waited:.0f} s (state: {state}), and the kernel was not "
                 "pushed: push again later, which does not send it twice, or wait longer by --ready-timeout SECONDS"
             )
-        progress(f"{dataset}: {state}, {waited:.0f} s")
+        progress(f"{dataset}: {'the version before is ready' if state == 'ready' else state}, {waited:.0f} s")
         time.sleep(poll)
-    progress(f"{dataset}: ready")
 
 
-def check_pulled(client: KaggleClient, pushed: Pushed, folder: Path, out: Path) -> list[str]:
+def check_pulled(client: KaggleClient, pushed: Pushed, folder: Path, out: Path, poll: float) -> list[str]:
     """Pull a version back, and compare it with the folder that was pushed.
+
+    A version that Kaggle does not show yet is asked for again, `poll` seconds later.
 
     Returns:
         What Kaggle does not tell, and could not be compared.
@@ -161,7 +181,14 @@ def check_pulled(client: KaggleClient, pushed: Pushed, folder: Path, out: Path) 
     """
     meant = json.loads((folder / KERNEL_METADATA_NAME).read_text(encoding="utf-8"))
     with scratch_folder(out, "pulled") as scratch:
-        found = client.pull(pushed.kernel, pushed.version, scratch)
+        for attempt in range(1, PULL_TRIES + 1):
+            try:
+                found = client.pull(pushed.kernel, pushed.version, scratch)
+                break
+            except NotThereError:
+                if attempt == PULL_TRIES:
+                    raise
+                time.sleep(poll)
         sha256 = text_sha256(scratch / found["code_file"])
     differences = metadata_differences(meant, found)
     if sha256 != text_sha256(folder / SCRIPT_NAME):

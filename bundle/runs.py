@@ -114,14 +114,19 @@ def check_submission(path: Path, summary: Mapping[str, Any], images: Path | None
         RunError: Kaggle would refuse it, or score it as nothing.
         InputError: the folder of images is wrong.
     """
-    from kernel.images.reading import list_images, read_image_shape
+    from kernel.images.reading import list_images, read_image, read_image_shape
     from kernel.postprocess.submitted import read_submission, validate_submission
 
     if not path.is_file():
         raise RunError("the run left no submission.csv: see its log by `python build_kernel.py logs`")
-    shapes = None if images is None else {image.stem: read_image_shape(image) for image in list_images(images)}
     try:
-        found = read_submission(path) if shapes is None else validate_submission(path, shapes)
+        if images is None:
+            found = read_submission(path)
+        else:
+            shapes = {
+                image.stem: read_image_shape(image) or read_image(image).shape[:2] for image in list_images(images)
+            }
+            found = validate_submission(path, shapes)
     except InputError as error:
         raise RunError(f"the run's submission is not valid: {error}") from error
     expected = {*summary.get("images", {}), *summary.get("failed", {})}

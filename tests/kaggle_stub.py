@@ -50,6 +50,7 @@ class Dataset:
     title: str = ""
     private: bool = True
     readable: bool = True
+    lag: int = 0  # so many downloads still get the version before
 
 
 @dataclass
@@ -191,6 +192,8 @@ class StubServer(ThreadingHTTPServer):
         self.competitions = {COMPETITION: True}  # whether the user has accepted the rules
         self.datasets: dict[str, Dataset] = {}
         self.new_states = ["BLOBS_RECEIVED", "READY"]  # what a version that is sent goes through
+        self.new_lag = 0  # how often the version before one that is sent is still seen
+        self.unseen_pulls = 0  # so often a kernel is not there yet when it is asked for
         self.kernels: dict[str, list[Run]] = {}
         self.run_states = ["QUEUED", "RUNNING", "COMPLETE"]
         self.next_run: dict[str, Any] = {}  # log, outputs, message of the next run
@@ -252,16 +255,18 @@ class StubServer(ThreadingHTTPServer):
     def answer_DownloadDataset(self, request: dict[str, Any]) -> str:
         name, dataset = self.find_dataset(request)
         file = request.get("fileName")
+        dataset.lag, lagging = max(0, dataset.lag - 1), dataset.lag > 0 and len(dataset.versions) > 1
+        version = dataset.versions[-2 if lagging else -1]
         if not file:
             packed = io.BytesIO()
             with zipfile.ZipFile(packed, "w") as archive:
-                for entry, content in dataset.versions[-1].items():
+                for entry, content in version.items():
                     archive.writestr(entry, content)
             self.files[f"/files/{name}.zip"] = packed.getvalue()
             return f"http://localhost/files/{name}.zip"
-        if file not in dataset.versions[-1]:
+        if file not in version:
             raise Refusal(404, "File not found")
-        self.files[f"/files/{name}/{file}"] = dataset.versions[-1][file]
+        self.files[f"/files/{name}/{file}"] = version[file]
         return f"http://localhost/files/{name}/{file}"
 
     def answer_ListDatasets(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -297,7 +302,7 @@ class StubServer(ThreadingHTTPServer):
     def answer_CreateDatasetVersion(self, request: dict[str, Any]) -> dict[str, Any]:
         name, dataset = self.find_dataset(request)
         dataset.versions.append(self.uploaded(request["body"]["files"]))
-        dataset.states = list(self.new_states)
+        dataset.states, dataset.lag = list(self.new_states), self.new_lag
         return {"ref": name, "url": f"http://localhost/datasets/{name}", "status": "ok", "error": ""}
 
     # Competitions
@@ -363,7 +368,8 @@ class StubServer(ThreadingHTTPServer):
 
     def answer_GetKernel(self, request: dict[str, Any]) -> dict[str, Any]:
         name = f"{request['userName']}/{request['kernelSlug']}".lower()
-        if name not in self.kernels:
+        self.unseen_pulls, unseen = max(0, self.unseen_pulls - 1), self.unseen_pulls > 0
+        if name not in self.kernels or unseen:
             raise Refusal(404, "Kernel not found")
         saved = self.find_run(request).request
         blob = {"source": saved["text"], "language": "python", "kernelType": "script", "slug": request["kernelSlug"]}

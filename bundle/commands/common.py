@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -129,17 +131,24 @@ def confirm(question: str, yes: bool) -> bool:
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
-def show_progress(line: str) -> None:
-    """A line that the next one replaces on a terminal, and follows in a file."""
-    if sys.stdout.isatty():
-        print(f"\r\x1b[2K{line}", end="", flush=True)
-    else:
-        print(line, flush=True)
+@contextmanager
+def progress_line() -> Iterator[Callable[[str], None]]:
+    """A function that shows how far something is: on a terminal in one line, in a file a line where it has moved on.
 
+    What has moved on is seen by what stands before the line's first comma.
+    """
+    on_terminal, last = sys.stdout.isatty(), ""
 
-def end_progress() -> None:
-    """End a line of `show_progress`."""
-    if sys.stdout.isatty():
+    def show(line: str) -> None:
+        nonlocal last
+        if on_terminal:
+            print(f"\r\x1b[2K{line}", end="", flush=True)
+        elif line.partition(",")[0] != last:
+            print(line, flush=True)
+        last = line.partition(",")[0]
+
+    yield show
+    if on_terminal and last:
         print(flush=True)
 
 

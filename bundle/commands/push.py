@@ -21,10 +21,9 @@ from bundle.commands.common import (
     add_out_option,
     add_poll_option,
     confirm,
-    end_progress,
     positive_int,
+    progress_line,
     seconds,
-    show_progress,
 )
 from bundle.datasets import data_files
 from bundle.kaggle import SCRIPT_NAME
@@ -103,7 +102,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     send_datasets(client, plan, folders, options)
     pushed = client.push(folder, manifest.kernel.id, options.timeout, options.no_run)
-    unknown = check_pulled(client, pushed, folder, options.out)
+    unknown = check_pulled(client, pushed, folder, options.out, options.poll)
     write_record(pushed, folder, options.out)
     print(f"version {pushed.version} of {pushed.kernel} is on Kaggle as it was meant: {pushed.url}")
     if unknown:
@@ -180,8 +179,8 @@ def send_datasets(client: KaggleClient, plan: Plan, folders: Mapping[str, Path],
     """Send what is new or changed, and wait for all."""
     for dataset in [*plan.new, *plan.changed]:
         folder, new = folders[dataset], dataset in plan.new
-        send_and_wait(client, dataset, folder, new, options.ready_timeout, options.poll, show_progress)
-        end_progress()
+        with progress_line() as show:
+            send_and_wait(client, dataset, folder, new, options.ready_timeout, options.poll, show)
     for dataset in plan.waited_for:
-        wait_for_dataset(client, dataset, options.ready_timeout, options.poll, show_progress)
-        end_progress()
+        with progress_line() as show:
+            wait_for_dataset(client, dataset, options.ready_timeout, options.poll, show)

@@ -13,8 +13,7 @@ from bundle.commands.common import (
     add_version_options,
     add_wait_options,
     chosen_version,
-    end_progress,
-    show_progress,
+    progress_line,
 )
 from bundle.runs import DONE_STATES, LAST_LINES, explain_failure, wait_for_run
 
@@ -30,15 +29,18 @@ def run(options: argparse.Namespace) -> int:
     client = log_in()
     version = chosen_version(options, client)
     if options.wait:
-        state, message = wait_for_run(
-            client, version.kernel, version.number, options.wait_timeout, options.poll, show_progress
-        )
-        end_progress()
+        with progress_line() as show:
+            state, message = wait_for_run(
+                client, version.kernel, version.number, options.wait_timeout, options.poll, show
+            )
     else:
         state, message = client.run_state(version.kernel, version.number)
     print(f"{version.kernel} version {version.number}: {state}")
     if state == "complete":
         print("next: `python build_kernel.py fetch`")
+        return 0
+    if state == "new_script":
+        print("it was saved and has not run: push without --no-run to run it")
         return 0
     if state not in DONE_STATES:
         print("it is not over yet: --wait waits for that")

@@ -10,9 +10,8 @@ from bundle.commands.common import (
     add_wait_options,
     chosen_version,
     confirm,
-    end_progress,
     positive_int,
-    show_progress,
+    progress_line,
 )
 from bundle.runs import wait_for_submission
 from kernel.errors import RunError
@@ -36,8 +35,8 @@ def run(options: argparse.Namespace) -> int:
         if ref is None:
             return 0
     if options.wait:
-        submission = wait_for_submission(client, ref, options.wait_timeout, options.poll, show_progress)
-        end_progress()
+        with progress_line() as show:
+            submission = wait_for_submission(client, ref, options.wait_timeout, options.poll, show)
     else:
         submission = client.submission(ref)
     return tell(submission)
