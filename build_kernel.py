@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import os
 import shlex
 import subprocess
@@ -24,29 +23,27 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from bundle.build import write_kernel
 from bundle.commands.common import add_manifest_option, add_out_option
 from bundle.datasets import weights_folder_name, write_sums, write_weights_datasets
 from bundle.dry_run import RESULT_NAMES, run_dry
-from bundle.inline import inline_package
 from bundle.kaggle import (
     DATASET_LICENSES,
     KERNEL_METADATA_NAME,
     SCRIPT_NAME,
     check_dataset_folder,
-    kernel_metadata,
     unverified_points,
 )
 from bundle.lock import LOCK_PATH, load_lock
 from bundle.vendor import build_wheels
 from kernel.errors import InputError, RunError
-from kernel.folders import end_on_sigterm, escape_unprintable, refuse_to_replace, replace_folder, scratch_folder
+from kernel.folders import end_on_sigterm, escape_unprintable, refuse_to_replace
 from kernel.local_weights import FoundWeights, check_claims, resolve_weights
 from kernel.manifest.reader import read_manifest
 from kernel.manifest.types import Manifest, manifest_to_json, refuse_fold_files
 from kernel.runtime.wheels import LockedWheel, verify_wheels
 
 ROOT = Path(__file__).resolve().parent
-ENTRY = ROOT / "kernel" / "main.py"
 #: The sub-commands: what each does, by its name, which is also its module's in bundle/commands/.
 COMMANDS = {
     "init": "write a manifest under your own names",
@@ -181,22 +178,6 @@ def weights_folder(options: argparse.Namespace) -> Path | None:
     raise InputError(
         f"--dry-run needs the members' weights: give their folder by --weights-dir (there is no {beside} either)"
     )
-
-
-def write_kernel(manifest: Manifest, target: Path) -> None:
-    """Write the folder that `kaggle kernels push -p` takes: the script and its metadata."""
-    embedded = {
-        "MANIFEST_JSON": manifest_to_json(manifest),
-        "WHEELS_LOCK_JSON": LOCK_PATH.read_text(encoding="utf-8"),
-    }
-    script = inline_package(ENTRY, embedded)
-    metadata = json.dumps(kernel_metadata(manifest), indent=2) + "\n"
-    with scratch_folder(target.parent, target.name) as scratch:
-        new = scratch / "new"
-        new.mkdir()
-        (new / SCRIPT_NAME).write_text(script, encoding="utf-8", newline="\n")
-        (new / KERNEL_METADATA_NAME).write_text(metadata, encoding="utf-8", newline="\n")
-        replace_folder(new, target)
 
 
 def write_wheels(manifest: Manifest, lock: Sequence[LockedWheel], target: Path) -> None:

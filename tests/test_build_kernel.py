@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import build_kernel
+from bundle import build
 from kernel.manifest.reader import parse_manifest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,6 +42,7 @@ def built_wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     lock = tmp_path / "wheels.lock.json"
     lock.write_text(json.dumps({"packages": [WHEEL]}), encoding="utf-8")
     monkeypatch.setattr(build_kernel, "LOCK_PATH", lock)
+    monkeypatch.setattr(build, "LOCK_PATH", lock)
     return folders
 
 
@@ -137,7 +139,7 @@ def test_a_broken_rule_of_the_package_is_told(
     entry = tmp_path / "kernel" / "main.py"
     entry.parent.mkdir()
     entry.write_text("import pandas\n\n\ndef main(manifest, lock):\n    return pandas\n", encoding="utf-8")
-    monkeypatch.setattr(build_kernel, "ENTRY", entry)
+    monkeypatch.setattr(build, "ENTRY", entry)
     assert build_kernel.main(["--out", str(tmp_path / "dist")]) == 2
     assert "kernel/main.py:1: pandas is not in Kaggle's image" in capsys.readouterr().err
 

@@ -6,6 +6,7 @@
     python build_kernel.py members use NAME --for astro cort
     python build_kernel.py members remove NAME
     python build_kernel.py members verify --weights-dir weights
+    python build_kernel.py members time --weights-dir weights --images images --limit 1
 
 What a file holds is recognised by its content. The manifest is edited in its place; its order and form stay.
 """
@@ -15,14 +16,16 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from dataclasses import fields
+from collections.abc import Mapping
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bundle.commands.common import add_manifest_option, add_out_option, print_table
-from bundle.kaggle import owner_of, refused_name
-from kernel.errors import InputError
-from kernel.files import file_sha256
+from bundle.kaggle import SCRIPT_NAME, owner_of, refused_name
+from kernel.errors import InputError, RunError
+from kernel.files import file_sha256, written_file
+from kernel.folders import scratch_folder
 from kernel.local_weights import check_claims, locate_named, resolve_weights
 from kernel.manifest.edit import (
     add_to_manifest,
@@ -39,6 +42,11 @@ if TYPE_CHECKING:
     from kernel.models.configs import DetectorSpec
 
 USES = (*CELL_TYPES, CLS_USE)
+COLUMNS = (
+    "member", "kind", "encoder", "parameters", "size", "s/image", "use for", "weights", "dataset", "file", "sha256"
+)  # fmt: skip
+#: In the output folder: each member's seconds an image by itself, by its file's sha256.
+TIMES_NAME = "member-seconds.json"
 #: Tensors that are no parameters, by their keys' ends.
 _BUFFERS = (".running_mean", ".running_var", ".num_batches_tracked")
 
@@ -78,7 +86,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
     verify = actions.add_parser("verify", help="compare the weight files with what the manifest says of them")
     verify.set_defaults(action=verify_members)
-    for action in (add, remove, swap, use, verify):
+
+    time = actions.add_parser("time", help="run each member dry by itself, and note its seconds an image")
+    time.add_argument("--images", type=Path, required=True, help="folder of images")
+    time.add_argument("--limit", type=int, default=1, help="only the first so many (default: %(default)s)")
+    time.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the script's choice)")
+    time.add_argument("--out", type=Path, default=argparse.SUPPRESS, help="where the build is (default: dist)")
+    time.set_defaults(action=time_members)
+    for action in (add, remove, swap, use, verify, time):
         add_manifest_option(action, inherited=True)
         add_weights_option(action, inherited=True)
 
@@ -113,10 +128,10 @@ def list_members(options: argparse.Namespace) -> int:
     """Print a table of the members."""
     manifest = read_manifest(options.manifest)
     folder = weights_folder(options)
-    rows = [member_row(manifest, member, folder) for member in manifest.members]
+    timed = read_times(options.out / TIMES_NAME)
+    rows = [member_row(manifest, member, folder, timed) for member in manifest.members]
     print(f"{len(rows)} member(s) of {manifest.kernel.id} in {options.manifest}; files looked for in {folder}\n")
-    header = ["member", "kind", "encoder", "parameters", "size", "use for", "weights", "dataset", "file", "sha256"]
-    print_table(header, rows)
+    print_table(list(COLUMNS), rows)
     for use in USES:
         users = [member.name for member in manifest.members if use in member.use_for]
         print(f"{use}: {', '.join(users) or 'none'}")
@@ -125,8 +140,8 @@ def list_members(options: argparse.Namespace) -> int:
     return 0
 
 
-def member_row(manifest: Manifest, member: MemberEntry, folder: Path) -> list[str]:
-    """A member's row of the table; what is not known is a dash."""
+def member_row(manifest: Manifest, member: MemberEntry, folder: Path, timed: Mapping[str, float]) -> list[str]:
+    """A member's row of the table; what is not known is a dash. `timed`: seconds an image by a file's sha256."""
     count = size = "-"
     sha256 = (member.sha256 or "-")[:12]
     if member.file is not None:
@@ -136,10 +151,11 @@ def member_row(manifest: Manifest, member: MemberEntry, folder: Path) -> list[st
             sha256 += " (the file at hand is another)" if "was altered" in str(error) else ""
         else:
             count, size = f"{parameter_count(path) / 1e6:.2f} M", f"{path.stat().st_size / 1e6:.1f} MB"
+    alone = timed.get(member.sha256 or "")
     weights = [f"{getattr(member.weights, part.name):g}" for part in fields(StageWeights)]
     return [
-        member.name, member.kind, member.encoder, count, size, " ".join(member.use_for), "/".join(weights),
-        ", ".join(manifest.datasets_for(member)), member.file or "-", sha256,
+        member.name, member.kind, member.encoder, count, size, "-" if alone is None else f"{alone:.2f}",
+        " ".join(member.use_for), "/".join(weights), ", ".join(manifest.datasets_for(member)), member.file or "-", sha256,
     ]  # fmt: skip
 
 
@@ -175,6 +191,49 @@ def seconds_an_image(summary_path: Path, manifest: Manifest) -> str:
     return (
         f"seconds an image: {spent:.2f} of all {len(names)} members together, by the dry run of {len(images)} image(s)"
     )
+
+
+# Measuring
+
+
+def time_members(options: argparse.Namespace) -> int:
+    """Run each member dry by itself, as Kaggle would, and note its seconds an image."""
+    from bundle.build import write_kernel
+    from bundle.dry_run import read_summary, run_dry
+
+    manifest, found = resolve_weights(read_manifest(options.manifest), weights_folder(options))
+    times = read_times(options.out / TIMES_NAME)
+    for weights in found:
+        alone = replace(manifest, members=(replace(weights.member, use_for=CELL_TYPES),))
+        with scratch_folder(options.out, "timed") as scratch:
+            write_kernel(alone, scratch / "kernel")
+            done = run_dry(
+                scratch / "kernel" / SCRIPT_NAME, alone, options.out / "wheels",
+                [replace(weights, member=alone.members[0])], options.images, scratch, options.limit, options.device,
+            )  # fmt: skip
+            images = read_summary(done.folder / "summary.json").get("images", {})
+        if not images:
+            raise RunError(f"member {weights.member.name} has a result for no image: see the log above")
+        spent = sum(sum(image["seconds"].values()) for image in images.values()) / len(images)
+        times[str(weights.member.sha256)] = round(spent, 3)
+        print(f"{weights.member.name}: {spent:.2f} s an image by itself")
+        with written_file(options.out / TIMES_NAME) as temporary:
+            temporary.write_text(json.dumps(times, indent=2) + "\n", encoding="utf-8", newline="\n")
+    return 0
+
+
+def read_times(path: Path) -> dict[str, float]:
+    """Seconds an image by the sha256 of a member's file; empty where nothing was measured.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        return {str(sha256): float(spent) for sha256, spent in json.loads(path.read_text(encoding="utf-8")).items()}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise InputError(f"{path} is damaged ({error}): delete it, `members time` writes it anew") from error
 
 
 # Editing

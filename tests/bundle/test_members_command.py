@@ -7,12 +7,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import cv2
 import pytest
 from safetensors.torch import load_file, save_file
 
 import build_kernel
 from bundle.commands import common
 from bundle.commands.members import parameter_count
+from kernel.data.synthetic.generate import generate_image
 from kernel.files import file_sha256
 from kernel.manifest.reader import read_manifest
 from kernel.models.checkpoints import read_state_dict
@@ -48,6 +50,7 @@ def test_listing(manifest: Path, capsys: pytest.CaptureFixture[str], tmp_path: P
     assert members(manifest, "--out", str(tmp_path)) == 0
     told = capsys.readouterr().out
     (row,) = (line for line in told.splitlines() if line.startswith("htc "))
+    assert "7.5 MB  -  " in row
     assert row.split()[:6] == ["htc", "htc", "resnet18_narrow", "3.72", "M", "7.5"]
     assert "1/1/1" in row and "ada/in-network-ensemble-demo-weights" in row and "3e0ae5ee41af" in row
     (missing,) = (line for line in told.splitlines() if line.startswith("cascade "))
@@ -63,6 +66,26 @@ def test_listing(manifest: Path, capsys: pytest.CaptureFixture[str], tmp_path: P
     summary.write_text(json.dumps({"members": ["others"], "images": images}), encoding="utf-8")
     assert members(manifest, "--out", str(tmp_path)) == 0
     assert "is of other members" in capsys.readouterr().out
+
+
+def test_each_members_seconds(
+    manifest: Path, tmp_path: Path, wheels_dir: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = json.loads(manifest.read_bytes())
+    manifest.write_text(json.dumps(data | {"members": data["members"][:1]}), encoding="utf-8")
+    (tmp_path / "dist").mkdir()
+    (tmp_path / "dist" / "wheels").symlink_to(wheels_dir)
+    (tmp_path / "images").mkdir()
+    cv2.imwrite(str(tmp_path / "images" / "cells.png"), generate_image("cort", 1, (96, 128)).image)
+    words = ["--weights-dir", str(WEIGHTS), "--out", str(tmp_path / "dist")]
+    assert members(manifest, "time", *words, "--images", str(tmp_path / "images"), "--device", "cpu") == 0
+    assert "maskrcnn: " in capfd.readouterr().out
+    ((sha256, spent),) = json.loads((tmp_path / "dist" / "member-seconds.json").read_text(encoding="utf-8")).items()
+    assert sha256 == file_sha256(WEIGHTS / "maskrcnn.safetensors") and spent > 0
+    assert members(manifest, *words) == 0
+    assert f"4.8 MB  {spent:.2f} " in " ".join(capfd.readouterr().out.split(" "))
+    (tmp_path / "dist" / "member-seconds.json").write_text("[]", encoding="utf-8")
+    assert members(manifest, *words) == 2 and "is damaged" in capfd.readouterr().err
 
 
 def test_parameters_without_torch_are_those_with_it() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from build_kernel import write_kernel
+from bundle.build import write_kernel
 from kernel.manifest.reader import read_manifest
 
 DEMO = Path(__file__).resolve().parents[2] / "bundle" / "demo"
