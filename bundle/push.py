@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bundle.client import KaggleClient, NotThereError, Pushed
+from bundle.client import KaggleClient, Pushed
+from bundle.client_errors import NotThereError
 from bundle.datasets import data_files, parse_sums, sums_of, write_sums
 from bundle.kaggle import KERNEL_METADATA_NAME, SCRIPT_NAME, SUMS_NAME, kernel_metadata
 from kernel.errors import InputError, RunError
@@ -83,7 +84,11 @@ def refuse_stale(built: Manifest, given: Manifest, manifest_path: Path, folder: 
             "the same options as before, and then push"
         )
     metadata = folder / KERNEL_METADATA_NAME
-    if json.loads(metadata.read_text(encoding="utf-8")) != kernel_metadata(built):
+    try:
+        found = json.loads(metadata.read_text(encoding="utf-8"))
+    except ValueError:
+        found = None  # no JSON
+    if found != kernel_metadata(built):
         raise InputError(f"{metadata} is not what the manifest says: build again, by `python build_kernel.py`")
 
 

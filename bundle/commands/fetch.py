@@ -6,7 +6,6 @@ Exit codes: 0 a valid submission; 1 the run is not over, or has failed, or left 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from bundle.client import log_in
@@ -50,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
     summary = read_run_summary(folder / "summary.json")
     print_table(["", ""], summary_rows(summary))
     for path, where in tried_summaries(options.out, folder):
-        for line in machine_changes(summary, json.loads(path.read_text(encoding="utf-8")), where):
+        for line in machine_changes(summary, read_run_summary(path), where):
             print(f"differs from what was tried: {line}")
     images, cells = check_submission(folder / "submission.csv", summary, options.images)
     depth = "form and images" if options.images is None else "all of it"

@@ -16,17 +16,17 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bundle.commands.common import add_manifest_option, add_out_option, print_table
 from bundle.kaggle import SCRIPT_NAME, owner_of, refused_name
+from bundle.member_table import COLUMNS, TIMES_NAME, member_row, read_times, seconds_an_image
 from kernel.errors import InputError, RunError
 from kernel.files import file_sha256, written_file
 from kernel.folders import scratch_folder
-from kernel.local_weights import check_claims, locate_named, resolve_weights
+from kernel.local_weights import check_claims, resolve_weights
 from kernel.manifest.edit import (
     add_to_manifest,
     manifest_entry,
@@ -35,20 +35,13 @@ from kernel.manifest.edit import (
     set_in_manifest,
 )
 from kernel.manifest.reader import read_manifest
-from kernel.manifest.types import Manifest, MemberEntry
-from kernel.settings import CELL_TYPES, CLS_USE, StageWeights
+from kernel.manifest.types import Manifest
+from kernel.settings import CELL_TYPES, CLS_USE
 
 if TYPE_CHECKING:
     from kernel.models.configs import DetectorSpec
 
 USES = (*CELL_TYPES, CLS_USE)
-COLUMNS = (
-    "member", "kind", "encoder", "parameters", "size", "s/image", "use for", "weights", "dataset", "file", "sha256"
-)  # fmt: skip
-#: In the output folder: each member's seconds an image by itself, by its file's sha256.
-TIMES_NAME = "member-seconds.json"
-#: Tensors that are no parameters, by their keys' ends.
-_BUFFERS = (".running_mean", ".running_var", ".num_batches_tracked")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -140,59 +133,6 @@ def list_members(options: argparse.Namespace) -> int:
     return 0
 
 
-def member_row(manifest: Manifest, member: MemberEntry, folder: Path, timed: Mapping[str, float]) -> list[str]:
-    """A member's row of the table; what is not known is a dash. `timed`: seconds an image by a file's sha256."""
-    count = size = "-"
-    sha256 = (member.sha256 or "-")[:12]
-    if member.file is not None:
-        try:
-            path = locate_named(manifest, member, folder).path
-        except InputError as error:
-            sha256 += " (the file at hand is another)" if "was altered" in str(error) else ""
-        else:
-            count, size = f"{parameter_count(path) / 1e6:.2f} M", f"{path.stat().st_size / 1e6:.1f} MB"
-    alone = timed.get(member.sha256 or "")
-    weights = [f"{getattr(member.weights, part.name):g}" for part in fields(StageWeights)]
-    return [
-        member.name, member.kind, member.encoder, count, size, "-" if alone is None else f"{alone:.2f}",
-        " ".join(member.use_for), "/".join(weights), ", ".join(manifest.datasets_for(member)), member.file or "-", sha256,
-    ]  # fmt: skip
-
-
-def parameter_count(path: Path) -> int:
-    """How many parameters a weight file holds; of safetensors without torch, by its header."""
-    if path.suffix == ".safetensors":
-        with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        shapes = {key: entry["shape"] for key, entry in header.items() if key != "__metadata__"}
-    else:
-        from kernel.models.checkpoints import read_state_dict, shapes_of
-
-        shapes = shapes_of(read_state_dict(path))
-    total = 0
-    for key, shape in shapes.items():
-        count = 1
-        for side in shape:
-            count *= side
-        total += 0 if key.endswith(_BUFFERS) else count
-    return total
-
-
-def seconds_an_image(summary_path: Path, manifest: Manifest) -> str:
-    """What the dry run measured, as a sentence."""
-    if not summary_path.is_file():
-        return "seconds an image: not measured yet; a dry run does (--dry-run)"
-    summary: dict[str, Any] = json.loads(summary_path.read_text(encoding="utf-8"))
-    images = summary.get("images", {})
-    names = [member.name for member in manifest.members]
-    if not images or summary.get("members") != names:
-        return f"seconds an image: {summary_path} is of other members; a dry run measures these"
-    spent = sum(sum(image.get("seconds", {}).values()) for image in images.values()) / len(images)
-    return (
-        f"seconds an image: {spent:.2f} of all {len(names)} members together, by the dry run of {len(images)} image(s)"
-    )
-
-
 # Measuring
 
 
@@ -220,20 +160,6 @@ def time_members(options: argparse.Namespace) -> int:
         with written_file(options.out / TIMES_NAME) as temporary:
             temporary.write_text(json.dumps(times, indent=2) + "\n", encoding="utf-8", newline="\n")
     return 0
-
-
-def read_times(path: Path) -> dict[str, float]:
-    """Seconds an image by the sha256 of a member's file; empty where nothing was measured.
-
-    Raises:
-        InputError: the file is damaged.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        return {str(sha256): float(spent) for sha256, spent in json.loads(path.read_text(encoding="utf-8")).items()}
-    except (ValueError, AttributeError, TypeError) as error:
-        raise InputError(f"{path} is damaged ({error}): delete it, `members time` writes it anew") from error
 
 
 # Editing

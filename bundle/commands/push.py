@@ -80,6 +80,9 @@ def run(options: argparse.Namespace) -> int:
     if options.offline:
         refuse(offline_findings(manifest, options.out), options.accept_questions)
         refuse_stale(manifest, given, options.manifest, folder)
+        there = [name for name in manifest.all_weight_datasets if name not in dataset_folders(manifest, options.out)]
+        if there:
+            print(f"not checked without the network: whether Kaggle has {', '.join(there)}")
         print("nothing is wrong that can be found without the network; nothing was sent")
         return 0
     # What needs no login is told first.

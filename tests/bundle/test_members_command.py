@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import build_kernel
 from bundle.commands import common
-from bundle.commands.members import parameter_count
+from bundle.member_table import parameter_count
 from kernel.data.synthetic.generate import generate_image
 from kernel.files import file_sha256
 from kernel.manifest.reader import read_manifest
@@ -66,6 +66,13 @@ def test_listing(manifest: Path, capsys: pytest.CaptureFixture[str], tmp_path: P
     summary.write_text(json.dumps({"members": ["others"], "images": images}), encoding="utf-8")
     assert members(manifest, "--out", str(tmp_path)) == 0
     assert "is of other members" in capsys.readouterr().out
+    text = json.loads(manifest.read_bytes())
+    del text["members"][2]["sha256"]
+    manifest.write_text(json.dumps(text), encoding="utf-8")
+    for content in (b"", b'\x05\0\0\0\0\0\0\0{"a":', b"\xff" * 40, b"\x02\0\0\0\0\0\0\0[]"):
+        (tmp_path / "weights" / "htc.safetensors").write_bytes(content)
+        assert members(manifest, "--out", str(tmp_path)) == 0
+        assert "damaged" in capsys.readouterr().out
 
 
 def test_each_members_seconds(

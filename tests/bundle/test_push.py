@@ -178,6 +178,8 @@ def test_an_ampersand_in_a_name_is_told_by_the_build(project: Project) -> None:
 def test_a_forgotten_dataset_is_told(project: Project, server: StubServer) -> None:
     """Built without --weights-dir, there is nothing to make the dataset of."""
     shutil.rmtree(project.out / "weights-my-cell-weights")
+    offline = project.run("push", "--offline")
+    assert offline.returncode == 0 and "whether Kaggle has ada/my-cell-weights" in offline.stdout
     told = advice(project.push())
     assert "Kaggle has no dataset ada/my-cell-weights, and its files are not at hand" in told
     assert sent(server) == []
@@ -229,6 +231,8 @@ def test_an_altered_script_folder_is_told(project: Project, server: StubServer) 
     metadata = project.out / "kernel" / "kernel-metadata.json"
     data = json.loads(metadata.read_text(encoding="utf-8"))
     metadata.write_text(json.dumps(data | {"enable_internet": True}), encoding="utf-8")
+    assert "is not what the manifest says: build again" in advice(project.push())
+    metadata.write_text("{", encoding="utf-8")
     assert "is not what the manifest says: build again" in advice(project.push())
     (project.out / "kernel" / "kernel.py").unlink()
     assert "build the kernel first" in advice(project.push())
