@@ -119,14 +119,12 @@ def check_submission(path: Path, summary: Mapping[str, Any], images: Path | None
 
     if not path.is_file():
         raise RunError("the run left no submission.csv: see its log by `python build_kernel.py logs`")
+    shapes: dict[str, tuple[int, int]] = {}
+    for image in [] if images is None else list_images(images):
+        height, width = read_image_shape(image) or read_image(image).shape[:2]
+        shapes[image.stem] = (height, width)
     try:
-        if images is None:
-            found = read_submission(path)
-        else:
-            shapes = {
-                image.stem: read_image_shape(image) or read_image(image).shape[:2] for image in list_images(images)
-            }
-            found = validate_submission(path, shapes)
+        found = read_submission(path) if images is None else validate_submission(path, shapes)
     except InputError as error:
         raise RunError(f"the run's submission is not valid: {error}") from error
     expected = {*summary.get("images", {}), *summary.get("failed", {})}
