@@ -12,6 +12,7 @@ import pytest
 
 import build_kernel
 from bundle import build
+from bundle.commands import common
 from kernel.manifest.reader import parse_manifest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,6 +24,12 @@ WHEEL = {
     "wheel": "mmdet-1.whl",
     "wheel_sha256": "0" * 64,
 }
+
+
+@pytest.fixture(autouse=True)
+def no_manifest_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever runs these tests may have made one."""
+    monkeypatch.setattr(common, "OWN_MANIFEST", tmp_path / "none.json")
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ You log in as for Kaggle's client: `kaggle auth login`. What was built last, in 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,7 +119,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def refuse(findings: Sequence[Finding], accept_questions: bool) -> None:
-    """Refuse what is wrong; print the questions where they are accepted.
+    """Refuse what is wrong; print the questions, and ask them where somebody can answer.
 
     Raises:
         InputError: something is certainly wrong, or open questions are left.
@@ -129,11 +130,12 @@ def refuse(findings: Sequence[Finding], accept_questions: bool) -> None:
         print(f"question: {text}")
     if certain:
         raise InputError("nothing was sent, as something is wrong:\n" + "\n".join(f"  - {text}" for text in certain))
-    if questions and not accept_questions:
-        raise InputError(
-            f"nothing was sent, as {len(questions)} question(s) above are open: correct what is wrong, or, if it is "
-            "meant, push with --accept-questions"
-        )
+    if not questions or accept_questions or (sys.stdin.isatty() and confirm("is all of this meant?", False)):
+        return
+    raise InputError(
+        f"nothing was sent, as {len(questions)} question(s) above are open: correct what is wrong, or, if it is "
+        "meant, push with --accept-questions"
+    )
 
 
 def make_plan(client: KaggleClient, states: Mapping[str, str | None], folders: Mapping[str, Path]) -> Plan:
