@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
@@ -12,6 +13,10 @@ from typing import Any
 import pytest
 from kaggle_project import WEIGHTS_DATASET, WHEELS_DATASET, Project, make_project
 from kaggle_stub import CLIENT, Dataset, Failure, StubServer, running_stub
+
+from bundle.checks import error, question
+from bundle.commands.push import refuse
+from kernel.errors import InputError
 
 pytestmark = [
     pytest.mark.skipif(not CLIENT.is_file(), reason="the kaggle client is not installed"),
@@ -252,6 +257,25 @@ def test_the_rules_of_the_competition(project: Project, server: StubServer) -> N
     assert "accept its rules" in advice(project.push()) and sent(server) == []
     server.competitions = {}
     assert "there is no competition" in advice(project.push()) and sent(server) == []
+
+
+@pytest.mark.parametrize(("answer", "goes_on"), [("y\n", True), ("no\n", False), ("", False)])
+def test_questions_are_asked_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], answer: str, goes_on: bool
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr("sys.stdin", Terminal(answer))
+    if goes_on:
+        refuse([question("is it?")], False)
+    else:
+        with pytest.raises(InputError, match=r"1 question\(s\) above are open"):
+            refuse([question("is it?")], False)
+    assert capsys.readouterr().out == "question: is it?\nis all of this meant? [y/N] "
+    with pytest.raises(InputError, match="something is wrong:\n  - it is"):
+        refuse([error("it is"), question("is it?")], True)
 
 
 # Login
