@@ -4,6 +4,7 @@
 #   make test     lint, types, tests
 #   make lint     lint and types alone
 #   make build    the kernel and its wheels, without an environment
+#   make push     send what was built to Kaggle: datasets that changed, then the kernel; shows it and asks first
 #   make bench    the benchmarks, in small
 #   make parity   compile mmcv-full's own operators; compare ours with them, and the training step over both
 #   make clean    delete what the others made
@@ -15,10 +16,13 @@ TORCH ?= auto
 ENVIRONMENT := .venv/complete
 RUN := .venv/bin/python
 
-.PHONY: build demo test lint bench parity clean
+.PHONY: build push demo test lint bench parity clean
 
 build:
 	$(PYTHON) build_kernel.py
+
+push: $(ENVIRONMENT)
+	$(RUN) build_kernel.py push
 
 demo: $(ENVIRONMENT)
 	$(RUN) build_kernel.py --manifest bundle/demo/manifest.json --dry-run

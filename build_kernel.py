@@ -1,6 +1,6 @@
-"""Build the offline Kaggle kernel: one readable script, its metadata, and the dataset of vendored wheels.
+"""Build the offline Kaggle kernel: one readable script, its metadata, and the datasets of wheels and weights.
 
-    python build_kernel.py                                   # dist/kernel/ and dist/wheels/
+    python build_kernel.py                                   # dist/kernel/, dist/wheels/, dist/weights-<slug>/
     python build_kernel.py --manifest mine.json --weights-dir weights
     python build_kernel.py --weights-dir weights --dry-run --images images --limit 3 --device cpu
 
@@ -8,12 +8,14 @@ A bare Python 3.11 or later with pip is enough to build. `--weights-dir` checks 
 what the manifest leaves open; recognising files by content needs torch, and `--dry-run` the whole environment.
 
 Exit codes: 0 done, 1 something failed, 2 something given was wrong.
+
+Other commands, each with --help:
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import importlib
 import os
 import shlex
 import subprocess
@@ -21,26 +23,38 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from bundle.build import write_kernel
+from bundle.commands.common import add_manifest_option, add_out_option
+from bundle.datasets import weights_folder_name, write_sums, write_weights_datasets
 from bundle.dry_run import RESULT_NAMES, run_dry
-from bundle.inline import inline_package
 from bundle.kaggle import (
+    DATASET_LICENSES,
     KERNEL_METADATA_NAME,
     SCRIPT_NAME,
     check_dataset_folder,
-    kernel_metadata,
     unverified_points,
 )
 from bundle.lock import LOCK_PATH, load_lock
 from bundle.vendor import build_wheels
 from kernel.errors import InputError, RunError
-from kernel.folders import end_on_sigterm, escape_unprintable, refuse_to_replace, replace_folder, scratch_folder
+from kernel.folders import end_on_sigterm, escape_unprintable, refuse_to_replace
 from kernel.local_weights import FoundWeights, check_claims, resolve_weights
 from kernel.manifest.reader import read_manifest
 from kernel.manifest.types import Manifest, manifest_to_json, refuse_fold_files
 from kernel.runtime.wheels import LockedWheel, verify_wheels
 
 ROOT = Path(__file__).resolve().parent
-ENTRY = ROOT / "kernel" / "main.py"
+#: The sub-commands: what each does, by its name, which is also its module's in bundle/commands/.
+COMMANDS = {
+    "init": "write a manifest under your own names",
+    "members": "list the members; add, remove, swap, assign or verify them",
+    "push": "send the datasets that changed, then the kernel, and see that it arrived as it was meant",
+    "status": "how the kernel's run is doing",
+    "logs": "the log of the kernel's run",
+    "fetch": "the run's results, checked",
+    "submit": "submit the run to the competition",
+    "quota": "hours of GPU that are left this week",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,9 +62,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if sys.version_info < (3, 11):  # noqa: UP036 - an older one should fail with a message
         print(f"build_kernel.py needs Python 3.11 or later, this is {sys.version.split()[0]}", file=sys.stderr)
         return 2
-    options = parse_arguments(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return run_build(options)
+        if given and given[0] in COMMANDS:
+            return run_command(given[0], given[1:])
+        return run_build(parse_arguments(given))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -70,26 +86,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line."""
-    assert __doc__ is not None
+def run_command(name: str, arguments: Sequence[str]) -> int:
+    """Run a sub-command. Returns its exit code."""
+    module = importlib.import_module(f"bundle.commands.{name}")
     parser = argparse.ArgumentParser(
-        prog="build_kernel.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"build_kernel.py {name}",
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--manifest",
-        type=Path,
-        default=ROOT / "weights_manifest.json",
-        help="the ensemble and the kernel's identity (default: weights_manifest.json)",
+    module.add_options(parser)
+    return module.run(parser.parse_args(arguments))
+
+
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read the command line of a build."""
+    assert __doc__ is not None
+    commands = "".join(f"  {name:8} {what}\n" for name, what in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="build_kernel.py", description=__doc__ + commands, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--out", type=Path, default=ROOT / "dist", help="where results go (default: dist beside this file)"
-    )
+    add_manifest_option(parser)
+    add_out_option(parser)
     parser.add_argument(
         "--weights-dir",
         type=Path,
         help="folder of weight files: <slug>/<file>, <owner>/<slug>/<file> or <file> (a dry run's default: the folder "
         "`weights` beside the manifest)",
+    )
+    parser.add_argument(
+        "--license",
+        choices=DATASET_LICENSES,
+        help="of the datasets of your weights (default: as before; else it is asked for, or `other`)",
     )
     dry = parser.add_argument_group("dry run")
     dry.add_argument("--dry-run", action="store_true", help="run the built script here, as Kaggle would")
@@ -119,9 +146,12 @@ def run_build(options: argparse.Namespace) -> int:
         check_claims(weights)
 
     write_kernel(manifest, options.out / "kernel")
+    print(f"manifest: {options.manifest}")
     print(f"kernel: {options.out / 'kernel'}")
     write_wheels(manifest, lock, options.out / "wheels")
     print(f"wheels: {options.out / 'wheels'}")
+    for dataset, path in write_weights_datasets(manifest, weights, options.out, options.license).items():
+        print(f"weights: {path}, for {dataset}")
     filled = options.out / "manifest.json"
     filled.unlink(missing_ok=True)  # of an earlier build with other weights
     if manifest != given:
@@ -150,22 +180,6 @@ def weights_folder(options: argparse.Namespace) -> Path | None:
     )
 
 
-def write_kernel(manifest: Manifest, target: Path) -> None:
-    """Write the folder that `kaggle kernels push -p` takes: the script and its metadata."""
-    embedded = {
-        "MANIFEST_JSON": manifest_to_json(manifest),
-        "WHEELS_LOCK_JSON": LOCK_PATH.read_text(encoding="utf-8"),
-    }
-    script = inline_package(ENTRY, embedded)
-    metadata = json.dumps(kernel_metadata(manifest), indent=2) + "\n"
-    with scratch_folder(target.parent, target.name) as scratch:
-        new = scratch / "new"
-        new.mkdir()
-        (new / SCRIPT_NAME).write_text(script, encoding="utf-8", newline="\n")
-        (new / KERNEL_METADATA_NAME).write_text(metadata, encoding="utf-8", newline="\n")
-        replace_folder(new, target)
-
-
 def write_wheels(manifest: Manifest, lock: Sequence[LockedWheel], target: Path) -> None:
     """Write the wheel dataset, unless a whole one for the same dataset is there already."""
     try:
@@ -174,6 +188,7 @@ def write_wheels(manifest: Manifest, lock: Sequence[LockedWheel], target: Path) 
     except InputError:
         build_wheels(target, manifest.wheels_dataset)
         check_dataset_folder(target, manifest.wheels_dataset)
+    write_sums(target)
 
 
 def report_dry_run(options: argparse.Namespace, manifest: Manifest, weights: Sequence[FoundWeights]) -> int:
@@ -206,9 +221,12 @@ def print_next_steps(manifest: Manifest, out: Path) -> None:
     print("\nunverified:")
     for point in unverified_points(manifest):
         print(f"  - {point}")
-    print("\nnext, once (later: `kaggle datasets version -p ... -m MESSAGE`):")
+    print("\nnext: `python build_kernel.py push` sends all of it, and sees that it arrives. By hand instead:")
     print(f"  kaggle datasets create -p {shell_word(out / 'wheels')}")
-    print("then, for each version of the kernel:")
+    for dataset in manifest.all_weight_datasets:
+        if (out / weights_folder_name(dataset)).is_dir():
+            print(f"  kaggle datasets create -p {shell_word(out / weights_folder_name(dataset))}")
+    print("  kaggle datasets status OWNER/SLUG        # of each, until it is ready: a kernel starts without it else")
     print(f"  kaggle kernels push -p {shell_word(out / 'kernel')}")
 
 

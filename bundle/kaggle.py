@@ -17,15 +17,21 @@ from kernel.manifest.types import Manifest
 KERNEL_METADATA_NAME = "kernel-metadata.json"
 DATASET_METADATA_NAME = "dataset-metadata.json"
 SCRIPT_NAME = "kernel.py"
+#: In each dataset folder: the sums of its files, by which a push knows what Kaggle has already.
+SUMS_NAME = "sha256sums.txt"
 #: The owner that weights_manifest.json names until its user fills in an own one.
 PLACEHOLDER_OWNER = "your-kaggle-name"
+#: The owners that examples name.
+PLACEHOLDER_OWNERS = (PLACEHOLDER_OWNER, "you", "your-name", "yourname", "username", "user-name", "owner")
 DEFAULT_DATASET_ID = f"{PLACEHOLDER_OWNER}/mmdet-pure-python-wheels"
-#: The image of a kernel's first version stays: what was tried is what is scored.
-DOCKER_PINNING = "original"
 #: The licenses that the client's documentation names, as far as they suit code and weights.
 DATASET_LICENSES = ("apache-2.0", "CC0-1.0", "CC-BY-SA-4.0", "other", "unknown")
 TITLE_LENGTHS = range(6, 51)
 SUBTITLE_LENGTHS = range(20, 81)
+#: A kernel's title, as Kaggle has it.
+KERNEL_TITLE_LENGTHS = range(5, 51)
+#: What Kaggle refuses in the names of a dataset's files.
+REFUSED_IN_NAMES = "&@"
 #: Archives that the server unpacks, so that the mount does not hold what was uploaded.
 UNPACKED_SUFFIXES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z")
 
@@ -40,10 +46,16 @@ def kernel_metadata(manifest: Manifest, code_file: str = SCRIPT_NAME) -> dict[st
     """The content of kernel-metadata.json, for `kaggle kernels push`. Only `code_file` is uploaded with it.
 
     Raises:
-        InputError: the title and the id would give the kernel two names.
+        InputError: the title is too long, or it and the id would give the kernel two names.
     """
     identity = manifest.kernel
     slug = identity.id.split("/")[1]
+    if len(identity.title) not in KERNEL_TITLE_LENGTHS:
+        raise InputError(
+            f"kernel.title {identity.title!r} has {len(identity.title)} characters, Kaggle takes "
+            f"{KERNEL_TITLE_LENGTHS[0]} to {KERNEL_TITLE_LENGTHS[-1]}: choose another, and the slug of `kernel.id` "
+            "like it"
+        )
     if slug_of_title(identity.title) != slug:
         raise InputError(
             f"kernel.title {identity.title!r} has the slug {slug_of_title(identity.title)!r}, kernel.id says {slug!r}: "
@@ -60,7 +72,8 @@ def kernel_metadata(manifest: Manifest, code_file: str = SCRIPT_NAME) -> dict[st
         "enable_tpu": False,
         "enable_internet": False,  # the client's default is true, and the competition forbids it
         "machine_shape": identity.accelerator,
-        "docker_image_pinning_type": DOCKER_PINNING,
+        "docker_image_pinning_type": identity.docker_pinning,
+        **({} if identity.docker_image is None else {"docker_image": identity.docker_image}),
         "dataset_sources": list(dict.fromkeys([*manifest.all_weight_datasets, manifest.wheels_dataset])),
         "competition_sources": [identity.competition],
         "kernel_sources": [],
@@ -68,7 +81,12 @@ def kernel_metadata(manifest: Manifest, code_file: str = SCRIPT_NAME) -> dict[st
     }
 
 
-def dataset_metadata(dataset_id: str) -> dict[str, object]:
+def owner_of(name: str) -> str:
+    """The owner in "owner/slug"; Kaggle does not tell small letters from capitals there."""
+    return name.split("/")[0].lower()
+
+
+def dataset_metadata(dataset_id: str, license_name: str = "other") -> dict[str, object]:
     """The content of dataset-metadata.json, for `kaggle datasets create`.
 
     Raises:
@@ -84,8 +102,15 @@ def dataset_metadata(dataset_id: str) -> dict[str, object]:
     return {
         "id": dataset_id,
         "title": match[2].replace("-", " ").capitalize(),
-        "licenses": [{"name": "other"}],
+        "licenses": [{"name": license_name}],
     }
+
+
+def refused_name(name: str) -> str | None:
+    """Why Kaggle takes no file of this name into a dataset, and what to do; None where it does."""
+    if not set(REFUSED_IN_NAMES) & set(name):
+        return None
+    return f"{name}: Kaggle takes no {' or '.join(REFUSED_IN_NAMES)} in a file's name: rename the file"
 
 
 def check_dataset_folder(folder: Path, dataset: str) -> None:
@@ -121,6 +146,8 @@ def check_dataset_folder(folder: Path, dataset: str) -> None:
             problems.append(f"{entry.name}/: folders are skipped by the client; put the files beside each other")
         elif entry.name.endswith(UNPACKED_SUFFIXES):
             problems.append(f"{entry.name}: the server unpacks archives; give it another form")
+        elif refused := refused_name(entry.name):
+            problems.append(f"{refused}, and correct the member's `file` in the manifest")
     if problems:
         raise InputError(
             f"{folder} cannot be published as a dataset:\n" + "\n".join(f"  - {line}" for line in problems)
@@ -133,8 +160,10 @@ def unverified_points(manifest: Manifest) -> list[str]:
     named = [("kernel.id", manifest.kernel.id), ("wheels_dataset", manifest.wheels_dataset)]
     named += [("a dataset of weights", dataset) for dataset in manifest.all_weight_datasets]
     for field, name in named:
-        if name.split("/")[0] == PLACEHOLDER_OWNER:
-            points.append(f"{field} is {name}: put your own Kaggle user name there")
+        if owner_of(name) in PLACEHOLDER_OWNERS:
+            points.append(
+                f"{field} is {name}: put your own Kaggle user name there (`python build_kernel.py init --user NAME`)"
+            )
     nameless = [member.name for member in manifest.members if member.file is None]
     unsummed = [member.name for member in manifest.members if member.file is not None and member.sha256 is None]
     homeless = [member.name for member in manifest.members if member.dataset is None]
@@ -151,7 +180,7 @@ def unverified_points(manifest: Manifest) -> list[str]:
             + ", ".join(homeless)
         )
     points.append(
-        "whether the datasets exist and may be used by the kernel's owner: read what `kaggle kernels push` prints, it "
-        "exits with 0 even when it drops one"
+        "whether the datasets exist and may be used by the kernel's owner: `python build_kernel.py push` asks Kaggle; "
+        "`kaggle kernels push` exits with 0 even when it drops one"
     )
     return points

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bundle.fetch import cache_dir, fetch
-from bundle.kaggle import DATASET_METADATA_NAME, DEFAULT_DATASET_ID, dataset_metadata
+from bundle.kaggle import DATASET_METADATA_NAME, DEFAULT_DATASET_ID, SUMS_NAME, dataset_metadata
 from bundle.lock import LOCK_PATH, load_lock, update_lock
 from bundle.repack import make_wheel
 from kernel.errors import InputError, RunError
@@ -76,7 +76,7 @@ def _refuse_foreign_files(out: Path) -> None:
     if not out.is_dir():
         raise InputError(f"{out} is a file, and the wheels need a folder: give another --out")
     names = sorted(path.name for path in out.iterdir())
-    foreign = [name for name in names if not name.endswith(".whl") and name != DATASET_METADATA_NAME]
+    foreign = [name for name in names if not name.endswith(".whl") and name not in (DATASET_METADATA_NAME, SUMS_NAME)]
     if foreign:
         raise InputError(
             f"{out} holds other files than wheels ({', '.join(foreign[:5])}) and would be replaced as a whole: "

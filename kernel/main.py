@@ -45,9 +45,10 @@ from kernel.runtime.failures import FailedImage, attempt
 from kernel.runtime.image_worker import SERVE_VARIABLE, serve_device
 from kernel.runtime.launch import started_workers, worker_setups
 from kernel.runtime.limits import limit_threads
+from kernel.runtime.remedies import with_remedy
 from kernel.runtime.results import RunResults, segment_all
 from kernel.runtime.shards import segment_in_processes, this_shard
-from kernel.runtime.summary import summarise
+from kernel.runtime.summary import machine_facts, summarise
 from kernel.runtime.threads import has_call_threads
 from kernel.runtime.wheels import installed_wheels
 
@@ -64,10 +65,10 @@ def main(manifest_json: str, wheels_lock_json: str) -> int:
     try:
         code = run_kernel(manifest_json, wheels_lock_json)
     except InputError as error:
-        LOG.error("%s", error)
+        LOG.error("%s", with_remedy(error))
         code = 2
     except RunError as error:
-        LOG.error("%s", error)
+        LOG.error("%s", with_remedy(error))
         code = 1
     if has_call_threads():
         end_at_once(code)
@@ -94,6 +95,7 @@ def run_kernel(manifest_json: str, wheels_lock_json: str) -> int:
     """
     start = time.monotonic()
     manifest = parse_manifest(manifest_json, "the embedded manifest")
+    LOG.info("machine: %s", json.dumps(machine_facts()))
     shard, machine = this_shard(), chosen_devices()
     devices = shard.own_device(machine)
     dtype = chosen_dtype(manifest.dtype, devices)

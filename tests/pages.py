@@ -13,6 +13,7 @@ PAGES = tuple(
     for name in (
         "README.md",
         "docs/competitors.md",
+        "docs/kaggle.md",
         "docs/training.md",
         "docs/biologist.md",
         "docs/measured.md",

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 import build_kernel
+from bundle import build
+from bundle.commands import common
 from kernel.manifest.reader import parse_manifest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -22,6 +24,12 @@ WHEEL = {
     "wheel": "mmdet-1.whl",
     "wheel_sha256": "0" * 64,
 }
+
+
+@pytest.fixture(autouse=True)
+def no_manifest_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever runs these tests may have made one."""
+    monkeypatch.setattr(common, "OWN_MANIFEST", tmp_path / "none.json")
 
 
 @pytest.fixture
@@ -41,6 +49,7 @@ def built_wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     lock = tmp_path / "wheels.lock.json"
     lock.write_text(json.dumps({"packages": [WHEEL]}), encoding="utf-8")
     monkeypatch.setattr(build_kernel, "LOCK_PATH", lock)
+    monkeypatch.setattr(build, "LOCK_PATH", lock)
     return folders
 
 
@@ -137,7 +146,7 @@ def test_a_broken_rule_of_the_package_is_told(
     entry = tmp_path / "kernel" / "main.py"
     entry.parent.mkdir()
     entry.write_text("import pandas\n\n\ndef main(manifest, lock):\n    return pandas\n", encoding="utf-8")
-    monkeypatch.setattr(build_kernel, "ENTRY", entry)
+    monkeypatch.setattr(build, "ENTRY", entry)
     assert build_kernel.main(["--out", str(tmp_path / "dist")]) == 2
     assert "kernel/main.py:1: pandas is not in Kaggle's image" in capsys.readouterr().err
 

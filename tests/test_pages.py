@@ -13,8 +13,8 @@ from kernel.manifest.reader import parse_manifest, read_manifest
 MOST_WORDS = 25
 #: Folders that commands write, which are not in a clone.
 OUTPUTS = {"dist", "runs", "weights"}
-#: torchrun's, and argparse's own.
-OTHERS_OPTIONS = {"--nproc-per-node", "--help"}
+#: torchrun's, Kaggle's client's, and argparse's own.
+OTHERS_OPTIONS = {"--nproc-per-node", "--unzip", "--help"}
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
@@ -59,7 +59,12 @@ def test_paths_are_there(page: Path) -> None:
 @pages
 def test_options_are_there(page: Path) -> None:
     """Options in prose are some command's; those in blocks are tried by `test_readme.py`."""
-    folders = (ROOT / "kernel" / "commands", ROOT / "bundle", ROOT / "tests" / "benchmarks")
+    folders = (
+        ROOT / "kernel" / "commands",
+        ROOT / "bundle",
+        ROOT / "bundle" / "commands",
+        ROOT / "tests" / "benchmarks",
+    )
     sources = [
         ROOT / "build_kernel.py",
         ROOT / "tests" / "matrix.py",

@@ -1,9 +1,12 @@
-"""Settings and members written into a manifest file, all else in it untouched."""
+"""Settings and members written into a manifest file, all else in it untouched.
+
+Every edit goes the same way: the text is changed in its place, read as a manifest again, and only then written.
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,7 @@ from typing import Any
 from kernel.errors import InputError, RunError
 from kernel.files import file_sha256, whole_file
 from kernel.manifest.json_text import set_value
-from kernel.manifest.member_text import put_member, set_uses
+from kernel.manifest.member_text import put_member, set_member, set_uses
 from kernel.manifest.reader import parse_manifest, read_manifest
 from kernel.settings import Thresholds
 from kernel.text import text_encoding
@@ -22,6 +25,43 @@ def read_text(path: Path) -> str:
     content = path.read_bytes()
     encoding = text_encoding(content)
     return content.decode("utf-8" if encoding == "utf-8-sig" else encoding)
+
+
+def changed_text(path: Path, change: Callable[[str], str], change_name: str) -> tuple[str, str]:
+    """The text of a manifest file after `change`, and how it differs from the file, which is not written.
+
+    Args:
+        path: the manifest.
+        change: makes the new text of the old one, both without a byte order mark.
+        change_name: what messages call it, after "with".
+
+    Returns:
+        The text, with a byte order mark if the file has one, and a unified diff.
+
+    Raises:
+        InputError: the file is no manifest, or would be none after the change.
+    """
+    read_manifest(path)
+    old = read_text(path)
+    mark = "\ufeff" if old.startswith("\ufeff") else ""
+    text = change(old.removeprefix(mark))
+    try:
+        parse_manifest(text, f"{path} with {change_name}")
+    except InputError as error:
+        raise InputError(f"{path} is left as it is: with {change_name} it would be wrong: {error}") from error
+    lines = difflib.unified_diff(
+        old.splitlines(keepends=True), (mark + text).splitlines(keepends=True), f"a/{path.name}", f"b/{path.name}"
+    )
+    return mark + text, "".join(
+        line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines
+    )
+
+
+def change_manifest(path: Path, change: Callable[[str], str], change_name: str) -> str:
+    """Change a manifest file, whole or not at all; returns how it differs. Arguments and errors as `changed_text`."""
+    text, difference = changed_text(path, change, change_name)
+    write_manifest(path, text)
+    return difference
 
 
 def edited_manifest(
@@ -48,35 +88,29 @@ def edited_manifest(
         RunError: the text would not give the tuned thresholds back.
     """
     base, tuned = base or {}, tuned or {}
-    old = read_text(path)
-    mark = "\ufeff" if old.startswith("\ufeff") else ""
-    text = old.removeprefix(mark)
-    now = parse_manifest(text, str(path)).ensemble.thresholds
-    for cell_type, thresholds in tuned.items():
+    now = read_manifest(path).ensemble.thresholds
+    for cell_type in tuned:
         if now[cell_type] != base[cell_type]:
             raise InputError(
                 f"{path} has other {cell_type} thresholds than those that the tuning began with and is left as it is: "
                 "tune again"
             )
-        for field in fields(thresholds):
-            value = getattr(thresholds, field.name)
-            if value != getattr(base[cell_type], field.name):
-                text = set_value(text, ("ensemble", "thresholds", cell_type, field.name), value)
-    for name, value in (switches or {}).items():
-        text = set_value(text, ("ensemble", name), value)
-    text = set_uses(text, uses or {})
-    try:
-        written = parse_manifest(text, f"{path} with these settings").ensemble.thresholds
-    except InputError as error:
-        raise InputError(f"{path} is left as it is: with these settings it would be wrong: {error}") from error
+
+    def change(text: str) -> str:
+        for cell_type, thresholds in tuned.items():
+            for field in fields(thresholds):
+                value = getattr(thresholds, field.name)
+                if value != getattr(base[cell_type], field.name):
+                    text = set_value(text, ("ensemble", "thresholds", cell_type, field.name), value)
+        for name, value in (switches or {}).items():
+            text = set_value(text, ("ensemble", name), value)
+        return set_uses(text, uses or {})
+
+    text, difference = changed_text(path, change, "these settings")
+    written = parse_manifest(text.removeprefix("\ufeff"), str(path)).ensemble.thresholds
     if any(written[cell_type] != thresholds for cell_type, thresholds in tuned.items()):
         raise RunError(f"{path} is left as it is: the new text would not hold the thresholds that were tuned")
-    lines = difflib.unified_diff(
-        old.splitlines(keepends=True), (mark + text).splitlines(keepends=True), f"a/{path.name}", f"b/{path.name}"
-    )
-    return mark + text, "".join(
-        line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines
-    )
+    return text, difference
 
 
 def manifest_entry(weights: Path, kind: str, encoder: str, use_for: Sequence[str]) -> dict[str, Any]:
@@ -92,21 +126,44 @@ def manifest_entry(weights: Path, kind: str, encoder: str, use_for: Sequence[str
     }
 
 
-def add_to_manifest(path: Path, entry: Mapping[str, Any]) -> None:
+def add_to_manifest(path: Path, entry: Mapping[str, Any]) -> str:
     """Put a member's entry into a manifest file; a member of that name keeps what the entry leaves open.
+
+    Returns how the file differs.
 
     Raises:
         InputError: the manifest is wrong, or would be with the entry; the file stays as it is.
     """
-    read_manifest(path)
-    old = read_text(path)
-    mark = "\ufeff" if old.startswith("\ufeff") else ""
-    text = put_member(old.removeprefix(mark), entry)
-    try:
-        parse_manifest(text, f"{path} with {entry['name']}")
-    except InputError as error:
-        raise InputError(f"{path} is left as it is: with the new member it would be wrong: {error}") from error
-    write_manifest(path, mark + text)
+    return change_manifest(path, lambda text: put_member(text, entry), "the new member")
+
+
+def set_in_manifest(path: Path, name: str, values: Mapping[str, Any]) -> str:
+    """Set values of the member `name` in its place; returns how the file differs.
+
+    Raises:
+        InputError: there is no such member, or the manifest is wrong, or would be with these values.
+    """
+    require_member(path, name)
+    return change_manifest(path, lambda text: set_member(text, name, values), f"these values of {name}")
+
+
+def remove_from_manifest(path: Path, name: str) -> str:
+    """Take the member `name` out; returns how the file differs.
+
+    Raises:
+        InputError: there is no such member, or the manifest is wrong, or would be without it.
+    """
+    require_member(path, name)
+    return change_manifest(path, lambda text: set_uses(text, {name: ()}), f"{name} taken out")
+
+
+def require_member(path: Path, name: str) -> None:
+    """Raise InputError where a manifest has no member `name`, with those that it has."""
+    names = [member.name for member in read_manifest(path).members]
+    if name not in names:
+        nearest = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else f"it has {', '.join(names)}"
+        raise InputError(f"{path} has no member {name!r}: {hint}")
 
 
 def write_manifest(path: Path, text: str) -> None:

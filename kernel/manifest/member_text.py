@@ -46,14 +46,27 @@ def put_member(text: str, entry: Mapping[str, Any]) -> str:
     A member of that name takes over the entry's values, except for None; otherwise the entry is put after the last one.
     """
     start = object_spans(text, skip_blanks(text, 0))["members"].start
+    names = [json.loads(text[span.start : span.end])["name"] for span in list_spans(text, start)]
+    if entry["name"] not in names:
+        return append_item(text, start, entry)
+    return set_member(text, entry["name"], {key: value for key, value in entry.items() if value is not None})
+
+
+def set_member(text: str, name: str, values: Mapping[str, Any]) -> str:
+    """A valid manifest's text with values of the member `name` set, all else in it unchanged.
+
+    None for a key that the member has not is left out.
+    """
+    start = object_spans(text, skip_blanks(text, 0))["members"].start
     for span in list_spans(text, start):
         item = text[span.start : span.end]
-        if json.loads(item)["name"] != entry["name"]:
+        if json.loads(item)["name"] != name:
             continue
-        for key, value in entry.items():
+        for key, value in values.items():
             if key == "use_for":
                 item = set_use_for(item, value)
-            elif value is not None:
+            elif value is not None or key in object_spans(item, 0):
                 item = set_value(item, (key,), value)
-        return text[: span.start] + item + text[span.end :]
-    return append_item(text, start, entry)
+        text = text[: span.start] + item + text[span.end :]
+        break
+    return text

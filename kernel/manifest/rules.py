@@ -7,13 +7,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from kernel.manifest.types import ACCELERATOR_NAMES, ENCODER_NAMES, KIND_NAMES, WEIGHT_SUFFIXES
+from kernel.manifest.types import (
+    ACCELERATOR_NAMES,
+    DOCKER_PINNING_NAMES,
+    ENCODER_NAMES,
+    KIND_NAMES,
+    WEIGHT_SUFFIXES,
+)
 from kernel.settings import CELL_TYPES, NETWORK_DTYPES, StageWeights
 
 OWNER_SLUG_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_-]*/[a-z0-9][a-z0-9-]{4,49}"
 DATASET_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_-]*/[a-z0-9][a-z0-9-]{5,49}"
 COMPETITION_PATTERN = r"[a-z0-9][a-z0-9-]*"
 MEMBER_NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
+DOCKER_IMAGE_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._/:@-]*"
 SHA256_PATTERN = r"[0-9a-f]{64}"
 
 
@@ -97,6 +104,8 @@ KERNEL_RULES: dict[str, FieldRule] = {
     ),
     "accelerator": rule_choice(ACCELERATOR_NAMES),
     "private": RULE_SWITCH,
+    "docker_image": rule_or_null(rule_pattern(DOCKER_IMAGE_PATTERN, "a container image, as the log of a run names it")),
+    "docker_pinning": rule_choice(DOCKER_PINNING_NAMES),
 }
 
 

@@ -29,6 +29,8 @@ ENCODER_NAMES = (
 )
 #: Kaggle's accelerators that this kernel can use; its P100 is retired.
 ACCELERATOR_NAMES = ("NvidiaTeslaT4",)
+#: Which image Kaggle takes for later versions of a kernel.
+DOCKER_PINNING_NAMES = ("original", "latest")
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 #: In a member's `file`: the number of the fold that its training left out. Only out-of-fold validation allows it.
 FOLD_PLACEHOLDER = "{fold}"
@@ -43,6 +45,8 @@ class KernelIdentity:
     competition: str
     accelerator: str = "NvidiaTeslaT4"  # two T4
     private: bool = True
+    docker_image: str | None = None  # the image that it runs in; None: Kaggle's choice
+    docker_pinning: str = "original"  # of later versions: the first one's image, or the latest
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterable
 from typing import Any
@@ -26,8 +29,7 @@ def summarise(manifest: Manifest, dtype: torch.dtype, results: RunResults, secon
         "kernel": manifest.kernel.id,
         "members": [member.name for member in manifest.members],
         "dtype": str(dtype).removeprefix("torch."),
-        "python": sys.version.split()[0],
-        "torch": torch.__version__,
+        **machine_facts(),
         "seconds": round(seconds, 1),
         "stage_seconds": stages,
         "cells": sum(image["cells"] for image in images.values()),
@@ -46,3 +48,30 @@ def summarise(manifest: Manifest, dtype: torch.dtype, results: RunResults, secon
 def largest_known(figures: Iterable[float | None]) -> float | None:
     """The largest of the figures that are known; None where none is."""
     return max((figure for figure in figures if figure is not None), default=None)
+
+
+def machine_facts() -> dict[str, Any]:
+    """What the run stands on: Kaggle's image (None elsewhere), Python, torch, its CUDA (None: none), the GPUs' names.
+
+    The names are asked of the driver: torch would take memory of each GPU to say them.
+    """
+    return {
+        "docker_image": os.environ.get("KAGGLE_DOCKER_IMAGE"),
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "gpus": gpu_names(),
+    }
+
+
+def gpu_names() -> list[str]:
+    """The names of the GPUs; empty where the driver's tool is missing or fails."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return []
+    command = [tool, "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [line.strip() for line in done.stdout.splitlines() if line.strip()] if done.returncode == 0 else []

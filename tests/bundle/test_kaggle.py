@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kaggle_stub import CLIENT, StubServer, run_client, running_stub
+from kaggle_stub import CLIENT, Dataset, StubServer, run_client, running_stub
 
 from bundle.kaggle import (
     DATASET_METADATA_NAME,
@@ -40,6 +40,7 @@ def test_push_as_the_server_sees_it(tmp_path: Path, stub: StubServer) -> None:
     folder.mkdir()
     (folder / "kernel.py").write_text("print('é')\n", encoding="utf-8")
     (folder / KERNEL_METADATA_NAME).write_text(json.dumps(kernel_metadata(MANIFEST)), encoding="utf-8")
+    stub.datasets = {name: Dataset([{}]) for name in (*MANIFEST.weight_datasets, MANIFEST.wheels_dataset)}
     told = run_client(stub, tmp_path, "kernels", "push", "-p", str(folder))
     assert "Kernel version 1 successfully pushed" in told
     assert not re.search(r"title does not resolve|not valid|error", told), told

@@ -1,0 +1,272 @@
+"""What is wrong, or looks wrong, with what is about to be pushed; told before anything is sent.
+
+What is certainly wrong is an error. What may be meant is a question, with its likely answer.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bundle.client import KaggleClient
+from bundle.datasets import data_files, sums_of, weights_folder_name
+from bundle.kaggle import (
+    KERNEL_METADATA_NAME,
+    PLACEHOLDER_OWNERS,
+    SCRIPT_NAME,
+    check_dataset_folder,
+    kernel_metadata,
+    owner_of,
+)
+from kernel.errors import InputError
+from kernel.manifest.types import Manifest
+
+USUAL_COMPETITION = "sartorius-cell-instance-segmentation"
+#: From this many bytes on, Kaggle refuses a script; ours must stay below the second.
+REFUSED_SCRIPT_BYTES = 1_000_000
+LARGEST_SCRIPT_BYTES = 900_000
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong or looks wrong."""
+
+    certain: bool
+    text: str  # what, and what to do
+
+
+def error(text: str) -> Finding:
+    """What is certainly wrong."""
+    return Finding(True, text)
+
+
+def question(text: str) -> Finding:
+    """What may be meant."""
+    return Finding(False, text)
+
+
+def dataset_folders(manifest: Manifest, out: Path) -> dict[str, Path]:
+    """The folders that the build has written for the kernel owner's datasets, by dataset, the wheels first."""
+    folders = {manifest.wheels_dataset: out / "wheels"}
+    folders |= {name: out / weights_folder_name(name) for name in manifest.all_weight_datasets}
+    owned = {name: path for name, path in folders.items() if owner_of(name) == owner_of(manifest.kernel.id)}
+    return {name: path for name, path in owned.items() if path.is_dir()}
+
+
+def offline_findings(manifest: Manifest, out: Path, user: str | None = None) -> list[Finding]:
+    """What can be found without the network. `user` is who is logged in, if that is known."""
+    return [
+        *owner_findings(manifest, user),
+        *kernel_findings(manifest, out / "kernel"),
+        *folder_findings(manifest, out),
+        *member_findings(manifest),
+    ]
+
+
+def owner_findings(manifest: Manifest, user: str | None) -> list[Finding]:
+    """Placeholders in the place of owners, and a kernel of somebody else."""
+    named = [("kernel.id", manifest.kernel.id), ("wheels_dataset", manifest.wheels_dataset)]
+    named += [("a dataset of weights", name) for name in manifest.all_weight_datasets]
+    findings = [
+        error(
+            f"{field} is {name}: {name.split('/')[0]} stands for your own Kaggle user name; write that "
+            "(`python build_kernel.py init --user NAME` does), and build again"
+        )
+        for field, name in named
+        if owner_of(name) in PLACEHOLDER_OWNERS and owner_of(name) != (user or "").lower()
+    ]
+    owner = manifest.kernel.id.split("/")[0]
+    if user and not findings and owner.lower() != user.lower():
+        findings.append(
+            error(
+                f"kernel.id is {manifest.kernel.id}, but {user} is logged in: write {user}/"
+                f"{manifest.kernel.id.split('/')[1]}, or log in as {owner} (`kaggle auth login --force`)"
+            )
+        )
+    return findings
+
+
+def kernel_findings(manifest: Manifest, folder: Path) -> list[Finding]:
+    """The kernel's names, competition and size."""
+    findings = []
+    try:
+        kernel_metadata(manifest)
+    except InputError as wrong:
+        findings.append(error(str(wrong)))
+    competition = manifest.kernel.competition
+    if competition != USUAL_COMPETITION and are_alike(competition, USUAL_COMPETITION):
+        findings.append(question(f"kernel.competition is {competition}: is {USUAL_COMPETITION} meant? (likely yes)"))
+    for name in (SCRIPT_NAME, KERNEL_METADATA_NAME):
+        if not (folder / name).is_file():
+            findings.append(error(f"no {folder / name}: build the kernel first, by `python build_kernel.py`"))
+    script = folder / SCRIPT_NAME
+    size = script.stat().st_size if script.is_file() else 0
+    if size >= LARGEST_SCRIPT_BYTES:
+        findings.append(
+            error(
+                f"{script} has {size:,} bytes: ours stays below {LARGEST_SCRIPT_BYTES:,}, and Kaggle refuses "
+                f"{REFUSED_SCRIPT_BYTES:,} and more: shorten the manifest's notes, or what was added to the modules"
+            )
+        )
+    return findings
+
+
+def folder_findings(manifest: Manifest, out: Path) -> list[Finding]:
+    """The dataset folders, and names of datasets that look like slips."""
+    findings = []
+    for dataset, folder in dataset_folders(manifest, out).items():
+        try:
+            check_dataset_folder(folder, dataset)
+        except InputError as wrong:
+            findings.append(error(str(wrong)))
+    findings += lacking_findings(manifest, dataset_folders(manifest, out))
+    sources = list(dict.fromkeys([*manifest.all_weight_datasets, manifest.wheels_dataset]))
+    for one, other in itertools.combinations(sources, 2):
+        if is_slip(one, other):
+            findings.append(
+                question(f"the datasets {one} and {other} differ by one letter: is one of them misspelt? (likely yes)")
+            )
+    return findings
+
+
+def lacking_findings(manifest: Manifest, folders: Mapping[str, Path]) -> list[Finding]:
+    """Members whose file is not in the folder that is to become its dataset: built before the manifest changed."""
+    findings = []
+    sums = {dataset: sums_of(folder) for dataset, folder in folders.items()}
+    for member in manifest.members:
+        datasets = manifest.datasets_for(member)
+        if member.file is None or not all(dataset in sums for dataset in datasets):
+            continue
+        found = [sums[dataset].get(member.file) for dataset in datasets]
+        if not any(total is not None and member.sha256 in (None, total) for total in found):
+            findings.append(
+                error(
+                    f"member {member.name}: {' and '.join(str(folders[dataset]) for dataset in datasets)} holds no "
+                    f"{member.file} with the manifest's sha256: build with `--weights-dir DIR`"
+                )
+            )
+    return findings
+
+
+def absent_findings(
+    client: KaggleClient, manifest: Manifest, folders: Mapping[str, Path], states: Mapping[str, str | None]
+) -> list[Finding]:
+    """Members whose file is in none of their datasets on Kaggle; datasets that are to be sent count as they will be."""
+    findings = []
+    names: dict[str, set[str]] = {}
+    for dataset, state in states.items():
+        if dataset in folders:
+            names[dataset] = {path.name for path in data_files(folders[dataset])}
+        elif state == "ready" and dataset in manifest.all_weight_datasets:
+            names[dataset] = {name.rsplit("/", 1)[-1] for name in client.dataset_files(dataset)}
+    for member in manifest.members:
+        datasets = manifest.datasets_for(member)
+        if member.file is None or not all(dataset in names for dataset in datasets):
+            continue
+        if not any(member.file.rsplit("/", 1)[-1] in names[dataset] for dataset in datasets):
+            findings.append(
+                error(
+                    f"member {member.name}: {' and '.join(datasets)} on Kaggle holds no {member.file}: correct the "
+                    "member's `file` or `dataset`, or build with `--weights-dir DIR` where the dataset is yours"
+                )
+            )
+    return findings
+
+
+def member_findings(manifest: Manifest) -> list[Finding]:
+    """Members that the kernel could take another file for, and datasets that none of them uses."""
+    findings = []
+    unsure = [member.name for member in manifest.members if member.file is None or member.sha256 is None]
+    if unsure:
+        findings.append(
+            question(
+                f"{len(unsure)} member(s) have no `file` or no `sha256`, so that the kernel takes what it finds: "
+                f"{', '.join(unsure)}: push all the same? (likely no: `python build_kernel.py --weights-dir DIR` fills "
+                "them in)"
+            )
+        )
+    idle = [name for name in manifest.weight_datasets if name not in manifest.all_weight_datasets]
+    if idle:
+        findings.append(
+            question(
+                f"no member uses the dataset(s) {', '.join(idle)} of `weight_datasets`, so that the kernel does not "
+                "get them: is a member's `dataset` wrong? (likely, or take them out)"
+            )
+        )
+    return findings
+
+
+def online_findings(
+    client: KaggleClient, manifest: Manifest, out: Path, states: dict[str, str | None]
+) -> list[Finding]:
+    """What Kaggle knows: whether the competition lets the user in, and whether the datasets are there.
+
+    Args:
+        client: asks Kaggle.
+        manifest: what the kernel is built from.
+        out: where the build has written.
+        states: filled with the state of each dataset; None: it is not there.
+    """
+    findings = []
+    try:
+        client.check_competition(manifest.kernel.competition)
+    except InputError as wrong:
+        findings.append(error(str(wrong)))
+    folders = dataset_folders(manifest, out)
+    for dataset in dict.fromkeys([*manifest.all_weight_datasets, manifest.wheels_dataset]):
+        states[dataset] = client.dataset_state(dataset)
+    missing = [dataset for dataset, state in states.items() if state is None]
+    own = client.own_datasets() if missing else []
+    for dataset in missing:
+        known = [*own, *(name for name, state in states.items() if state is not None)]
+        nearest = nearest_name(dataset, known)
+        if dataset not in folders:
+            findings.append(error(missing_text(manifest, dataset, nearest)))
+        elif nearest is not None:
+            findings.append(
+                question(f"the dataset {dataset} is to be made, and there is {nearest}: is that meant? (likely yes)")
+            )
+    findings += [
+        error(f"the dataset {dataset} is {state} on Kaggle: send another version of it, or look at it there")
+        for dataset, state in states.items()
+        if state in ("failed", "deleted") and dataset not in folders
+    ]
+    return findings + absent_findings(client, manifest, folders, states)
+
+
+def missing_text(manifest: Manifest, dataset: str, nearest: str | None) -> str:
+    """What to do about a dataset that Kaggle has not, and that cannot be made."""
+    if nearest is not None:
+        return f"Kaggle has no dataset {dataset} that you may use: is {nearest} meant? correct it in the manifest"
+    if owner_of(dataset) == owner_of(manifest.kernel.id):
+        return (
+            f"Kaggle has no dataset {dataset}, and its files are not at hand: build with `--weights-dir DIR`, so that "
+            "the push can make it"
+        )
+    return f"Kaggle has no dataset {dataset} that you may use: correct its name in the manifest, or ask its owner"
+
+
+def nearest_name(name: str, known: Sequence[str]) -> str | None:
+    """The known "owner/slug" that `name` is most likely a slip of, if any is near enough."""
+    slips = [other for other in known if other.lower() != name.lower() and is_slip(name, other)]
+    return slips[0] if slips else None
+
+
+def is_slip(one: str, other: str) -> bool:
+    """Whether two names differ by one letter: put in or left out, another one, or two swapped. Digits do not count."""
+    short, long = sorted((one.lower(), other.lower()), key=len)
+    start = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(short, long, strict=False)))
+    rest, long_rest = short[start:], long[start:]
+    if len(short) == len(long):
+        swapped = rest[:2] == long_rest[:2][::-1] and rest[2:] == long_rest[2:]
+        replaced = rest[1:] == long_rest[1:] and not (rest[:1] + long_rest[:1]).isdigit()
+        return bool(rest) and (swapped or replaced)
+    return rest == long_rest[1:] and not long_rest[0].isdigit()
+
+
+def are_alike(one: str, other: str) -> bool:
+    """Whether one text is likely a slip of the other."""
+    return bool(difflib.get_close_matches(one, [other], n=1, cutoff=0.8))

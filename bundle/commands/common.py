@@ -1,0 +1,159 @@
+"""What the sub-commands share: options, questions on the terminal, and which version of the kernel is meant."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from bundle.client import KaggleClient
+from bundle.push import read_record
+from kernel.errors import InputError
+from kernel.manifest.reader import read_manifest
+from kernel.manifest.types import Manifest
+
+ROOT = Path(__file__).resolve().parents[2]
+PUBLISHED_MANIFEST = ROOT / "weights_manifest.json"
+#: What `init` writes, and all commands take from then on.
+OWN_MANIFEST = ROOT / "mine.json"
+
+
+def usual_manifest() -> Path:
+    """The manifest that commands take where none is named: the user's own, else the published one."""
+    return OWN_MANIFEST if OWN_MANIFEST.is_file() else PUBLISHED_MANIFEST
+
+
+def add_manifest_option(parser: argparse.ArgumentParser, inherited: bool = False) -> None:
+    """Add --manifest; `inherited`: it may also stand before the action, and what stands there counts."""
+    parser.add_argument(
+        "--manifest",
+        type=Path,
+        default=argparse.SUPPRESS if inherited else usual_manifest(),
+        help="the ensemble and the kernel's identity (default: mine.json beside this file, which `init` writes, or "
+        "else weights_manifest.json)",
+    )
+
+
+def add_out_option(parser: argparse.ArgumentParser) -> None:
+    """Add --out."""
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "dist", help="where results are (default: dist beside this file)"
+    )
+
+
+def add_version_options(parser: argparse.ArgumentParser) -> None:
+    """Add what says which version of which kernel is meant."""
+    add_manifest_option(parser)
+    add_out_option(parser)
+    parser.add_argument(
+        "--version",
+        type=positive_int,
+        metavar="N",
+        help="of the kernel (default: the one pushed last from here, or else Kaggle's last one)",
+    )
+
+
+def add_wait_options(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add --wait, --wait-timeout and --poll."""
+    parser.add_argument("--wait", action="store_true", help=f"until {what}")
+    parser.add_argument(
+        "--wait-timeout",
+        type=seconds,
+        default=12 * 3600.0,
+        metavar="SECONDS",
+        help="wait no longer (default: 12 hours)",
+    )
+    add_poll_option(parser)
+
+
+def add_poll_option(parser: argparse.ArgumentParser) -> None:
+    """Add --poll."""
+    parser.add_argument(
+        "--poll", type=seconds, default=20.0, metavar="SECONDS", help="between questions to Kaggle (default: 20)"
+    )
+
+
+def seconds(text: str) -> float:
+    """A number of seconds, for argparse."""
+    value = float(text)
+    if not 0 <= value < 1e7:
+        raise ValueError(text)
+    return value
+
+
+def positive_int(text: str) -> int:
+    """A whole number from 1 on, for argparse."""
+    value = int(text)
+    if value < 1:
+        raise ValueError(text)
+    return value
+
+
+@dataclass(frozen=True)
+class KernelVersion:
+    """A version of the manifest's kernel."""
+
+    manifest: Manifest
+    kernel: str
+    number: int
+
+
+def chosen_version(options: argparse.Namespace, client: KaggleClient) -> KernelVersion:
+    """The version that the options mean.
+
+    Raises:
+        InputError: the manifest is wrong, or there is no version yet.
+    """
+    manifest = read_manifest(options.manifest)
+    kernel = manifest.kernel.id
+    if options.version is not None:
+        return KernelVersion(manifest, kernel, options.version)
+    record = read_record(options.out)
+    if record is not None and record.kernel.lower() == kernel.lower():
+        return KernelVersion(manifest, kernel, record.version)
+    return KernelVersion(manifest, kernel, client.last_version(kernel))
+
+
+def confirm(question: str, yes: bool) -> bool:
+    """Whether the user agrees; `yes` answers for them.
+
+    Raises:
+        InputError: nobody can be asked.
+    """
+    if yes:
+        return True
+    if not sys.stdin.isatty():
+        raise InputError(f"{question} nobody can answer here: give --yes")
+    print(f"{question} [y/N] ", end="", flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+@contextmanager
+def progress_line() -> Iterator[Callable[[str], None]]:
+    """A function that shows how far something is: on a terminal in one line, in a file a line where it has moved on.
+
+    What has moved on is seen by what stands before the line's first comma.
+    """
+    on_terminal, last = sys.stdout.isatty(), ""
+
+    def show(line: str) -> None:
+        nonlocal last
+        if on_terminal:
+            print(f"\r\x1b[2K{line}", end="", flush=True)
+        elif line.partition(",")[0] != last:
+            print(line, flush=True)
+        last = line.partition(",")[0]
+
+    yield show
+    if on_terminal and last:
+        print(flush=True)
+
+
+def print_table(header: list[str], rows: list[list[str]]) -> None:
+    """Columns as wide as their widest cell."""
+    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+    for row in [header, *rows]:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -1,0 +1,283 @@
+"""List the members of the ensemble, and add, remove, swap, assign or verify them.
+
+    python build_kernel.py members                                     # list them
+    python build_kernel.py members add FILE --use-for cort cls
+    python build_kernel.py members swap OLD FILE
+    python build_kernel.py members use NAME --for astro cort
+    python build_kernel.py members remove NAME
+    python build_kernel.py members verify --weights-dir weights
+    python build_kernel.py members time --weights-dir weights --images images --limit 1
+
+What a file holds is recognised by its content. The manifest is edited in its place; its order and form stay.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bundle.commands.common import add_manifest_option, add_out_option, print_table
+from bundle.kaggle import SCRIPT_NAME, owner_of, refused_name
+from bundle.member_table import COLUMNS, TIMES_NAME, member_row, read_times, seconds_an_image
+from kernel.errors import InputError, RunError
+from kernel.files import file_sha256, written_file
+from kernel.folders import scratch_folder
+from kernel.local_weights import check_claims, resolve_weights
+from kernel.manifest.edit import (
+    add_to_manifest,
+    manifest_entry,
+    remove_from_manifest,
+    require_member,
+    set_in_manifest,
+)
+from kernel.manifest.reader import read_manifest
+from kernel.manifest.types import Manifest
+from kernel.settings import CELL_TYPES, CLS_USE
+
+if TYPE_CHECKING:
+    from kernel.models.configs import DetectorSpec
+
+USES = (*CELL_TYPES, CLS_USE)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the actions and their options."""
+    add_manifest_option(parser)
+    add_out_option(parser)
+    add_weights_option(parser)
+    parser.set_defaults(action=list_members)
+    actions = parser.add_subparsers(title="actions (none: list them)", metavar="ACTION")
+
+    add = actions.add_parser("add", help="put a weight file into the ensemble")
+    add.add_argument("file", type=Path, metavar="FILE")
+    add.add_argument("--name", help="of the member (default: the file's)")
+    add.add_argument("--dataset", metavar="OWNER/SLUG", help="that holds the file (default: your one in the manifest)")
+    add.add_argument(
+        "--use-for", nargs="+", choices=USES, default=list(USES), help="default: all cell types, and the first pass"
+    )
+    add.set_defaults(action=add_member)
+
+    remove = actions.add_parser("remove", help="take a member out")
+    remove.add_argument("name", metavar="NAME")
+    remove.set_defaults(action=remove_member)
+
+    swap = actions.add_parser("swap", help="put another weight file in a member's place")
+    swap.add_argument("name", metavar="OLD")
+    swap.add_argument("file", type=Path, metavar="FILE")
+    swap.add_argument("--name", dest="new_name", help="call the member otherwise from now on")
+    swap.add_argument("--dataset", metavar="OWNER/SLUG", help="that holds the file (default: the member's)")
+    swap.set_defaults(action=swap_member)
+
+    use = actions.add_parser("use", help="say what a member is used for")
+    use.add_argument("name", metavar="NAME")
+    use.add_argument("--for", dest="use_for", nargs="+", choices=USES, required=True)
+    use.set_defaults(action=use_member)
+
+    verify = actions.add_parser("verify", help="compare the weight files with what the manifest says of them")
+    verify.set_defaults(action=verify_members)
+
+    time = actions.add_parser("time", help="run each member dry by itself, and note its seconds an image")
+    time.add_argument("--images", type=Path, required=True, help="folder of images")
+    time.add_argument("--limit", type=int, default=1, help="only the first so many (default: %(default)s)")
+    time.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the script's choice)")
+    time.add_argument("--out", type=Path, default=argparse.SUPPRESS, help="where the build is (default: dist)")
+    time.set_defaults(action=time_members)
+    for action in (add, remove, swap, use, verify, time):
+        add_manifest_option(action, inherited=True)
+        add_weights_option(action, inherited=True)
+
+
+def add_weights_option(parser: argparse.ArgumentParser, inherited: bool = False) -> None:
+    """Add --weights-dir; `inherited` as in `add_manifest_option`."""
+    parser.add_argument(
+        "--weights-dir",
+        type=Path,
+        default=argparse.SUPPRESS if inherited else None,
+        help="folder of weight files (default: `weights` beside the manifest, or else the manifest's own)",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Do the action. Returns the exit code."""
+    return options.action(options)
+
+
+def weights_folder(options: argparse.Namespace) -> Path:
+    """Where weight files are looked for."""
+    if options.weights_dir is not None:
+        return options.weights_dir
+    beside = options.manifest.resolve().parent / "weights"
+    return beside if beside.is_dir() else options.manifest.resolve().parent
+
+
+# Listing
+
+
+def list_members(options: argparse.Namespace) -> int:
+    """Print a table of the members."""
+    manifest = read_manifest(options.manifest)
+    folder = weights_folder(options)
+    timed = read_times(options.out / TIMES_NAME)
+    rows = [member_row(manifest, member, folder, timed) for member in manifest.members]
+    print(f"{len(rows)} member(s) of {manifest.kernel.id} in {options.manifest}; files looked for in {folder}\n")
+    print_table(list(COLUMNS), rows)
+    for use in USES:
+        users = [member.name for member in manifest.members if use in member.use_for]
+        print(f"{use}: {', '.join(users) or 'none'}")
+    measured = seconds_an_image(options.out / "dry-run" / "summary.json", manifest)
+    print(measured)
+    return 0
+
+
+# Measuring
+
+
+def time_members(options: argparse.Namespace) -> int:
+    """Run each member dry by itself, as Kaggle would, and note its seconds an image."""
+    from bundle.build import write_kernel
+    from bundle.dry_run import read_summary, run_dry
+
+    manifest, found = resolve_weights(read_manifest(options.manifest), weights_folder(options))
+    times = read_times(options.out / TIMES_NAME)
+    for weights in found:
+        alone = replace(manifest, members=(replace(weights.member, use_for=CELL_TYPES),))
+        with scratch_folder(options.out, "timed") as scratch:
+            write_kernel(alone, scratch / "kernel")
+            done = run_dry(
+                scratch / "kernel" / SCRIPT_NAME, alone, options.out / "wheels",
+                [replace(weights, member=alone.members[0])], options.images, scratch, options.limit, options.device,
+            )  # fmt: skip
+            images = read_summary(done.folder / "summary.json").get("images", {})
+        if not images:
+            raise RunError(f"member {weights.member.name} has a result for no image: see the log above")
+        spent = sum(sum(image["seconds"].values()) for image in images.values()) / len(images)
+        times[str(weights.member.sha256)] = round(spent, 3)
+        print(f"{weights.member.name}: {spent:.2f} s an image by itself")
+        with written_file(options.out / TIMES_NAME) as temporary:
+            temporary.write_text(json.dumps(times, indent=2) + "\n", encoding="utf-8", newline="\n")
+    return 0
+
+
+# Editing
+
+
+def recognise(manifest: Manifest, file: Path) -> DetectorSpec:
+    """What detector a file holds.
+
+    Raises:
+        InputError: it is no file, holds no detector of ours, one of other classes, or the same as a member's, or
+            Kaggle would not take its name.
+    """
+    from kernel.models.checkpoints import recognise_checkpoint
+
+    refused = refused_name(file.name)
+    if refused:
+        raise InputError(refused)
+    spec = recognise_checkpoint(file)
+    if spec.num_classes != len(CELL_TYPES):
+        raise InputError(
+            f"{file} tells {spec.num_classes} classes apart, the ensemble {len(CELL_TYPES)} ({', '.join(CELL_TYPES)}): "
+            "train it on these (`python -m kernel train --init FILE`)"
+        )
+    sha256 = file_sha256(file)
+    same = [member.name for member in manifest.members if member.sha256 == sha256]
+    if same:
+        raise InputError(f"{file} is the file of {same[0]} already: the same detector counted twice adds nothing")
+    return spec
+
+
+def chosen_dataset(manifest: Manifest, given: str | None) -> str | None:
+    """The dataset of a new member: the given one, or the only one of the kernel's owner; None: weight_datasets' one.
+
+    Raises:
+        InputError: it is not clear which.
+    """
+    if given is not None:
+        return given
+    owner = manifest.kernel.id.split("/")[0]
+    own = [
+        name
+        for name in dict.fromkeys([*manifest.weight_datasets, *manifest.all_weight_datasets])
+        if owner_of(name) == owner.lower()
+    ]
+    if len(own) == 1:
+        return own[0]
+    options = f"one of {', '.join(own)}" if own else f"{owner}/my-weights, for example: the push makes it"
+    raise InputError(f"which dataset is to hold the file? say by --dataset: {options}")
+
+
+def add_member(options: argparse.Namespace) -> int:
+    """Put a file into the ensemble."""
+    manifest = read_manifest(options.manifest)
+    spec = recognise(manifest, options.file)
+    entry = manifest_entry(options.file, spec.kind, spec.encoder, options.use_for)
+    entry["name"] = options.name or member_name(options.file)
+    entry["dataset"] = chosen_dataset(manifest, options.dataset)
+    if entry["name"] in [member.name for member in manifest.members]:
+        raise InputError(
+            f"{options.manifest} has a member {entry['name']!r} already: give another --name, or "
+            f"`members swap {entry['name']} {options.file}`"
+        )
+    print(add_to_manifest(options.manifest, entry), end="")
+    print(f"added: {entry['name']}, a {spec.kind} {spec.encoder}; build with --weights-dir {options.file.parent}")
+    return 0
+
+
+def member_name(file: Path) -> str:
+    """The name of a member for a file: what its name has of allowed characters."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", file.stem).lstrip("_.-") or "member"
+
+
+def remove_member(options: argparse.Namespace) -> int:
+    """Take a member out."""
+    print(remove_from_manifest(options.manifest, options.name), end="")
+    print(f"removed: {options.name}")
+    return 0
+
+
+def swap_member(options: argparse.Namespace) -> int:
+    """Put another file in a member's place: uses and weights stay, what was measured of the old one goes."""
+    require_member(options.manifest, options.name)
+    manifest = read_manifest(options.manifest)
+    spec = recognise(manifest, options.file)
+    (old,) = (member for member in manifest.members if member.name == options.name)
+    values: dict[str, Any] = {
+        "name": options.new_name or old.name,
+        "kind": spec.kind,
+        "encoder": spec.encoder,
+        "dataset": options.dataset or old.dataset or chosen_dataset(manifest, None),
+        "file": options.file.name,
+        "sha256": file_sha256(options.file),
+        "worth": None,
+    }
+    if old.notes:
+        values["notes"] = ""
+    print(set_in_manifest(options.manifest, options.name, values), end="")
+    print(
+        f"swapped: {values['name']} is now a {spec.kind} {spec.encoder}; build with --weights-dir {options.file.parent}"
+    )
+    return 0
+
+
+def use_member(options: argparse.Namespace) -> int:
+    """Set what a member is used for."""
+    print(set_in_manifest(options.manifest, options.name, {"use_for": options.use_for}), end="")
+    print(f"{options.name} is used for {', '.join(options.use_for)}")
+    return 0
+
+
+def verify_members(options: argparse.Namespace) -> int:
+    """Compare the files with the manifest; print a line for each member."""
+    manifest = read_manifest(options.manifest)
+    folder = weights_folder(options)
+    _, found = resolve_weights(manifest, folder)
+    check_claims(found)
+    for weights in found:
+        member = weights.member
+        print(f"{member.name}: {weights.path} is a {member.kind} {member.encoder}, sha256 {str(member.sha256)[:12]}")
+    print(f"all {len(found)} member(s) are as {options.manifest} says")
+    return 0

@@ -1,0 +1,60 @@
+"""Say how the kernel's run on Kaggle is doing; with --wait, until it is over.
+
+Exit codes: 0 it is done, or still runs; 1 it has failed, with the end of its log and the one thing to do.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from bundle.client import KaggleClient, log_in
+from bundle.commands.common import (
+    KernelVersion,
+    add_version_options,
+    add_wait_options,
+    chosen_version,
+    progress_line,
+)
+from bundle.runs import DONE_STATES, LAST_LINES, explain_failure, wait_for_run
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    add_version_options(parser)
+    add_wait_options(parser, "the run is over")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the state. Returns the exit code."""
+    client = log_in()
+    version = chosen_version(options, client)
+    if options.wait:
+        with progress_line() as show:
+            state, message = wait_for_run(
+                client, version.kernel, version.number, options.wait_timeout, options.poll, show
+            )
+    else:
+        state, message = client.run_state(version.kernel, version.number)
+    print(f"{version.kernel} version {version.number}: {state}")
+    if state == "complete":
+        print("next: `python build_kernel.py fetch`")
+        return 0
+    if state == "new_script":
+        print("it was saved and has not run: push without --no-run to run it")
+        return 0
+    if state not in DONE_STATES:
+        print("it is not over yet: --wait waits for that")
+        return 0
+    tell_failure(client, version, state, message)
+    return 1
+
+
+def tell_failure(client: KaggleClient, version: KernelVersion, state: str, message: str) -> None:
+    """Print why a run has failed, as far as that is known, and what to do."""
+    log = client.log_lines(version.kernel, version.number)
+    print(f"\nthe last of its {len(log)} lines of log:")
+    for line in log[-LAST_LINES:]:
+        print(f"  {line}")
+    if message:
+        print(f"Kaggle says: {message}")
+    print(f"to do: {explain_failure(f'{state} {message}', log)}")

@@ -1,0 +1,151 @@
+"""The folders that become datasets of weights, and what looks wrong before a push."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bundle import datasets
+from bundle.checks import is_slip
+from bundle.datasets import parse_sums, read_sums, sums_of, write_weights_datasets
+from kernel.errors import InputError
+from kernel.files import file_sha256
+from kernel.local_weights import FoundWeights
+from kernel.manifest.reader import parse_manifest
+from kernel.manifest.types import Manifest
+
+ROOT = Path(__file__).resolve().parents[2]
+DEMO = parse_manifest(
+    (ROOT / "bundle" / "demo" / "manifest.json").read_text(encoding="utf-8").replace("your-kaggle-name", "Ada"), "demo"
+)
+
+
+def found(folder: Path, manifest: Manifest = DEMO) -> list[FoundWeights]:
+    """A small file for each member."""
+    folder.mkdir(exist_ok=True)
+    weights = []
+    for member in manifest.members:
+        path = folder / Path(str(member.file)).name
+        path.write_bytes(member.name.encode())
+        weights.append(FoundWeights(member, path))
+    return weights
+
+
+def test_a_folder_for_each_dataset_of_ones_own(tmp_path: Path) -> None:
+    """Owners are told apart as Kaggle does: not by capitals."""
+    members = (DEMO.members[0], replace(DEMO.members[1], dataset="ada/others-of-mine"),
+               replace(DEMO.members[2], dataset="bob/not-mine-at-all"))  # fmt: skip
+    manifest = replace(DEMO, members=members)
+    weights = found(tmp_path / "files", manifest)
+    folders = write_weights_datasets(manifest, weights, tmp_path / "dist")
+    assert {name: path.name for name, path in folders.items()} == {
+        "Ada/in-network-ensemble-demo-weights": "weights-in-network-ensemble-demo-weights",
+        "ada/others-of-mine": "weights-others-of-mine",
+    }
+    folder = folders["ada/others-of-mine"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "cascade.safetensors", "dataset-metadata.json", "sha256sums.txt",
+    ]  # fmt: skip
+    metadata = json.loads((folder / "dataset-metadata.json").read_text(encoding="utf-8"))
+    assert metadata == {"id": "ada/others-of-mine", "title": "Others of mine", "licenses": [{"name": "other"}]}
+    assert read_sums(folder) == sums_of(folder) == {"cascade.safetensors": file_sha256(weights[1].path)}
+    assert (folder / "cascade.safetensors").samefile(weights[1].path)
+    assert write_weights_datasets(manifest, [], tmp_path / "dist") == {}
+
+
+def test_copies_where_there_are_no_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_links(self: Path, target: Path) -> None:
+        raise OSError("no links here")
+
+    monkeypatch.setattr(Path, "hardlink_to", no_links)
+    (folder,) = write_weights_datasets(DEMO, found(tmp_path / "files"), tmp_path / "dist").values()
+    assert (folder / "htc.safetensors").read_bytes() == b"htc"
+
+
+def test_the_license_stays_and_what_is_unchanged_too(tmp_path: Path) -> None:
+    weights = found(tmp_path / "files")
+    (folder,) = write_weights_datasets(DEMO, weights, tmp_path / "dist", "CC0-1.0").values()
+    before = folder.stat().st_ino
+    assert write_weights_datasets(DEMO, weights, tmp_path / "dist") and folder.stat().st_ino == before
+    assert datasets.license_of(folder) == "CC0-1.0"
+    weights[0].path.unlink()
+    weights[0].path.write_bytes(b"another")
+    write_weights_datasets(DEMO, weights, tmp_path / "dist")
+    assert (folder / weights[0].path.name).read_bytes() == b"another" and datasets.license_of(folder) == "CC0-1.0"
+
+
+def test_the_license_is_asked_for_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal:
+        def __init__(self, *lines: str) -> None:
+            self.lines, self.written = list(lines), ""
+
+        def isatty(self) -> bool:
+            return True
+
+        def readline(self) -> str:
+            return self.lines.pop(0)
+
+        def write(self, text: str) -> None:
+            self.written += text
+
+        def flush(self) -> None:
+            """Nothing waits."""
+
+    screen = Terminal()
+    monkeypatch.setattr(datasets.sys, "stdin", Terminal("mine\n", "CC0-1.0\n", "\n"))
+    monkeypatch.setattr(datasets.sys, "stdout", screen)
+    answers = [datasets.ask_license("ada/my-weights"), datasets.ask_license("ada/my-weights")]
+    monkeypatch.undo()
+    assert answers == ["CC0-1.0", "other"] and screen.written.count("license of ada/my-weights, one of") == 3
+
+
+def test_a_folder_of_somebody_else_is_never_replaced(tmp_path: Path) -> None:
+    folder = tmp_path / "dist" / "weights-in-network-ensemble-demo-weights"
+    folder.mkdir(parents=True)
+    (folder / "thesis.tex").write_text("mine", encoding="utf-8")
+    with pytest.raises(InputError, match=r"holds other files \(thesis.tex\)"):
+        write_weights_datasets(DEMO, found(tmp_path / "files"), tmp_path / "dist")
+    (folder / "thesis.tex").rename(folder / "mine.pt")
+    with pytest.raises(InputError, match=r"holds other files \(mine.pt\)"):
+        write_weights_datasets(DEMO, found(tmp_path / "files"), tmp_path / "dist")
+
+
+def test_a_file_in_a_folder_is_told(tmp_path: Path) -> None:
+    manifest = replace(DEMO, members=(replace(DEMO.members[0], file="fold0/maskrcnn.safetensors"),))
+    with pytest.raises(InputError, match=r"Kaggle's client skips folders: .*name it maskrcnn.safetensors"):
+        write_weights_datasets(manifest, found(tmp_path / "files", manifest), tmp_path / "dist")
+
+
+@pytest.mark.parametrize(
+    ("content", "sums"),
+    [
+        (b"", {}),
+        (b"12ab  a b.pt\n\nword\n34cd *c.pt\r\n", {"a b.pt": "12ab", "*c.pt": "34cd"}),
+        (b"\xff\xfe", {}),
+    ],
+)
+def test_sums_are_read_whatever_they_are(content: bytes, sums: dict[str, str]) -> None:
+    assert parse_sums(content) == sums
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "slip"),
+    [
+        ("ada/cell-weights", "ada/cell-weigths", True),  # swapped
+        ("ada/cell-weights", "ada/cell-weight", True),  # left out
+        ("ada/cell-weights", "ada/cell-wweights", True),  # twice
+        ("ada/cell-weights", "ada/cell-weighta", True),  # another one
+        ("ada/cell-weights", "Ada/cell-weights", False),  # the same to Kaggle
+        ("ada/cell-weights", "ada/cell-weights", False),
+        ("theo/ens10", "theo/ens11", False),  # numbers tell names apart
+        ("ada/weights-1", "ada/weights", False),  # two letters
+        ("ada/weights1", "ada/weights", False),
+        ("ada/wheels", "ada/weights", False),
+        ("", "", False),
+    ],
+)
+def test_slips(one: str, other: str, slip: bool) -> None:
+    assert is_slip(one, other) is is_slip(other, one) is slip

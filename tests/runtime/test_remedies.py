@@ -1,0 +1,62 @@
+"""What a failed run names as the one thing to do, and what it says of the machine."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from kernel.errors import InputError
+from kernel.mounts import find_competition, find_dataset, find_weights
+from kernel.runtime.remedies import REMEDY_MARK, remedy_for, with_remedy
+from kernel.runtime.summary import machine_facts
+
+
+def failure_of(root: Path, what: str) -> str:
+    """The message of a mount that is missing or wrong."""
+    with pytest.raises(InputError) as caught:
+        if what == "competition":
+            find_competition(root, "cells")
+        elif what == "dataset":
+            find_dataset(root, "ada/wheels")
+        else:
+            find_weights(root, ["ada/weights"], "a.pt", "0" * 64)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [("competition", "accept the competition's rules"), ("dataset", "sends the dataset that is missing"),
+     ("weights", "sends the dataset that is missing"), ("altered", "does not hold what the manifest names")],
+)  # fmt: skip
+def test_what_is_missing(tmp_path: Path, what: str, told: str) -> None:
+    if what == "altered":
+        (tmp_path / "datasets" / "ada" / "weights").mkdir(parents=True)
+        (tmp_path / "datasets" / "ada" / "weights" / "a.pt").write_bytes(b"others")
+    assert told in str(remedy_for(failure_of(tmp_path, what)))
+
+
+def test_there_is_always_a_last_line() -> None:
+    lines = with_remedy(InputError("something never seen:\n  - in two lines")).splitlines()
+    assert lines[:2] == ["something never seen:", "  - in two lines"]
+    assert lines[2].startswith(REMEDY_MARK) and len(lines) == 3
+    assert remedy_for("") is None
+
+
+def test_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("KAGGLE_DOCKER_IMAGE", raising=False)
+    facts = machine_facts()
+    assert facts["docker_image"] is None and facts["gpus"] == [] and facts["torch"] == torch.__version__
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f"#!{sys.executable}\nprint('Tesla T4\\nTesla T4')\n", encoding="utf-8")
+    tool.chmod(0o755)
+    monkeypatch.setenv("KAGGLE_DOCKER_IMAGE", "kaggle/python:v3")
+    assert machine_facts() == facts | {"docker_image": "kaggle/python:v3", "gpus": ["Tesla T4", "Tesla T4"]}
+    tool.write_text(f"#!{sys.executable}\nraise SystemExit('no driver')\n", encoding="utf-8")
+    assert machine_facts()["gpus"] == []
+    tool.write_bytes(os.urandom(16))
+    assert machine_facts()["gpus"] == []
