@@ -64,7 +64,7 @@ def load_ensemble(
     members = []
     for entry in progress(manifest.members):
         path = weights[entry.name]
-        detector = load_detector(path, entry.kind, entry.encoder, entry.sha256)
+        detector = load_detector(path, entry.kind, entry.encoder, entry.sha256, entry.stem_stride)
         fuse_batch_norms(detector)
         members.append(Member(entry.name, entry.kind, detector, frozenset(entry.use_for), entry.weights))
         LOG.info("member %s: %s %s from %s", entry.name, entry.kind, entry.encoder, path.name)

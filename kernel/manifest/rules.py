@@ -107,6 +107,7 @@ MEMBER_RULES: dict[str, FieldRule] = {
     "dataset": rule_or_null(RULE_DATASET),
     "file": rule_or_null(RULE_WEIGHT_FILE),
     "sha256": rule_or_null(rule_pattern(SHA256_PATTERN, "the file's SHA-256 as 64 lower-case hexadecimal digits")),
+    "stem_stride": rule_or_null(rule_number(1, 2, whole=True)),
     "worth": rule_or_null(rule_number(-1e9, 1e9)),
     "notes": RULE_TEXT,
 }

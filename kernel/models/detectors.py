@@ -40,8 +40,8 @@ BOX_HEAD_CHUNK = 2048
 class ViewFeatures:
     """A detector's features of a batch of V views of one image."""
 
-    levels: tuple[torch.Tensor, ...]  # five FPN maps (V, C, h, w), strides 2, 4, 8, 16, 32
-    semantic: torch.Tensor | None  # HTC's semantic features (V, C, h, w), stride 4; None for other detector kinds
+    levels: tuple[torch.Tensor, ...]  # five FPN maps (V, C, h, w), strides 2, 4, 8, 16, 32, or twice these
+    semantic: torch.Tensor | None  # HTC's semantic features (V, C, h, w) of the second level; None for other detector kinds
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
@@ -66,7 +66,7 @@ def build_detector(spec: DetectorSpec) -> Detector:
     from mmcv import ConfigDict
     from mmdet.models import build_detector as build_mmdet_detector
 
-    encoder, channels = build_encoder(spec.encoder)
+    encoder, channels = build_encoder(spec.encoder, spec.stem_stride)
     # Nothing of ours needs to be registered by name: mmcv takes a function for a type as well.
     config = ConfigDict(
         type={"maskrcnn": "MaskRCNN", "cascade": "CascadeRCNN", "htc": "HybridTaskCascade"}[spec.kind],
