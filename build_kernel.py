@@ -34,10 +34,11 @@ from bundle.lock import LOCK_PATH, load_lock
 from bundle.vendor import build_wheels
 from kernel.errors import InputError, RunError
 from kernel.folders import end_on_sigterm, escape_unprintable, refuse_to_replace, replace_folder, scratch_folder
-from kernel.local_weights import FoundWeights, check_claims, resolve_weights
+from kernel.local_weights import FoundWeights, can_read_weights, check_claims, resolve_weights
 from kernel.manifest.reader import read_manifest
 from kernel.manifest.types import Manifest, manifest_to_json, refuse_fold_files
 from kernel.runtime.wheels import LockedWheel, verify_wheels
+from kernel.vendored import use_vendored_packages
 
 ROOT = Path(__file__).resolve().parent
 ENTRY = ROOT / "kernel" / "main.py"
@@ -112,11 +113,13 @@ def run_build(options: argparse.Namespace) -> int:
     lock = load_lock(LOCK_PATH)
     given = read_manifest(options.manifest)
     refuse_fold_files(given)
-    manifest, weights = given, ()
+    manifest, weights, open_points = given, (), []
     folder = weights_folder(options)
     if folder is not None:
         manifest, weights = resolve_weights(given, folder)
-        check_claims(weights)
+        if can_read_weights():
+            use_vendored_packages()
+        open_points = check_claims(manifest, weights)
 
     write_kernel(manifest, options.out / "kernel")
     print(f"kernel: {options.out / 'kernel'}")
@@ -130,7 +133,7 @@ def run_build(options: argparse.Namespace) -> int:
     code = 0
     if options.dry_run:
         code = report_dry_run(options, manifest, weights)
-    print_next_steps(manifest, options.out)
+    print_next_steps(manifest, options.out, open_points)
     return code
 
 
@@ -201,10 +204,10 @@ def report_dry_run(options: argparse.Namespace, manifest: Manifest, weights: Seq
     return done.exit_code
 
 
-def print_next_steps(manifest: Manifest, out: Path) -> None:
-    """Print what is left to do, and what nobody has checked."""
+def print_next_steps(manifest: Manifest, out: Path, open_points: Sequence[str]) -> None:
+    """Print what is left to do, and what nobody has checked, `open_points` among it."""
     print("\nunverified:")
-    for point in unverified_points(manifest):
+    for point in (*unverified_points(manifest), *open_points):
         print(f"  - {point}")
     print("\nnext, once (later: `kaggle datasets version -p ... -m MESSAGE`):")
     print(f"  kaggle datasets create -p {shell_word(out / 'wheels')}")

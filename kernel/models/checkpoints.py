@@ -15,7 +15,6 @@ from safetensors import SafetensorError
 
 from kernel.errors import InputError
 from kernel.files import file_sha256
-from kernel.log import LOG
 from kernel.manifest.types import WEIGHT_SUFFIXES
 from kernel.models.configs import NECK_NORM_GROUPS, DetectorSpec
 from kernel.models.detectors import Detector, build_detector
@@ -292,22 +291,19 @@ def agreed_stem_stride(stated: int | None, configured: int | None, path: Path) -
     return stated or configured or DetectorSpec.stem_stride
 
 
-def load_detector(
+def read_claimed(
     path: Path, kind: str, encoder: str, sha256: str | None = None, stem_stride: int | None = None
-) -> Detector:
-    """Build the detector that a weight file belongs to, with its weights.
+) -> tuple[DetectorSpec, Checkpoint]:
+    """Read a weight file that must hold the detector that a manifest claims.
 
     Args:
         path: the file.
-        kind, encoder: the detector that the manifest claims.
-        sha256: the file's, as the manifest claims; None: not checked.
-        stem_stride: 1 or 2, as the manifest claims; None: as the file's configuration has it, else 1.
-
-    Returns:
-        The detector in eval mode, float32, on the CPU.
+        kind, encoder: the detector.
+        sha256: the file's; None: not checked.
+        stem_stride: 1 or 2; None: as the file's configuration has it, else 1.
 
     Raises:
-        InputError: the file was altered, belongs to another detector than claimed, or does not fit.
+        InputError: the file was altered, cannot be read, or belongs to another detector than claimed.
     """
     if sha256 is not None and path.is_file():
         found = file_sha256(path)
@@ -319,10 +315,27 @@ def load_detector(
     checkpoint = read_checkpoint(path)
     spec = recognise_state_dict(shapes_of(checkpoint.state), str(path))
     refuse_other_detector(spec, kind, encoder, path)
-    stride = agreed_stem_stride(stem_stride, checkpoint.stem_stride, path)
-    detector = build_detector(replace(spec, stem_stride=stride))
-    load_strictly(detector, checkpoint.state, str(path))
-    refuse_zeros(checkpoint.state, str(path))
-    for line in checkpoint.told:
-        LOG.info("%s: %s", path, line)
+    return replace(spec, stem_stride=agreed_stem_stride(stem_stride, checkpoint.stem_stride, path)), checkpoint
+
+
+def build_loaded(spec: DetectorSpec, checkpoint: Checkpoint, source: str) -> Detector:
+    """Build a detector with the weights of a checkpoint; `source` names that in messages.
+
+    Returns:
+        The detector in eval mode, float32, on the CPU.
+
+    Raises:
+        InputError: as `load_strictly` and `refuse_zeros`.
+    """
+    detector = build_detector(spec)
+    load_strictly(detector, checkpoint.state, source)
+    refuse_zeros(checkpoint.state, source)
     return detector
+
+
+def load_detector(
+    path: Path, kind: str, encoder: str, sha256: str | None = None, stem_stride: int | None = None
+) -> Detector:
+    """Build the detector that a weight file belongs to, with its weights: `read_claimed`, then `build_loaded`."""
+    spec, checkpoint = read_claimed(path, kind, encoder, sha256, stem_stride)
+    return build_loaded(spec, checkpoint, str(path))
