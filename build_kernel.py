@@ -31,6 +31,7 @@ from bundle.kaggle import (
     unverified_points,
 )
 from bundle.lock import LOCK_PATH, load_lock
+from bundle.rules import IMAGE_PACKAGES, VENDORED_NEEDS
 from bundle.vendor import build_wheels
 from kernel.errors import InputError, RunError
 from kernel.folders import end_on_sigterm, escape_unprintable, refuse_to_replace, replace_folder, scratch_folder
@@ -42,6 +43,8 @@ from kernel.vendored import use_vendored_packages
 
 ROOT = Path(__file__).resolve().parent
 ENTRY = ROOT / "kernel" / "main.py"
+#: What the script does not bring along, and names at its start where it is missing.
+IMAGE_NEEDS = sorted(IMAGE_PACKAGES | VENDORED_NEEDS, key=str.lower)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -120,6 +123,7 @@ def run_build(options: argparse.Namespace) -> int:
         if can_read_weights():
             use_vendored_packages()
         open_points = check_claims(manifest, weights)
+    open_points = [*open_points, f"whether Kaggle's image still has what the script needs: {', '.join(IMAGE_NEEDS)}"]
 
     write_kernel(manifest, options.out / "kernel")
     print(f"kernel: {options.out / 'kernel'}")

@@ -61,15 +61,16 @@ def is_weight_path(value: Any) -> bool:
         isinstance(value, str)
         and value.endswith(WEIGHT_SUFFIXES)
         and "\\" not in value
-        and all(part not in ("", ".", "..") for part in value.split("/"))
+        and not any(character < " " for character in value)
+        and all(part not in ("", ".", "..") and len(part.encode()) <= 255 for part in value.split("/"))
     )
 
 
 RULE_TEXT = FieldRule(lambda value: isinstance(value, str), "a text")
 RULE_TITLE = FieldRule(
     # Kaggle makes a slug of the title; for characters beyond ASCII it cannot be foreseen.
-    lambda value: isinstance(value, str) and len(value.strip()) >= 5 and value.isascii(),
-    "a title of at least 5 ASCII characters",
+    lambda value: isinstance(value, str) and len(value.strip()) >= 5 and value.isascii() and value.isprintable(),
+    "a title of at least 5 printable ASCII characters",
 )
 RULE_SWITCH = FieldRule(lambda value: isinstance(value, bool), "true or false")
 RULE_FRACTION = rule_number(0, 1)

@@ -25,6 +25,7 @@ from kernel.models.configs import (
     train_config,
 )
 from kernel.models.encoders import build_encoder
+from kernel.models.mmdet_imports import import_mmdet
 from kernel.models.roi_align import pool_rois
 
 #: A detector of mmdet: an `nn.Module` with parts (`backbone`, `neck`, `rpn_head`, `roi_head`) that it has no type for.
@@ -63,6 +64,7 @@ def build_detector(spec: DetectorSpec) -> Detector:
 
     Its state dict has the keys of mmdet's own detector of that kind. mmdet must be importable.
     """
+    import_mmdet()
     from mmcv import ConfigDict
     from mmdet.models import build_detector as build_mmdet_detector
 

@@ -15,6 +15,8 @@ import timm
 import torch
 from torch import nn
 
+from kernel.models.mmdet_imports import import_mmdet
+
 #: Strides of the four feature maps after the first convolution's stride is removed.
 ENCODER_STRIDES = (2, 4, 8, 16)
 
@@ -96,6 +98,7 @@ def build_encoder(name: str, stem_stride: int = 1) -> tuple[nn.Module, tuple[int
     if name in TIMM_NAMES:
         encoder = TimmEncoder(TIMM_NAMES[name], stem_stride)
         return encoder, encoder.channels
+    import_mmdet()
     from mmdet.models.backbones import ResNet, ResNeXt
 
     plan = RESNET_PLANS[name]
