@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kernel.errors import InputError
-from kernel.files import file_sha256
+from kernel.files import file_sha256, reading
 from kernel.images.listing import is_hidden
 from kernel.manifest.types import Manifest, MemberEntry, refuse_fold_files
 
@@ -109,7 +109,8 @@ def locate_named(manifest: Manifest, member: MemberEntry, folder: Path) -> Found
             candidates = [folder / slug / member.file, folder / owner / slug / member.file]
         tried.extend(candidates)
         for path in filter(Path.is_file, candidates):
-            sha256 = file_sha256(path)
+            with reading(path):
+                sha256 = file_sha256(path)
             if member.sha256 in (None, sha256):
                 return FoundWeights(replace(member, sha256=sha256, dataset=member.dataset or dataset), path)
             altered.append(f"{path} has the sha256 {sha256}")

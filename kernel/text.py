@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 #: A dotted key of TOML. tomllib takes time with the square of its parts.
-_DOTTED_KEY = re.compile(r"""(?:[\w"'-]+[ \t]*\.[ \t]*)+""")
+_DOTTED_KEY = re.compile(r"""(?<![\w"'-])(?:[\w"'-]+[ \t]*\.[ \t]*)+""")
 MOST_KEY_PARTS = 1000
 #: The escape of a code unit that is half a character, where the other half does not follow.
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")

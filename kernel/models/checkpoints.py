@@ -14,12 +14,12 @@ import torch
 from safetensors import SafetensorError
 
 from kernel.errors import InputError
-from kernel.files import file_sha256
+from kernel.files import file_sha256, reading
 from kernel.manifest.types import WEIGHT_SUFFIXES
 from kernel.models.configs import NECK_NORM_GROUPS, DetectorSpec
 from kernel.models.detectors import Detector, build_detector
 from kernel.models.encoders import ENCODER_SIGNATURES, encoder_signature
-from kernel.models.pickles import DAMAGED_FILE_ERRORS, first_line, foreign_classes
+from kernel.models.pickles import DAMAGED_FILE_ERRORS, first_line, foreign_classes, refuse_torchscript
 from kernel.models.stem_strides import configured_stem_stride
 from kernel.models.wrappers import StateDict, find_state
 
@@ -101,6 +101,7 @@ def load_pytorch(path: Path) -> Any:
         InputError: the file is damaged, or holds more than tensors and plain containers: their classes are named.
     """
     try:
+        refuse_torchscript(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         strangers = foreign_classes(path)
@@ -128,11 +129,14 @@ def refuse_odd_tensors(state: Mapping[str, torch.Tensor], source: str) -> None:
 
 def oddity_of(tensor: torch.Tensor) -> str:
     """In what a tensor is unlike weights; empty if in nothing."""
+    if tensor.is_nested:
+        return "a list of tensors (nested)"
     if tensor.is_meta:
         return "without data (of the device meta)"
     if tensor.layout != torch.strided:
         return f"sparse ({str(tensor.layout).removeprefix('torch.')})"
-    if tensor.is_quantized or tensor.dtype not in (*WEIGHT_DTYPES, *COUNTER_DTYPES):
+    counts = tensor.dtype in COUNTER_DTYPES and tensor.ndim < 2
+    if tensor.is_quantized or not (counts or tensor.dtype in WEIGHT_DTYPES):
         return f"of {str(tensor.dtype).removeprefix('torch.')}"
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         return f"{tuple(tensor.shape)} of fewer stored numbers"
@@ -202,9 +206,12 @@ def recognise_checkpoint(path: Path) -> DetectorSpec:
     """Read a weight file and recognise the detector that it belongs to.
 
     Raises:
-        InputError: as `read_state_dict` and `recognise_state_dict` do.
+        InputError: as `read_checkpoint`, `recognise_state_dict` and `refuse_worthless` do.
     """
-    return recognise_state_dict(shapes_of(read_state_dict(path)), str(path))
+    state = read_state_dict(path)
+    spec = recognise_state_dict(shapes_of(state), str(path))
+    refuse_worthless(state, str(path))
+    return spec
 
 
 def is_optional_key(key: str) -> bool:
@@ -232,12 +239,7 @@ def load_strictly(detector: Detector, state: Mapping[str, torch.Tensor], source:
             for key in own
             if key in state and own[key].is_floating_point() and not state[key].is_floating_point()
         ],
-        # Also what is finite in float64 alone.
-        "not finite": [
-            key
-            for key, value in state.items()
-            if value.is_floating_point() and not bool(torch.isfinite(value.float()).all())
-        ],
+        "not finite": not_finite(state),
         "below zero": [
             key for key in own if key in state and key.endswith(".running_var") and bool((state[key] < 0).any())
         ],
@@ -250,15 +252,26 @@ def load_strictly(detector: Detector, state: Mapping[str, torch.Tensor], source:
     detector.load_state_dict({key: value for key, value in state.items() if key in own}, strict=False)
 
 
-def refuse_zeros(state: Mapping[str, torch.Tensor], source: str) -> None:
-    """Raise InputError where all weights of a layer are 0: that one was never trained, or lost on the way."""
-    zero = [
-        key
-        for key, value in state.items()
-        if value.ndim > 1 and not is_optional_key(key) and not bool(value.count_nonzero())
+def refuse_worthless(state: Mapping[str, torch.Tensor], source: str) -> None:
+    """Raise InputError for weights that no training leaves: not finite, or 0 in all of a layer."""
+    problems = {
+        "not finite": not_finite(state),
+        "all zero": [
+            key
+            for key, value in state.items()
+            if value.ndim > 1 and not is_optional_key(key) and not bool(value.count_nonzero())
+        ],
+    }
+    if any(problems.values()):
+        listed = "; ".join(f"{sort}: {shorten_list(keys)}" for sort, keys in problems.items() if keys)
+        raise InputError(f"{source} holds no trained weights: {listed}: save them anew")
+
+
+def not_finite(state: Mapping[str, torch.Tensor]) -> list[str]:
+    """The keys of tensors with a number that is not finite, or that is in float64 alone."""
+    return [
+        key for key, value in state.items() if value.is_floating_point() and not bool(value.float().isfinite().all())
     ]
-    if zero:
-        raise InputError(f"{source}: all weights are 0 of {shorten_list(zero)}: save the trained weights anew")
 
 
 def shorten_list(names: Iterable[str], limit: int = 5) -> str:
@@ -306,7 +319,8 @@ def read_claimed(
         InputError: the file was altered, cannot be read, or belongs to another detector than claimed.
     """
     if sha256 is not None and path.is_file():
-        found = file_sha256(path)
+        with reading(path):
+            found = file_sha256(path)
         if found != sha256:
             raise InputError(
                 f"{path} was altered: its sha256 is {found}, the manifest says {sha256}; fetch the file again, or, if "
@@ -325,11 +339,11 @@ def build_loaded(spec: DetectorSpec, checkpoint: Checkpoint, source: str) -> Det
         The detector in eval mode, float32, on the CPU.
 
     Raises:
-        InputError: as `load_strictly` and `refuse_zeros`.
+        InputError: as `load_strictly` and `refuse_worthless`.
     """
     detector = build_detector(spec)
     load_strictly(detector, checkpoint.state, source)
-    refuse_zeros(checkpoint.state, source)
+    refuse_worthless(checkpoint.state, source)
     return detector
 
 

@@ -132,7 +132,7 @@ def refuse_torchscript(path: Path) -> None:
 def first_line(error: BaseException) -> str:
     """An error's message as a single line without escape codes, for a message of ours."""
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return "".join(character for character in line if character.isprintable())
+    return "".join(character for character in line if character.isprintable())[:200]
 
 
 def module_tensors(held: Any, prefix: str = "") -> dict[str, torch.Tensor]:
