@@ -130,11 +130,11 @@ def imported_packages(statement: ast.Import | ast.ImportFrom) -> set[str]:
 
 
 def missing_packages_check(needed: Sequence[str]) -> str:
-    """Lines that end the script where packages are missing, before the first import would: all of them in one message."""
+    """Lines that name all packages that are missing in one message, and end the script, before an import fails."""
     listed = "".join(f'    "{name}",\n' for name in needed)
     return (
         f"if missing_packages := [name for name in (\n{listed}) if importlib.util.find_spec(name) is None]:\n"
-        '    print(f"not installed here, and needed: {\', \'.join(missing_packages)}; choose an image that has them")\n'
+        "    print(f\"not installed here, and needed: {', '.join(missing_packages)}; choose an image that has them\")\n"
         "    raise SystemExit(2)\n"
         "del missing_packages"
     )

@@ -50,7 +50,7 @@ def writing(path: Path, failure: type[InputError | RunError] = InputError) -> It
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Raise an OSError of the block, which reads `path`, as InputError; what it was raised from tells if it may pass."""
+    """Raise an OSError of the block, which reads `path`, as InputError; its cause tells whether it may pass."""
     try:
         yield
     except OSError as error:

@@ -97,8 +97,8 @@ def averaging_signature(detector: Detector) -> dict[str, Any]:
     heads = detector.roi_head.bbox_head
     box_head = heads[0] if isinstance(heads, nn.ModuleList) else heads
     return {
-        "anchors": [anchors.tolist() for anchors in generator.base_anchors],
         "strides": [tuple(stride) for stride in generator.strides],
+        "anchors": [anchors.tolist() for anchors in generator.base_anchors],
         "number of classes": box_head.num_classes,
         "mask size": mask_size(detector),
     }

@@ -111,8 +111,9 @@ def load_pytorch(path: Path) -> Any:
                 "save a plain state dict, or better safetensors"
             ) from error
         raise InputError(
-            f"{path}: holds more than tensors and would run code when loaded: {shorten_list(strangers)}; it is refused; "
-            f"`python -m kernel convert {path.name} {path.stem}.safetensors` takes the tensors out without running any"
+            f"{path}: holds more than tensors and would run code when loaded: {shorten_list(strangers)}; it is "
+            f"refused; `python -m kernel convert {path.name} {path.stem}.safetensors` takes the tensors out without "
+            "running any"
         ) from error
     except DAMAGED_FILE_ERRORS as error:
         raise InputError(f"{path}: not a readable PyTorch file ({first_line(error)}); fetch it again") from error

@@ -42,7 +42,9 @@ class ViewFeatures:
     """A detector's features of a batch of V views of one image."""
 
     levels: tuple[torch.Tensor, ...]  # five FPN maps (V, C, h, w), strides 2, 4, 8, 16, 32, or twice these
-    semantic: torch.Tensor | None  # HTC's semantic features (V, C, h, w) of the second level; None for other detector kinds
+    semantic: (
+        torch.Tensor | None
+    )  # HTC's semantic features (V, C, h, w) of the second level; None for other detector kinds
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:

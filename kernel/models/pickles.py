@@ -36,7 +36,9 @@ HARMLESS_GLOBALS: Mapping[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor_v2,
     ("torch.storage", "UntypedStorage"): torch.UntypedStorage,
-} | {("torch", str(dtype).removeprefix("torch.")): dtype for dtype in vars(torch).values() if type(dtype) is torch.dtype}
+} | {
+    ("torch", str(dtype).removeprefix("torch.")): dtype for dtype in vars(torch).values() if type(dtype) is torch.dtype
+}
 
 
 class StandIn:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 #: Where trainers put their configuration: mmdet 2, mmengine, Lightning, safetensors written by us.
@@ -45,7 +46,7 @@ def is_level_strides(value: Any) -> bool:
         isinstance(value, Sequence)
         and len(value) >= 4
         and all(type(stride) is int for stride in value)
-        and all(after == 2 * before for before, after in zip(value[:-1], value[1:], strict=True))
+        and all(after == 2 * before for before, after in pairwise(value))
     )
 
 

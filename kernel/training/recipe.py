@@ -37,8 +37,8 @@ class Recipe:
                 raise InputError(f"{source}: {what} {value!r} is not one of {', '.join(allowed)}")
         if detector.stem_stride != DetectorSpec.stem_stride:
             raise InputError(
-                f"{source}: stem_stride is {detector.stem_stride!r}: members are trained with {DetectorSpec.stem_stride}, "
-                "which finds the smallest cells; 2 is for detectors of other trainers, in a manifest"
+                f"{source}: stem_stride is {detector.stem_stride}: members are trained with "
+                f"{DetectorSpec.stem_stride}, which finds the smallest cells; a manifest alone may state another"
             )
         if detector.kind == "htc" and detector.mask_channels != detector.neck_channels:
             raise InputError(

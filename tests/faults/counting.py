@@ -1,14 +1,15 @@
 """How many inputs the fuzzes try, by which seed, and where they tell their counts: all by environment variables.
 
-    TORTURE_EXAMPLES   inputs per fuzz (default: few, for the suite)
-    TORTURE_SEED       of hypothesis (default: 0, the same inputs each time)
-    TORTURE_COUNTS     a file to which each process appends "name count" lines at its end
+TORTURE_EXAMPLES   inputs per fuzz (default: few, for the suite)
+TORTURE_SEED       of hypothesis (default: 0, the same inputs each time)
+TORTURE_COUNTS     a file to which each process appends "name count" lines at its end
 """
 
 from __future__ import annotations
 
 import atexit
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -45,7 +46,7 @@ def count_input(name: str) -> None:
 def tell_counts() -> None:
     """Print what was tried, and append it to the file of TORTURE_COUNTS."""
     for name, tried in sorted(TRIED.items()):
-        print(f"{name}: {tried} inputs, TORTURE_SEED={SEED}")
+        sys.stdout.write(f"{name}: {tried} inputs, TORTURE_SEED={SEED}\n")
     target = os.environ.get("TORTURE_COUNTS")
     if target:
         with Path(target).open("a", encoding="utf-8", newline="\n") as stream:

@@ -110,7 +110,9 @@ def test_json_of_any_bytes_is_read_or_refused(content: bytes, tmp_path: Path) ->
 
 
 @torture()
-@given(content=st.binary() | damaged_texts('[detector]\nkind = "htc"\na.b.c = [1, 2]\n').map(lambda text: text.encode()))
+@given(
+    content=st.binary() | damaged_texts('[detector]\nkind = "htc"\na.b.c = [1, 2]\n').map(lambda text: text.encode())
+)
 def test_toml_of_any_bytes_is_read_or_refused(content: bytes, tmp_path: Path) -> None:
     count_input("toml")
     (tmp_path / "x.toml").write_bytes(content)
@@ -146,21 +148,39 @@ def main(manifest_json: str) -> int:
     return 0
 '''
 pieces = st.sampled_from(
-    ["from kernel.main import main\n", "import os as math\n", "x = lambda: (yield)\n", "class A[T]: pass\n", "    ", "\t",
-     "print('hey')\n", "global x\n", "def f(): return __file__\n", "from . import a\n", "type X = int\n", "\f", "\r", "\0",
-     "match 1:\n    case a: pass\n", "async def g():\n    [b async for b in g()]\n", "del math\n", "f'{1!r:>{2}}'\n", "\\\n"]
-)  # fmt: skip
+    [
+        "from kernel.main import main\n",
+        "import os as math\n",
+        "x = lambda: (yield)\n",
+        "class A[T]: pass\n",
+        "    ",
+        "\t",
+        "print('hey')\n",
+        "global x\n",
+        "def f(): return __file__\n",
+        "from . import a\n",
+        "type X = int\n",
+        "\f",
+        "\r",
+        "\0",
+        "match 1:\n    case a: pass\n",
+        "async def g():\n    [b async for b in g()]\n",
+        "del math\n",
+        "f'{1!r:>{2}}'\n",
+        "\\\n",
+    ]
+)
 
 
 @torture()
 @given(
     module=st.lists(damaged_texts(MODULE), min_size=1, max_size=1).map(lambda texts: texts[0])
-    | st.tuples(st.integers(0, len(MODULE)), pieces).map(lambda drawn: MODULE[: drawn[0]] + drawn[1] + MODULE[drawn[0] :]),
+    | st.tuples(st.integers(0, len(MODULE)), pieces).map(
+        lambda drawn: MODULE[: drawn[0]] + drawn[1] + MODULE[drawn[0] :]
+    ),
     embedded=st.text(),
 )
-def test_any_module_is_inlined_or_refused(
-    module: str, embedded: str, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_any_module_is_inlined_or_refused(module: str, embedded: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     count_input("modules to inline")
     folder = tmp_path_factory.mktemp("package") / "kernel"
     folder.mkdir()

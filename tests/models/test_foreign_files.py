@@ -116,7 +116,9 @@ def test_convert_takes_the_tensors_out_of_a_pickle(
     if not zipped:
         content = CodeFreeReader().read(source)
         torch.save({**content, "message_hub": CodeFreeReader}, source, _use_new_zipfile_serialization=False)
-    with pytest.raises(InputError, match=r"would run code when loaded: [\w.]+(HistoryBuffer|CodeFreeReader); it is ref"):
+    with pytest.raises(
+        InputError, match=r"would run code when loaded: [\w.]+(HistoryBuffer|CodeFreeReader); it is ref"
+    ):
         read_checkpoint(source)
     assert main(["convert", str(source), str(out)]) == 0
     told = capsys.readouterr().out
