@@ -35,13 +35,15 @@ from bundle.kaggle import (
     unverified_points,
 )
 from bundle.lock import LOCK_PATH, load_lock
+from bundle.rules import IMAGE_PACKAGES, VENDORED_NEEDS
 from bundle.vendor import build_wheels
 from kernel.errors import InputError, RunError
 from kernel.folders import end_on_sigterm, escape_unprintable, refuse_to_replace
-from kernel.local_weights import FoundWeights, check_claims, resolve_weights
+from kernel.local_weights import FoundWeights, can_read_weights, check_claims, resolve_weights
 from kernel.manifest.reader import read_manifest
 from kernel.manifest.types import Manifest, manifest_to_json, refuse_fold_files
 from kernel.runtime.wheels import LockedWheel, verify_wheels
+from kernel.vendored import use_vendored_packages
 
 ROOT = Path(__file__).resolve().parent
 #: The sub-commands: what each does, by its name, which is also its module's in bundle/commands/.
@@ -55,6 +57,8 @@ COMMANDS = {
     "submit": "submit the run to the competition",
     "quota": "hours of GPU that are left this week",
 }
+#: What the script does not bring along, and names at its start where it is missing.
+IMAGE_NEEDS = sorted(IMAGE_PACKAGES | VENDORED_NEEDS, key=str.lower)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -139,11 +143,14 @@ def run_build(options: argparse.Namespace) -> int:
     lock = load_lock(LOCK_PATH)
     given = read_manifest(options.manifest)
     refuse_fold_files(given)
-    manifest, weights = given, ()
+    manifest, weights, open_points = given, (), []
     folder = weights_folder(options)
     if folder is not None:
         manifest, weights = resolve_weights(given, folder)
-        check_claims(weights)
+        if can_read_weights():
+            use_vendored_packages()
+        open_points = check_claims(manifest, weights)
+    open_points = [*open_points, f"whether Kaggle's image still has what the script needs: {', '.join(IMAGE_NEEDS)}"]
 
     write_kernel(manifest, options.out / "kernel")
     print(f"manifest: {options.manifest}")
@@ -160,7 +167,7 @@ def run_build(options: argparse.Namespace) -> int:
     code = 0
     if options.dry_run:
         code = report_dry_run(options, manifest, weights)
-    print_next_steps(manifest, options.out)
+    print_next_steps(manifest, options.out, open_points)
     return code
 
 
@@ -216,10 +223,10 @@ def report_dry_run(options: argparse.Namespace, manifest: Manifest, weights: Seq
     return done.exit_code
 
 
-def print_next_steps(manifest: Manifest, out: Path) -> None:
-    """Print what is left to do, and what nobody has checked."""
+def print_next_steps(manifest: Manifest, out: Path, open_points: Sequence[str]) -> None:
+    """Print what is left to do, and what nobody has checked, `open_points` among it."""
     print("\nunverified:")
-    for point in unverified_points(manifest):
+    for point in (*unverified_points(manifest), *open_points):
         print(f"  - {point}")
     print("\nnext: `python build_kernel.py push` sends all of it, and sees that it arrives. By hand instead:")
     print(f"  kaggle datasets create -p {shell_word(out / 'wheels')}")

@@ -6,13 +6,13 @@ can be known beforehand is checked here. Standard library only.
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from kernel.errors import InputError
 from kernel.manifest.types import Manifest
+from kernel.text import parse_json, read_any_text
 
 KERNEL_METADATA_NAME = "kernel-metadata.json"
 DATASET_METADATA_NAME = "dataset-metadata.json"
@@ -121,11 +121,13 @@ def check_dataset_folder(folder: Path, dataset: str) -> None:
     """
     path = folder / DATASET_METADATA_NAME
     try:
-        metadata = json.loads(path.read_bytes())
+        metadata = parse_json(read_any_text(path))
     except FileNotFoundError as error:
         raise InputError(f"no {path}: a dataset needs one") from error
     except ValueError as error:
         raise InputError(f"{path}: not JSON: {error}") from error
+    if not isinstance(metadata, dict):
+        raise InputError(f"{path}: found {type(metadata).__name__}, expected an object")
     problems = []
     if metadata.get("id") != dataset:
         problems.append(f"id: found {metadata.get('id')!r}, expected {dataset!r}, as the manifest says")
@@ -133,12 +135,14 @@ def check_dataset_folder(folder: Path, dataset: str) -> None:
     if not isinstance(title, str) or len(title) not in TITLE_LENGTHS:
         problems.append(f"title: found {title!r}, expected 6 to 50 characters")
     subtitle = metadata.get("subtitle")
-    if subtitle and len(subtitle) not in SUBTITLE_LENGTHS:
-        problems.append(f"subtitle: found {len(subtitle)} characters, expected 20 to 80, or none")
+    if subtitle and len(str(subtitle)) not in SUBTITLE_LENGTHS:
+        problems.append(f"subtitle: found {len(str(subtitle))} characters, expected 20 to 80, or none")
     licenses = metadata.get("licenses")
-    if not isinstance(licenses, list) or len(licenses) != 1 or licenses[0].get("name") not in DATASET_LICENSES:
+    licenses = licenses if isinstance(licenses, list) else []
+    names = [entry.get("name") if isinstance(entry, dict) else None for entry in licenses]
+    if len(names) != 1 or names[0] not in DATASET_LICENSES:
         problems.append(
-            f"licenses: found {licenses!r}, expected exactly one, [{{'name': NAME}}], NAME one of "
+            f"licenses: found {metadata.get('licenses')!r}, expected exactly one, [{{'name': NAME}}], NAME one of "
             + ", ".join(DATASET_LICENSES)
         )
     for entry in sorted(folder.iterdir()):

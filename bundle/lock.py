@@ -13,6 +13,7 @@ from bundle.repack import make_wheel
 from kernel.errors import InputError
 from kernel.files import file_sha256, whole_file
 from kernel.runtime.wheels import LockedWheel, parse_locked_wheels
+from kernel.text import parse_json, read_any_text
 
 LOCK_PATH = Path(__file__).with_name("wheels.lock.json")
 
@@ -67,7 +68,7 @@ def update_lock(path: Path = LOCK_PATH, cache: Path | None = None) -> tuple[Lock
 
 def _read_json(path: Path) -> object:
     try:
-        return json.loads(path.read_bytes())
+        return parse_json(read_any_text(path))
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}; restore it from the repository") from error
     except ValueError as error:

@@ -15,6 +15,10 @@ NOT_INLINED = (
 )  # fmt: skip
 
 
+#: What is wrong with source that parser, compiler or our readers of its tree cannot follow to its end.
+NESTED_TOO_DEEPLY = "an expression or block is nested too deeply: split it up"
+
+
 @dataclass(frozen=True, order=True)
 class ImportedName:
     """One name that an import statement binds."""
@@ -95,7 +99,10 @@ class Package:
             if isinstance(statement, ast.Import | ast.ImportFrom):
                 self.read_import(module, statement)
             else:
-                read_definition(module, statement)
+                try:
+                    read_definition(module, statement)
+                except RecursionError:
+                    self.problem(module, statement, NESTED_TOO_DEEPLY)
         trail = [*above, name]
         for imported, statements in module.ours.items():
             if imported in trail:
@@ -162,6 +169,10 @@ def read_module(path: Path) -> tuple[str, ast.Module]:
         raise InputError(f"{path}: not UTF-8 ({error})") from error
     except SyntaxError as error:
         raise InputError(f"{path}:{error.lineno or 1}: {error.msg}") from error
+    except (RecursionError, MemoryError, OverflowError) as error:
+        raise InputError(f"{path}: {NESTED_TOO_DEEPLY}") from error
+    except ValueError as error:  # of a null byte, before Python 3.12
+        raise InputError(f"{path}: {error}") from error
     return text, tree
 
 

@@ -17,6 +17,8 @@ IMAGE_PACKAGES = frozenset(
 )
 #: What the vendored wheels bring. Installed while the script runs, so not importable at its top.
 VENDORED_PACKAGES = frozenset({"mmcv", "mmdet"})
+#: What these import from the image, and need, beside what the script itself imports.
+VENDORED_NEEDS = frozenset({"PIL", "cv2", "numpy", "packaging", "pycocotools", "scipy", "torch", "torchvision"})
 #: What the image may hold or not: the code that needs it asks first, and imports it inside a function.
 OPTIONAL_PACKAGES = frozenset({"tifffile"})
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from bundle.modules import ModuleSource
 from bundle.pythons import STANDARD_MODULES
+from bundle.rules import VENDORED_NEEDS, VENDORED_PACKAGES
 from kernel.errors import InputError
 
 LINE_LENGTH = 110
@@ -105,6 +106,9 @@ def hoisted_imports(order: Sequence[ModuleSource]) -> list[str]:
     imports_torch = any(name.split(".")[0] == "torch" for name in [*named, *(name for name, _ in plain)])
     if imports_torch:
         plain |= {("os", ""), ("tempfile", "")}
+    needed = needed_packages(order)
+    if needed:
+        plain |= {("importlib.util", ""), ("sys", "")}
     blocks = []
     for standard in (True, False):
         lines = [f"import {alias_text(pair)}" for pair in sorted(plain) if is_standard(pair[0]) == standard]
@@ -118,7 +122,37 @@ def hoisted_imports(order: Sequence[ModuleSource]) -> list[str]:
             blocks.append("\n".join(lines))
         if standard and imports_torch:
             blocks.append(TEMPORARY_FOLDER)
+        if standard and needed:
+            blocks.append(missing_packages_check(needed))
     return blocks
+
+
+def needed_packages(order: Sequence[ModuleSource]) -> list[str]:
+    """What must be installed for the script to run, beside the vendored packages, which it installs itself."""
+    hoisted = {name for module in order for statement in module.hoisted for name in imported_packages(statement)}
+    imports = [
+        node for module in order for node in ast.walk(module.tree) if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
+    if any(VENDORED_PACKAGES & imported_packages(node) for node in imports):
+        hoisted |= VENDORED_NEEDS
+    return sorted((name for name in hoisted if not is_standard(name)), key=str.lower)
+
+
+def imported_packages(statement: ast.Import | ast.ImportFrom) -> set[str]:
+    """The top-level packages that an import names."""
+    names = [str(statement.module)] if isinstance(statement, ast.ImportFrom) else [a.name for a in statement.names]
+    return {name.split(".")[0] for name in names}
+
+
+def missing_packages_check(needed: Sequence[str]) -> str:
+    """Lines that name all packages that are missing in one message, and end the script, before an import fails."""
+    listed = "".join(f'    "{name}",\n' for name in needed)
+    return (
+        f"if missing_packages := [name for name in (\n{listed}) if importlib.util.find_spec(name) is None]:\n"
+        "    print(f\"not installed here, and needed: {', '.join(missing_packages)}; choose an image that has them\")\n"
+        "    raise SystemExit(2)\n"
+        "del missing_packages"
+    )
 
 
 def is_standard(name: str) -> bool:

@@ -14,7 +14,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from kernel.commands import predict, prepare, select, synthesize, train, train_members, tune, validate
+from kernel.commands import convert, predict, prepare, select, synthesize, train, train_members, tune, validate
 from kernel.errors import InputError, RunError
 from kernel.folders import end_on_sigterm, escape_unprintable
 from kernel.log import show_log
@@ -43,7 +43,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m kernel", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True, metavar="command")
-    for command in (synthesize, prepare, train, train_members, validate, tune, select, predict):
+    for command in (synthesize, prepare, train, train_members, validate, tune, select, predict, convert):
         command.add_parser(commands)
     return parser.parse_args(arguments)
 

@@ -49,6 +49,15 @@ def writing(path: Path, failure: type[InputError | RunError] = InputError) -> It
 
 
 @contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Raise an OSError of the block, which reads `path`, as InputError; its cause tells whether it may pass."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot read {path} ({error.strerror or error})") from error
+
+
+@contextmanager
 def written_file(path: Path, failure: type[InputError | RunError] = InputError) -> Iterator[Path]:
     """`whole_file` in a folder that is made if need be, with the messages of `writing`."""
     with writing(path, failure):

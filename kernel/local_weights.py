@@ -2,7 +2,7 @@
 
 A member that names its file gets it by name and checksum, for which a bare Python suffices. A member that names none
 gets the file with the content that it claims, for which torch is needed. Where torch is installed, `check_claims` also
-compares the content of named files with the manifest.
+loads the files as the kernel will.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kernel.errors import InputError
-from kernel.files import file_sha256
+from kernel.files import file_sha256, reading
 from kernel.images.listing import is_hidden
 from kernel.manifest.types import Manifest, MemberEntry, refuse_fold_files
 
@@ -74,26 +74,22 @@ def can_read_weights() -> bool:
     return all(importlib.util.find_spec(name) is not None for name in ("torch", "timm", "safetensors"))
 
 
-def check_claims(weights: Sequence[FoundWeights]) -> None:
-    """Compare the files' content with the manifest, if this Python can read them: for a build, which loads none.
+def check_claims(manifest: Manifest, weights: Sequence[FoundWeights]) -> list[str]:
+    """Check the files as the kernel will when it loads them, if this Python can: for a build, which needs none of them.
+
+    mmdet must be importable.
+
+    Returns:
+        What nobody has checked, or the files leave open, a sentence each.
 
     Raises:
-        InputError: files hold another detector kind or encoder than the manifest says, each with its member and both.
+        InputError: as `check_members`, each problem with its member.
     """
     if not can_read_weights():
-        return
-    from kernel.models.checkpoints import refuse_other_detector
-    from kernel.models.recognition import recognise_checkpoint
+        return ["whether the weight files fit: this Python has no torch, timm and safetensors to look into them"]
+    from kernel.ensemble.load import check_members
 
-    problems: list[str] = []
-    for found in weights:
-        try:
-            spec = recognise_checkpoint(found.path)
-            refuse_other_detector(spec, found.member.kind, found.member.encoder, found.path)
-        except InputError as error:
-            problems.append(f"member {found.member.name}: {error}")
-    if problems:
-        raise InputError("\n".join(problems))
+    return check_members(manifest, {found.member.name: found.path for found in weights})
 
 
 def locate_named(manifest: Manifest, member: MemberEntry, folder: Path) -> FoundWeights:
@@ -113,7 +109,8 @@ def locate_named(manifest: Manifest, member: MemberEntry, folder: Path) -> Found
             candidates = [folder / slug / member.file, folder / owner / slug / member.file]
         tried.extend(candidates)
         for path in filter(Path.is_file, candidates):
-            sha256 = file_sha256(path)
+            with reading(path):
+                sha256 = file_sha256(path)
             if member.sha256 in (None, sha256):
                 return FoundWeights(replace(member, sha256=sha256, dataset=member.dataset or dataset), path)
             altered.append(f"{path} has the sha256 {sha256}")

@@ -1,9 +1,20 @@
-"""Text files that people write, in the encodings that their editors give them."""
+"""Text files that people write, in the encodings that their editors give them; JSON and TOML, however hostile."""
 
 from __future__ import annotations
 
 import json
+import re
+import tomllib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+#: A dotted key of TOML. tomllib takes time with the square of its parts.
+_DOTTED_KEY = re.compile(r"""(?<![\w"'-])(?:[\w"'-]+[ \t]*\.[ \t]*)+""")
+MOST_KEY_PARTS = 1000
+#: The escape of a code unit that is half a character, where the other half does not follow.
+_SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
+_NUMBER = re.compile(r"[+-](?:[0-9]+\.?[0-9]*(?:[eE][+-]?[0-9]+)?|inf|nan)")
 
 
 def text_encoding(head: bytes) -> str:
@@ -24,3 +35,59 @@ def read_any_text(path: Path) -> str:
     """
     content = path.read_bytes()
     return content.decode(text_encoding(content))
+
+
+def parse_json(
+    text: str,
+    object_pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None,
+    parse_constant: Callable[[str], Any] | None = None,
+) -> Any:
+    """What a JSON text holds; the hooks are those of `json.loads`.
+
+    Raises:
+        ValueError: it is no JSON (a JSONDecodeError), is nested too deeply, or holds a number of thousands of digits or
+            half a character; the message says which.
+    """
+    try:
+        data = json.loads(text, object_pairs_hook=object_pairs_hook, parse_constant=parse_constant)
+        if _SURROGATE_ESCAPE.search(text):
+            json.dumps(data, ensure_ascii=False).encode("utf-8")
+    except json.JSONDecodeError:
+        raise
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    except UnicodeEncodeError as error:
+        half = error.object[error.start].encode("unicode_escape").decode("ascii")
+        raise ValueError(f"it holds {half}, half a character: write the whole one, or neither half") from error
+    except ValueError as error:
+        raise ValueError("it holds a whole number of more digits than Python reads") from error
+    return data
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """The tables of a TOML text.
+
+    Raises:
+        ValueError: it is no TOML (a TOMLDecodeError), is nested too deeply, or holds a number of thousands of digits;
+            the message says which.
+    """
+    if any(found[0].count(".") >= MOST_KEY_PARTS for found in _DOTTED_KEY.finditer(text)):
+        raise ValueError(f"it holds a key of more than {MOST_KEY_PARTS} parts")
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        raise
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    except ValueError as error:
+        raise ValueError("it holds a whole number of more digits than Python reads") from error
+
+
+def spreadsheet_cell(value: Any) -> Any:
+    """A table's value as a spreadsheet must be given it: a text that it would take for a formula has ' before it.
+
+    Image ids are whatever files are called, and a spreadsheet runs what begins with one of = + - @. Numbers stay.
+    """
+    if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return value
+    return value if _NUMBER.fullmatch(value) else f"'{value}"

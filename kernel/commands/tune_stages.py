@@ -16,6 +16,7 @@ from kernel.data.annotated import AnnotatedImage
 from kernel.errors import InputError
 from kernel.manifest.rules import ENSEMBLE_RULES, THRESHOLD_RULES
 from kernel.settings import CELL_TYPES
+from kernel.text import parse_json
 
 if TYPE_CHECKING:
     from kernel.ensemble.ensemble import Ensemble
@@ -130,8 +131,8 @@ def parse_grid(words: Sequence[str], names: Sequence[str]) -> dict[str, tuple[An
         values = []
         for text in given.split(","):
             try:
-                value = json.loads(text)
-            except json.JSONDecodeError:
+                value = parse_json(text)
+            except ValueError:
                 value = None
             if not rule.allows(value):
                 raise InputError(f"--stage-grid {word}: found {text!r}, expected {rule.description}")

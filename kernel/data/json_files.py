@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from kernel.errors import InputError
-from kernel.text import read_any_text
+from kernel.text import parse_json, read_any_text
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
@@ -21,7 +20,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         InputError: no such file, or something else.
     """
     try:
-        data = json.loads(read_any_text(path))
+        data = parse_json(read_any_text(path))
     except OSError as error:
         raise InputError(f"cannot read {what} from {path}: {error.strerror}") from error
     except ValueError as error:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Any
 
 from kernel.errors import InputError
-from kernel.text import read_any_text
+from kernel.text import parse_toml, read_any_text
 
 
 def read_toml(path: Path, what: str) -> dict[str, Any]:
@@ -21,8 +20,8 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
         InputError: no such file, or something else.
     """
     try:
-        return tomllib.loads(read_any_text(path))
+        return parse_toml(read_any_text(path))
     except OSError as error:
         raise InputError(f"cannot read the {what} {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise InputError(f"{path} is no {what}, which is a TOML file: {error}") from error

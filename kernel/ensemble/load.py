@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from kernel.ensemble.ensemble import Ensemble
-from kernel.ensemble.members import Member
+from kernel.ensemble.members import Member, averaging_signature, check_signatures
 from kernel.errors import InputError
 from kernel.log import LOG
 from kernel.manifest.types import Manifest, MemberEntry
-from kernel.models.checkpoints import load_detector
+from kernel.models.checkpoints import build_loaded, read_claimed
+from kernel.models.configs import DetectorSpec
+from kernel.models.detectors import Detector
 from kernel.models.fusion import fuse_batch_norms
 from kernel.models.recognition import recognise_members
 from kernel.mounts import dataset_folders, find_weights, walk_paths
@@ -64,11 +67,64 @@ def load_ensemble(
     members = []
     for entry in progress(manifest.members):
         path = weights[entry.name]
-        detector = load_detector(path, entry.kind, entry.encoder, entry.sha256)
+        detector = load_member(entry, path)
         fuse_batch_norms(detector)
         members.append(Member(entry.name, entry.kind, detector, frozenset(entry.use_for), entry.weights))
-        LOG.info("member %s: %s %s from %s", entry.name, entry.kind, entry.encoder, path.name)
     return Ensemble(members, manifest.ensemble, device=device, dtype=dtype, views_per_batch=3 if on_gpu else 1)
+
+
+def load_member(entry: MemberEntry, path: Path) -> Detector:
+    """Load a member from its file, and log what it is, what of the file is not used, and what had to be assumed.
+
+    Raises:
+        InputError: as `read_claimed` and `build_loaded` do.
+    """
+    spec, checkpoint = read_claimed(path, entry.kind, entry.encoder, entry.sha256, entry.stem_stride)
+    detector = build_loaded(spec, checkpoint, str(path))
+    LOG.info("member %s: %s %s from %s", entry.name, entry.kind, entry.encoder, path.name)
+    if spec.stem_stride != DetectorSpec.stem_stride:
+        LOG.info("member %s: its stem has stride %d", entry.name, spec.stem_stride)
+    for line in checkpoint.told:
+        LOG.info("member %s: %s: %s", entry.name, path.name, line)
+    return detector
+
+
+def check_members(manifest: Manifest, weights: Mapping[str, Path]) -> list[str]:
+    """Load each member as the script will, one at a time, and look whether they can be averaged.
+
+    Args:
+        manifest: members and settings.
+        weights: their files, by member name.
+
+    Returns:
+        What the files leave open, a sentence each.
+
+    Raises:
+        InputError: what `load_ensemble` would raise, of all members at once.
+    """
+    problems: list[str] = []
+    signatures: dict[str, Mapping[str, Any]] = {}
+    assumed: list[str] = []
+    for entry in manifest.members:
+        path = weights[entry.name]
+        try:
+            spec, checkpoint = read_claimed(path, entry.kind, entry.encoder, entry.sha256, entry.stem_stride)
+            signatures[entry.name] = averaging_signature(build_loaded(spec, checkpoint, str(path)))
+        except InputError as error:
+            problems.append(f"member {entry.name}: {error}")
+            continue
+        if entry.stem_stride is None and checkpoint.stem_stride is None:
+            assumed.append(entry.name)
+    if problems:
+        raise InputError("\n".join(problems))
+    check_signatures(signatures, manifest.ensemble)
+    if not assumed:
+        return []
+    return [
+        f"the files of {len(assumed)} member(s) do not say the stride of the first convolution, which is taken as "
+        f"{DetectorSpec.stem_stride}, as trained here; of a plain mmdet detector it is 2: state `stem_stride` for "
+        + ", ".join(assumed)
+    ]
 
 
 def prepare_gpu(device: torch.device, dtype: torch.dtype) -> None:

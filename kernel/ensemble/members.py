@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,18 +53,26 @@ def check_members_agree(members: Sequence[Member], settings: EnsembleSettings) -
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise InputError(f"two members are called {twice!r}: give each its own name")
-    first = members[0]
-    for member in members:
-        ours, theirs = averaging_signature(first.detector), averaging_signature(member.detector)
+    check_signatures({member.name: averaging_signature(member.detector) for member in members}, settings)
+
+
+def check_signatures(signatures: Mapping[str, Mapping[str, Any]], settings: EnsembleSettings) -> None:
+    """Refuse members that cannot be averaged, by their names and `averaging_signature`s.
+
+    Raises:
+        InputError: anchors, classes or mask sizes differ, or a member knows too few classes.
+    """
+    first, ours = next(iter(signatures.items()))
+    for name, theirs in signatures.items():
         for what, expected in ours.items():
             if theirs[what] != expected:
                 raise InputError(
-                    f"members {first.name} and {member.name} cannot be averaged: their {what} differ "
+                    f"members {first} and {name} cannot be averaged: their {what} differ "
                     f"({expected} and {theirs[what]}); take one of them out of the manifest"
                 )
         if theirs["number of classes"] < settings.num_classes:
             raise InputError(
-                f"member {member.name} knows {theirs['number of classes']} classes, "
+                f"member {name} knows {theirs['number of classes']} classes, "
                 f"the ensemble needs {settings.num_classes}: take it out of the manifest"
             )
 
@@ -89,8 +97,8 @@ def averaging_signature(detector: Detector) -> dict[str, Any]:
     heads = detector.roi_head.bbox_head
     box_head = heads[0] if isinstance(heads, nn.ModuleList) else heads
     return {
-        "anchors": [anchors.tolist() for anchors in generator.base_anchors],
         "strides": [tuple(stride) for stride in generator.strides],
+        "anchors": [anchors.tolist() for anchors in generator.base_anchors],
         "number of classes": box_head.num_classes,
         "mask size": mask_size(detector),
     }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from kernel.manifest.rules import (
     MANIFEST_RULES,
     MEMBER_RULES,
     RULE_DATASET,
+    RULE_TEXT,
     STAGE_WEIGHT_RULES,
     THRESHOLD_RULES,
     FieldRule,
@@ -37,7 +39,10 @@ from kernel.settings import (
     needed_stages,
     types_differ,
 )
-from kernel.text import read_any_text
+from kernel.text import parse_json, read_any_text
+
+#: How many problems a message lists.
+MOST_PROBLEMS = 50
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -62,14 +67,22 @@ def parse_manifest(text: str, source: str) -> Manifest:
     """
     reader = ManifestReader()
     try:
-        data = json.loads(text, object_pairs_hook=reader.object_of_pairs, parse_constant=reader.refuse_constant)
+        data = parse_json(text, reader.object_of_pairs, reader.refuse_constant)
     except json.JSONDecodeError as error:
         raise InputError(f"{source}:{error.lineno}:{error.colno}: not JSON: {error.msg}") from error
-    manifest = reader.manifest(data)
+    except ValueError as error:
+        raise InputError(f"{source}: no manifest: {error}") from error
+    try:
+        manifest = reader.manifest(data)
+    except RecursionError as error:  # of a value that could be read, and cannot be shown
+        raise InputError(f"{source}: no manifest: it is nested too deeply") from error
     if reader.problems or manifest is None:
+        listed = [f"  - {problem}" for problem in reader.problems[:MOST_PROBLEMS]]
+        if len(reader.problems) > MOST_PROBLEMS:
+            listed.append(f"  and {len(reader.problems) - MOST_PROBLEMS} more")
         raise InputError(
             f"{source}: {len(reader.problems)} problem(s); the format is documented in "
-            "bundle/manifest.schema.json\n" + "\n".join(f"  - {problem}" for problem in reader.problems)
+            "bundle/manifest.schema.json\n" + "\n".join(listed)
         )
     return manifest
 
@@ -82,8 +95,8 @@ class ManifestReader:
 
     def object_of_pairs(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         """Called by json for each object, to note keys that are given twice: json would keep the last one."""
-        keys = [key for key, _ in pairs]
-        for key in sorted({key for key in keys if keys.count(key) > 1}):
+        counts = Counter(key for key, _ in pairs)
+        for key in sorted(key for key, count in counts.items() if count > 1):
             self.problems.append(f"the key {key!r} is given twice in one object: remove one")
         return dict(pairs)
 
@@ -98,7 +111,8 @@ class ManifestReader:
         values = self.values(data, "", Manifest, MANIFEST_RULES, extra=("$schema",))
         if values is None:
             return None
-        values.pop("$schema", None)
+        if not RULE_TEXT.allows(values.pop("$schema", "")):
+            self.problems.append(f"$schema: found {shorten_json(data['$schema'])}, expected {RULE_TEXT.description}")
         kernel = None
         if "kernel" in values:
             kernel = self.values(values.pop("kernel"), "kernel", KernelIdentity, KERNEL_RULES)
@@ -143,7 +157,7 @@ class ManifestReader:
         known = [*(part.name for part in fields(target)), *extra]
         for key in data:
             if key not in known:
-                nearest = difflib.get_close_matches(key, known, n=1)
+                nearest = self.nearest(key, known)
                 hint = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(known)}"
                 self.problems.append(f"{join_path(path, key)}: unknown key; {hint}")
         for part in fields(target):
@@ -155,11 +169,15 @@ class ManifestReader:
                 self.problems.append(f"{join_path(path, part.name)}: missing{wanted}")
         return {key: value for key, value in data.items() if key in known}
 
+    def nearest(self, word: str, known: Sequence[str]) -> list[str]:
+        """The known word that may have been meant, if any; of problems that are not listed, none is looked for."""
+        return [] if len(self.problems) >= MOST_PROBLEMS else difflib.get_close_matches(word, known, n=1)
+
     def check(self, value: Any, path: str, rule: FieldRule) -> bool:
         """Whether `rule` allows `value`; otherwise a problem is noted."""
         if rule.allows(value):
             return True
-        nearest = difflib.get_close_matches(value, rule.choices, n=1) if isinstance(value, str) else []
+        nearest = self.nearest(value, rule.choices) if isinstance(value, str) else []
         hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
         self.problems.append(f"{path}: found {shorten_json(value)}, expected {rule.description}{hint}")
         return False
@@ -188,10 +206,11 @@ class ManifestReader:
 
     def check_names(self, names: Sequence[Any]) -> None:
         """Each member needs a name of its own."""
+        first: dict[str, int] = {}
         for index, name in enumerate(names):
-            if isinstance(name, str) and name in names[:index]:
+            if isinstance(name, str) and first.setdefault(name, index) != index:
                 self.problems.append(
-                    f"members[{index}].name: {name!r} is the name of members[{names.index(name)}] as well: "
+                    f"members[{index}].name: {name!r} is the name of members[{first[name]}] as well: "
                     "give each member its own"
                 )
 
@@ -201,9 +220,13 @@ class ManifestReader:
         if not isinstance(data, list) or not data:
             self.problems.append(f"{path}: found {shorten_json(data)}, expected a list, each {rule.description}")
             return ()
+        seen: set[str] = set()
         for index, use in enumerate(data):
-            if self.check(use, f"{path}[{index}]", rule) and use in data[:index]:
+            if not self.check(use, f"{path}[{index}]", rule):
+                continue
+            if use in seen:
                 self.problems.append(f"{path}[{index}]: {use!r} is listed twice: remove one")
+            seen.add(use)
         return tuple(use for use in data if isinstance(use, str))
 
     def dataset_list(self, data: Any) -> tuple[str, ...]:
@@ -211,9 +234,13 @@ class ManifestReader:
         if not isinstance(data, list):
             self.problems.append(f"weight_datasets: found {shorten_json(data)}, expected a list of owner/slug")
             return ()
+        seen: set[str] = set()
         for index, name in enumerate(data):
-            if self.check(name, f"weight_datasets[{index}]", RULE_DATASET) and name in data[:index]:
+            if not self.check(name, f"weight_datasets[{index}]", RULE_DATASET):
+                continue
+            if name in seen:
                 self.problems.append(f"weight_datasets[{index}]: {name!r} is listed twice: remove one")
+            seen.add(name)
         return tuple(name for name in data if isinstance(name, str))
 
     def ensemble(self, data: Any) -> EnsembleSettings | None:

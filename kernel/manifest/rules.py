@@ -68,15 +68,16 @@ def is_weight_path(value: Any) -> bool:
         isinstance(value, str)
         and value.endswith(WEIGHT_SUFFIXES)
         and "\\" not in value
-        and all(part not in ("", ".", "..") for part in value.split("/"))
+        and not any(character < " " for character in value)
+        and all(part not in ("", ".", "..") and len(part.encode()) <= 255 for part in value.split("/"))
     )
 
 
 RULE_TEXT = FieldRule(lambda value: isinstance(value, str), "a text")
 RULE_TITLE = FieldRule(
     # Kaggle makes a slug of the title; for characters beyond ASCII it cannot be foreseen.
-    lambda value: isinstance(value, str) and len(value.strip()) >= 5 and value.isascii(),
-    "a title of at least 5 ASCII characters",
+    lambda value: isinstance(value, str) and len(value.strip()) >= 5 and value.isascii() and value.isprintable(),
+    "a title of at least 5 printable ASCII characters",
 )
 RULE_SWITCH = FieldRule(lambda value: isinstance(value, bool), "true or false")
 RULE_FRACTION = rule_number(0, 1)
@@ -116,6 +117,7 @@ MEMBER_RULES: dict[str, FieldRule] = {
     "dataset": rule_or_null(RULE_DATASET),
     "file": rule_or_null(RULE_WEIGHT_FILE),
     "sha256": rule_or_null(rule_pattern(SHA256_PATTERN, "the file's SHA-256 as 64 lower-case hexadecimal digits")),
+    "stem_stride": rule_or_null(rule_number(1, 2, whole=True)),
     "worth": rule_or_null(rule_number(-1e9, 1e9)),
     "notes": RULE_TEXT,
 }

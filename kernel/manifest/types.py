@@ -60,6 +60,7 @@ class MemberEntry:
     dataset: str | None = None  # "owner/slug"; None: any of the manifest's weight_datasets
     file: str | None = None  # path inside the dataset, "{fold}" in it for a file per fold; None: not known yet
     sha256: str | None = None  # checked before use; None: not known yet
+    stem_stride: int | None = None  # of the first convolution, 1 or 2; None: as the file's configuration has it, else 1
     weights: StageWeights = EQUAL_WEIGHTS  # in the averages over the members of a cell type
     worth: float | None = None  # the least worthy are left out first when time is short; None: before all others
     notes: str = ""

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import pickle
-import struct
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
 from kernel.errors import InputError
-from kernel.files import file_sha256
+from kernel.files import file_sha256, reading
 from kernel.manifest.types import WEIGHT_SUFFIXES
-from kernel.models.configs import DetectorSpec
+from kernel.models.configs import NECK_NORM_GROUPS, DetectorSpec
 from kernel.models.detectors import Detector, build_detector
 from kernel.models.encoders import ENCODER_SIGNATURES, encoder_signature
+from kernel.models.pickles import DAMAGED_FILE_ERRORS, first_line, foreign_classes, refuse_torchscript
+from kernel.models.stem_strides import configured_stem_stride
+from kernel.models.wrappers import StateDict, find_state
 
 #: Keys that a checkpoint may lack or have in excess: of timm's classifier, which no detector runs.
 OPTIONAL_KEY_PREFIXES = (
@@ -27,70 +31,117 @@ OPTIONAL_KEY_PREFIXES = (
 )
 #: Buffers that only training uses; older checkpoints lack them.
 OPTIONAL_KEY_SUFFIXES = (".num_batches_tracked",)
-#: What data-parallel training puts before every key.
-PARALLEL_PREFIX = "module."
-#: What torch.load raises for bytes that are no state dict: it does not check them, and fails wherever it gets to.
-DAMAGED_FILE_ERRORS = (
-    RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, AssertionError, OverflowError,
-    struct.error,
-)  # fmt: skip
+#: What weights may be stored as; counters may be whole numbers.
+WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+COUNTER_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
 
 
-def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
-    """Read a state dict of CPU tensors from a safetensors or PyTorch file.
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a weight file holds."""
 
-    A dictionary under "state_dict" (mmdet's habit) is taken out, and the prefix "module." is removed from its keys.
+    state: StateDict  # dense tensors of real numbers on the CPU, by the detector's own keys
+    stem_stride: int | None  # as its configuration has it, if it has one
+    told: tuple[str, ...] = ()  # what it holds besides, and is not used
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a safetensors or PyTorch file.
+
+    Names and prefixes that trainers put around the detector's state dict are taken off, as `find_state` says.
 
     Raises:
-        InputError: the file is missing or damaged, would run code when loaded, or holds anything but tensors.
+        InputError: the file is missing or damaged, would run code when loaded, or holds no dense tensors of numbers.
     """
     if not path.is_file():
         raise InputError(f"no weight file {path}: check the member's `dataset` and `file` in the manifest")
     if path.suffix not in WEIGHT_SUFFIXES:
         raise InputError(f"{path}: not a weight file; allowed are {', '.join(WEIGHT_SUFFIXES)}")
-    state = load_safetensors(path) if path.suffix == ".safetensors" else load_pytorch(path)
-    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
-        state = state["state_dict"]
-    if not isinstance(state, Mapping) or not state:
-        raise InputError(f"{path}: holds {type(state).__name__}, not a state dict of named tensors")
-    wrong = [key for key, value in state.items() if not (isinstance(key, str) and isinstance(value, torch.Tensor))]
-    if wrong:
-        raise InputError(f"{path}: {wrong[0]!r} is no named tensor; allowed is a plain state dict")
-    bare = {key.removeprefix(PARALLEL_PREFIX): value for key, value in state.items()}
-    if len(bare) < len(state):
-        raise InputError(
-            f"{path}: holds tensors of one name both with and without {PARALLEL_PREFIX!r}; save one of each name"
-        )
-    return bare
+    if path.suffix == ".safetensors":
+        content, metadata = load_safetensors(path)
+        return checkpoint_of(content, metadata, str(path))
+    content = load_pytorch(path)
+    return checkpoint_of(content, content, str(path))
 
 
-def load_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    """Read a safetensors file.
+def checkpoint_of(content: Any, configuration: Any, source: str, take: str | None = None) -> Checkpoint:
+    """What a file with this content holds; arguments as of `find_state` and `configured_stem_stride`.
+
+    Raises:
+        InputError: as `find_state` and `refuse_odd_tensors`.
+    """
+    state, told = find_state(content, source, take)
+    refuse_odd_tensors(state, source)
+    return Checkpoint(state, configured_stem_stride(configuration), tuple(told))
+
+
+def read_state_dict(path: Path) -> StateDict:
+    """The state dict of `read_checkpoint`, which see."""
+    return read_checkpoint(path).state
+
+
+def load_safetensors(path: Path) -> tuple[StateDict, dict[str, str]]:
+    """Read a safetensors file: its tensors and its metadata.
 
     Raises:
         InputError: it is damaged.
     """
     try:
-        return safetensors.torch.load_file(path)
-    except SafetensorError as error:
-        raise InputError(f"{path}: not a readable safetensors file ({error}); fetch it again") from error
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        return safetensors.torch.load_file(path), metadata
+    except (SafetensorError, OSError, ValueError, LookupError, AttributeError, TypeError, RuntimeError) as error:
+        raise InputError(f"{path}: not a readable safetensors file ({first_line(error)}); fetch it again") from error
 
 
 def load_pytorch(path: Path) -> Any:
     """Read what a PyTorch file holds, without running any code in it.
 
     Raises:
-        InputError: the file is damaged, or holds more than tensors and plain containers.
+        InputError: the file is damaged, or holds more than tensors and plain containers: their classes are named.
     """
     try:
+        refuse_torchscript(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        strangers = foreign_classes(path)
+        if not strangers:
+            raise InputError(
+                f"{path}: holds more than tensors and would run code when loaded, or is damaged; it is refused; "
+                "save a plain state dict, or better safetensors"
+            ) from error
         raise InputError(
-            f"{path}: holds more than tensors and would run code when loaded, or is damaged; it is refused; "
-            f"save a plain state dict, or better safetensors ({str(error).splitlines()[0]})"
+            f"{path}: holds more than tensors and would run code when loaded: {shorten_list(strangers)}; it is "
+            f"refused; `python -m kernel convert {path.name} {path.stem}.safetensors` takes the tensors out without "
+            "running any"
         ) from error
     except DAMAGED_FILE_ERRORS as error:
-        raise InputError(f"{path}: not a readable PyTorch file ({error}); fetch it again") from error
+        raise InputError(f"{path}: not a readable PyTorch file ({first_line(error)}); fetch it again") from error
+
+
+def refuse_odd_tensors(state: Mapping[str, torch.Tensor], source: str) -> None:
+    """Raise InputError for tensors that are not dense and of real numbers: sparse, quantised, complex, without data."""
+    odd = {key: oddity for key, value in state.items() if (oddity := oddity_of(value))}
+    if odd:
+        listed = shorten_list([f"{key} is {oddity}" for key, oddity in odd.items()])
+        allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in WEIGHT_DTYPES)
+        raise InputError(f"{source}: {listed}; allowed are dense tensors of {allowed}: save the file so")
+
+
+def oddity_of(tensor: torch.Tensor) -> str:
+    """In what a tensor is unlike weights; empty if in nothing."""
+    if tensor.is_nested:
+        return "a list of tensors (nested)"
+    if tensor.is_meta:
+        return "without data (of the device meta)"
+    if tensor.layout != torch.strided:
+        return f"sparse ({str(tensor.layout).removeprefix('torch.')})"
+    counts = tensor.dtype in COUNTER_DTYPES and tensor.ndim < 2
+    if tensor.is_quantized or not (counts or tensor.dtype in WEIGHT_DTYPES):
+        return f"of {str(tensor.dtype).removeprefix('torch.')}"
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        return f"{tuple(tensor.shape)} of fewer stored numbers"
+    return ""
 
 
 def recognise_state_dict(shapes: Mapping[str, tuple[int, ...]], source: str) -> DetectorSpec:
@@ -127,14 +178,23 @@ def recognise_state_dict(shapes: Mapping[str, tuple[int, ...]], source: str) -> 
         shape = shapes[keys[part]]
         if len(shape) != count or 0 in shape:
             raise InputError(f"{source}: not one of our detectors: {keys[part]} has the shape {tuple(shape)}")
+    classes, neck_channels = shapes[keys["classes"]][0] - 1, shapes[keys["neck"]][0]
+    neck_norm = "neck.lateral_convs.0.gn.weight" in shapes
+    if classes < 1:
+        raise InputError(f"{source}: not one of our detectors: {keys['classes']} has a row for the background alone")
+    if neck_norm and neck_channels % NECK_NORM_GROUPS:
+        raise InputError(
+            f"{source}: not one of our detectors: its neck has {neck_channels} channels, which GroupNorm cannot split "
+            f"into {NECK_NORM_GROUPS} groups"
+        )
     return DetectorSpec(
         kind=kind,
         encoder=encoder,
-        num_classes=shapes[keys["classes"]][0] - 1,
-        neck_channels=shapes[keys["neck"]][0],
+        num_classes=classes,
+        neck_channels=neck_channels,
         fc_channels=shapes[keys["fc"]][0],
         mask_channels=shapes[keys["mask"]][1],
-        neck_norm="neck.lateral_convs.0.gn.weight" in shapes,
+        neck_norm=neck_norm,
     )
 
 
@@ -147,9 +207,12 @@ def recognise_checkpoint(path: Path) -> DetectorSpec:
     """Read a weight file and recognise the detector that it belongs to.
 
     Raises:
-        InputError: as `read_state_dict` and `recognise_state_dict` do.
+        InputError: as `read_checkpoint`, `recognise_state_dict` and `refuse_worthless` do.
     """
-    return recognise_state_dict(shapes_of(read_state_dict(path)), str(path))
+    state = read_state_dict(path)
+    spec = recognise_state_dict(shapes_of(state), str(path))
+    refuse_worthless(state, str(path))
+    return spec
 
 
 def is_optional_key(key: str) -> bool:
@@ -172,8 +235,14 @@ def load_strictly(detector: Detector, state: Mapping[str, torch.Tensor], source:
             for key in own
             if key in state and state[key].shape != own[key].shape
         ],
-        "not finite": [
-            key for key, value in state.items() if value.is_floating_point() and not bool(torch.isfinite(value).all())
+        "of whole numbers": [
+            f"{key} {str(state[key].dtype).removeprefix('torch.')}"
+            for key in own
+            if key in state and own[key].is_floating_point() and not state[key].is_floating_point()
+        ],
+        "not finite": not_finite(state),
+        "below zero": [
+            key for key in own if key in state and key.endswith(".running_var") and bool((state[key] < 0).any())
         ],
     }
     if any(problems.values()):
@@ -182,6 +251,28 @@ def load_strictly(detector: Detector, state: Mapping[str, torch.Tensor], source:
             + "; ".join(f"{sort}: {shorten_list(keys)}" for sort, keys in problems.items() if keys)
         )
     detector.load_state_dict({key: value for key, value in state.items() if key in own}, strict=False)
+
+
+def refuse_worthless(state: Mapping[str, torch.Tensor], source: str) -> None:
+    """Raise InputError for weights that no training leaves: not finite, or 0 in all of a layer."""
+    problems = {
+        "not finite": not_finite(state),
+        "all zero": [
+            key
+            for key, value in state.items()
+            if value.ndim > 1 and not is_optional_key(key) and not bool(value.count_nonzero())
+        ],
+    }
+    if any(problems.values()):
+        listed = "; ".join(f"{sort}: {shorten_list(keys)}" for sort, keys in problems.items() if keys)
+        raise InputError(f"{source} holds no trained weights: {listed}: save them anew")
+
+
+def not_finite(state: Mapping[str, torch.Tensor]) -> list[str]:
+    """The keys of tensors with a number that is not finite, or that is in float64 alone."""
+    return [
+        key for key, value in state.items() if value.is_floating_point() and not bool(value.float().isfinite().all())
+    ]
 
 
 def shorten_list(names: Iterable[str], limit: int = 5) -> str:
@@ -200,30 +291,66 @@ def refuse_other_detector(spec: DetectorSpec, kind: str, encoder: str, path: Pat
         )
 
 
-def load_detector(path: Path, kind: str, encoder: str, sha256: str | None = None) -> Detector:
-    """Build the detector that a weight file belongs to, with its weights.
+def agreed_stem_stride(stated: int | None, configured: int | None, path: Path) -> int:
+    """The stem's stride, as the manifest states it or the file's configuration has it; ours where neither does.
+
+    Raises:
+        InputError: they differ.
+    """
+    if stated is not None and configured is not None and stated != configured:
+        raise InputError(
+            f"{path} was trained with a stem of stride {configured}, by its configuration, the manifest says "
+            f"{stated}: correct or leave out the member's `stem_stride`"
+        )
+    return stated or configured or DetectorSpec.stem_stride
+
+
+def read_claimed(
+    path: Path, kind: str, encoder: str, sha256: str | None = None, stem_stride: int | None = None
+) -> tuple[DetectorSpec, Checkpoint]:
+    """Read a weight file that must hold the detector that a manifest claims.
 
     Args:
         path: the file.
-        kind, encoder: the detector that the manifest claims.
-        sha256: the file's, as the manifest claims; None: not checked.
-
-    Returns:
-        The detector in eval mode, float32, on the CPU.
+        kind, encoder: the detector.
+        sha256: the file's; None: not checked.
+        stem_stride: 1 or 2; None: as the file's configuration has it, else 1.
 
     Raises:
-        InputError: the file was altered, belongs to another detector than claimed, or does not fit.
+        InputError: the file was altered, cannot be read, or belongs to another detector than claimed.
     """
     if sha256 is not None and path.is_file():
-        found = file_sha256(path)
+        with reading(path):
+            found = file_sha256(path)
         if found != sha256:
             raise InputError(
                 f"{path} was altered: its sha256 is {found}, the manifest says {sha256}; fetch the file again, or, if "
                 "the change is meant, put the new sum into the manifest"
             )
-    state = read_state_dict(path)
-    spec = recognise_state_dict(shapes_of(state), str(path))
+    checkpoint = read_checkpoint(path)
+    spec = recognise_state_dict(shapes_of(checkpoint.state), str(path))
     refuse_other_detector(spec, kind, encoder, path)
+    return replace(spec, stem_stride=agreed_stem_stride(stem_stride, checkpoint.stem_stride, path)), checkpoint
+
+
+def build_loaded(spec: DetectorSpec, checkpoint: Checkpoint, source: str) -> Detector:
+    """Build a detector with the weights of a checkpoint; `source` names that in messages.
+
+    Returns:
+        The detector in eval mode, float32, on the CPU.
+
+    Raises:
+        InputError: as `load_strictly` and `refuse_worthless`.
+    """
     detector = build_detector(spec)
-    load_strictly(detector, state, str(path))
+    load_strictly(detector, checkpoint.state, source)
+    refuse_worthless(checkpoint.state, source)
     return detector
+
+
+def load_detector(
+    path: Path, kind: str, encoder: str, sha256: str | None = None, stem_stride: int | None = None
+) -> Detector:
+    """Build the detector that a weight file belongs to, with its weights: `read_claimed`, then `build_loaded`."""
+    spec, checkpoint = read_claimed(path, kind, encoder, sha256, stem_stride)
+    return build_loaded(spec, checkpoint, str(path))

@@ -22,6 +22,12 @@ class DetectorSpec:
     fc_channels: int = 1024
     mask_channels: int = 256
     neck_norm: bool = False  # GroupNorm in the neck, for training in small batches
+    stem_stride: int = 1  # of the first convolution: 1, or 2 as in mmdet's own detectors
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Of the encoder's four feature maps."""
+        return tuple(self.stem_stride * stride for stride in ENCODER_STRIDES)
 
 
 def neck_config(spec: DetectorSpec, encoder_channels: tuple[int, ...]) -> dict[str, Any]:
@@ -31,14 +37,14 @@ def neck_config(spec: DetectorSpec, encoder_channels: tuple[int, ...]) -> dict[s
 
 
 def rpn_head_config(spec: DetectorSpec) -> dict[str, Any]:
-    """The RPN: anchors of scale 8 and three ratios on five levels, half the usual strides."""
+    """The RPN: anchors of scale 8 and three ratios on five levels; half the usual strides with a stem of stride 1."""
     smooth = dict(type="SmoothL1Loss", beta=1.0 / 9.0, loss_weight=1.0)
     return dict(
         type="RPNHead",
         in_channels=spec.neck_channels,
         feat_channels=spec.neck_channels,
         anchor_generator=dict(
-            type="AnchorGenerator", scales=[8], ratios=[0.5, 1.0, 2.0], strides=[*ENCODER_STRIDES, 32]
+            type="AnchorGenerator", scales=[8], ratios=[0.5, 1.0, 2.0], strides=[*spec.strides, 2 * spec.strides[-1]]
         ),
         bbox_coder=dict(type="DeltaXYWHBBoxCoder", target_means=[0.0] * 4, target_stds=[1.0] * 4),
         loss_cls=dict(type="CrossEntropyLoss", use_sigmoid=True, loss_weight=1.0),
@@ -90,9 +96,9 @@ def maskrcnn_roi_head(spec: DetectorSpec) -> dict[str, Any]:
     """One cascade stage; each class regresses its own box."""
     return dict(
         type="StandardRoIHead",
-        bbox_roi_extractor=roi_extractor_config(spec, 7, ENCODER_STRIDES),
+        bbox_roi_extractor=roi_extractor_config(spec, 7, spec.strides),
         bbox_head=box_head_config(spec, (0.1, 0.1, 0.2, 0.2), False, dict(type="L1Loss", loss_weight=1.0)),
-        mask_roi_extractor=roi_extractor_config(spec, 14, ENCODER_STRIDES),
+        mask_roi_extractor=roi_extractor_config(spec, 14, spec.strides),
         mask_head=mask_head_config(spec),
     )
 
@@ -110,9 +116,9 @@ def cascade_roi_head(spec: DetectorSpec) -> dict[str, Any]:
         type="CascadeRoIHead",
         num_stages=3,
         stage_loss_weights=list(CASCADE_LOSS_WEIGHTS),
-        bbox_roi_extractor=roi_extractor_config(spec, 7, ENCODER_STRIDES),
+        bbox_roi_extractor=roi_extractor_config(spec, 7, spec.strides),
         bbox_head=[box_head_config(spec, stds, True, dict(smooth)) for stds in CASCADE_STDS],
-        mask_roi_extractor=roi_extractor_config(spec, 14, ENCODER_STRIDES),
+        mask_roi_extractor=roi_extractor_config(spec, 14, spec.strides),
         mask_head=[mask_head_config(spec) for _ in CASCADE_STDS],
     )
 
@@ -127,7 +133,7 @@ def htc_roi_head(spec: DetectorSpec) -> dict[str, Any]:
         mask_head=[
             mask_head_config(spec, "HTCMaskHead", with_conv_res=stage > 0) for stage in range(len(CASCADE_STDS))
         ],
-        semantic_roi_extractor=roi_extractor_config(spec, 14, ENCODER_STRIDES[1:2]),
+        semantic_roi_extractor=roi_extractor_config(spec, 14, spec.strides[1:2]),
         semantic_head=dict(
             type="FusedSemanticHead",
             num_ins=5,

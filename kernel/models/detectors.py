@@ -25,6 +25,7 @@ from kernel.models.configs import (
     train_config,
 )
 from kernel.models.encoders import build_encoder
+from kernel.models.mmdet_imports import import_mmdet
 from kernel.models.roi_align import pool_rois
 
 #: A detector of mmdet: an `nn.Module` with parts (`backbone`, `neck`, `rpn_head`, `roi_head`) that it has no type for.
@@ -40,8 +41,10 @@ BOX_HEAD_CHUNK = 2048
 class ViewFeatures:
     """A detector's features of a batch of V views of one image."""
 
-    levels: tuple[torch.Tensor, ...]  # five FPN maps (V, C, h, w), strides 2, 4, 8, 16, 32
-    semantic: torch.Tensor | None  # HTC's semantic features (V, C, h, w), stride 4; None for other detector kinds
+    levels: tuple[torch.Tensor, ...]  # five FPN maps (V, C, h, w), strides 2, 4, 8, 16, 32, or twice these
+    semantic: (
+        torch.Tensor | None
+    )  # HTC's semantic features (V, C, h, w) of the second level; None for other detector kinds
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
@@ -63,10 +66,11 @@ def build_detector(spec: DetectorSpec) -> Detector:
 
     Its state dict has the keys of mmdet's own detector of that kind. mmdet must be importable.
     """
+    import_mmdet()
     from mmcv import ConfigDict
     from mmdet.models import build_detector as build_mmdet_detector
 
-    encoder, channels = build_encoder(spec.encoder)
+    encoder, channels = build_encoder(spec.encoder, spec.stem_stride)
     # Nothing of ours needs to be registered by name: mmcv takes a function for a type as well.
     config = ConfigDict(
         type={"maskrcnn": "MaskRCNN", "cascade": "CascadeRCNN", "htc": "HybridTaskCascade"}[spec.kind],

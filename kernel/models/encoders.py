@@ -1,7 +1,8 @@
 """Encoders: the networks that turn an image into feature maps. They are built with random weights, offline.
 
-Every encoder's first convolution has its stride removed, so that its feature maps have twice the usual
-resolution and the smallest cells are found: strides 2, 4, 8 and 16 instead of 4, 8, 16 and 32.
+Our encoders' first convolution has its stride removed, so that its feature maps have twice the usual
+resolution and the smallest cells are found: strides 2, 4, 8 and 16 instead of 4, 8, 16 and 32. Others' members
+may have the usual ones: their weights have the same shapes.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Any
 import timm
 import torch
 from torch import nn
+
+from kernel.models.mmdet_imports import import_mmdet
 
 #: Strides of the four feature maps after the first convolution's stride is removed.
 ENCODER_STRIDES = (2, 4, 8, 16)
@@ -55,10 +58,10 @@ class TimmEncoder(nn.Module):
     timm's `conv_head`, `bn2` and `classifier` are kept, though they are never run: the published checkpoints hold them.
     """
 
-    def __init__(self, timm_name: str):
+    def __init__(self, timm_name: str, stem_stride: int = 1):
         super().__init__()
         self.effnet: Any = timm.create_model(timm_name, pretrained=False)
-        self.effnet.conv_stem.stride = (1, 1)
+        self.effnet.conv_stem.stride = (stem_stride, stem_stride)
         last_of_reduction = {
             info["reduction"]: (int(info["module"].split(".")[1]), info["num_chs"])
             for info in self.effnet.feature_info
@@ -71,7 +74,7 @@ class TimmEncoder(nn.Module):
         """mmdet calls this on every part; timm has drawn its weights already."""
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Map normalised images (B, 3, H, W) to four feature maps of strides 2, 4, 8, 16."""
+        """Map normalised images (B, 3, H, W) to four feature maps of strides 2, 4, 8, 16 (or twice these)."""
         x = self.effnet.bn1(self.effnet.conv_stem(x))
         features = []
         for stage, blocks in enumerate(self.effnet.blocks):
@@ -81,18 +84,21 @@ class TimmEncoder(nn.Module):
         return tuple(features)
 
 
-def build_encoder(name: str) -> tuple[nn.Module, tuple[int, ...]]:
+def build_encoder(name: str, stem_stride: int = 1) -> tuple[nn.Module, tuple[int, ...]]:
     """Build an encoder with random weights.
 
     Args:
         name: one of `RESNET_PLANS` or `TIMM_NAMES`.
+        stem_stride: of the first convolution, 1 or 2.
 
     Returns:
-        The module, which maps (B, 3, H, W) to four feature maps of strides `ENCODER_STRIDES`; and their channels.
+        The module, which maps (B, 3, H, W) to four feature maps of `stem_stride` times the strides `ENCODER_STRIDES`;
+        and their channels.
     """
     if name in TIMM_NAMES:
-        encoder = TimmEncoder(TIMM_NAMES[name])
+        encoder = TimmEncoder(TIMM_NAMES[name], stem_stride)
         return encoder, encoder.channels
+    import_mmdet()
     from mmdet.models.backbones import ResNet, ResNeXt
 
     plan = RESNET_PLANS[name]
@@ -110,7 +116,7 @@ def build_encoder(name: str) -> tuple[nn.Module, tuple[int, ...]]:
         resnet = ResNeXt(groups=plan.groups, base_width=plan.base_width, **options)
     else:
         resnet = ResNet(**options)
-    resnet.conv1.stride = (1, 1)
+    resnet.conv1.stride = (stem_stride, stem_stride)
     expansion = resnet.block.expansion
     return resnet, tuple(plan.base_channels * expansion * 2**stage for stage in range(4))
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from kernel.errors import InputError
-from kernel.files import file_sha256
+from kernel.files import file_sha256, reading
 from kernel.manifest.types import WEIGHT_SUFFIXES, MemberEntry
 from kernel.models.checkpoints import recognise_checkpoint
 
@@ -59,11 +59,12 @@ def group_by_detector(
     strangers: list[str] = []
     sums = {file_sha256(path) for path in taken}
     for path in sorted(path for path in files if path.suffix in WEIGHT_SUFFIXES and path.is_file()):
-        sha256 = file_sha256(path)
-        if sha256 in sums:
-            continue
-        sums.add(sha256)
         try:
+            with reading(path):
+                sha256 = file_sha256(path)
+            if sha256 in sums:
+                continue
+            sums.add(sha256)
             spec = recognise_checkpoint(path)
         except InputError as error:
             strangers.append(str(error))

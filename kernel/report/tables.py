@@ -12,6 +12,7 @@ import numpy as np
 from kernel.report.data import ReportData
 from kernel.scoring.mask_quality import summarise_quality
 from kernel.scoring.metric import IOU_THRESHOLDS
+from kernel.text import spreadsheet_cell
 
 Rows = Iterable[Sequence[object]]
 
@@ -19,7 +20,7 @@ Rows = Iterable[Sequence[object]]
 def write_table(path: Path, rows: Rows) -> None:
     """Write rows, a header first, as CSV."""
     with path.open("w", newline="", encoding="utf-8") as stream:
-        csv.writer(stream, lineterminator="\n").writerows(rows)
+        csv.writer(stream, lineterminator="\n").writerows([spreadsheet_cell(value) for value in row] for row in rows)
 
 
 def write_tables(folder: Path, data: ReportData) -> None:

@@ -35,6 +35,11 @@ class Recipe:
         ):
             if value not in allowed:
                 raise InputError(f"{source}: {what} {value!r} is not one of {', '.join(allowed)}")
+        if detector.stem_stride != DetectorSpec.stem_stride:
+            raise InputError(
+                f"{source}: stem_stride is {detector.stem_stride}: members are trained with "
+                f"{DetectorSpec.stem_stride}, which finds the smallest cells; a manifest alone may state another"
+            )
         if detector.kind == "htc" and detector.mask_channels != detector.neck_channels:
             raise InputError(
                 f"{source}: mask_channels is {detector.mask_channels} and neck_channels {detector.neck_channels}; an "

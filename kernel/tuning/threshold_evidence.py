@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -27,6 +26,7 @@ import numpy as np
 
 from kernel.errors import InputError
 from kernel.settings import CELL_TYPES
+from kernel.text import parse_json
 from kernel.tuning.choosing import adjusted_p_values
 from kernel.tuning.evidence import Evidence, image_rows, without_nan
 from kernel.tuning.plan import TuningPlan
@@ -115,7 +115,7 @@ def read_surfaces(folder: Path) -> list[ThresholdSurface]:
         InputError: it is no such folder, or optuna searched: its trials are no grid.
     """
     try:
-        stored = json.loads((folder / EVIDENCE_MARKER).read_text(encoding="utf-8"))
+        stored = parse_json((folder / EVIDENCE_MARKER).read_text(encoding="utf-8"))
         if stored["search"] != "grid":
             raise InputError(
                 f"{folder} is of a search by {stored['search']}, and only a grid's scores make a surface: "
