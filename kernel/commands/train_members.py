@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kernel.commands.common import check_device, find_ensemble
-from kernel.commands.scoring import print_each_member, refuse_to_replace_report, score_jobs
+from kernel.commands.scoring import print_each_member, refuse_to_replace_report, score_jobs, tell_seen
 from kernel.data.annotated import AnnotatedImage, check_readable, list_annotated
 from kernel.errors import InputError
 from kernel.manifest.reader import read_manifest
@@ -145,8 +145,12 @@ def print_scores(title: str, manifest_path: Path, images: list[AnnotatedImage], 
 
     files = find_ensemble(read_manifest(manifest_path), manifest_path.parent)
     jobs = [PredictionJob(entry, files) for entry in images]
-    print(f"{title}:")
-    print(describe_scores("ensemble", score_jobs(jobs, [device], report, f"Cells found and missed in {title}")))
+    seen = tell_seen(jobs)
+    print(f"{title}{f', but for {len(seen.by_image)} images' if seen.by_image else ''}:")
+    results = score_jobs(jobs, [device], report, f"Cells found and missed in {title}", seen=seen)
+    print(describe_scores("ensemble", results))
+    for line in seen.describe_results(results):
+        print(line)
     print(f"report.html, scores.csv and pictures: {report}")
     if jobs and len(files.manifest.members) > 1:
         print_each_member(jobs, [device])

@@ -164,8 +164,8 @@ def part_empty_rows(rows: Sequence[CellRow]) -> tuple[Sequence[CellRow], list[Ba
     if not cells or len(cells) == len(rows):
         return rows, []
     reason = (
-        f"each of {', '.join(_NEEDED_COLUMNS)} must be filled in; an empty annotation means an image without cells, and "
-        "other rows of this one have some"
+        f"each of {', '.join(_NEEDED_COLUMNS)} must be filled in; an empty annotation means an image without cells, "
+        "and other rows of this one have some"
     )
     return cells, [BadRow(row.number, row.image_id, reason) for row in rows if not row.rle]
 

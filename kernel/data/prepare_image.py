@@ -9,6 +9,7 @@ import numpy as np
 from scipy.ndimage import binary_fill_holes
 
 from kernel.data.coco_masks import decode_segmentation, sound_polygons
+from kernel.data.pictures import Picture, picture_of
 from kernel.data.prepared import PreparedImage, encode_cell
 from kernel.data.sources import DroppedCell, SourceCell, SourceImage
 from kernel.data.twins import part_twins
@@ -32,15 +33,16 @@ class PreparedResult:
     cleared_pixels: int = 0
     corrected: bool = False
     correction_flaw: str = ""  # why the image's correction was not applied
+    picture: Picture | None = None  # what a kept image is recognised by
 
 
 def prepare_image(task: SourceImage) -> PreparedResult:
     """Read an image, decode its masks, fill their holes, apply its correction, encode them again."""
     try:
-        shape = read_image(task.path).shape[:2]
+        pixels = read_image(task.path)
     except InputError as error:
         return PreparedResult(None, str(error))
-    height, width = shape
+    height, width = pixels.shape[:2]
     if task.image_shape not in (None, (height, width)):
         return PreparedResult(None, f"the file is {height} x {width}, and annotated as {task.image_shape}")
     outside, flaw = _outside_correction(task, (height, width))
@@ -87,6 +89,7 @@ def prepare_image(task: SourceImage) -> PreparedResult:
         cleared_pixels=cleared["pixels"],
         corrected=outside is not None,
         correction_flaw=flaw,
+        picture=picture_of(task.image_id, pixels) if is_kept else None,
     )
 
 

@@ -72,6 +72,7 @@ class PrepareReport:
     notes: tuple[str, ...]
     images_without_annotations: tuple[str, ...]
     images_without_cells: tuple[str, ...]  # of those written: nothing is in them
+    same_pictures: tuple[tuple[str, str], ...]  # an image and an earlier one of equal or nearly equal pixels
     split: dict[str, Any] | None  # name, folds, images of each fold, passed_over
 
     def describe(self) -> str:
@@ -100,6 +101,10 @@ class PrepareReport:
             ("empty masks", [_cell_line(cell) for cell in self.empty_masks]),
             ("cells kept in part", [_cell_line(cell) for cell in self.cells_in_part]),
             ("images without cells, kept: what is found in them is wrong", list(self.images_without_cells)),
+            (
+                "the same pictures under several ids, kept together in one fold",
+                [f"{name} is {first}" for name, first in self.same_pictures],
+            ),
             ("images without annotations, passed over", list(self.images_without_annotations)),
         )
         for title, entries in lists:
@@ -201,6 +206,7 @@ def build_report(source: Source, results: Sequence[PreparedResult]) -> PrepareRe
         notes=source.notes,
         images_without_annotations=source.images_without_annotations,
         images_without_cells=tuple(image.image_id for image in written if not image.cells),
+        same_pictures=(),
         split=None,
     )
 

@@ -9,6 +9,8 @@ from functools import cached_property
 from pathlib import Path
 
 from kernel.data.annotated import AnnotatedImage
+from kernel.data.learned import MemberRecord, all_pictures, read_member_record
+from kernel.data.pictures import Picture, picture_of
 from kernel.errors import InputError
 from kernel.files import file_sha256
 from kernel.models.configs import DetectorSpec
@@ -59,6 +61,17 @@ class TrainingRun:
         init = None if self.init is None else file_sha256(self.init)
         described = json.dumps([asdict(self.spec), settings, init, self.keep_classes])
         return fingerprint_of(described, images_digest(self.images), images_digest(self.extra))
+
+    @cached_property
+    def learned(self) -> tuple[Picture, ...]:
+        """The images that its weights have learned from in the end: its own, and those of `init`."""
+        before = read_member_record(self.init) if self.init is not None else None
+        own = (picture_of(image.name, image.image_bgr) for image in (*self.images, *self.extra))
+        return all_pictures(before.images if before is not None else (), own)
+
+    def record(self, step: int) -> MemberRecord:
+        """The history of its weights after a step."""
+        return MemberRecord(self.fingerprint, step, self.settings.iterations, self.learned)
 
     def check(self) -> None:
         """Refuse what cannot be trained, before anything is written.

@@ -59,7 +59,7 @@ class Trainer:
         """
         self.group.share_buffers(self.learner.detector)
         if self.group.is_first:
-            save_weights(self.learner.weights(), self.run.out, self.run.half)
+            save_weights(self.learner.weights(), self.run.out, self.run.half, self.run.record(self.step))
             state = RunState(self.step, self.run.fingerprint, self.learner.state_dicts(), self.best_score)
             save_state(state, self.run.state_path)
 
@@ -125,7 +125,7 @@ class Trainer:
         score = record.add_evaluation(self.step, results)
         if score > self.best_score:
             self.best_score = score
-            save_weights(self.learner.weights(), self.run.best_path, self.run.half)
+            save_weights(self.learner.weights(), self.run.best_path, self.run.half, self.run.record(self.step))
 
     def train(self, record: RunRecord | None) -> None:
         """Take the steps that are left, with the evaluations and states that fall due; `record` is the first process's.
