@@ -64,7 +64,13 @@ def add_parser(commands: Any) -> None:
         "before a sixth of that)",
     )
     parser.add_argument("--pretraining-iterations", type=int, default=2000, metavar="N", help="default: %(default)s")
-    parser.add_argument("--folds", type=int, default=5, metavar="N", help="by cell type (default: %(default)s)")
+    parser.add_argument(
+        "--folds",
+        type=int,
+        default=5,
+        metavar="N",
+        help="by wells, if known (default: %(default)s)",
+    )
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--fold", type=int, default=0, metavar="K", help="left out, and scored (default: %(default)s)")
     which.add_argument("--all-images", action="store_true", help="train on all images")
@@ -85,7 +91,7 @@ def run_train_members(options: argparse.Namespace) -> None:
         refuse_to_replace_report(folder)
     prepare_members(plan)
     # The truth is the competition's own: prepared masks have their holes filled.
-    unseen = [] if plan.fold is None else list_annotated(options.competition, [plan.fold], plan.folds_csv)
+    unseen = [] if plan.fold is None else list_annotated(options.competition, [plan.fold], plan.folds_csv, warns=False)
     check_readable([*unseen, *others])
     train_members(plan)
     print(f"weights and manifest: {options.out}")

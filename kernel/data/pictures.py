@@ -94,7 +94,5 @@ def same_pictures(pictures: Sequence[Picture]) -> list[list[int]]:
 
 def _bits(looks: Sequence[str]) -> np.ndarray:
     """(N, 1024) uint8 of N looks."""
-    rows = np.array([list(bytes.fromhex(look)) for look in looks], np.uint8).reshape(
-        len(looks), _LOOK_SIDE * _LOOK_SIDE // 8
-    )
-    return np.unpackbits(rows, axis=1)
+    rows = np.array([list(bytes.fromhex(look)) for look in looks], np.uint8)
+    return np.unpackbits(rows.reshape(len(looks), _LOOK_SIDE * _LOOK_SIDE // 8), axis=1)

@@ -15,6 +15,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from kernel.data.image_names import image_name
 from kernel.data.tables import read_table, whole_number, whole_text
 from kernel.errors import InputError
 from kernel.log import LOG
@@ -274,14 +275,14 @@ def write_folds(path: Path, rows: Sequence[FoldRow]) -> None:
 
 
 def read_folds(path: Path) -> dict[str, int]:
-    """The fold of each image of a folds.csv.
+    """The fold of each image of a folds.csv. A path before an id, of any system, and an image's ending do not count.
 
     Raises:
         InputError: no such file, a row that cannot be read, or an image that is named twice.
     """
     folds: dict[str, int] = {}
     for row in read_table(path, _FOLD_COLUMNS[:2], "folds", "the folds.csv that `python -m kernel prepare` writes"):
-        image_id, fold = row.values["id"], whole_number(row.values["fold"])
+        image_id, fold = image_name(row.values["id"]), whole_number(row.values["fold"])
         if not image_id or fold is None:
             raise InputError(
                 f"{path}, row {row.number}: expected an id and a fold from 0, got '{image_id}' and "

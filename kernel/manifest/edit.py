@@ -98,6 +98,15 @@ def add_to_manifest(path: Path, entry: Mapping[str, Any]) -> None:
     Raises:
         InputError: the manifest is wrong, or would be with the entry; the file stays as it is.
     """
+    write_manifest(path, text_with_member(path, entry))
+
+
+def text_with_member(path: Path, entry: Mapping[str, Any]) -> str:
+    """A manifest file's text with a member's entry, which is not written.
+
+    Raises:
+        InputError: as `add_to_manifest`.
+    """
     read_manifest(path)
     old = read_text(path)
     mark = "\ufeff" if old.startswith("\ufeff") else ""
@@ -106,7 +115,7 @@ def add_to_manifest(path: Path, entry: Mapping[str, Any]) -> None:
         parse_manifest(text, f"{path} with {entry['name']}")
     except InputError as error:
         raise InputError(f"{path} is left as it is: with the new member it would be wrong: {error}") from error
-    write_manifest(path, mark + text)
+    return mark + text
 
 
 def write_manifest(path: Path, text: str) -> None:

@@ -18,7 +18,7 @@ from kernel.data.learned import read_member_record
 from kernel.data.pictures import PictureIndex, picture_of
 from kernel.scoring.predicting import PredictionJob
 from kernel.scoring.predictions import load_seen, prediction_path
-from kernel.scoring.scores import ImageResult, describe_scores
+from kernel.scoring.scores import ImageResult, scores_of
 
 #: Images, and members, that a message names.
 _NAMED = 10
@@ -59,9 +59,11 @@ class SeenImages:
             return []
         unseen = [result for result in results if result.image_id not in self.by_image]
         seen = [result for result in results if result.image_id in self.by_image]
-        lines = [describe_scores("  of these, seen in training", seen)]
         none = "  of these, unseen: none, so that nothing is known of unseen images"
-        return [*lines, describe_scores("  of these, unseen", unseen) if unseen else none]
+        return [
+            f"  of these, seen in training: {_describe(seen)}",
+            f"  of these, unseen: {_describe(unseen)}" if unseen else none,
+        ]
 
     def told_to(self, jobs: Sequence[PredictionJob]) -> list[PredictionJob]:
         """The jobs, each with who has seen its image, for what is stored of it."""
@@ -95,6 +97,12 @@ class SeenImages:
     def mark(self, results: Sequence[ImageResult]) -> list[ImageResult]:
         """The results, each with who has seen its image."""
         return [replace(result, seen_by=self.by_image.get(result.image_id, ())) for result in results]
+
+
+def _describe(results: Sequence[ImageResult]) -> str:
+    scores = scores_of(results)
+    types = ", ".join(f"{cell_type} {score:.4f}" for cell_type, score in sorted(scores.per_type.items()))
+    return f"{scores.overall:.4f}, of {scores.images} ({types})"
 
 
 def stored_seen(folder: Path, images: Sequence[AnnotatedImage]) -> SeenImages:

@@ -1,4 +1,4 @@
-"""A member that is scored on what it has learned from is told of, image by image, with the unseen ones' score beside."""
+"""What a member has learned from is told where it is scored on that, with the score of the unseen images beside."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_validate_says_what_half_was_learned_from(
         rows = {row["id"]: row for row in csv.DictReader(stream)}
     assert {name for name, row in rows.items() if row["seen_by"]} == {"cort0", "shsy5y0", "astro0"}
     unseen = [float(row["score"]) for row in rows.values() if not row["seen_by"]]
-    assert f"of these, unseen: {sum(unseen) / 3:.4f} on 3 images" in told
+    assert f"of these, unseen: {sum(unseen) / 3:.4f}, of 3 (" in told
 
 
 def test_all_seen_none_seen_and_not_known(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
