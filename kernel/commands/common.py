@@ -36,7 +36,7 @@ def flag(name: str) -> str:
 def is_given(options: argparse.Namespace, name: str) -> bool:
     """Whether an option without a default, or a switch, is on the command line."""
     value = getattr(options, name)
-    return value is not None and value is not False
+    return value is not None and value is not False and value != []
 
 
 def require_beside(options: argparse.Namespace, names: Sequence[str], needed: Sequence[str], hint: str = "") -> None:

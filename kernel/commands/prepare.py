@@ -60,6 +60,12 @@ def add_parser(commands: Any) -> None:
         "next one that is possible, of group, stratified-group, stratified",
     )
     parser.add_argument(
+        "--keep-empty",
+        action="store_true",
+        help="with --livecell-annotations or --pseudo-labels: images that are listed without a cell have none, and are "
+        "kept to be trained on and scored (a competition's train.csv says so by an empty annotation)",
+    )
+    parser.add_argument(
         "--workers",
         type=int,
         default=usable_processors(),
@@ -115,6 +121,7 @@ def read_source(options: argparse.Namespace) -> Source:
     Raises:
         InputError: an option of another source is given, or one of this source is missing; or as the sources' readers.
     """
+    require_beside(options, ["keep_empty"], ["livecell_annotations", "pseudo_labels"])
     for source, others in SOURCE_OPTIONS.items():
         for other, needed in others.items():
             require_beside(options, [other], [source])
@@ -123,5 +130,5 @@ def read_source(options: argparse.Namespace) -> Source:
     if options.competition:
         return read_competition(options.competition, options.astro_fix)
     if options.livecell_annotations:
-        return read_livecell(options.livecell_annotations, options.livecell_images)
-    return read_pseudo_labels(options.pseudo_labels, options.images, options.cell_types)
+        return read_livecell(options.livecell_annotations, options.livecell_images, keep_empty=options.keep_empty)
+    return read_pseudo_labels(options.pseudo_labels, options.images, options.cell_types, keep_empty=options.keep_empty)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from kernel.commands.common import find_ensemble, folds_file, whole_folder
 from kernel.data.annotated import AnnotatedImage
@@ -16,7 +18,10 @@ from kernel.manifest.reader import read_manifest
 if TYPE_CHECKING:
     from kernel.scoring.predicting import PredictionJob
     from kernel.scoring.scores import ImageResult, ScoredImage
+    from kernel.scoring.seen import SeenImages
+    from kernel.tuning.stage_tuning import TypeStages
     from kernel.tuning.surface import ThresholdSurface
+    from kernel.tuning.threshold_tuning import TypeTuning
 
 
 def add_out_of_fold(parser: argparse.ArgumentParser) -> None:
@@ -51,6 +56,31 @@ def list_jobs(
     return [job.in_dtype(options.dtype) for job in jobs]
 
 
+def tell_seen(jobs: Sequence[PredictionJob]) -> SeenImages:
+    """Print which images members have learned from that are to predict them.
+
+    Raises:
+        InputError: an image cannot be read.
+    """
+    from kernel.scoring.seen import find_seen
+
+    seen = find_seen(jobs)
+    for line in seen.describe():
+        print(line)
+    return seen
+
+
+def describe_unseen(seen: SeenImages, types: Iterable[TypeTuning | TypeStages]) -> list[str]:
+    """What a tuning of several cell types is worth on the images that no member has learned from."""
+    found = list(types)
+    ids = [image_id for one in found for image_id in one.image_ids]
+    before, after = (
+        np.concatenate([np.zeros(0), *scores])
+        for scores in ([one.before for one in found], [one.after for one in found])
+    )
+    return seen.describe_choice(ids, before, after)
+
+
 def refuse_to_replace_report(out: Path) -> None:
     """Look whether `out` may be written: better before the images than after.
 
@@ -69,6 +99,7 @@ def score_jobs(
     title: str,
     predictions: Path | None = None,
     surfaces: Sequence[ThresholdSurface] = (),
+    seen: SeenImages | None = None,
 ) -> list[ImageResult]:
     """Predict and score images; `out` gets report.html, scores.csv and a picture of each, whole or not at all.
 
@@ -79,6 +110,7 @@ def score_jobs(
         title: of the report.
         predictions: a folder that keeps the soft predictions, or has them.
         surfaces: of a tuning, for the report.
+        seen: who has learned from which image, for the results.
 
     Raises:
         InputError: as `validate_jobs`, and where `out` cannot be written.
@@ -86,8 +118,9 @@ def score_jobs(
     from kernel.report.builder import ReportBuilder
     from kernel.scoring.scores import draw_scored, results_to_csv, validate_jobs
 
+    mark = list if seen is None else seen.mark
     if out is None:
-        return validate_jobs(jobs, devices, predictions)
+        return mark(validate_jobs(jobs, devices, predictions))
     report = ReportBuilder(title)
     with whole_folder(out) as folder:
         pictures = folder / "pictures"
@@ -97,7 +130,7 @@ def score_jobs(
             report.add_scored(scored)
             draw_scored(scored, pictures)
 
-        results = validate_jobs(jobs, devices, predictions, show)
+        results = mark(validate_jobs(jobs, devices, predictions, show))
         report.write(folder, surfaces)
         (folder / "scores.csv").write_text(results_to_csv(results), encoding="utf-8", newline="\n")
     return results

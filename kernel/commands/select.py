@@ -6,8 +6,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from kernel.commands.common import add_ensemble_arguments, check_device, list_fold, require_beside
-from kernel.commands.scoring import add_out_of_fold, list_jobs
+from kernel.commands.scoring import add_out_of_fold, list_jobs, tell_seen
 from kernel.commands.tuning_results import add_result_arguments, leave_results
 from kernel.errors import InputError
 from kernel.folders import refuse_to_replace
@@ -58,6 +60,7 @@ def run_select(options: argparse.Namespace) -> None:
     budget = hours * 3600 / options.images
     last = LastEnsemble(check_device(options.device))
     jobs = list_jobs(options, list_fold(options))
+    seen = tell_seen(jobs)
     by_type = {
         cell_type: FoldEnsembles([job for job in jobs if job.image.cell_type == cell_type], last)
         for cell_type in dict.fromkeys(job.image.cell_type for job in jobs)
@@ -66,6 +69,10 @@ def run_select(options: argparse.Namespace) -> None:
     selections = select_members(by_type, options.max_members)
     for selection in selections.values():
         print("\n".join(describe_selection(selection, budget)))
+        images = [job.image.image_id for job in jobs if job.image.cell_type == selection.cell_type]
+        first, last_step = (np.array(step.scores) for step in (selection.steps[0], selection.steps[-1]))
+        for line in seen.describe_choice(images, first, last_step):
+            print(f"  {line}, of one member and of all chosen" if "before" in line else f"  {line}")
     uses = uses_of_selections(ensemble, selections)
     mean = sum(seconds_of_type(each, uses) * each.images for each in selections.values()) / len(jobs)
     print(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from kernel.commands.common import add_data_arguments, check_device, flag, folds_file, require_beside
 from kernel.data.annotated import list_annotated
+from kernel.data.pictures import PictureIndex, picture_of
 from kernel.data.splits import other_folds
 from kernel.errors import InputError
 from kernel.manifest.types import ENCODER_NAMES, KIND_NAMES
@@ -67,6 +68,17 @@ OVERRIDES = {
 }
 
 
+#: Options that do nothing without another one.
+NEEDED_OPTIONS = (
+    (["folds_csv"], ["fold"]),
+    (["evaluate_every"], ["fold"]),
+    (["keep_classes"], ["init"]),
+    (["extra_images"], ["extra"]),
+    (["extra_share"], ["extra"]),
+    (["extra_until"], ["extra"]),
+)
+
+
 def add_parser(commands: Any) -> None:
     """Add the command to the command line's `commands`."""
     parser = commands.add_parser(
@@ -95,6 +107,7 @@ def add_parser(commands: Any) -> None:
         "--keep-classes", action="store_true", help="of --init, also take the layers that tell classes apart"
     )
     parser.add_argument("--resume", action="store_true", help="go on from the state beside --out, if there is one")
+    parser.add_argument("--replace", action="store_true", help="overwrite an earlier result at --out")
     parser.add_argument("--kind", choices=KIND_NAMES, help="instead of the recipe's")
     parser.add_argument("--encoder", choices=ENCODER_NAMES, help="instead of the recipe's")
     for name, value_type in OVERRIDES.items():
@@ -119,8 +132,8 @@ def run_train(options: argparse.Namespace) -> None:
     from kernel.training.trainer import train_detector
 
     recipe, use_for = choose_recipe(options)
-    if options.add_to is not None and not options.add_to.is_file():
-        raise InputError(f"--add-to {options.add_to}: no such manifest")
+    if options.add_to is not None:
+        refuse_wrong_manifest(options, recipe, use_for)
     train_detector(make_run(options, recipe))
     if not is_first_process():
         return
@@ -129,6 +142,30 @@ def run_train(options: argparse.Namespace) -> None:
     if options.add_to is not None:
         add_to_manifest(options.add_to, entry)
         print(f"added to {options.add_to}")
+
+
+def refuse_wrong_manifest(options: argparse.Namespace, recipe: Recipe, use_for: Sequence[str]) -> None:
+    """Try to put the member into the manifest of --add-to, before hours are spent on it; nothing is written.
+
+    Raises:
+        InputError: there is no such file, it is wrong, or would be with the member.
+    """
+    from kernel.manifest.edit import check_addition
+
+    if not options.add_to.is_file():
+        raise InputError(f"--add-to {options.add_to}: no such manifest")
+    check_addition(
+        options.add_to,
+        {
+            "name": options.out.stem,
+            "kind": recipe.detector.kind,
+            "encoder": recipe.detector.encoder,
+            "use_for": list(use_for),
+            "dataset": None,
+            "file": options.out.name,
+            "sha256": "0" * 64,  # not known yet
+        },
+    )
 
 
 def choose_recipe(options: argparse.Namespace) -> tuple[Recipe, Sequence[str]]:
@@ -159,15 +196,17 @@ def make_run(options: argparse.Namespace, recipe: Recipe) -> TrainingRun:
     """
     from kernel.training.extra import read_extra_images
     from kernel.training.run import TrainingRun
-    from kernel.training.samples import read_entries
+    from kernel.training.samples import leave_out_pictures, read_entries
 
-    require_beside(options, ["folds_csv"], ["fold"])
+    for names, needed in NEEDED_OPTIONS:
+        require_beside(options, names, needed)
     folds_csv = folds_file(options)
     training, validation = None, []
     if options.fold is not None:
         training = other_folds(folds_csv, options.fold)
         validation = list_annotated(options.data, [options.fold], folds_csv)
-    entries = list_annotated(options.data, training, folds_csv)
+    entries = list_annotated(options.data, training, folds_csv, warns=False)
+    held_out = PictureIndex(picture_of(entry.image_id, entry.read()) for entry in validation)
     settings, extra = recipe.training, []
     if options.extra and entries:
         extra = read_extra_images(
@@ -178,10 +217,11 @@ def make_run(options: argparse.Namespace, recipe: Recipe) -> TrainingRun:
             recipe.detector.num_classes,
             {entry.image_id for entry in validation},
         )
+        extra = leave_out_pictures(extra, held_out, "--extra")
     return TrainingRun(
         spec=recipe.detector,
         settings=settings,
-        images=read_entries(entries),
+        images=leave_out_pictures(read_entries(entries), held_out, options.data),
         out=options.out,
         init=options.init,
         keep_classes=options.keep_classes,
@@ -189,5 +229,6 @@ def make_run(options: argparse.Namespace, recipe: Recipe) -> TrainingRun:
         half=options.half,
         validation=validation,
         resume=options.resume,
+        replace=options.replace,
         extra=extra,
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kernel.commands.common import check_device, find_ensemble
-from kernel.commands.scoring import print_each_member, refuse_to_replace_report, score_jobs
+from kernel.commands.scoring import print_each_member, refuse_to_replace_report, score_jobs, tell_seen
 from kernel.data.annotated import AnnotatedImage, check_readable, list_annotated
 from kernel.errors import InputError
 from kernel.manifest.reader import read_manifest
@@ -64,7 +64,13 @@ def add_parser(commands: Any) -> None:
         "before a sixth of that)",
     )
     parser.add_argument("--pretraining-iterations", type=int, default=2000, metavar="N", help="default: %(default)s")
-    parser.add_argument("--folds", type=int, default=5, metavar="N", help="by cell type (default: %(default)s)")
+    parser.add_argument(
+        "--folds",
+        type=int,
+        default=5,
+        metavar="N",
+        help="by wells, if known (default: %(default)s)",
+    )
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--fold", type=int, default=0, metavar="K", help="left out, and scored (default: %(default)s)")
     which.add_argument("--all-images", action="store_true", help="train on all images")
@@ -85,7 +91,7 @@ def run_train_members(options: argparse.Namespace) -> None:
         refuse_to_replace_report(folder)
     prepare_members(plan)
     # The truth is the competition's own: prepared masks have their holes filled.
-    unseen = [] if plan.fold is None else list_annotated(options.competition, [plan.fold], plan.folds_csv)
+    unseen = [] if plan.fold is None else list_annotated(options.competition, [plan.fold], plan.folds_csv, warns=False)
     check_readable([*unseen, *others])
     train_members(plan)
     print(f"weights and manifest: {options.out}")
@@ -145,8 +151,12 @@ def print_scores(title: str, manifest_path: Path, images: list[AnnotatedImage], 
 
     files = find_ensemble(read_manifest(manifest_path), manifest_path.parent)
     jobs = [PredictionJob(entry, files) for entry in images]
-    print(f"{title}:")
-    print(describe_scores("ensemble", score_jobs(jobs, [device], report, f"Cells found and missed in {title}")))
+    seen = tell_seen(jobs)
+    print(f"{title}{f', but for {len(seen.by_image)} images' if seen.by_image else ''}:")
+    results = score_jobs(jobs, [device], report, f"Cells found and missed in {title}", seen=seen)
+    print(describe_scores("ensemble", results))
+    for line in seen.describe_results(results):
+        print(line)
     print(f"report.html, scores.csv and pictures: {report}")
     if jobs and len(files.manifest.members) > 1:
         print_each_member(jobs, [device])

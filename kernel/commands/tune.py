@@ -16,7 +16,7 @@ from kernel.commands.common import (
     load_options_ensemble,
     require_beside,
 )
-from kernel.commands.scoring import add_out_of_fold
+from kernel.commands.scoring import add_out_of_fold, describe_unseen, list_jobs, tell_seen
 from kernel.commands.tune_stages import add_stage_arguments, run_stages
 from kernel.commands.tuning_results import add_result_arguments, evidence_folder, leave_results
 from kernel.data.annotated import AnnotatedImage
@@ -98,6 +98,7 @@ def run_thresholds(options: argparse.Namespace, images: Sequence[AnnotatedImage]
     from kernel.manifest.edit import edited_manifest
     from kernel.scoring.predictions import read_predictions, settings_fingerprint
     from kernel.scoring.scores import refuse_other_types
+    from kernel.scoring.seen import stored_seen
     from kernel.tuning.descriptions import describe_tuning
     from kernel.tuning.evidence import write_evidence
     from kernel.tuning.threshold_evidence import EVIDENCE_MARKER, EVIDENCE_NAMES, threshold_evidence
@@ -105,6 +106,7 @@ def run_thresholds(options: argparse.Namespace, images: Sequence[AnnotatedImage]
 
     out = evidence_folder(options, "tuning", EVIDENCE_NAMES, EVIDENCE_MARKER)
     if options.predictions is None:
+        seen = tell_seen(list_jobs(options, images))
         ensemble = load_options_ensemble(options)
         thresholds = ensemble.settings.thresholds
         tunings = tune_ensemble(ensemble, images, plan)
@@ -113,8 +115,12 @@ def run_thresholds(options: argparse.Namespace, images: Sequence[AnnotatedImage]
         thresholds = manifest.ensemble.thresholds
         refuse_other_types(thresholds, images)
         stored = read_predictions(options.predictions, images, settings_fingerprint(manifest))
+        seen = stored_seen(options.predictions, images)
+        print("\n".join(seen.describe()), end="\n" if seen.describe() else "")
         tunings = tune_predictions(stored, thresholds, plan)
     print(describe_tuning(list(tunings.values()), plan))
+    for line in describe_unseen(seen, tunings.values()):
+        print(line)
     text, difference = edited_manifest(
         options.manifest,
         thresholds,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kernel.commands.common import check_device
-from kernel.commands.scoring import list_jobs
+from kernel.commands.scoring import describe_unseen, list_jobs, tell_seen
 from kernel.commands.tuning_results import evidence_folder, leave_results
 from kernel.data.annotated import AnnotatedImage
 from kernel.errors import InputError
@@ -62,6 +62,7 @@ def run_stages(options: argparse.Namespace, images: Sequence[AnnotatedImage], pl
     member_sets = [tuple(words.split(",")) for words in options.try_members or ()]
     last = LastEnsemble(check_device(options.device))
     jobs = list_jobs(options, images, plan.folds)
+    seen = tell_seen(jobs)
     images = [job.image for job in jobs]  # out of fold, fold by fold
     ensembles = FoldEnsembles(jobs, last)
     ensemble = last.load(jobs[0].files)
@@ -69,7 +70,7 @@ def run_stages(options: argparse.Namespace, images: Sequence[AnnotatedImage], pl
     points = stage_points(grid, settings, member_sets)
     scores = score_stages(ensembles, points)
     tuning = tune_stages(points, images, scores, settings.thresholds, plan)
-    print("\n".join(describe_stages(tuning, ensemble, plan)))
+    print("\n".join([*describe_stages(tuning, ensemble, plan), *describe_unseen(seen, tuning.types.values())]))
     chosen = {cell_type: tuning.chosen_point(cell_type) for cell_type in tuning.types}
     views = tuning.use_tta_masks
     text, difference = edited_manifest(

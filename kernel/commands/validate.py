@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from kernel.commands.common import add_ensemble_arguments, check_device, list_fold, require_beside
-from kernel.commands.scoring import add_out_of_fold, list_jobs, print_each_member, refuse_to_replace_report, score_jobs
+from kernel.commands.scoring import (
+    add_out_of_fold,
+    list_jobs,
+    print_each_member,
+    refuse_to_replace_report,
+    score_jobs,
+    tell_seen,
+)
 from kernel.errors import InputError
 from kernel.vendored import use_vendored_packages
 
@@ -63,10 +70,14 @@ def run_validate(options: argparse.Namespace) -> None:
     devices = check_devices(options.device)
     jobs = list_jobs(options, list_fold(options))
     title = f"Cells found and missed in {options.data.resolve().name}"
-    results = score_jobs(jobs, devices, options.out, title, options.predictions, surfaces)
+    seen = tell_seen(jobs)
+    jobs = seen.told_to(jobs)
+    results = score_jobs(jobs, devices, options.out, title, options.predictions, surfaces, seen)
     for line in describe_folds(results):
         print(line)
     print(describe_scores("ensemble", results))
+    for line in seen.describe_results(results):
+        print(line)
     if options.out is not None:
         print(f"report.html, scores.csv and pictures: {options.out}")
     if options.each_member:

@@ -13,9 +13,10 @@ from tqdm import tqdm
 from kernel.data.annotations import images_of_table, read_annotations
 from kernel.data.image_names import present_form
 from kernel.data.prepared import PREPARED_NAME, read_prepared
-from kernel.data.splits import FOLDS_NAME, select_folds
+from kernel.data.splits import FOLDS_NAME, read_folds, select_folds, warn_of_wells
 from kernel.errors import InputError
 from kernel.images.reading import read_image
+from kernel.log import LOG
 from kernel.masks.instances import CellMasks
 from kernel.settings import CELL_TYPES
 
@@ -31,6 +32,9 @@ class Annotations(Protocol):
 
     @property
     def image_shape(self) -> tuple[int, int]: ...
+
+    @property
+    def sample_id(self) -> str: ...
 
     @property
     def labels(self) -> np.ndarray: ...
@@ -98,7 +102,7 @@ def check_readable(images: Sequence[AnnotatedImage]) -> None:
 
 
 def list_annotated(
-    folder: Path, folds: Collection[int] | None = None, folds_csv: Path | None = None
+    folder: Path, folds: Collection[int] | None = None, folds_csv: Path | None = None, *, warns: bool = True
 ) -> list[AnnotatedImage]:
     """The annotated images of `folder`, in the order of its train.csv or annotations.json.
 
@@ -108,6 +112,7 @@ def list_annotated(
         folder: holds train.csv and train/, or annotations.json; not both.
         folds: only images of these folds; None: all.
         folds_csv: says which image is in which fold; None: folds.csv in `folder`.
+        warns: say, with folds, which images are in none, and which wells lie in several.
 
     Raises:
         InputError: neither or both of the two files, no images, or an annotated image is missing; for folds: no
@@ -128,7 +133,10 @@ def list_annotated(
             for image_id, entry in annotations.items()
         ]
     if folds is not None:
-        images = _of_folds(images, folder, folds_csv or folder / FOLDS_NAME, folds)
+        path = folds_csv or folder / FOLDS_NAME
+        if warns:
+            _warn_of_folds(images, folder, path)
+        images = _of_folds(images, folder, path, folds)
     images = [replace(image, path=present_form(image.path)) for image in images]
     missing = [image for image in images if not image.path.is_file()]
     if missing:
@@ -142,6 +150,18 @@ def list_annotated(
 
 
 _REMEDIES = {"train.csv": "take their rows out", PREPARED_NAME: "prepare the folder again"}
+
+
+def _warn_of_folds(images: Sequence[AnnotatedImage], folder: Path, folds_csv: Path) -> None:
+    """Say which images are in no fold, and so left out, and which wells lie in several folds."""
+    fold_of = read_folds(folds_csv)
+    nowhere = [image.image_id for image in images if image.image_id not in fold_of]
+    if nowhere:
+        LOG.warning(
+            "%d of %d images of %s are in no fold of %s, and left out: %s%s",
+            len(nowhere), len(images), folder, folds_csv, ", ".join(nowhere[:10]), ", ..." if len(nowhere) > 10 else "",
+        )  # fmt: skip
+    warn_of_wells({image.image_id: image.annotations.sample_id for image in images}, fold_of)
 
 
 def _of_folds(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from scipy.ndimage import binary_fill_holes
 
 from kernel.data.image_names import images_by_name, known_name
 from kernel.data.tables import TableRow, read_table, whole_number
+from kernel.data.twins import part_twins, same_run_lengths, warn_of_twins
 from kernel.errors import InputError
 from kernel.images.reading import list_images
 from kernel.masks.instances import CellMasks
@@ -30,7 +31,8 @@ class ImageAnnotations:
     image_id: str
     cell_type: str
     image_shape: tuple[int, int]
-    rles: tuple[str, ...]
+    rles: tuple[str, ...]  # none: nothing is in the image
+    sample_id: str = ""  # "" where unknown
 
     @property
     def labels(self) -> np.ndarray:
@@ -68,7 +70,7 @@ class ImageAnnotations:
 
 @dataclass(frozen=True)
 class CellRow:
-    """One row of train.csv: one cell, its run lengths not yet looked at."""
+    """One row of train.csv: one cell, its run lengths not yet looked at; or, without them, an image without cells."""
 
     number: int  # the line in the file
     image_id: str
@@ -104,6 +106,8 @@ def images_of_table(folder: Path) -> dict[str, Path]:
 
 def read_cell_rows(path: Path, names: Collection[str] = ()) -> Iterator[CellRow | BadRow]:
     """The rows of a train.csv. A row is bad in itself, or because it contradicts its image's first good row.
+
+    A row whose annotation is empty says that nothing is in its image, as in a submission: see `part_empty_rows`.
 
     Args:
         path: the CSV file.
@@ -141,8 +145,8 @@ def read_cell_rows(path: Path, names: Collection[str] = ()) -> Iterator[CellRow 
 
 def _cell_row(row: TableRow) -> CellRow | BadRow:
     image_id, rle, width, height, cell_type = (row.values[column] for column in _NEEDED_COLUMNS)
-    if not all((image_id, rle, width, height, cell_type)):
-        reason = f"each of {', '.join(_NEEDED_COLUMNS)} must be filled in"
+    if not all((image_id, width, height, cell_type)):
+        reason = f"each of {', '.join(_NEEDED_COLUMNS)} must be filled in; without cells, all but the annotation"
     elif row.surplus:
         reason = f"it has {row.surplus} more fields than the header"
     elif cell_type not in CELL_TYPES:
@@ -154,10 +158,22 @@ def _cell_row(row: TableRow) -> CellRow | BadRow:
     return BadRow(row.number, image_id, reason)
 
 
+def part_empty_rows(rows: Sequence[CellRow]) -> tuple[Sequence[CellRow], list[BadRow]]:
+    """The rows of one image that count, and those that say nothing is in it though others have cells."""
+    cells = [row for row in rows if row.rle]
+    if not cells or len(cells) == len(rows):
+        return rows, []
+    reason = (
+        f"each of {', '.join(_NEEDED_COLUMNS)} must be filled in; an empty annotation means an image without cells, "
+        "and other rows of this one have some"
+    )
+    return cells, [BadRow(row.number, row.image_id, reason) for row in rows if not row.rle]
+
+
 def read_annotations(
     path: Path, *, exclude: Collection[str] = WRONGLY_ANNOTATED, names: Collection[str] = ()
 ) -> dict[str, ImageAnnotations]:
-    """All images of a train.csv, by id, in the file's order.
+    """All images of a train.csv, by id, in the file's order. Identical cells of an image count once, with a warning.
 
     Args:
         path: the CSV file, one row per cell.
@@ -167,12 +183,26 @@ def read_annotations(
     Raises:
         InputError: no such file, a column is missing, a row cannot be read, or an image's rows disagree.
     """
-    heads: dict[str, tuple[str, tuple[int, int]]] = {}
-    rles: dict[str, list[str]] = {}
+    rows: dict[str, list[CellRow]] = {}
     for row in read_cell_rows(path, names):
         if isinstance(row, BadRow):
             raise InputError(f"{path}, row {row.number}: {row.reason}")
         if row.image_id not in exclude:
-            heads[row.image_id] = row.cell_type, row.image_shape
-            rles.setdefault(row.image_id, []).append(row.rle)
-    return {image_id: ImageAnnotations(image_id, *heads[image_id], tuple(texts)) for image_id, texts in rles.items()}
+            rows.setdefault(row.image_id, []).append(row)
+    images: dict[str, ImageAnnotations] = {}
+    repeated: list[str] = []
+    for image_id, of_image in rows.items():
+        of_image, bad = part_empty_rows(of_image)
+        if bad:
+            raise InputError(f"{path}, row {bad[0].number} (image '{image_id}'): {bad[0].reason}")
+        cells, twins = part_twins(of_image, lambda row: same_run_lengths(row.rle))
+        repeated += [f"row {twin.number} is row {first.number} ('{image_id}')" for twin, first in twins]
+        images[image_id] = ImageAnnotations(
+            image_id,
+            cells[0].cell_type,
+            cells[0].image_shape,
+            tuple(cell.rle for cell in cells if cell.rle),
+            next((cell.sample_id for cell in of_image if cell.sample_id), ""),
+        )
+    warn_of_twins(path, repeated)
+    return images

@@ -37,14 +37,19 @@ def images_by_name(paths: Iterable[Path]) -> dict[str, Path]:
     return by_name
 
 
+def image_name(text: str) -> str:
+    """What is left of an id without a path before and an image's ending behind it."""
+    name = Path(last_part(text))
+    return name.stem if name.suffix.lower() in IMAGE_SUFFIXES else name.name
+
+
 def known_name(text: str, names: Collection[str]) -> str:
     """Which of the images' `names` an image id in a table means.
 
     The id itself, if there is such a name; else what is left of it without a path before and an image's ending behind
     it, or, where a program took the ids for numbers, without the .0 that it appended; else the id, for a message.
     """
-    name = Path(last_part(text))
-    bare = name.stem if name.suffix.lower() in IMAGE_SUFFIXES else name.name
+    bare = image_name(text)
     return next((known for known in (text, bare, bare.removesuffix(".0")) if known in names), text)
 
 

@@ -32,7 +32,7 @@ class _Draft:
     cells: list[SourceCell] = field(default_factory=list)
 
 
-def read_livecell(annotations: Sequence[Path], images_folder: Path) -> Source:
+def read_livecell(annotations: Sequence[Path], images_folder: Path, *, keep_empty: bool = False) -> Source:
     """The cells of one or several of LIVECell's COCO files.
 
     A category that is one of LIVECELL_CLASSES (in any case of letters) is the cell's class; with LIVECell's own
@@ -45,6 +45,8 @@ def read_livecell(annotations: Sequence[Path], images_folder: Path) -> Source:
     Args:
         annotations: the JSON files.
         images_folder: searched with its sub-folders; an image is known by its name without ending.
+        keep_empty: images that a file lists, and that no annotation belongs to, are images without cells; else they
+            count as not annotated, and are dropped by name.
 
     Raises:
         InputError: a file cannot be read at all, or the folder holds no image.
@@ -53,7 +55,7 @@ def read_livecell(annotations: Sequence[Path], images_folder: Path) -> Source:
     reader = _CocoReader()
     for path in annotations:
         reader.read(path)
-    images = reader.match_files(paths, images_folder)
+    images = reader.match_files(paths, images_folder, keep_empty=keep_empty)
     return Source(
         name="livecell",
         class_names=LIVECELL_CLASSES,
@@ -128,18 +130,28 @@ class _CocoReader:
                 self.drafts[draft.image_id] = drafts[key] = draft
         return drafts, repeated
 
-    def match_files(self, paths: dict[str, list[Path]], folder: Path) -> list[SourceImage]:
-        """The images that have cells and one file among `paths`, those below `folder` by name; others are dropped."""
+    def match_files(self, paths: dict[str, list[Path]], folder: Path, *, keep_empty: bool = False) -> list[SourceImage]:
+        """The images that have one file among `paths`, those below `folder` by name, and cells; others are dropped.
+
+        With `keep_empty` images without any annotation are taken, too, where their name says the cell line.
+        """
         with_dropped_cells = {cell.image_id for cell in self.dropped_cells}
         found = []
         for draft in self.drafts.values():
             files = paths.get(draft.image_id, [])
-            if len(files) == 1 and draft.cells:
+            all_dropped = not draft.cells and draft.image_id in with_dropped_cells
+            is_empty = keep_empty and not draft.cells and not all_dropped
+            if len(files) == 1 and (draft.cells or (is_empty and draft.label is not None)):
                 found.append(_source_image(draft, files[0]))
                 continue
-            if not draft.cells:
-                all_dropped = draft.image_id in with_dropped_cells
-                reason = "none of its cells can be used" if all_dropped else "no cell is annotated in it"
+            if is_empty and draft.label is None:
+                lines = ", ".join(LIVECELL_CLASSES)
+                reason = (
+                    f"no cell is annotated in it, and its name begins with none of {lines}: its cell line is unknown"
+                )
+            elif not draft.cells and not is_empty:
+                hint = "; if nothing is in it: --keep-empty"
+                reason = "none of its cells can be used" if all_dropped else f"no cell is annotated in it{hint}"
             elif not files:
                 reason = f"no image of this name below {folder}"
             else:

@@ -7,14 +7,16 @@ report = prepare(source, Path("prepared"), split="group", folds=5, workers=4)
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 from tqdm import tqdm
 
+from kernel.data.pictures import same_pictures
 from kernel.data.prepare_image import PreparedResult, prepare_image
 from kernel.data.prepare_report import (
     REPORT_NAME,
@@ -75,8 +77,13 @@ def prepare(
     report = build_report(source, results)
     if not kept:
         raise InputError(_nothing_left(report, out))
-    if split and len(kept) < len(source.images):
-        made = _split(kept, report.reasons, split, folds, or_next_best=or_next_best)
+    pictures = [result.picture for result in results if result.picture]
+    same = {
+        pictures[place].image_id: pictures[group[0]].image_id for group in same_pictures(pictures) for place in group
+    }
+    report = replace(report, same_pictures=tuple((name, first) for name, first in same.items() if name != first))
+    if split and (same or len(kept) < len(source.images)):
+        made = _split(kept, report.reasons, split, folds, or_next_best=or_next_best, same=same)
     if made:
         report = replace(report, split=split_record(made))
     write_prepared(out, dataset, f"{source.name}, prepared by python -m kernel prepare")
@@ -102,10 +109,21 @@ def _nothing_left(report: PrepareReport, out: Path) -> str:
 
 
 def _split(
-    images: Sequence[SourceImage], lost: Sequence[ReasonCount], name: str, folds: int, *, or_next_best: bool
+    images: Sequence[SourceImage],
+    lost: Sequence[ReasonCount],
+    name: str,
+    folds: int,
+    *,
+    or_next_best: bool,
+    same: Mapping[str, str] = MappingProxyType({}),
 ) -> Split:
-    """`make_split`; where it fails, the message also says what was left out before, for that may be the cause."""
-    sampled = [SampledImage(image.image_id, image.cell_type, image.sample_id) for image in images]
+    """`make_split`; where it fails, the message also says what was left out before, for that may be the cause.
+
+    `same`: of pictures that are the same, the first one's id by each one's.
+    """
+    sampled = [
+        SampledImage(image.image_id, image.cell_type, image.sample_id, same.get(image.image_id, "")) for image in images
+    ]
     try:
         return make_split(sampled, name, folds, or_next_best=or_next_best)
     except InputError as error:

@@ -9,8 +9,10 @@ import numpy as np
 from scipy.ndimage import binary_fill_holes
 
 from kernel.data.coco_masks import decode_segmentation, sound_polygons
+from kernel.data.pictures import Picture, picture_of
 from kernel.data.prepared import PreparedImage, encode_cell
 from kernel.data.sources import DroppedCell, SourceCell, SourceImage
+from kernel.data.twins import part_twins
 from kernel.errors import InputError
 from kernel.images.reading import read_image
 from kernel.masks.rle import decode_rle_crop
@@ -31,19 +33,20 @@ class PreparedResult:
     cleared_pixels: int = 0
     corrected: bool = False
     correction_flaw: str = ""  # why the image's correction was not applied
+    picture: Picture | None = None  # what a kept image is recognised by
 
 
 def prepare_image(task: SourceImage) -> PreparedResult:
     """Read an image, decode its masks, fill their holes, apply its correction, encode them again."""
     try:
-        shape = read_image(task.path).shape[:2]
+        pixels = read_image(task.path)
     except InputError as error:
         return PreparedResult(None, str(error))
-    height, width = shape
+    height, width = pixels.shape[:2]
     if task.image_shape not in (None, (height, width)):
         return PreparedResult(None, f"the file is {height} x {width}, and annotated as {task.image_shape}")
     outside, flaw = _outside_correction(task, (height, width))
-    cells, dropped, partial, empty = [], [], [], []
+    cells, dropped, empty = [], [], []
     filled, cleared = Counter[str](), Counter[str]()
     for cell in task.cells:
         try:
@@ -66,12 +69,17 @@ def prepare_image(task: SourceImage) -> PreparedResult:
         if encoded is None:
             empty.append(DroppedCell(task.image_id, cell.place, reason))
         else:
-            cells.append(encoded)
-            if unread:
-                partial.append(DroppedCell(task.image_id, cell.place, unread))
+            cells.append((cell.place, encoded, unread))
+    cells, twins = part_twins(cells, lambda cell: (cell[1].bbox_xywh, cell[1].counts))
+    partial = [DroppedCell(task.image_id, place, unread) for place, _, unread in cells if unread]
+    dropped += [DroppedCell(task.image_id, twin[0], f"it is the same cell as {first[0]}") for twin, first in twins]
+    is_kept = bool(cells) or not task.cells  # in an image without cells nothing was annotated
+    made = PreparedImage(
+        task.path, task.cell_type, (height, width), tuple(cell for _, cell, _ in cells), task.sample_id
+    )
     return PreparedResult(
-        image=PreparedImage(task.path, task.cell_type, (height, width), tuple(cells)) if cells else None,
-        reason="" if cells else "no cell is left",
+        image=made if is_kept else None,
+        reason="" if is_kept else "no cell is left",
         dropped=tuple(dropped),
         partial=tuple(partial),
         empty=tuple(empty),
@@ -81,6 +89,7 @@ def prepare_image(task: SourceImage) -> PreparedResult:
         cleared_pixels=cleared["pixels"],
         corrected=outside is not None,
         correction_flaw=flaw,
+        picture=picture_of(task.image_id, pixels) if is_kept else None,
     )
 
 

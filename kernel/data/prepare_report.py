@@ -48,7 +48,7 @@ class PrepareReport:
     """What was read, mended and dropped.
 
     Every row that was read is a cell written, or a dropped cell, or an empty mask, or one of the rows of a dropped
-    image.
+    image, or says that nothing is in its image.
     """
 
     source: str
@@ -71,6 +71,8 @@ class PrepareReport:
     reasons: tuple[ReasonCount, ...]  # of all that was left out
     notes: tuple[str, ...]
     images_without_annotations: tuple[str, ...]
+    images_without_cells: tuple[str, ...]  # of those written: nothing is in them
+    same_pictures: tuple[tuple[str, str], ...]  # an image and an earlier one of equal or nearly equal pixels
     split: dict[str, Any] | None  # name, folds, images of each fold, passed_over
 
     def describe(self) -> str:
@@ -98,6 +100,11 @@ class PrepareReport:
             ("cells dropped", [_cell_line(cell) for cell in self.dropped_cells]),
             ("empty masks", [_cell_line(cell) for cell in self.empty_masks]),
             ("cells kept in part", [_cell_line(cell) for cell in self.cells_in_part]),
+            ("images without cells, kept: what is found in them is wrong", list(self.images_without_cells)),
+            (
+                "the same pictures under several ids, kept together in one fold",
+                [f"{name} is {first}" for name, first in self.same_pictures],
+            ),
             ("images without annotations, passed over", list(self.images_without_annotations)),
         )
         for title, entries in lists:
@@ -198,6 +205,8 @@ def build_report(source: Source, results: Sequence[PreparedResult]) -> PrepareRe
         reasons=count_reasons(dropped_cells, empty_masks, dropped_images),
         notes=source.notes,
         images_without_annotations=source.images_without_annotations,
+        images_without_cells=tuple(image.image_id for image in written if not image.cells),
+        same_pictures=(),
         split=None,
     )
 

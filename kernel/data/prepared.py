@@ -27,6 +27,7 @@ from kernel.data.coco_masks import decode_counts
 from kernel.data.image_names import composed
 from kernel.data.json_files import read_json
 from kernel.data.tables import whole_text
+from kernel.data.twins import part_twins, warn_of_twins
 from kernel.errors import InputError
 from kernel.masks.instances import CellMasks, tight_window
 
@@ -52,6 +53,7 @@ class PreparedImage:
     cell_type: str
     image_shape: tuple[int, int]  # height, width
     cells: tuple[PreparedCell, ...]
+    sample_id: str = ""  # "" where unknown
 
     @property
     def image_id(self) -> str:
@@ -153,8 +155,10 @@ def _image_records(folder: Path, dataset: PreparedDataset) -> Iterator[dict[str,
     for number, image in enumerate(_sorted_images(dataset), start=1):
         height, width = image.image_shape
         file_name = _path_from(folder, image.path)
+        sample = {"sample_id": image.sample_id} if image.sample_id else {}
         yield {
             "id": number, "file_name": file_name, "width": width, "height": height, "cell_type": image.cell_type,
+            **sample,
         }  # fmt: skip
 
 
@@ -201,12 +205,14 @@ def read_prepared(folder: Path) -> PreparedDataset:
                 raise ValueError(f"its id is {category['id']}, expected {label + 1}")
             names.append(str(category["name"]))
         heads: dict[int, tuple[Path, str, tuple[int, int]]] = {}
+        samples: dict[int, str] = {}
         cells: dict[int, list[PreparedCell]] = {}
         place = "the file"
         for number, image in enumerate(data["images"], start=1):
             place = f"image {number}"
-            file_name = os.path.normpath(real_folder / image["file_name"])
+            file_name = os.path.normpath(real_folder / _own_separators(real_folder, image["file_name"]))
             heads[image["id"]] = Path(file_name), str(image["cell_type"]), (int(image["height"]), int(image["width"]))
+            samples[image["id"]] = str(image.get("sample_id", ""))
             cells[image["id"]] = []
         place = "the file"
         for number, annotation in enumerate(data["annotations"], start=1):
@@ -217,9 +223,18 @@ def read_prepared(folder: Path) -> PreparedDataset:
         raise InputError(f"{path}: {place} has no {error}: it is not what `python -m kernel prepare` writes") from error
     except (ValueError, TypeError) as error:
         raise InputError(f"{path}: {place}: {error}: it is not what `python -m kernel prepare` writes") from error
-    return PreparedDataset(
-        tuple(names), tuple(PreparedImage(*heads[number], tuple(found)) for number, found in cells.items())
-    )
+    images, repeated = [], []
+    for number, found in cells.items():
+        kept, twins = part_twins(found, lambda cell: (cell.bbox_xywh, cell.counts))
+        images.append(PreparedImage(*heads[number], tuple(kept), samples[number]))
+        repeated += [f"one at x, y {twin.bbox_xywh[:2]} ('{images[-1].image_id}')" for twin, _ in twins]
+    warn_of_twins(path, repeated)
+    return PreparedDataset(tuple(names), tuple(images))
+
+
+def _own_separators(folder: Path, name: str) -> str:
+    """A path of another system in this one's form; as it is, where there is such a file."""
+    return name if "\\" not in name or (folder / name).exists() else name.replace("\\", "/")
 
 
 def _cell_of_record(record: dict[str, Any], image_shape: tuple[int, int], classes: int) -> PreparedCell:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kernel.data.annotations import WRONGLY_ANNOTATED, BadRow, CellRow, images_of_table, read_cell_rows
+from kernel.data.annotations import WRONGLY_ANNOTATED, BadRow, CellRow, images_of_table, part_empty_rows, read_cell_rows
 from kernel.data.image_names import composed, images_by_name, known_name
 from kernel.data.json_files import read_json
 from kernel.data.tables import read_table
@@ -93,8 +93,11 @@ def read_competition(folder: Path, astro_fix: Path | None = None) -> Source:
             bad.append(DroppedCell(row.image_id, f"row {row.number}", row.reason))
         else:
             rows.setdefault(row.image_id, []).append(row)
+    count = sum(map(len, rows.values())) + len(bad)
     images, dropped = [], _without_good_rows(bad, rows)
-    for image_id, cells in rows.items():
+    for image_id, of_image in rows.items():
+        cells, contradicting = part_empty_rows(of_image)
+        bad += [DroppedCell(image_id, f"row {row.number}", row.reason) for row in contradicting]
         if image_id in WRONGLY_ANNOTATED:
             reason = "its annotations are plainly wrong: the published solution leaves it out as well"
             dropped.append(DroppedImage(image_id, reason, len(cells)))
@@ -103,14 +106,14 @@ def read_competition(folder: Path, astro_fix: Path | None = None) -> Source:
         else:
             first, label = cells[0], CELL_TYPES.index(cells[0].cell_type)
             sample_id = next((cell.sample_id for cell in cells if cell.sample_id), "")
-            found = tuple(SourceCell(f"row {cell.number}", label, cell.rle) for cell in cells)
+            found = tuple(SourceCell(f"row {cell.number}", label, cell.rle) for cell in cells if cell.rle)
             images.append(SourceImage(image_id, paths[image_id], first.cell_type, sample_id, first.image_shape, found))
     named = {*rows, *(cell.image_id for cell in bad)}
     source = Source(
         name="competition",
         class_names=CELL_TYPES,
         images=tuple(images),
-        rows=sum(map(len, rows.values())) + len(bad),
+        rows=count,
         dropped_images=tuple(dropped),
         dropped_cells=tuple(bad),
         images_without_annotations=tuple(stem for stem in paths if stem not in named),
@@ -144,7 +147,7 @@ def with_corrections(source: Source, folder: Path) -> Source:
     return replace(source, images=images, without_correction=lacking)
 
 
-def read_pseudo_labels(submission: Path, images_folder: Path, cell_types: str) -> Source:
+def read_pseudo_labels(submission: Path, images_folder: Path, cell_types: str, *, keep_empty: bool = False) -> Source:
     """The masks that a kernel found, taken for annotations.
 
     Args:
@@ -152,6 +155,7 @@ def read_pseudo_labels(submission: Path, images_folder: Path, cell_types: str) -
         images_folder: the images, <id> with any of the known endings.
         cell_types: one cell type for all images; or a CSV file with the columns id and cell_type; or the summary.json
             that the kernel wrote beside the submission.
+        keep_empty: images in which nothing was found are images without cells; else they are dropped by name.
 
     Raises:
         InputError: one of the three cannot be read at all.
@@ -172,13 +176,13 @@ def read_pseudo_labels(submission: Path, images_folder: Path, cell_types: str) -
     images, dropped = [], _without_good_rows(bad, rows)
     for image_id, texts in rows.items():
         cell_type, found = type_of(image_id), [(number, text) for number, text in texts if text]
-        if not found:
+        if not found and not keep_empty:
             dropped.append(DroppedImage(image_id, "nothing was found in it", len(texts)))
             continue
         bad.extend(
             DroppedCell(image_id, f"row {number}", "it has no run lengths, and other rows of its image have")
             for number, text in texts
-            if not text
+            if found and not text
         )
         if image_id not in paths:
             dropped.append(DroppedImage(image_id, f"no image of this name in {images_folder}", len(found)))

@@ -11,10 +11,11 @@ import csv
 import re
 import warnings
 from collections import Counter
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from kernel.data.image_names import image_name
 from kernel.data.tables import read_table, whole_number, whole_text
 from kernel.errors import InputError
 from kernel.log import LOG
@@ -41,6 +42,7 @@ class SampledImage:
     image_id: str
     cell_type: str
     sample_id: str  # "" where unknown
+    same_as: str = ""  # of pictures that are the same, the first one's id: whatever the split, they stay together
 
 
 @dataclass(frozen=True)
@@ -75,12 +77,18 @@ def plate_and_well(sample_id: str) -> str | None:
 def make_split(images: Sequence[SampledImage], name: str, folds: int, *, or_next_best: bool = False) -> Split:
     """Distribute images over folds. The result does not depend on the order of `images` and draws nothing.
 
+    Pictures that are the same (`SampledImage.same_as`) stay together in every split: the first one's fold is theirs,
+    whatever their own sample ids say. Where the split is not possible so, the next best one is taken; where none is, a
+    warning names the copies.
+
     Args:
         images: with ids that differ.
         name: one of SPLIT_NAMES. group: GroupKFold by plate and well; stratified-group: StratifiedGroupKFold by cell
             type, grouped by sample; stratified: StratifiedKFold by cell type.
         folds: how many, at least 2.
-        or_next_best: where the split is not possible, take the next one of SPLIT_NAMES that is, with a warning.
+        or_next_best: where the split is not possible, take the next one of SPLIT_NAMES that is, with a warning. Wells
+            that are known stay together there too, if that is possible.
+
 
     Raises:
         InputError: fewer than 2 folds, fewer images than folds, or the split is not possible.
@@ -95,14 +103,37 @@ def make_split(images: Sequence[SampledImage], name: str, folds: int, *, or_next
             "give more images, or make none (--split none)"
         )
     images = sorted(images, key=lambda image: image.image_id)
+    copies = [image for image in images if image.same_as not in ("", image.image_id)]
+    if copies:
+        try:
+            # A copy in the training images is worse than a well in both: the next best split is taken for that.
+            return _with_copies(_split_different(set(images) - set(copies), name, folds, or_next_best=True), copies)
+        except InputError as error:
+            named = ", ".join(f"{copy.image_id} is {copy.same_as}" for copy in copies[:10])
+            LOG.warning(
+                "%d images are pictures that others are too, and may lie in another fold (%s%s): %s",
+                len(copies), named, ", ..." if len(copies) > 10 else "", error,
+            )  # fmt: skip
+    return _split_different(images, name, folds, or_next_best)
+
+
+def _with_copies(split: Split, copies: Sequence[SampledImage]) -> Split:
+    """The split with images that are copies of others in it."""
+    rows = {row.image_id: row for row in split.rows}
+    of_copies = [replace(rows[copy.same_as], image_id=copy.image_id, cell_type=copy.cell_type) for copy in copies]
+    return replace(split, rows=tuple(sorted([*split.rows, *of_copies], key=lambda row: row.image_id)))
+
+
+def _split_different(given: Collection[SampledImage], name: str, folds: int, or_next_best: bool) -> Split:
+    """`make_split` of images that are all different."""
+    images = sorted(given, key=lambda image: image.image_id)
+    if len(images) < folds:
+        raise InputError(f"only {len(images)} of the pictures are different, and {folds} folds are asked for")
     passed_over: list[str] = []
     for candidate in SPLIT_NAMES[SPLIT_NAMES.index(name) :]:
-        groups = _groups(images, candidate)
-        reason = _obstacle(images, groups, candidate, folds)
-        assigned = [] if reason else _assign_folds(images, groups, candidate, folds)
-        if not reason and len(set(assigned)) < folds:
-            reason = f"split '{candidate}' leaves one of the {folds} folds empty"
+        reason, groups, assigned = _try_split(images, candidate, folds, keep_wells=candidate != name)
         if not reason:
+            warn_of_wells({image.image_id: image.sample_id for image in images}, _fold_of(images, assigned))
             rows = tuple(
                 FoldRow(image.image_id, fold, image.cell_type, group or "")
                 for image, fold, group in zip(images, assigned, groups, strict=True)
@@ -113,6 +144,56 @@ def make_split(images: Sequence[SampledImage], name: str, folds: int, *, or_next
         LOG.warning("%s: the next best split is tried", reason)
         passed_over.append(reason)
     raise AssertionError("the loop returns or raises")
+
+
+def _try_split(
+    images: Sequence[SampledImage], name: str, folds: int, *, keep_wells: bool
+) -> tuple[str, list[str | None], list[int]]:
+    """Why a split is not possible, or ""; else what is kept together, and each image's fold."""
+    groups = _groups(images, name)
+    reason = _obstacle(images, groups, name, folds)
+    if reason:
+        return reason, groups, []
+    if keep_wells and name != "group":
+        # In the place of a split by wells, which some images lack: those that are known.
+        known = [plate_and_well(image.sample_id) or group for image, group in zip(images, groups, strict=True)]
+        assigned = _assign_folds(images, known, name, folds) if _count(known) >= folds else []
+        if len(set(assigned)) == folds:
+            return "", known, assigned
+    assigned = _assign_folds(images, groups, name, folds)
+    if len(set(assigned)) == folds:
+        return "", groups, assigned
+    return f"split '{name}' leaves one of the {folds} folds empty", groups, []
+
+
+def _fold_of(images: Sequence[SampledImage], assigned: Sequence[int]) -> dict[str, int]:
+    return {image.image_id: fold for image, fold in zip(images, assigned, strict=True)}
+
+
+def _count(groups: Sequence[str | None]) -> int:
+    """How many groups there are; an image without one is alone."""
+    return len({group for group in groups if group is not None}) + sum(group is None for group in groups)
+
+
+def warn_of_wells(samples: Mapping[str, str], folds: Mapping[str, int]) -> None:
+    """Say which wells lie in several folds: what is scored on one of these is no unseen well.
+
+    Args:
+        samples: sample ids by image.
+        folds: by image.
+    """
+    folds_of: dict[str, set[int]] = {}
+    for image_id, sample_id in samples.items():
+        well = plate_and_well(sample_id)
+        if well is not None and image_id in folds:
+            folds_of.setdefault(well, set()).add(folds[image_id])
+    torn = [well for well, found in folds_of.items() if len(found) > 1]
+    if torn:
+        LOG.warning(
+            "%d of %d wells lie in several folds, %s: a score on one fold is not one on unseen wells, and promises too "
+            "much; `prepare --split group` keeps them together",
+            len(torn), len(folds_of), ", ".join(torn[:5]) + (", ..." if len(torn) > 5 else ""),
+        )  # fmt: skip
 
 
 def _groups(images: Sequence[SampledImage], name: str) -> list[str | None]:
@@ -159,7 +240,11 @@ def _assign_folds(images: Sequence[SampledImage], groups: Sequence[str | None], 
     # Here, because it takes a second to import and folds.csv is read without it.
     from sklearn.model_selection import GroupKFold, StratifiedGroupKFold, StratifiedKFold
 
-    splitter = {"group": GroupKFold, "stratified-group": StratifiedGroupKFold, "stratified": StratifiedKFold}[name]
+    # An image that is alone is a group of its own, by a name that no sample has.
+    named = [f"\0{image.image_id}" if group is None else group for image, group in zip(images, groups, strict=True)]
+    has_groups = len(set(named)) < len(named)
+    stratified = StratifiedGroupKFold if has_groups or name == "stratified-group" else StratifiedKFold
+    splitter = GroupKFold if name == "group" else stratified
     cell_types = [image.cell_type for image in images]
     if name != "group":
         rare = sorted(cell_type for cell_type, count in Counter(cell_types).items() if count < folds)
@@ -169,7 +254,7 @@ def _assign_folds(images: Sequence[SampledImage], groups: Sequence[str | None], 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The least populated class", UserWarning)  # warned of above, by name
         for fold, (_, held_out) in enumerate(
-            splitter(folds).split(cell_types, cell_types, None if name == "stratified" else groups)
+            splitter(folds).split(cell_types, cell_types, None if splitter is StratifiedKFold else named)
         ):
             for index in held_out:
                 assigned[index] = fold
@@ -190,14 +275,14 @@ def write_folds(path: Path, rows: Sequence[FoldRow]) -> None:
 
 
 def read_folds(path: Path) -> dict[str, int]:
-    """The fold of each image of a folds.csv.
+    """The fold of each image of a folds.csv. A path before an id, of any system, and an image's ending do not count.
 
     Raises:
         InputError: no such file, a row that cannot be read, or an image that is named twice.
     """
     folds: dict[str, int] = {}
     for row in read_table(path, _FOLD_COLUMNS[:2], "folds", "the folds.csv that `python -m kernel prepare` writes"):
-        image_id, fold = row.values["id"], whole_number(row.values["fold"])
+        image_id, fold = image_name(row.values["id"]), whole_number(row.values["fold"])
         if not image_id or fold is None:
             raise InputError(
                 f"{path}, row {row.number}: expected an id and a fold from 0, got '{image_id}' and "

@@ -166,6 +166,11 @@ def require_member(path: Path, name: str) -> None:
         raise InputError(f"{path} has no member {name!r}: {hint}")
 
 
+def check_addition(path: Path, entry: Mapping[str, Any]) -> None:
+    """Raise InputError as `add_to_manifest` would; nothing is written."""
+    changed_text(path, lambda text: put_member(text, entry), "the new member")
+
+
 def write_manifest(path: Path, text: str) -> None:
     """Write a manifest file in UTF-8, whole or not at all."""
     with whole_file(path) as temporary:

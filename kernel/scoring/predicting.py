@@ -71,6 +71,8 @@ class PredictionJob:
     image: AnnotatedImage
     files: EnsembleFiles
     fold: int | None = None  # that the ensemble has not seen; None: not known to any fold
+    seen_by: tuple[str, ...] = ()  # members that have learned from the image (`kernel.scoring.seen`)
+    untold: tuple[str, ...] = ()  # members of which that is not known
 
     def alone(self, name: str) -> PredictionJob:
         """The same by one member."""
@@ -193,7 +195,8 @@ class Predictor:
         image = job.image.read()  # before the loading, so that an image that cannot be read is refused at once
         prediction = soft_prediction(predict_image(self.last.load(job.files), image))
         if folder is not None:
-            store_prediction(prediction_path(folder, job.image.image_id), prediction, job.fingerprint())
+            path = prediction_path(folder, job.image.image_id)
+            store_prediction(path, prediction, job.fingerprint(), job.seen_by, job.untold)
         return prediction
 
 

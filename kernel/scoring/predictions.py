@@ -103,8 +103,21 @@ def prediction_path(folder: Path, image_id: str) -> Path:
     return folder / f"{image_id}.npz"
 
 
-def store_prediction(path: Path, prediction: SoftPrediction, fingerprint: Fingerprint) -> None:
+def store_prediction(
+    path: Path,
+    prediction: SoftPrediction,
+    fingerprint: Fingerprint,
+    seen_by: Sequence[str] = (),
+    untold: Sequence[str] = (),
+) -> None:
     """Write a prediction, whole or not at all.
+
+    Args:
+        path: the file.
+        prediction: to keep.
+        fingerprint: what it was made of.
+        seen_by: the members that have learned from the image.
+        untold: the members of which that is not known.
 
     Raises:
         InputError: the file cannot be written.
@@ -116,6 +129,8 @@ def store_prediction(path: Path, prediction: SoftPrediction, fingerprint: Finger
         "cell_type": prediction.cell_type,
         "level_counts": prediction.level_counts,
         "seconds": dict(prediction.seconds),
+        "seen_by": list(seen_by),
+        "untold": list(untold),
     }
     empty = np.zeros(0, np.uint8)
     try:
@@ -174,6 +189,21 @@ def load_fingerprint(path: Path) -> dict[str, Any]:
     metadata, _ = _read_file(path, arrays=False)
     try:
         return dict(metadata["fingerprint"])
+    except _DAMAGE as error:
+        raise _damaged(path, error) from error
+
+
+def load_seen(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Of a stored prediction, the members that have learned from its image, and those of which that is not known.
+
+    Raises:
+        InputError: as `load_prediction`.
+    """
+    metadata, _ = _read_file(path, arrays=False)
+    try:
+        if "seen_by" not in metadata:  # stored by an earlier version
+            return (), tuple(metadata["fingerprint"]["weights"])
+        return tuple(metadata["seen_by"]), tuple(metadata["untold"])
     except _DAMAGE as error:
         raise _damaged(path, error) from error
 

@@ -37,6 +37,7 @@ class ImageResult:
     seconds: float
     level_counts: tuple[int, ...]  # confident positions per FPN level
     fold: int | None = None  # out of fold: that of the image, which the ensemble has not seen
+    seen_by: tuple[str, ...] = ()  # members that have learned from the image
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,10 +198,12 @@ def results_to_csv(results: Sequence[ImageResult]) -> str:
             "seconds",
             "level_counts",
             "fold",
+            "seen_by",
         ]
     )
     for r in results:
         counts = " ".join(map(str, r.level_counts))
         row = [r.image_id, r.cell_type, r.found_type or "", r.counted_type, r.cells, r.found_cells]
-        writer.writerow([*row, f"{r.score:.6f}", f"{r.seconds:.2f}", counts, "" if r.fold is None else r.fold])
+        fold = "" if r.fold is None else r.fold
+        writer.writerow([*row, f"{r.score:.6f}", f"{r.seconds:.2f}", counts, fold, "; ".join(r.seen_by)])
     return stream.getvalue()

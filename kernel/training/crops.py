@@ -21,7 +21,7 @@ class CropDataset(Dataset[Sample]):
     Cell types come in turn, and each image of a type is equally likely.
 
     Args:
-        images: with cells of the competition's types.
+        images: of the competition's types; those without cells teach what is none.
         length: number of samples.
         crop_size: side in pixels.
         seed: of all random numbers.
@@ -72,7 +72,7 @@ class CropDataset(Dataset[Sample]):
             flips = (bool(rng.integers(2)), bool(rng.integers(2)))
             sample = cut(image, top, left, side, flips)
             sample = self.augmentation.apply(sample, turn, rng, self.crop_size)
-            if len(sample.labels):
+            if len(sample.labels) or not image.crops:
                 break
         assert sample is not None
         return sample

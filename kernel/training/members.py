@@ -13,8 +13,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from kernel.data.annotated import list_annotated
 from kernel.data.json_files import read_json
 from kernel.data.livecell import read_livecell
+from kernel.data.pictures import PictureIndex, picture_of
 from kernel.data.prepare import PrepareReport, prepare
 from kernel.data.sources import read_competition
 from kernel.data.splits import FOLDS_NAME, other_folds
@@ -29,7 +31,7 @@ from kernel.settings import CELL_TYPES
 from kernel.training.evaluation import EVALUATION_SETTINGS, check_class_count
 from kernel.training.recipe import Recipe
 from kernel.training.run import TrainingRun
-from kernel.training.samples import TrainingImage, read_training_images
+from kernel.training.samples import TrainingImage, leave_out_pictures, read_training_images
 from kernel.training.trainer import train_detector
 
 #: The run on LIVECell, by its name beside those of the kinds.
@@ -53,7 +55,7 @@ class MembersPlan:
     kinds: tuple[str, ...]
     iterations: tuple[int, ...]  # of each kind's finetuning
     pretraining_iterations: int
-    folds: int  # stratified by cell type
+    folds: int  # by wells, or the next best split
     fold: int | None  # left out of the training, to be scored; None: all images are trained on
     device: str = "cpu"
 
@@ -137,8 +139,9 @@ def prepare_members(plan: MembersPlan) -> None:
             "competition": str(plan.competition.resolve()),
             "train_csv_sha256": file_sha256(plan.competition / "train.csv"),
             "folds": plan.folds,
+            "split": "group, or the next best",
         },
-        lambda: prepare(read_competition(plan.competition), plan.prepared, "stratified", plan.folds),
+        lambda: prepare(read_competition(plan.competition), plan.prepared, "group", plan.folds, or_next_best=True),
     )
     annotations, images = list(plan.livecell_annotations), plan.livecell_images
     if images is not None:
@@ -181,13 +184,23 @@ def train_members(plan: MembersPlan) -> None:
         RunError: a training fails or is stopped; the same call goes on from there.
     """
     # First, though LIVECell's turn comes before: what is wrong with them should show now, not after hours.
-    images = competition_images(plan)
+    held_out = held_out_pictures(plan)
+    images = leave_out_pictures(competition_images(plan), held_out, plan.prepared)
     init, keep_classes = plan.encoder_weights, False
     for name, recipe in plan.recipes.items():
-        its_images = read_training_images(plan.prepared_livecell) if name == PRETRAINED else images
+        its_images = images
+        if name == PRETRAINED:
+            livecell = read_training_images(plan.prepared_livecell)
+            its_images = leave_out_pictures(livecell, held_out, plan.prepared_livecell)
         init = train_one(plan, name, recipe, its_images, init, keep_classes)
         keep_classes = name != PRETRAINED  # from the first kind on the classes are the same
     write_members_manifest(plan)
+
+
+def held_out_pictures(plan: MembersPlan) -> PictureIndex:
+    """The pictures of the fold that is left out."""
+    entries = [] if plan.fold is None else list_annotated(plan.prepared, [plan.fold], plan.folds_csv)
+    return PictureIndex(picture_of(entry.image_id, entry.read()) for entry in entries)
 
 
 def competition_images(plan: MembersPlan) -> list[TrainingImage]:

@@ -39,6 +39,7 @@ class RunRecord:
             "training": asdict(run.settings),
             "images": len(run.images),
             "cells": sum(len(image.crops) for image in run.images),
+            "cells_too_small": sum(run.small_cells.values()),
             "extra_images": len(run.extra),
             "fingerprint": run.fingerprint,
             "torch": torch.__version__,

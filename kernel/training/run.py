@@ -9,11 +9,14 @@ from functools import cached_property
 from pathlib import Path
 
 from kernel.data.annotated import AnnotatedImage
+from kernel.data.learned import MemberRecord, all_pictures, read_member_record
+from kernel.data.pictures import Picture, picture_of
 from kernel.errors import InputError
 from kernel.files import file_sha256
+from kernel.log import LOG
 from kernel.models.configs import DetectorSpec
 from kernel.training.evaluation import check_evaluation
-from kernel.training.samples import TrainingImage, check_classes, images_digest
+from kernel.training.samples import MIN_CELL_PIXELS, TrainingImage, check_classes, count_small_cells, images_digest
 from kernel.training.settings import TrainSettings
 from kernel.training.state import fingerprint_of
 
@@ -37,6 +40,7 @@ class TrainingRun:
     half: bool = False  # write weights as float16
     validation: Sequence[AnnotatedImage] = ()  # evaluated on every `evaluate_every` steps
     resume: bool = False  # go on from the state beside `out`, if there is one
+    replace: bool = False  # an earlier result at `out` may be overwritten
     extra: Sequence[TrainingImage] = ()  # mixed in on a falling schedule, labelled as `images` are
 
     @property
@@ -60,6 +64,70 @@ class TrainingRun:
         described = json.dumps([asdict(self.spec), settings, init, self.keep_classes])
         return fingerprint_of(described, images_digest(self.images), images_digest(self.extra))
 
+    @cached_property
+    def learned(self) -> tuple[Picture, ...]:
+        """The images that its weights have learned from in the end: its own, and those of `init`."""
+        before = read_member_record(self.init) if self.init is not None else None
+        own = (picture_of(image.name, image.image_bgr) for image in (*self.images, *self.extra))
+        return all_pictures(before.images if before is not None else (), own)
+
+    def record(self, step: int) -> MemberRecord:
+        """The history of its weights after a step."""
+        return MemberRecord(self.fingerprint, step, self.settings.iterations, self.learned)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether `out` holds the finished weights of this very run, whatever lies beside them."""
+        record = read_member_record(self.out)
+        return record is not None and record.is_finished and record.fingerprint == self.fingerprint
+
+    def refuse_to_overwrite(self) -> None:
+        """Refuse to write over a result that is not this run's to go on with.
+
+        Raises:
+            InputError: `out` or its state is there, of an earlier run, and neither `resume` nor `replace` covers it.
+        """
+        if self.replace:
+            return
+        if self.state_path.exists() and not self.resume:
+            raise InputError(
+                f"{self.state_path} is the state of an earlier run: add --resume to go on with it, --replace to start "
+                "anew, or name another --out"
+            )
+        if self.out.exists() and not self.state_path.exists():
+            record = read_member_record(self.out) if self.resume else None
+            # Killed after its first weights and before its first state, a run may begin again.
+            if record is None or record.fingerprint != self.fingerprint:
+                raise InputError(
+                    f"--out {self.out} is there already, and no state of this run is beside it: name another --out, or "
+                    "give --replace to overwrite it"
+                )
+
+    @cached_property
+    def small_cells(self) -> dict[str, int]:
+        """By image, how many of its cells are in no crop, as they have too few pixels."""
+        counts = [(image.name, count_small_cells(image, self.settings.zoom)) for image in (*self.images, *self.extra)]
+        return {name: count for name, count in counts if count}
+
+    def tell_small_cells(self) -> None:
+        """Say how many cells are too small to train on, and where.
+
+        Raises:
+            InputError: all are.
+        """
+        small, cells = sum(self.small_cells.values()), sum(len(image.crops) for image in (*self.images, *self.extra))
+        if small == cells:
+            raise InputError(
+                f"no cell of {MIN_CELL_PIXELS} pixels or more among the {cells} annotated ones, and smaller ones are "
+                "left out of every crop: enlarge the images with their masks"
+            )
+        if small:
+            named = ", ".join(f"{count} in {name}" for name, count in list(self.small_cells.items())[:10])
+            LOG.warning(
+                "%d of %d cells have fewer than %d pixels and are left out of every crop: %s%s",
+                small, cells, MIN_CELL_PIXELS, named, ", ..." if len(self.small_cells) > 10 else "",
+            )  # fmt: skip
+
     def check(self) -> None:
         """Refuse what cannot be trained, before anything is written.
 
@@ -73,17 +141,22 @@ class TrainingRun:
             raise InputError(f"--out {self.out} is a folder: name a file in it")
         if self.init is not None and not self.init.is_file():
             raise InputError(f"--init {self.init}: no such file")
-        if self.state_path.exists() and not self.resume:
-            raise InputError(
-                f"{self.state_path} is the state of an earlier run: add --resume to go on with it, delete it to start "
-                "anew, or name another --out"
-            )
+        for path in (self.out, self.best_path):
+            if self.init is not None and path.exists() and path.samefile(self.init):
+                raise InputError(
+                    f"--init {self.init} is the file that the training writes ({path}), and would be lost: copy it, or "
+                    "name another --out"
+                )
+        if self.resume and self.replace:
+            raise InputError("--resume goes on with what --replace would overwrite: give one of them")
+        self.refuse_to_overwrite()
         try:
             self.out.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"--out {self.out}: cannot write there ({error.strerror}); name another place") from error
         if not any(len(image.crops) for image in self.images):
             raise InputError("no annotated cell in the training images")
+        self.tell_small_cells()
         if self.extra and not self.settings.extra_share:
             raise InputError("there are extra images, and extra_share is 0: none would ever be drawn")
         check_classes([*self.images, *self.extra], self.spec.num_classes)

@@ -15,8 +15,10 @@ import torch
 from tqdm import tqdm
 
 from kernel.data.annotated import AnnotatedImage, list_annotated
+from kernel.data.pictures import PictureIndex, picture_of
 from kernel.ensemble.views import ALL_VIEWS, PAD_VALUE, PIXEL_MEAN, PIXEL_STD, view_images
 from kernel.errors import InputError
+from kernel.log import LOG
 
 #: Cells of fewer pixels than this inside a crop are left out: what is left at the crop's edge.
 MIN_CELL_PIXELS = 12
@@ -69,6 +71,39 @@ def read_entries(entries: Sequence[AnnotatedImage]) -> list[TrainingImage]:
             )
         )
     return images
+
+
+def leave_out_pictures(images: Sequence[TrainingImage], held_out: PictureIndex, source: object) -> list[TrainingImage]:
+    """The images without those whose pictures are held out, under whatever ids; a warning names these.
+
+    Args:
+        images: to train on.
+        held_out: the pictures to score.
+        source: of the images, for the warning.
+
+    Raises:
+        InputError: no image is left.
+    """
+    kept, dropped = [], []
+    for image in images:
+        same = held_out.find(picture_of(image.name, image.image_bgr)) if held_out.pictures else None
+        if same is None:
+            kept.append(image)
+        else:
+            dropped.append(f"{image.name} is {same.image_id}")
+    if dropped and not kept:
+        raise InputError(f"{source}: all images are pictures of the validation fold too ({dropped[0]} first)")
+    if dropped:
+        LOG.warning(
+            "%s: %d images are pictures of the validation fold too, and are not trained on: %s%s",
+            source, len(dropped), ", ".join(dropped[:10]), ", ..." if len(dropped) > 10 else "",
+        )  # fmt: skip
+    return kept
+
+
+def count_small_cells(image: TrainingImage, zoom: float) -> int:
+    """How many cells of an image are too small for any crop, in which they are at most `zoom` times their size."""
+    return sum(np.count_nonzero(crop) * zoom**2 < MIN_CELL_PIXELS for crop in image.crops)
 
 
 def images_digest(images: Sequence[TrainingImage]) -> str:

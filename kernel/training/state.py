@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
+from kernel.data.learned import MemberRecord
 from kernel.errors import InputError, RunError
 from kernel.files import written_file
 
@@ -72,8 +73,12 @@ def read_state(path: Path, fingerprint: str) -> RunState:
     return state
 
 
-def save_weights(tensors: Mapping[str, torch.Tensor], path: Path, half: bool = False) -> None:
+def save_weights(
+    tensors: Mapping[str, torch.Tensor], path: Path, half: bool = False, record: MemberRecord | None = None
+) -> None:
     """Write the tensors of a state dict as safetensors, whole or not at all; floating-point ones as float16 if `half`.
+
+    The file's metadata has its history, `record`.
 
     Raises:
         RunError: the file cannot be written; what was there stays.
@@ -84,7 +89,7 @@ def save_weights(tensors: Mapping[str, torch.Tensor], path: Path, half: bool = F
         for key, value in tensors.items()
     }
     with written_file(path, RunError) as temporary, as_os_errors():
-        safetensors.torch.save_file(state, temporary)
+        safetensors.torch.save_file(state, temporary, None if record is None else record.metadata())
 
 
 @contextmanager

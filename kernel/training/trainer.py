@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from kernel.data.locks import sole_writer
 from kernel.errors import InputError, RunError
 from kernel.files import writing
 from kernel.log import LOG
+from kernel.models.checkpoints import load_detector, recognise_checkpoint
 from kernel.models.detectors import Detector
 from kernel.training.batches import MicroBatches
 from kernel.training.evaluation import evaluate_detector
 from kernel.training.learner import Learner
-from kernel.training.processes import ProcessGroup
+from kernel.training.processes import ProcessGroup, is_first_process
 from kernel.training.record import RunRecord
 from kernel.training.run import TrainingRun
 from kernel.training.signals import stop_signals
@@ -24,11 +28,14 @@ from kernel.training.state import RunState, read_state, save_state, save_weights
 from kernel.training.step import set_training_mode
 
 
+#: A loss from which no training comes back: sound ones begin below 20.
+ABSURD_LOSS = 1e4
+
+
 class Trainer:
     """One run, from where it stands: its steps, evaluations and states."""
 
     def __init__(self, run: TrainingRun):
-        run.check()
         self.run, self.settings = run, run.settings
         self.group = ProcessGroup(run.device)
         self.learner = Learner(run, self.group)
@@ -59,7 +66,7 @@ class Trainer:
         """
         self.group.share_buffers(self.learner.detector)
         if self.group.is_first:
-            save_weights(self.learner.weights(), self.run.out, self.run.half)
+            save_weights(self.learner.weights(), self.run.out, self.run.half, self.run.record(self.step))
             state = RunState(self.step, self.run.fingerprint, self.learner.state_dicts(), self.best_score)
             save_state(state, self.run.state_path)
 
@@ -100,10 +107,11 @@ class Trainer:
             torch.manual_seed(settings.seed * 1_000_003 + self.micro_batches.number(self.step, micro))
             batch = next(batches)
             loss, terms = self.learner.losses(batch, epoch)
-            if self.group.any_of(not bool(torch.isfinite(loss))):
+            if self.group.any_of(not loss.item() < ABSURD_LOSS):
                 raise RunError(
-                    f"the loss is no number in step {self.step}; in this process it is {loss.item()}, of the terms "
-                    f"{terms}, on the crops {', '.join(batch['names'])}: lower learning_rate, or look at these images"
+                    f"the loss is {'no number' if not math.isfinite(loss.item()) else 'absurd'} in step {self.step}; "
+                    f"in this process it is {loss.item()}, of the terms {terms}, on the crops "
+                    f"{', '.join(batch['names'])}: lower learning_rate, or look at these images"
                 )
             self.learner.backward(loss)
             total += loss.item() / settings.accumulation
@@ -125,7 +133,7 @@ class Trainer:
         score = record.add_evaluation(self.step, results)
         if score > self.best_score:
             self.best_score = score
-            save_weights(self.learner.weights(), self.run.best_path, self.run.half)
+            save_weights(self.learner.weights(), self.run.best_path, self.run.half, self.run.record(self.step))
 
     def train(self, record: RunRecord | None) -> None:
         """Take the steps that are left, with the evaluations and states that fall due; `record` is the first process's.
@@ -171,6 +179,20 @@ def train_detector(run: TrainingRun) -> Detector:
         InputError: images or settings that cannot be trained with.
         RunError: the loss is no number, the disk is full, or a signal stopped the run.
     """
+    run.check()
+    with sole_writer(run.out) if is_first_process() else nullcontext():
+        return train_alone(run)
+
+
+def train_alone(run: TrainingRun) -> Detector:
+    """`train_detector` of a run that was checked and that nobody else writes."""
+    if run.is_complete and not run.state_path.exists() and not run.replace:
+        LOG.info("%s is this run's finished member already", run.out)
+        record = recognise_checkpoint(run.out)
+        return load_detector(run.out, record.kind, record.encoder)
+    run.refuse_to_overwrite()  # once more, with nobody else at it
+    if run.replace and is_first_process():
+        run.state_path.unlink(missing_ok=True)
     trainer = Trainer(run)
     try:
         if run.resume:

@@ -46,9 +46,14 @@ class MemberSet:
     """A set of members that was scored."""
 
     members: tuple[str, ...]  # names, in the order in which they were added
-    score: float  # mean over the cell type's images
+    scores: tuple[float, ...]  # of the cell type's images, in their order
     features_seconds: float  # per image
     heads_seconds: float
+
+    @property
+    def score(self) -> float:
+        """The mean over the images."""
+        return float(np.mean(self.scores))
 
     @property
     def seconds(self) -> float:
@@ -132,7 +137,7 @@ def make_member_set(names: tuple[str, ...], scores: Sequence[float], costs: Mapp
     """A set of members with its images' scores. Its time is the members' own, added up."""
     features = sum(costs[name].features for name in names)
     heads = sum(sum(costs[name].heads.values()) for name in names)
-    return MemberSet(names, float(np.mean(scores)), features, heads)
+    return MemberSet(names, tuple(scores), features, heads)
 
 
 def best_member_set(sets: Sequence[MemberSet]) -> MemberSet:

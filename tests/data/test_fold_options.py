@@ -86,8 +86,8 @@ def test_training_and_validation_share_no_image(
     assert len(everything) == 12
     for fold in range(3):
         trained_on.clear()
-        assert train_command(prepared, out, "--fold", str(fold)) == 0
-        assert train_command(raw, out, "--fold", str(fold), "--folds-csv", prepared / "folds.csv") == 0
+        assert train_command(prepared, out, "--replace", "--fold", str(fold)) == 0
+        assert train_command(raw, out, "--replace", "--fold", str(fold), "--folds-csv", prepared / "folds.csv") == 0
         one, other = trained_on
         assert pixels_of(one) == pixels_of(other) and len(one) == 8
         validated = held_out(prepared, fold)
@@ -99,7 +99,7 @@ def test_training_and_validation_share_no_image(
         # The competition's folder keeps the competition's masks for truth.
         assert all(isinstance(image.annotations, ImageAnnotations) for image in same)
     trained_on.clear()
-    assert train_command(prepared, out) == 0
+    assert train_command(prepared, out, "--replace") == 0
     assert pixels_of(trained_on[0]) == everything and len(held_out(prepared, None)) == 12
 
 

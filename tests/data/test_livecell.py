@@ -204,21 +204,23 @@ def test_brush_masks_are_cells(tmp_path: Path) -> None:
 
 def test_a_bad_polygon_is_left_out_of_its_cell(tmp_path: Path) -> None:
     bad = [[], [1, 2], [1, 1, 3, 3], [1, 1, 3, 1, 3, 3, 2], [1, 1, None, 1, 3, 3], [1, 1, 1e9, 1, 3, 3], "x", None]
-    square = np.zeros((6, 10), bool)
-    square[1:4, 2:6] = True
+    places = [(y, x) for y in range(3) for x in range(6)][: 2 * len(bad) + 1]  # of identical cells all but one go
+    squares = np.zeros((len(places), 6, 10), bool)
+    for square, (y, x) in zip(squares, places, strict=True):
+        square[y : y + 3, x : x + 4] = True
 
     def beside_good_ones(data: dict[str, list[dict[str, Any]]]) -> None:
-        good = data["annotations"][0]["segmentation"][0]
+        good = [[x, y, x + 4, y, x + 4, y + 3, x, y + 3] for y, x in places]
+        pairs = [(bad[index // 2], [good[index], bad[index // 2]]) for index in range(2 * len(bad))]
+        outlines = [[polygon, *rest] if index % 2 else rest for index, (polygon, rest) in enumerate(pairs)]
         data["annotations"] = [
-            data["annotations"][0] | {"id": number, "segmentation": segmentation}
-            for number, polygon in enumerate(bad)
-            for segmentation in ([good, polygon], [polygon, good, polygon])
-        ] + [data["annotations"][0] | {"id": 99}]
+            data["annotations"][0] | {"id": number, "segmentation": outline}
+            for number, outline in enumerate([*outlines, [good[-1]]])
+        ]
 
     report = changed_livecell(tmp_path, beside_good_ones)
     (frames,) = frames_of(tmp_path / "out").values()
-    assert len(frames) == 2 * len(bad) + 1
-    np.testing.assert_array_equal(np.stack(frames), np.broadcast_to(square, (len(frames), 6, 10)))
+    np.testing.assert_array_equal(np.stack(frames), squares)
     assert len(report.cells_in_part) == 2 * len(bad) and not report.dropped_cells
     reasons = [cell.reason for cell in report.cells_in_part]
     assert "three corners, got []" in reasons[0] and "odd number of values (7)" in reasons[6]

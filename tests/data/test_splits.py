@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections import Counter, defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -110,7 +111,13 @@ def test_the_next_best_split_if_asked(caplog: pytest.LogCaptureFixture) -> None:
     images[7] = SampledImage("image007", "astro", "")
     split = make_split(images, "group", 5, or_next_best=True)
     assert split.name == "stratified" and len(split.passed_over) == 2
-    assert {row.group for row in split.rows} == {""}
+    # Wells that are known stay together there too; the image without one is alone.
+    group_of = {image.image_id: plate_and_well(image.sample_id) or "" for image in images}
+    assert {row.image_id: row.group for row in split.rows} == group_of
+    folds_of = defaultdict(set)
+    for row in split.rows:
+        folds_of[row.group].add(row.fold)
+    assert all(len(folds) == 1 for folds in folds_of.values())
     assert make_split(sampled(), "group", 5, or_next_best=True).passed_over == ()
 
 
@@ -175,3 +182,34 @@ def test_wrong_folds_are_told(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(InputError, match=message):
             read_folds(path)
+
+
+@pytest.mark.parametrize("name", SPLIT_NAMES)
+def test_copies_lie_in_the_fold_of_their_picture(name: str) -> None:
+    images = sampled()
+    # Copies of every third image, under ids and wells of their own.
+    copies = [
+        replace(image, image_id=f"z{image.image_id}", same_as=image.image_id, sample_id="cort_C9-1_Vessel-9_Ph_1")
+        for image in images[::3]
+    ]
+    split = make_split([*copies, *images], name, 5)
+    fold_of = {row.image_id: row.fold for row in split.rows}
+    assert len(fold_of) == 120 and split.name == name
+    assert all(fold_of[copy.image_id] == fold_of[copy.same_as] for copy in copies)
+    assert {key: fold_of[key] for key in fold_of if key[0] == "i"} == {
+        row.image_id: row.fold for row in make_split(images, name, 5).rows
+    }
+
+
+def test_copies_stay_together_where_wells_cannot(caplog: pytest.LogCaptureFixture) -> None:
+    images = [SampledImage(f"i{index}", "cort", "cort_A1-1_Vessel-1_Ph_1") for index in range(6)]
+    copies = [replace(image, image_id=f"z{image.image_id}", same_as=image.image_id) for image in images]
+    split = make_split([*images, *copies], "group", 3)
+    fold_of = {row.image_id: row.fold for row in split.rows}
+    assert set(fold_of.values()) == {0, 1, 2} and split.name == "stratified"
+    assert all(fold_of[copy.image_id] == fold_of[copy.same_as] for copy in copies)
+    assert "1 of 1 wells lie in several folds, Vessel-1_A1" in caplog.text
+    # Two pictures, three folds: one is torn apart, and named.
+    few = [replace(image, same_as=("i0", "i1")[number % 2]) for number, image in enumerate(images)]
+    assert len({row.fold for row in make_split(few, "stratified", 3).rows}) == 3
+    assert "4 images are pictures that others are too" in caplog.text and "i2 is i0" in caplog.text

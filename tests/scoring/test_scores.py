@@ -144,7 +144,7 @@ def test_no_images(tmp_path: Path) -> None:
     assert tune_ensemble(ensemble, []) == {}
     assert list(tmp_path.iterdir()) == []
     assert results_to_csv([]).splitlines() == [
-        "id,cell_type,found_type,counted_type,cells,found_cells,score,seconds,level_counts,fold"
+        "id,cell_type,found_type,counted_type,cells,found_cells,score,seconds,level_counts,fold,seen_by"
     ]
     assert describe_scores("ensemble", []).startswith("ensemble: nan on 0 images ()")
 

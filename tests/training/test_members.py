@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import cv2
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -48,7 +49,8 @@ def raw(tmp_path_factory: pytest.TempPathFactory, wheels_site: Path) -> Path:
     write_dataset(folder / "competition", dict.fromkeys(CELL_TYPES, 2), seed=3, shape=(64, 96))
     (image,) = sorted((folder / "competition" / "train").glob("*.png"))[:1]
     (folder / "livecell").mkdir()
-    shutil.copy(image, folder / "livecell" / "A172_Phase_A1_1_00d00h00m_1.png")
+    # Another picture: one of the fold left out would not be trained on.
+    cv2.imwrite(str(folder / "livecell" / "A172_Phase_A1_1_00d00h00m_1.png"), cv2.imread(str(image))[::-1])
     cells = [
         {"id": n, "image_id": 1, "category_id": 1, "iscrowd": 0, "area": 400, "bbox": [x, 10, 20, 20],
          "segmentation": [[x, 10, x + 20, 10, x + 20, 30, x, 30]]}

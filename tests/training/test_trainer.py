@@ -555,7 +555,7 @@ def test_a_failed_write_leaves_the_earlier_weights(tmp_path: Path, monkeypatch: 
     save_weights(new_detector("maskrcnn").state_dict(), out)
     before = out.read_bytes()
 
-    def fail(state: dict[str, torch.Tensor], path: Path) -> None:
+    def fail(state: dict[str, torch.Tensor], path: Path, metadata: Any) -> None:
         path.write_bytes(b"begun")
         raise OSError("disk full")
 

@@ -204,7 +204,7 @@ def test_other_cell_types_are_refused(ensemble: Ensemble, images: list[Annotated
 
 
 def member_set(score: float, seconds: float, *names: str) -> MemberSet:
-    return MemberSet(names, score, seconds * 0.75, seconds * 0.25)
+    return MemberSet(names, (score,), seconds * 0.75, seconds * 0.25)
 
 
 def test_the_best_score_then_the_cheapest_then_the_first() -> None:

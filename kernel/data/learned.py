@@ -1,0 +1,67 @@
+"""What a member's file says of itself: which run wrote it, how far that was, and which images it has learned from.
+
+It lies in the safetensors' metadata, so that it goes wherever the file goes; the tensors are as without it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from kernel.data.pictures import Picture
+
+#: The one key of ours in the metadata; of several, safetensors would write the order by chance.
+METADATA_KEY = "in_network_ensemble"
+
+
+@dataclass(frozen=True)
+class MemberRecord:
+    """The history of a weight file."""
+
+    fingerprint: str  # of the run, as its state has it
+    step: int  # after which it was written
+    iterations: int  # of the run
+    images: tuple[Picture, ...]  # learned from, by this run or by those whose weights it started from
+
+    @property
+    def is_finished(self) -> bool:
+        return self.step == self.iterations
+
+    def metadata(self) -> dict[str, str]:
+        """What a safetensors file keeps."""
+        content = {
+            "fingerprint": self.fingerprint,
+            "step": self.step,
+            "iterations": self.iterations,
+            "images": [astuple(picture) for picture in self.images],
+        }
+        return {METADATA_KEY: json.dumps(content, ensure_ascii=True)}
+
+
+def read_member_record(path: Path) -> MemberRecord | None:
+    """The history that a weight file tells; None where it tells none, as files of other trainers."""
+    if path.suffix != ".safetensors" or not path.is_file():
+        return None
+    try:
+        with safe_open(path, "np") as file:
+            text = (file.metadata() or {}).get(METADATA_KEY)
+        if text is None:
+            return None
+        content = json.loads(text)
+        return MemberRecord(
+            str(content["fingerprint"]),
+            int(content["step"]),
+            int(content["iterations"]),
+            tuple(Picture(*map(str, picture)) for picture in content["images"]),
+        )
+    except (SafetensorError, ValueError, KeyError, TypeError):  # it says nothing that can be read
+        return None
+
+
+def all_pictures(*parts: Iterable[Picture]) -> tuple[Picture, ...]:
+    """The pictures of all parts, each once, in their order."""
+    return tuple(dict.fromkeys(picture for part in parts for picture in part))

@@ -1,0 +1,68 @@
+"""The same pictures under other names are found, and different ones are not taken for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from cases import GRID, THREE, competition, draw_image, rows_of_cells, write_rows
+
+from kernel.__main__ import main
+from kernel.data.pictures import PictureIndex, picture_of, same_pictures
+from kernel.data.splits import read_folds
+
+SIDE = 320
+
+
+def picture(seed: int) -> np.ndarray:
+    return cv2.cvtColor(draw_image(seed, GRID, SIDE), cv2.COLOR_GRAY2BGR)
+
+
+CHANGES = {
+    "brighter": lambda image: np.clip(image * 1.2 + 5, 0, 255).astype(np.uint8),
+    "gamma": lambda image: (255 * (image / 255) ** 0.8).astype(np.uint8),
+    "half": lambda image: cv2.resize(image, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA),
+    "jpeg": lambda image: cv2.imdecode(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 70])[1], 1),
+    "noise": lambda image: np.clip(image + np.random.default_rng(0).normal(0, 2, image.shape), 0, 255).astype(np.uint8),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_copy_is_found_among_others(change: str) -> None:
+    index = PictureIndex([picture_of(f"i{seed}", picture(seed)) for seed in range(8)])
+    changed = picture_of("copy", CHANGES[change](picture(5)))
+    found = index.find(changed)
+    assert found is not None and found.image_id == "i5" and found.pixels != changed.pixels
+    assert index.find(picture_of("other", picture(9))) is None
+    assert index.find(picture_of("equal", picture(5))) == index.pictures[5]
+
+
+def test_flat_pictures_are_the_same_only_where_their_pixels_are() -> None:
+    pictures = [picture_of(str(level), np.full((40, 60, 3), level, np.uint8)) for level in (90, 120, 90)]
+    assert {one.look for one in pictures} == {""}
+    assert same_pictures(pictures) == [[0, 2]]
+    assert same_pictures([]) == []
+    assert PictureIndex([]).find(pictures[0]) is None
+
+
+def test_the_preparation_names_copies_and_keeps_them_together(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = [(f"{kind}{number}", kind, GRID) for _, kind, _ in THREE for number in range(4)]
+    folder = competition(tmp_path / "cells", images)
+    rows = [row for name, kind, cells in images for row in rows_of_cells(name, kind, cells)]
+    for name, kind, cells in images[::2]:  # half of them once more, brighter
+        image = cv2.imread(str(folder / "train" / f"{name}.png"), cv2.IMREAD_GRAYSCALE)
+        cv2.imwrite(str(folder / "train" / f"again_{name}.png"), cv2.add(image, 7))
+        rows += rows_of_cells(f"again_{name}", kind, cells)
+    write_rows(folder, rows)
+    words = ["--competition", str(folder), "--split", "stratified", "--folds", "4", "--out", str(tmp_path / "out")]
+    assert main(["prepare", *words]) == 0
+    told = capsys.readouterr().out
+    assert "the same pictures under several ids, kept together in one fold: 6\n" in told
+    folds = read_folds(tmp_path / "out" / "folds.csv")
+    assert len(folds) == 18
+    for name, _, _ in images[::2]:
+        assert folds[name] == folds[f"again_{name}"]
