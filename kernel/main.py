@@ -33,14 +33,16 @@ from typing import Any, NoReturn
 from kernel.ensemble.quality_levels import quality_levels
 from kernel.errors import InputError, RunError
 from kernel.files import whole_file
-from kernel.images.reading import list_images, read_image_shape
+from kernel.images.reading import list_images
 from kernel.log import LOG, show_log
 from kernel.manifest.reader import parse_manifest
 from kernel.mounts import find_competition, find_dataset, input_root
 from kernel.postprocess.submission import SubmissionWriter
 from kernel.runtime.budget import TimeBudget
 from kernel.runtime.environment import chosen_devices, chosen_dtype, working_folder
-from kernel.runtime.failures import FailedImage, attempt
+from kernel.runtime.failures import FailedImage
+from kernel.runtime.image_costs import image_size
+from kernel.runtime.image_sizes import image_shapes
 from kernel.runtime.image_worker import SERVE_VARIABLE, serve_device
 from kernel.runtime.launch import started_workers, worker_setups
 from kernel.runtime.results import RunResults, segment_all
@@ -104,12 +106,12 @@ def run_kernel(manifest_json: str, wheels_lock_json: str) -> int:
         LOG.info("%d images, %d members, on %s in %s", len(share), len(manifest.members), ", ".join(devices), dtype)
         with installed_wheels(find_dataset(root, manifest.wheels_dataset), wheels_lock_json) as packages:
             levels = quality_levels(manifest.members, manifest.ensemble)
-            shapes = {path.stem: shape_of(path) for path in share}
-            sizes = {image_id: float(height * width) for image_id, (height, width) in shapes.items()}
+            shapes = image_shapes(share)
+            sizes = {image_id: image_size(shape) for image_id, shape in shapes.items()}
             budget = TimeBudget(levels, sizes, deadline, len(devices))
             setups = worker_setups(devices, dtype, packages, shapes.values(), shard.sharing(machine))
             with started_workers(manifest, levels, setups) as (workers, messages):
-                return segment_all(workers, messages, share, budget, hard_deadline)
+                return segment_all(workers, messages, budget.giants_last(share), budget, hard_deadline)
 
     if shard.count == 1:
         results = segment_share(paths)
@@ -125,12 +127,6 @@ def run_kernel(manifest_json: str, wheels_lock_json: str) -> int:
         temporary.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8", newline="\n")
     log_end(summary, results, working / "submission.csv")
     return exit_code(results.failed)
-
-
-def shape_of(path: Path) -> tuple[int, int]:
-    """The (H, W) of an image; (1, 1) if it cannot be read: it takes no time, and the worker says why."""
-    shape = attempt(path.stem, lambda: read_image_shape(path))
-    return (1, 1) if shape is None or isinstance(shape, FailedImage) else shape
 
 
 def log_end(summary: Mapping[str, Any], results: RunResults, submission: Path) -> None:
