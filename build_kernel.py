@@ -8,11 +8,14 @@ A bare Python 3.11 or later with pip is enough to build. `--weights-dir` checks 
 what the manifest leaves open; recognising files by content needs torch, and `--dry-run` the whole environment.
 
 Exit codes: 0 done, 1 something failed, 2 something given was wrong.
+
+Sub-commands (`python build_kernel.py NAME --help`):
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import shlex
@@ -41,6 +44,8 @@ from kernel.runtime.wheels import LockedWheel, verify_wheels
 
 ROOT = Path(__file__).resolve().parent
 ENTRY = ROOT / "kernel" / "main.py"
+#: The sub-commands: what each does, by its name, which is also its module's in bundle/commands/.
+COMMANDS = {"check": "whether a submission.csv is valid for its images"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,9 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if sys.version_info < (3, 11):  # noqa: UP036 - an older one should fail with a message
         print(f"build_kernel.py needs Python 3.11 or later, this is {sys.version.split()[0]}", file=sys.stderr)
         return 2
-    options = parse_arguments(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return run_build(options)
+        if given and given[0] in COMMANDS:
+            return run_command(given[0], given[1:])
+        return run_build(parse_arguments(given))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -70,11 +77,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line."""
-    assert __doc__ is not None
+def run_command(name: str, arguments: Sequence[str]) -> int:
+    """Run a sub-command. Returns its exit code."""
+    module = importlib.import_module(f"bundle.commands.{name}")
     parser = argparse.ArgumentParser(
-        prog="build_kernel.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"build_kernel.py {name}",
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.add_options(parser)
+    return module.run(parser.parse_args(arguments))
+
+
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read the command line of a build."""
+    assert __doc__ is not None
+    commands = "".join(f"  {name:8} {what}\n" for name, what in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="build_kernel.py", description=__doc__ + commands, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "--manifest",

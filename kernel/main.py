@@ -38,6 +38,7 @@ from kernel.log import LOG, show_log
 from kernel.manifest.reader import parse_manifest
 from kernel.mounts import find_competition, find_dataset, input_root
 from kernel.postprocess.submission import SubmissionWriter
+from kernel.postprocess.submitted import is_valid_submission
 from kernel.runtime.budget import TimeBudget
 from kernel.runtime.environment import chosen_devices, chosen_dtype, working_folder
 from kernel.runtime.failures import FailedImage
@@ -126,7 +127,10 @@ def run_kernel(manifest_json: str, wheels_lock_json: str) -> int:
     with whole_file(working / "summary.json") as temporary:
         temporary.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8", newline="\n")
     log_end(summary, results, working / "submission.csv")
-    return exit_code(results.failed)
+    is_valid = is_valid_submission(
+        working / "submission.csv", {each: shape for each, (_, shape) in results.rows.items()}
+    )
+    return exit_code(results.failed, is_valid)
 
 
 def log_end(summary: Mapping[str, Any], results: RunResults, submission: Path) -> None:
@@ -141,11 +145,11 @@ def log_end(summary: Mapping[str, Any], results: RunResults, submission: Path) -
         LOG.error("image %s has an empty row: %s", image_id, failure.reason)
 
 
-def exit_code(failed: Mapping[str, FailedImage]) -> int:
-    """The exit code for the images that failed."""
-    if failed and os.environ.get(SCORING_RUN_VARIABLE):
+def exit_code(failed: Mapping[str, FailedImage], is_valid: bool = True) -> int:
+    """The exit code for the images that failed, and a submission that is valid or not."""
+    if (failed or not is_valid) and os.environ.get(SCORING_RUN_VARIABLE):
         LOG.warning("ending with exit code 0 all the same: a scoring run that fails has no score")
         return 0
-    if not all(failure.wrong_input for failure in failed.values()):
+    if not is_valid or not all(failure.wrong_input for failure in failed.values()):
         return 1
     return 2 if failed else 0
