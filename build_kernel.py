@@ -48,6 +48,7 @@ from kernel.vendored import use_vendored_packages
 ROOT = Path(__file__).resolve().parent
 #: The sub-commands: what each does, by its name, which is also its module's in bundle/commands/.
 COMMANDS = {
+    "check": "whether a submission.csv is valid for its images",
     "init": "write a manifest under your own names",
     "members": "list the members; add, remove, swap, assign or verify them",
     "push": "send the datasets that changed, then the kernel, and see that it arrived as it was meant",

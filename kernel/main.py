@@ -34,14 +34,17 @@ from kernel.ensemble.quality_levels import quality_levels
 from kernel.errors import InputError, RunError
 from kernel.files import whole_file
 from kernel.images.listing import SAMPLE_NAME, absent_ids
-from kernel.images.reading import list_images, read_image_shape
+from kernel.images.reading import list_images
 from kernel.log import LOG, show_log
 from kernel.manifest.reader import parse_manifest
 from kernel.mounts import dataset_folders, find_competition, input_root
 from kernel.postprocess.submission import SubmissionWriter
+from kernel.postprocess.submitted import is_valid_submission
 from kernel.runtime.budget import TimeBudget
 from kernel.runtime.environment import chosen_devices, chosen_dtype, working_folder
-from kernel.runtime.failures import FailedImage, attempt
+from kernel.runtime.failures import FailedImage
+from kernel.runtime.image_costs import image_size
+from kernel.runtime.image_sizes import image_shapes
 from kernel.runtime.image_worker import SERVE_VARIABLE, serve_device
 from kernel.runtime.launch import started_workers, worker_setups
 from kernel.runtime.limits import limit_threads
@@ -112,12 +115,12 @@ def run_kernel(manifest_json: str, wheels_lock_json: str) -> int:
         folders = dataset_folders(root, manifest.wheels_dataset).all
         with installed_wheels(folders, wheels_lock_json, working) as packages:
             levels = quality_levels(manifest.members, manifest.ensemble)
-            shapes = {path.stem: shape_of(path) for path in share}
-            sizes = {image_id: float(height * width) for image_id, (height, width) in shapes.items()}
+            shapes = image_shapes(share)
+            sizes = {image_id: image_size(shape) for image_id, shape in shapes.items()}
             budget = TimeBudget(levels, sizes, deadline, len(devices))
             setups = worker_setups(devices, dtype, packages, shapes.values(), shard.sharing(machine))
             with started_workers(manifest, levels, setups) as (workers, messages):
-                return segment_all(workers, messages, share, budget, hard_deadline)
+                return segment_all(workers, messages, budget.giants_last(share), budget, hard_deadline)
 
     if shard.count == 1:
         results = segment_share(paths)
@@ -134,13 +137,10 @@ def run_kernel(manifest_json: str, wheels_lock_json: str) -> int:
     with whole_file(working / "summary.json") as temporary:
         temporary.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8", newline="\n")
     log_end(summary, results, working / "submission.csv")
-    return exit_code(results.failed)
-
-
-def shape_of(path: Path) -> tuple[int, int]:
-    """The (H, W) of an image; (1, 1) if it cannot be read: it takes no time, and the worker says why."""
-    shape = attempt(path.stem, lambda: read_image_shape(path))
-    return (1, 1) if shape is None or isinstance(shape, FailedImage) else shape
+    is_valid = is_valid_submission(
+        working / "submission.csv", {each: shape for each, (_, shape) in results.rows.items()}
+    )
+    return exit_code(results.failed, is_valid)
 
 
 def log_end(summary: Mapping[str, Any], results: RunResults, submission: Path) -> None:
@@ -155,11 +155,11 @@ def log_end(summary: Mapping[str, Any], results: RunResults, submission: Path) -
         LOG.error("image %s has an empty row: %s", image_id, failure.reason)
 
 
-def exit_code(failed: Mapping[str, FailedImage]) -> int:
-    """The exit code for the images that failed."""
-    if failed and os.environ.get(SCORING_RUN_VARIABLE):
+def exit_code(failed: Mapping[str, FailedImage], is_valid: bool = True) -> int:
+    """The exit code for the images that failed, and a submission that is valid or not."""
+    if (failed or not is_valid) and os.environ.get(SCORING_RUN_VARIABLE):
         LOG.warning("ending with exit code 0 all the same: a scoring run that fails has no score")
         return 0
-    if not all(failure.wrong_input for failure in failed.values()):
+    if not is_valid or not all(failure.wrong_input for failure in failed.values()):
         return 1
     return 2 if failed else 0

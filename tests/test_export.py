@@ -12,7 +12,6 @@ import pytest
 
 from kernel.__main__ import main
 from kernel.data.synthetic.generate import generate_image
-from kernel.errors import RunError
 from kernel.export.formats import TABLE_COLUMNS, outlines_of, table_rows, text_cell, write_labels
 from kernel.masks.instances import CellMasks
 from kernel.segment import finish_prediction
@@ -43,14 +42,15 @@ def test_labels_number_the_cells(tmp_path: Path) -> None:
     np.testing.assert_array_equal(labels, expected)
 
 
-def test_too_many_cells_for_sixteen_bits(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("count", "dtype"), [(2**16 - 1, np.uint16), (2**16, np.float32), (70_000, np.float32)])
+def test_a_large_image_has_more_cells_than_sixteen_bits_number(tmp_path: Path, count: int, dtype: type) -> None:
     one = np.ones((1, 1), bool)
-    count = 2**16
-    masks = CellMasks(
-        (one,) * count, np.zeros((count, 2)), np.zeros((count, 4)), np.ones(count), np.zeros(count), (1, 1)
-    )
-    with pytest.raises(RunError, match="65536 cells"):
-        write_labels(masks, tmp_path / "labels.tif")
+    offsets = np.stack([np.zeros(count), np.arange(count)], axis=1)
+    masks = CellMasks((one,) * count, offsets, np.zeros((count, 4)), np.ones(count), np.zeros(count), (1, count))
+    write_labels(masks, tmp_path / "labels.tif")
+    labels = cv2.imread(str(tmp_path / "labels.tif"), cv2.IMREAD_UNCHANGED)
+    assert labels.dtype == dtype
+    np.testing.assert_array_equal(labels[0], np.arange(1, count + 1))
 
 
 def test_outlines_lie_around_the_pixels() -> None:

@@ -31,7 +31,7 @@ from kernel.ensemble.boxes import Detections, MergedBoxes, merge_boxes, predict_
 from kernel.ensemble.features import ImageFeatures
 from kernel.ensemble.masks import predict_view_masks, score_by_masks
 from kernel.ensemble.members import Member, check_members_agree, weigh, weighted_mean
-from kernel.ensemble.networks import NetworkRunner, require_finite
+from kernel.ensemble.networks import NetworkRunner, Tiling, require_finite
 from kernel.ensemble.proposals import Proposals, RpnMaps, merge_rpn_maps, select_proposals
 from kernel.ensemble.views import View
 from kernel.models.detectors import mask_size
@@ -62,7 +62,7 @@ class Ensemble(NetworkRunner):
     Args:
         members: at least one for each cell type. They must agree on anchors, number of classes and mask size.
         settings: thresholds per cell type, and what is averaged over which views.
-        device, dtype, views_per_batch, feature_budget_bytes: how the networks are run, as in `NetworkRunner`.
+        device, dtype, views_per_batch, feature_budget_bytes, tiling: how the networks are run, as in `NetworkRunner`.
 
     Raises:
         InputError: the members do not fit together.
@@ -76,9 +76,10 @@ class Ensemble(NetworkRunner):
         dtype: torch.dtype = torch.float32,
         views_per_batch: int = 1,
         feature_budget_bytes: int = 4 << 30,
+        tiling: Tiling | None = None,
     ):
         check_members_agree(members, settings)
-        super().__init__(members, device, dtype, views_per_batch, feature_budget_bytes)
+        super().__init__(members, device, dtype, views_per_batch, feature_budget_bytes, tiling)
         self.settings = settings
 
     @classmethod
@@ -91,6 +92,7 @@ class Ensemble(NetworkRunner):
             other.dtype,
             other.views_per_batch,
             other.feature_budget_bytes,
+            other.tiling,
         )
 
     def of_members(self, names: Collection[str]) -> Ensemble:
@@ -173,8 +175,8 @@ class Ensemble(NetworkRunner):
         return ImageFeatures(self, image_bgr)
 
     @torch.inference_mode()
-    def propose(self, features: ImageFeatures, members: Sequence[Member]) -> Proposals:
-        """Proposals of the members' averaged RPN maps.
+    def propose(self, features: ImageFeatures, members: Sequence[Member], rpn_type: str | None = None) -> Proposals:
+        """Proposals of the members' averaged RPN maps, by the thresholds of `rpn_type`; None: the type that they show.
 
         Raises:
             NotFiniteError: numbers overflow.
@@ -186,6 +188,7 @@ class Ensemble(NetworkRunner):
                 features.image_shape,
                 self.settings.cell_type_rule,
                 self.settings.thresholds,
+                rpn_type,
             )
 
     def merge_maps(self, features: ImageFeatures, members: Sequence[Member]) -> RpnMaps:
@@ -207,10 +210,24 @@ class Ensemble(NetworkRunner):
         Raises:
             NotFiniteError: numbers overflow.
         """
-        thresholds = self.settings.thresholds[cell_type]
+        boxes = self.choose_boxes(features, members, proposals, cell_type)
+        return self.enlarge_for_masks(boxes, cell_type, features.image_shape)
+
+    def choose_boxes(
+        self, features: ImageFeatures, members: Sequence[Member], proposals: Proposals, cell_type: str
+    ) -> Detections:
+        """The final boxes, by the thresholds of `cell_type`, as the box heads give them.
+
+        Raises:
+            NotFiniteError: numbers overflow.
+        """
         merged = self.box(features, members, proposals.boxes_xyxy)
-        boxes = select_boxes(merged, thresholds, self.settings.bbox_nms)
-        return replace(boxes, boxes_xyxy=scale_boxes(boxes.boxes_xyxy, thresholds.mask_box_scale, features.image_shape))
+        return select_boxes(merged, self.settings.thresholds[cell_type], self.settings.bbox_nms)
+
+    def enlarge_for_masks(self, boxes: Detections, cell_type: str, image_shape: tuple[int, int]) -> Detections:
+        """Boxes as large as the `mask_box_scale` of `cell_type` wants them for masks, clipped to the image (H, W)."""
+        scale = self.settings.thresholds[cell_type].mask_box_scale
+        return replace(boxes, boxes_xyxy=scale_boxes(boxes.boxes_xyxy, scale, image_shape))
 
     def box(self, features: ImageFeatures, members: Sequence[Member], boxes_xyxy: torch.Tensor) -> MergedBoxes:
         """The box heads' answers to proposals (N, 4), averaged over members and views.

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from kernel.ensemble.ensemble import Ensemble, Prediction
-from kernel.ensemble.networks import NotFiniteError
+from kernel.ensemble.networks import NotFiniteError, Tiling
+from kernel.ensemble.tiles import LEAST_TILE_SIDE, predict_whole_or_tiled
 from kernel.log import LOG
 
 #: Parts of the messages of plain RuntimeErrors that mean missing memory: of the CPU's allocator; of a GPU's libraries,
@@ -27,14 +28,17 @@ class MemoryFallback:
     one_view: bool  # views go through a network one by one, not in the batches of the memory plan
     feature_share: float  # of the plan's budget for features that are kept between the stages
     on_cpu: bool = False
+    in_tiles: bool = False  # of half the side that the plan gives them
 
 
-#: Tried in this order until an image fits. The result stays the same, up to rounding; only the time grows.
+#: Tried in this order until an image fits. Up to the last the result stays the same, up to rounding, and only the time
+#: grows; for tiles see `kernel.ensemble.tiles`.
 MEMORY_FALLBACKS = (
     MemoryFallback("as planned", one_view=False, feature_share=1.0),
     MemoryFallback("view by view, half of the features kept", one_view=True, feature_share=0.5),
     MemoryFallback("view by view, all features computed anew", one_view=True, feature_share=0.0),
     MemoryFallback("on the CPU", one_view=True, feature_share=0.0, on_cpu=True),
+    MemoryFallback("in smaller tiles", one_view=True, feature_share=0.0, on_cpu=True, in_tiles=True),
 )
 
 
@@ -64,11 +68,16 @@ def predict_within_memory(ensemble: Ensemble, image_bgr: np.ndarray) -> Predicti
     Raises:
         torch.OutOfMemoryError, RuntimeError, MemoryError: even the last fallback needs too much memory.
     """
-    fallbacks = [each for each in MEMORY_FALLBACKS if not each.on_cpu or ensemble.device.type != "cpu"]
+    can_be_tiled = ensemble.tiling is not None and max(image_bgr.shape[:2]) > LEAST_TILE_SIDE
+    fallbacks = [
+        each
+        for each in MEMORY_FALLBACKS
+        if (can_be_tiled if each.in_tiles else not each.on_cpu or ensemble.device.type != "cpu")
+    ]
     for fallback, following in itertools.pairwise(fallbacks):
         try:
             with run_by(ensemble, fallback):
-                return ensemble.predict(image_bgr)
+                return predict_whole_or_tiled(ensemble, image_bgr)
         except (RuntimeError, MemoryError) as error:
             if not means_out_of_memory(error):
                 raise
@@ -77,7 +86,7 @@ def predict_within_memory(ensemble: Ensemble, image_bgr: np.ndarray) -> Predicti
             torch.cuda.empty_cache()
         LOG.warning("out of memory on %s: trying again %s", ensemble.device, following.description)
     with run_by(ensemble, fallbacks[-1]):
-        return ensemble.predict(image_bgr)
+        return predict_whole_or_tiled(ensemble, image_bgr)
 
 
 def means_out_of_memory(error: BaseException) -> bool:
@@ -89,17 +98,19 @@ def means_out_of_memory(error: BaseException) -> bool:
 @contextlib.contextmanager
 def run_by(ensemble: Ensemble, fallback: MemoryFallback) -> Iterator[None]:
     """Run the ensemble as a fallback says inside the context, and as before after it."""
-    before = ensemble.views_per_batch, ensemble.feature_budget_bytes, ensemble.device, ensemble.dtype
+    before = ensemble.views_per_batch, ensemble.feature_budget_bytes, ensemble.device, ensemble.dtype, ensemble.tiling
     try:
         if fallback.one_view:
             ensemble.views_per_batch = 1
         ensemble.feature_budget_bytes = round(ensemble.feature_budget_bytes * fallback.feature_share)
+        if fallback.in_tiles and ensemble.tiling is not None:
+            ensemble.tiling = Tiling(0, max(LEAST_TILE_SIDE, ensemble.tiling.side // 2), 0)
         if fallback.on_cpu:
             # CPUs have no float16 arithmetic, so float32 is as fast there.
             ensemble.dtype = torch.float32 if ensemble.dtype == torch.float16 else ensemble.dtype
             ensemble.move_to("cpu")
         yield
     finally:
-        ensemble.views_per_batch, ensemble.feature_budget_bytes, device, ensemble.dtype = before
+        ensemble.views_per_batch, ensemble.feature_budget_bytes, device, ensemble.dtype, ensemble.tiling = before
         if ensemble.device != device:
             ensemble.move_to(device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -15,6 +16,15 @@ class NotFiniteError(RuntimeError):
     """A network's numbers overflow: they leave the dtype's range, or its weights are broken."""
 
 
+@dataclass(frozen=True)
+class Tiling:
+    """Which images are predicted in tiles, and how."""
+
+    whole_pixels: int  # padded images of more are
+    side: int  # of a tile, at most
+    feature_bytes: int  # of one tile's features that are kept between the stages, at most
+
+
 class NetworkRunner:
     """Runs the networks of members that share a device.
 
@@ -25,6 +35,7 @@ class NetworkRunner:
             run under autocast. RoIAlign, softmax, sigmoid, decoded boxes and all averages stay float32.
         views_per_batch: how many views go through a network at once; 1 needs the least memory.
         feature_budget_bytes: of features kept between the stages of one image; others are computed anew.
+        tiling: for images too large for the memory; None: all are predicted whole.
     """
 
     def __init__(
@@ -34,11 +45,13 @@ class NetworkRunner:
         dtype: torch.dtype = torch.float32,
         views_per_batch: int = 1,
         feature_budget_bytes: int = 4 << 30,
+        tiling: Tiling | None = None,
     ):
         self.members = tuple(members)
         self.dtype = dtype
         self.views_per_batch = views_per_batch
         self.feature_budget_bytes = feature_budget_bytes
+        self.tiling = tiling
         self.move_to(device)
 
     def move_to(self, device: torch.device | str) -> None:

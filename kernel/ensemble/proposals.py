@@ -73,8 +73,9 @@ def select_proposals(
     image_shape: tuple[int, int],
     rule: CellTypeRule,
     thresholds: dict[str, Thresholds],
+    rpn_type: str | None = None,
 ) -> Proposals:
-    """Decode RPN maps and keep the best boxes, by the thresholds of the cell type that the maps show.
+    """Decode RPN maps and keep the best boxes, by the thresholds of a cell type.
 
     NMS does not compare boxes of different FPN levels. Empty boxes are dropped.
 
@@ -84,10 +85,11 @@ def select_proposals(
         image_shape: (H, W), unpadded; boxes are clipped to it.
         rule: how the cell type follows from the counts.
         thresholds: by cell type.
+        rpn_type: whose thresholds; None: those of the type that the maps show.
     """
     counts = count_confident_positions(maps, rule.score)
     cell_type = cell_type_of_counts(counts, rule)
-    limits = thresholds[cell_type]
+    limits = thresholds[rpn_type or cell_type]
     device = maps.scores[0].device
     anchors = rpn_head.prior_generator.grid_priors([s.shape[-2:] for s in maps.scores], device=device)
     boxes, scores, levels = [], [], []

@@ -32,7 +32,8 @@ LONGEST_NAME_BYTES = 255 - len(".geojson")
 def predict_folder(ensemble: Ensemble, images: Sequence[Path], out: Path) -> dict[str, FailedImage]:
     """Segment images and write what is found into the existing folder `out`.
 
-    - `labels/<name>.tif`: (H, W) uint16, 0 background, cell n has the value n; Fiji, QuPath, napari, CellProfiler
+    - `labels/<name>.tif`: (H, W) uint16 (float32 for more cells than that numbers), 0 background, cell n has the
+      value n; Fiji, QuPath, napari, CellProfiler
     - `outlines/<name>.geojson`: a polygon per cell, as QuPath imports it
     - `pictures/<name>.png`: the image with outlines
     - `cells.csv`: a row per cell; areas in pixels, places in pixels from the top left corner

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from kernel.errors import RunError
 from kernel.images.writing import write_image_file
 from kernel.masks.instances import CellMasks
 from kernel.postprocess.outlines import mask_polygons
@@ -19,12 +18,10 @@ TABLE_COLUMNS = ("image", "cell", "cell_type", "score", "area_px", "centre_x", "
 def write_labels(masks: CellMasks, path: Path) -> None:
     """Write a label image (H, W) uint16: the pixels of the n-th mask, counted from 1, have the value n.
 
-    Raises:
-        RunError: there are more cells than 16 bits can number.
+    Where 16 bits cannot number the cells of a large image, it is float32, which other programs read as well.
     """
-    if len(masks) > np.iinfo(np.uint16).max:
-        raise RunError(f"{path.name}: {len(masks)} cells are more than a label image of 16 bits can number")
-    labels = np.zeros(masks.image_shape, np.uint16)
+    dtype = np.uint16 if len(masks) <= np.iinfo(np.uint16).max else np.float32
+    labels = np.zeros(masks.image_shape, dtype)
     for number, (crop, (y0, x0, y1, x1)) in enumerate(zip(masks.crops, masks.windows, strict=True), start=1):
         labels[y0:y1, x0:x1][crop] = number
     write_image_file(path, labels)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
 
 from kernel.masks.instances import CellMasks
+
+#: The side of the blocks in which masks are looked up, in pixels: several cells wide.
+BLOCK_SIDE = 128
 
 CropWindow = Sequence[int]  # y0, x0, y1, x1 of a crop in its image, the end exclusive
 
@@ -108,10 +112,29 @@ def mask_nms(masks: CellMasks, iou_threshold: float, overlaps: MaskOverlaps | No
     if iou_threshold == 0:
         return order
     overlaps = overlaps or MaskOverlaps(masks)
-    kept = np.empty(len(order), dtype=np.int64)
-    count = 0
+    blocks = blocks_of(overlaps.windows)
+    kept: list[int] = []
+    kept_in: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
     for index in order.tolist():
-        if not overlaps.exceeds(index, kept[:count], iou_threshold):
-            kept[count] = index
-            count += 1
-    return kept[:count].copy()
+        near = {other for block in blocks[index] for other in kept_in[block]}
+        if not overlaps.exceeds(index, np.fromiter(near, np.int64, len(near)), iou_threshold):
+            kept.append(index)
+            for block in blocks[index]:
+                kept_in[block].append(index)
+    return np.array(kept, dtype=np.int64)
+
+
+def blocks_of(windows: np.ndarray) -> list[list[tuple[int, int]]]:
+    """For each window (N, 4), y0, x0, y1, x1, the blocks of the image that it reaches into; none where it is empty.
+
+    Windows that share a pixel share a block. So NMS need not look at all masks of a large image for each one.
+    """
+    first, last = windows[:, :2] // BLOCK_SIDE, (windows[:, 2:] - 1) // BLOCK_SIDE
+    return [
+        [(row, column) for row in range(top, bottom + 1) for column in range(left, right + 1)]
+        if y1 > y0 and x1 > x0
+        else []
+        for (top, left), (bottom, right), (y0, x0, y1, x1) in zip(
+            first.tolist(), last.tolist(), windows.tolist(), strict=True
+        )
+    ]

@@ -41,7 +41,9 @@ def draw_picture(path: Path, image_bgr: np.ndarray, rles: Sequence[str], caption
 def stretch_gray(image: np.ndarray) -> np.ndarray:
     """An image uint8 with its gray levels stretched: the 0.5th percentile is black, the 99.5th white."""
     low, high = np.percentile(image, (0.5, 99.5))
-    return np.clip((image.astype(np.float32) - low) * (255 / max(high - low, 1)), 0, 255).astype(np.uint8)
+    levels = np.arange(256, dtype=np.float32)
+    # Each level once: float32 of a large image would take four times its memory.
+    return np.clip((levels - low) * (255 / max(high - low, 1)), 0, 255).astype(np.uint8)[image]
 
 
 def outline_colour(index: int) -> tuple[int, int, int]:

@@ -10,11 +10,16 @@ both allow:
 
 The first rule keeps the quality, the second the deadline. No clock is read here: callers pass the time, so that tests
 simulate hours in milliseconds.
+
+An image far larger than most, a *giant*, does not count for the others: it would lower all of them, and its header may
+lie. Giants come last, and share what time is left then.
 """
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from kernel.ensemble.quality_levels import QualityLevel
@@ -31,6 +36,8 @@ FEW_IMAGES = 8.0
 #: lowest quality level are mostly inferred from images done at others.
 CAUTION = 2.0
 RESERVE_FACTOR = 1.5
+#: An image is a giant if it is so many times as large as the median.
+GIANT_FACTOR = 16.0
 #: Forecasts are logged at each change of the quality level, and about this many times besides.
 LOGGED_FORECASTS = 20
 
@@ -58,9 +65,15 @@ class TimeBudget:
         self._waiting = dict(sizes)
         self._running: dict[str, tuple[float, int]] = {}  # when it was begun, its quality level
         self._costs = ImageCosts(len(self.levels), devices)
-        self._largest = max(self._sizes.values(), default=0.0)
+        typical = statistics.median(self._sizes.values()) if self._sizes else 0.0
+        self._giants = {image_id for image_id, size in self._sizes.items() if size > GIANT_FACTOR * typical}
+        self._largest = max((size for each, size in self._sizes.items() if each not in self._giants), default=0.0)
         self._current = 0  # the quality level of the image begun last
         self._log_every = max(1, len(self._sizes) // LOGGED_FORECASTS)
+
+    def giants_last(self, paths: Sequence[Path]) -> list[Path]:
+        """Paths of the images in the order in which to begin them: as given, but giants after all others."""
+        return sorted(paths, key=lambda path: path.stem in self._giants)
 
     def begin(self, image_id: str, now: float) -> int:
         """Take note that an image is begun now, and return its quality level."""
@@ -103,46 +116,59 @@ class TimeBudget:
             return 0
         lowest = len(self.levels) - 1
         left = self._expected_left(now)
+        sizes = self._waiting_with(image_id)
         quality = 0
         if self._costs.images >= LEARNING_SHARE * len(self._sizes):
-            quality = next((k for k in range(lowest + 1) if self._excess(k, left) <= 0), lowest)
-        if quality > 0 and not self._is_among_lowered(image_id, quality, left):
+            quality = next((k for k in range(lowest + 1) if self._excess(sizes, k, left) <= 0), lowest)
+        if quality > 0 and not self._is_among_lowered(image_id, sizes, quality, left):
             quality -= 1
-        while quality < lowest and not self._leaves_reserve(image_id, quality, now):
+        while quality < lowest and not self._leaves_reserve(image_id, sizes, quality, now):
             quality += 1
         return quality
 
     def forecast(self, quality: int) -> Forecast:
-        """What all waiting images take at a quality level."""
-        return self._costs[quality].usual.forecast(self._waiting.values())
+        """What the waiting images take at a quality level; giants count when they alone are left."""
+        return self._forecast(self._waiting_with(), quality)
 
-    def _excess(self, quality: int, left: float) -> float:
-        """*forecast*: the seconds by which it exceeds the time left at a quality level, which fits at 0 or less.
+    def _waiting_with(self, image_id: str | None = None) -> Mapping[str, float]:
+        """The sizes of the waiting images that count for an image: giants do for each other, and where none but giants
+        waits."""
+        others = {each: size for each, size in self._waiting.items() if each not in self._giants}
+        return self._waiting if image_id in self._giants or not others else others
+
+    def _forecast(self, sizes: Mapping[str, float], quality: int) -> Forecast:
+        return self._costs[quality].usual.forecast(sizes.values())
+
+    def _excess(self, sizes: Mapping[str, float], quality: int, left: float) -> float:
+        """*forecast*: the seconds by which images of these sizes exceed the time left at a quality level.
+
+        They fit at 0 or less.
 
         A quality level better than the current one fits where the mean does. The current one and those below fit unless
         the forecast exceeds the time left by more than its uncertainty. So the quality does not go up and down.
         """
-        forecast = self.forecast(quality)
+        forecast = self._forecast(sizes, quality)
         deviations = CONFIDENCE * (1 + FEW_IMAGES / self._costs.images) if quality >= self._current else 0.0
         return forecast.mean - deviations * forecast.deviation - left
 
-    def _is_among_lowered(self, image_id: str, quality: int, left: float) -> bool:
+    def _is_among_lowered(self, image_id: str, sizes: Mapping[str, float], quality: int, left: float) -> bool:
         """Whether lowering the larger images to this quality level is not enough, so that this one must be as well."""
         saved = self._costs[quality - 1].usual.mean - self._costs[quality].usual.mean
         own = self._waiting[image_id]
-        larger = sum(size for size in self._waiting.values() if size > own)
-        return larger * saved < self._excess(quality - 1, left)
+        larger = sum(size for size in sizes.values() if size > own)
+        return larger * saved < self._excess(sizes, quality - 1, left)
 
-    def _leaves_reserve(self, image_id: str, quality: int, now: float) -> bool:
+    def _leaves_reserve(self, image_id: str, sizes: Mapping[str, float], quality: int, now: float) -> bool:
         """*reserve*: whether all others can still be done in time after this image, however long it takes."""
         left = self.deadline - now
         own = self._costs[quality].worst * self._waiting[image_id]
         running = self._running_seconds(now, lambda costs: costs.worst)
         low = self._costs[-1]
-        others = [size for other, size in self._waiting.items() if other != image_id]
+        others = [size for other, size in sizes.items() if other != image_id]
         cautious = low.cautious_mean * sum(others) + CAUTION * low.usual.forecast(others).deviation
         # Devices do not end together: while one is at its last image, the others may have none left.
-        idle = (self.devices - 1) * low.worst * self._largest
+        largest = max([self._largest, *(self._sizes[each] for each in self._running)])
+        idle = (self.devices - 1) * low.worst * largest
         return own <= left and own + running + idle + RESERVE_FACTOR * cautious <= self.devices * left
 
     def _expected_left(self, now: float) -> float:

@@ -1,4 +1,8 @@
-"""What images cost, in seconds per unit of image size, and what others will take by that."""
+"""What images cost, in seconds per unit of image size, and what others will take by that.
+
+No single image may spoil what is known of the others: a tiny one, whose time is all overhead, or one that a stall has
+held up.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +19,20 @@ RECENT_HALF_LIFE = 3.0
 #: A prior for the first images: a standard deviation of half the mean, weighted as if two images had shown it.
 PRIOR_VARIATION = 0.5
 PRIOR_IMAGES = 2.0
+#: What every image takes whatever its size (reading, starting each network), as so many pixels: about a sixth of an
+#: image of the competition.
+FIXED_PIXELS = 256 * 256
+#: A cost counts at most as so many times the highest of the other late ones, once there are a few.
+OUTLIER_FACTOR = 10.0
+OUTLIER_AFTER = 3
 #: The worst cost is that of this many last images, times a margin.
 WORST_OF = 40
 WORST_FACTOR = 1.25
+
+
+def image_size(shape: tuple[int, int]) -> float:
+    """The size of an image (H, W) to which its cost is proportional."""
+    return float(FIXED_PIXELS + shape[0] * shape[1])
 
 
 @dataclass(frozen=True)
@@ -78,9 +93,10 @@ class LevelCosts:
         self._last: deque[float] = deque(maxlen=WORST_OF)
 
     def add(self, cost: float) -> None:
-        """Add another image's cost."""
-        self.usual.add(cost)
-        self.recent.add(cost)
+        """Add another image's cost. One that is far above all late ones counts in full when a second one is."""
+        counted = min(cost, OUTLIER_FACTOR * max(self._last)) if len(self._last) >= OUTLIER_AFTER else cost
+        self.usual.add(counted)
+        self.recent.add(counted)
         self._last.append(cost)
 
     @property
@@ -91,7 +107,10 @@ class LevelCosts:
     @property
     def worst(self) -> float:
         """The highest cost to expect of a single image."""
-        return WORST_FACTOR * max(self._last)
+        *others, highest = sorted(self._last)
+        if len(others) >= OUTLIER_AFTER:
+            highest = min(highest, OUTLIER_FACTOR * others[-1])
+        return WORST_FACTOR * highest
 
 
 class ImageCosts:

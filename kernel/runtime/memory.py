@@ -2,7 +2,8 @@
 
 It is made before the first image. What an encoder and a neck compute grows with the area of the padded image, so one
 pass over a small image gives each member's bytes per pixel, and the largest image's size gives the rest. Where an image
-does not fit after all, `kernel.ensemble.fallbacks` retries it with less.
+does not fit after all, `kernel.ensemble.fallbacks` retries it with less. Images of more pixels than memory allows are
+predicted in tiles (`kernel.ensemble.tiles`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from torch import nn
 from kernel.ensemble.ensemble import Ensemble
 from kernel.ensemble.features import features_bytes
 from kernel.ensemble.members import Member
+from kernel.ensemble.networks import Tiling
+from kernel.ensemble.tiles import LEAST_TILE_SIDE, needs_tiles
 from kernel.ensemble.views import PAD_MULTIPLE
 from kernel.log import LOG
 from kernel.runtime.limits import unused_memory
@@ -36,6 +39,18 @@ HEADS_BYTES = 1 << 30
 HEADS_CHANNELS = 256
 #: The share of the free memory that is used; on the CPU the system and the post-processing need some too.
 USABLE_SHARE = {"cuda": 0.9, "cpu": 0.75}
+#: Images of more pixels are predicted in tiles whatever is free: limits on the number of proposals are for images of
+#: the competition's size, and would take most of the cells of larger ones.
+WHOLE_PIXELS = 4096 * 4096
+#: Images of no more pixels are predicted whole whatever is free, as the competition's are: the plan is an estimate, and
+#: the fallbacks are there where they do not fit.
+LEAST_WHOLE_PIXELS = 1024 * 1024
+#: Sides of tiles, so that results do not depend on every byte that is free.
+TILE_SIDES = (LEAST_TILE_SIDE, 640, 768, 1024, 1280, 1536, 2048)
+#: What a tile may take on the CPU, heads included: image, masks and libraries have room beside it within 4 GB.
+CPU_TILE_BYTES = 2 << 30
+#: The part of a tile's memory that is for computing a view; the features kept between the stages have the rest.
+TILE_WORKING_PART = 0.6
 #: Assumed to be free where the system does not say.
 UNKNOWN_FREE_BYTES = 4 << 30
 
@@ -58,15 +73,19 @@ class MemoryPlan:
     view_bytes: int  # the features of one view, in the member with the most
     working_bytes: int  # the peak while the features of one view are computed
     free_bytes: int
+    tiling: Tiling
+    in_tiles: bool  # whether the largest image is predicted in tiles; the figures are those of the largest that is not
 
     def describe(self) -> str:
         """The plan for the log."""
+        largest = "the largest image predicted whole" if self.in_tiles else "the largest image"
+        tiles = f"; larger images in tiles of up to {self.tiling.side} pixels" if self.in_tiles else ""
         kept = "all" if self.feature_budget_bytes >= self.wanted_bytes else gigabytes(self.feature_budget_bytes)
         return (
-            f"{gigabytes(self.free_bytes)} free; the largest image takes up to {gigabytes(self.view_bytes)} of "
+            f"{gigabytes(self.free_bytes)} free; {largest} takes up to {gigabytes(self.view_bytes)} of "
             f"features per member and view, {gigabytes(self.wanted_bytes)} in all, and "
             f"{gigabytes(self.working_bytes)} to compute a view; {kept} of the features stay between the stages, "
-            f"{self.views_per_batch} flipped view(s) per batch"
+            f"{self.views_per_batch} flipped view(s) per batch{tiles}"
         )
 
 
@@ -88,23 +107,60 @@ def plan_memory(ensemble: Ensemble, largest_shape: tuple[int, int], free_bytes: 
     """
     height, width = (-(-side // PAD_MULTIPLE) * PAD_MULTIPLE for side in largest_shape)
     footprints = {member.name: measure_footprint(ensemble, member) for member in ensemble.members}
-    per_view = {name: round(footprint.features * height * width) for name, footprint in footprints.items()}
-    working = round(max(footprint.working for footprint in footprints.values()) * height * width)
+    room = room_for_features(ensemble, free_bytes)
+    per_pixel = max(footprint.working for footprint in footprints.values())
+    tiling = plan_tiling(ensemble, free_bytes, per_pixel)
+    in_tiles = needs_tiles(largest_shape, tiling)
+    pixels = tiling.whole_pixels if in_tiles else height * width
+    per_view = {name: round(footprint.features * pixels) for name, footprint in footprints.items()}
+    working = round(per_pixel * pixels)
     views = sum(map(len, ensemble.view_batches(ensemble.settings.use_tta or ensemble.settings.use_tta_masks)))
     wanted = max(views * sum(per_view[name] for name in members_run(ensemble, cell_type)) for cell_type in CELL_TYPES)
-    channels = max(member.detector.neck.out_channels for member in ensemble.members)
-    room = round(free_bytes * USABLE_SHARE[ensemble.device.type]) - HEADS_BYTES * channels // HEADS_CHANNELS
     batch = ensemble.views_per_batch
     while batch > 1 and wanted + batch * working > room:
         batch -= 1
     kept = min(wanted, max(0, room - batch * working))
-    return MemoryPlan(batch, kept, wanted, max(per_view.values()), working, free_bytes)
+    return MemoryPlan(batch, kept, wanted, max(per_view.values()), working, free_bytes, tiling, in_tiles)
+
+
+def room_for_features(ensemble: Ensemble, free_bytes: int) -> int:
+    """Of the free memory, what encoders and necks may take."""
+    return round(free_bytes * USABLE_SHARE[ensemble.device.type]) - heads_bytes(ensemble)
+
+
+def heads_bytes(ensemble: Ensemble) -> int:
+    """What the heads of the widest member take."""
+    return HEADS_BYTES * max(member.detector.neck.out_channels for member in ensemble.members) // HEADS_CHANNELS
+
+
+def plan_tiling(ensemble: Ensemble, free_bytes: int, bytes_per_pixel: float | None = None) -> Tiling:
+    """Which images are predicted in tiles, and how large these are.
+
+    On the CPU tiles are small, so that the largest image is done within a few GB; on a GPU as large as fits.
+
+    Args:
+        ensemble: loaded, on its device.
+        free_bytes: of the device.
+        bytes_per_pixel: the members' largest peak while a view is computed, where it has been measured.
+    """
+    if bytes_per_pixel is None:
+        bytes_per_pixel = max(measure_footprint(ensemble, member).working for member in ensemble.members)
+    room = max(0, room_for_features(ensemble, free_bytes))
+    tile_room = room
+    if ensemble.device.type == "cpu":
+        tile_room = min(room, CPU_TILE_BYTES - heads_bytes(ensemble))
+    fitting = [side for side in TILE_SIDES if bytes_per_pixel * side * side <= TILE_WORKING_PART * tile_room]
+    side = max(fitting, default=LEAST_TILE_SIDE)
+    kept = max(0, tile_room - round(bytes_per_pixel * side * side))
+    whole_pixels = min(WHOLE_PIXELS, max(LEAST_WHOLE_PIXELS, int(room / bytes_per_pixel)))
+    return Tiling(whole_pixels, side, kept)
 
 
 def apply_plan(ensemble: Ensemble, plan: MemoryPlan) -> None:
     """Run the ensemble by `plan` from now on, and log it."""
     ensemble.views_per_batch = plan.views_per_batch
     ensemble.feature_budget_bytes = plan.feature_budget_bytes
+    ensemble.tiling = plan.tiling
     LOG.info("memory of %s: %s", ensemble.device, plan.describe())
 
 

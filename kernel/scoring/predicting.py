@@ -25,6 +25,7 @@ from kernel.ensemble.load import load_ensemble
 from kernel.errors import InputError, RunError
 from kernel.log import LOG, show_log
 from kernel.manifest.types import Manifest
+from kernel.runtime.memory import free_memory, plan_tiling
 from kernel.scoring.predictions import (
     SoftPrediction,
     check_distinct,
@@ -55,7 +56,9 @@ class EnsembleFiles:
 
     def load(self, device: str) -> Ensemble:
         """Load it. mmdet must be importable."""
-        return load_ensemble(self.manifest, dict(self.paths), device, getattr(torch, self.dtype))
+        ensemble = load_ensemble(self.manifest, dict(self.paths), device, getattr(torch, self.dtype))
+        ensemble.tiling = plan_tiling(ensemble, free_memory(ensemble.device))
+        return ensemble
 
     def alone(self, name: str) -> EnsembleFiles:
         """An ensemble of the one member `name`, used for every cell type, with the same settings."""

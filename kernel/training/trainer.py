@@ -27,7 +27,6 @@ from kernel.training.signals import stop_signals
 from kernel.training.state import RunState, read_state, save_state, save_weights
 from kernel.training.step import set_training_mode
 
-
 #: A loss from which no training comes back: sound ones begin below 20.
 ABSURD_LOSS = 1e4
 

@@ -132,8 +132,8 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
         ("id,predicted\none,1 1\none,\n", "row 3: image 'one' has an empty row and another"),
         ("id,predicted\none,\ntwo,\n", "image 'none' has no row"),
         (TEXT + "three,\n", "'three' is not among the 3 images"),
-        (TEXT + "two,20 1\n", "'two': masks 1 and 2 overlap at row 3, column 4"),
-        (TEXT + "two,21 1\n", "'two', mask 2: a run leaves the image"),
+        (TEXT + "two,20 1\n", "row 6: image 'two': the mask overlaps that of row 4 at row 3, column 4 of"),
+        (TEXT + "two,21 1\n", "row 6: image 'two': a run leaves the image"),
     ],
 )
 def test_wrong_files_are_refused(tmp_path, text, message):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
@@ -357,3 +358,65 @@ def test_where_time_does_nothing_is_told_to_be_short(caplog: pytest.LogCaptureFi
         play(lambda *_: 1.0, 2 * IMAGES * light_seconds())
     assert len(caplog.messages) > 10 and {record.levelname for record in caplog.records} == {"INFO"}
     assert all(text.startswith("time: ") and text.endswith("; quality: full") for text in caplog.messages)
+
+
+# --- one image of an odd size ------------------------------------------------------------------------------------
+
+
+def play_in_order(sizes: dict[str, float], done: dict[str, bool], limit: float, devices: int) -> dict[str, int]:
+    """The level of each image that can be done, in a run that begins giants last; others take no time, and fail."""
+    budget = TimeBudget(LEVELS, sizes, limit, devices)
+    now, levels = 0.0, {}
+    for path in budget.giants_last([Path(f"{name}.png") for name in sizes]):
+        if now > limit:
+            break
+        level = budget.begin(path.stem, now)
+        if not done[path.stem]:
+            budget.drop(path.stem)
+            continue
+        levels[path.stem] = level
+        spent = seconds_at(level, sizes[path.stem])
+        now += sum(spent.values()) / devices
+        budget.finish(path.stem, now, "cort", {stage: each for stage, each in spent.items() if stage != "other"})
+    return levels
+
+
+@pytest.mark.parametrize("readable", [True, False])
+@pytest.mark.parametrize("seed", range(20))
+def test_one_image_of_any_size_lowers_no_other(seed: int, readable: bool) -> None:
+    """Random mixes, with time for all others and little more: the odd one may lie, or be far too large."""
+    rng = random.Random(seed)
+    sizes = {
+        f"image{number}": rng.choice([1.0, 1.0, 2.0]) * rng.uniform(0.7, 1.4) for number in range(rng.randint(8, 60))
+    }
+    devices = rng.choice([1, 2])
+    limit = 1.5 * sum(sizes.values()) * light_seconds() / devices
+    alone = play_in_order(sizes, dict.fromkeys(sizes, True), limit, devices)
+    names = [*sizes]
+    names.insert(rng.randrange(len(names) + 1), "odd")
+    mixed_sizes = {**sizes, "odd": rng.choice([40.0, 300.0, 10_000.0])}
+    mixed_sizes = {name: mixed_sizes[name] for name in names}
+    levels = play_in_order(mixed_sizes, {**dict.fromkeys(sizes, True), "odd": readable}, limit, devices)
+    assert set(alone.values()) == {0} and ("odd" in levels) == readable
+    assert {name: level for name, level in levels.items() if name != "odd"} == alone
+
+
+def test_giants_share_the_time_that_is_left() -> None:
+    """Two of thirty times the usual size: at the level at which both can be done."""
+    sizes = {**{f"image{number}": 1.0 for number in range(20)}, "one": 30.0, "two": 30.0}
+    sizes = dict(sorted(sizes.items(), reverse=True))
+    limit = 50 * light_seconds()
+    levels = play_in_order(sizes, dict.fromkeys(sizes, True), limit, 1)
+    assert {levels[f"image{number}"] for number in range(20)} == {0}
+    assert levels["one"] > 0 and levels["two"] > 0 and list(levels)[-2:] == ["two", "one"]
+
+
+def test_giants_are_begun_last_and_are_few() -> None:
+    """Many large images are no giants: half of all are no larger than the median."""
+    paths = [Path(f"image{number}.png") for number in range(3)]
+    few = TimeBudget(LEVELS, {"image0": 30.0, "image1": 1.0, "image2": 1.0}, 100.0)
+    assert [path.stem for path in few.giants_last(paths)] == ["image1", "image2", "image0"]
+    for sizes in ((30.0, 30.0, 1.0), (30.0, 30.0, 30.0), (1.0, 10.0, 1.0)):
+        known = {path.stem: size for path, size in zip(paths, sizes, strict=True)}
+        assert TimeBudget(LEVELS, known, 100.0).giants_last(paths) == paths
+    assert TimeBudget(LEVELS, {}, 100.0).giants_last([]) == []

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from kernel.runtime.image_costs import WORST_FACTOR, ImageCosts, LevelCosts, MovingAverage
+from kernel.runtime.image_costs import OUTLIER_FACTOR, WORST_FACTOR, ImageCosts, LevelCosts, MovingAverage, image_size
 
 VALUES = [3.0, 1.0, 4.0, 1.0, 5.0, 9.0]
 
@@ -63,3 +65,38 @@ def test_the_first_image_of_each_device_counts_until_another_is_measured(devices
     assert (costs[0].usual.mean, costs[1].usual.mean) == (pytest.approx(10), pytest.approx(1))
     costs.add([20.0, 2.0])
     assert 10 < costs[0].usual.mean < 20 and costs[0].worst == pytest.approx(20 * WORST_FACTOR)
+
+
+# --- one image alone ---------------------------------------------------------------------------------------------
+
+
+def test_a_stall_of_one_image_says_little_of_the_others_and_a_second_one_counts() -> None:
+    costs = LevelCosts()
+    for cost in [1.0] * 30 + [500.0]:
+        costs.add(cost)
+    assert costs.usual.mean < 1.5 and costs.cautious_mean < 4
+    assert costs.worst == pytest.approx(OUTLIER_FACTOR * WORST_FACTOR)
+    costs.add(500.0)
+    assert costs.usual.mean > 15 and costs.worst == pytest.approx(500 * WORST_FACTOR)
+
+
+@given(
+    odd=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    overhead=st.floats(0.02, 2.0),
+    place=st.integers(2, 19),
+    sides=st.lists(st.integers(450, 1100), min_size=20, max_size=20),
+)
+def test_a_tiny_image_anywhere_hardly_changes_the_forecast(
+    odd: tuple[int, int], overhead: float, place: int, sides: list[int]
+) -> None:
+    """Its time is all overhead, which a cost per pixel would make hours of."""
+
+    def forecast(shapes: list[tuple[int, int]]) -> float:
+        costs = LevelCosts()
+        for height, width in shapes:
+            costs.add((overhead + 7e-6 * height * width) / image_size((height, width)))
+        return costs.usual.forecast([image_size((520, 704))] * 100).mean
+
+    shapes = [(side, 704) for side in sides]
+    without, with_it = forecast(shapes), forecast([*shapes[:place], odd, *shapes[place:]])
+    assert 0.7 * without < with_it < 1.5 * without

@@ -14,8 +14,17 @@ from tiny_detectors import tiny_detector
 from kernel.ensemble.ensemble import Ensemble
 from kernel.ensemble.features import features_bytes
 from kernel.ensemble.members import Member
+from kernel.ensemble.tiles import LEAST_TILE_SIDE, needs_tiles
 from kernel.ensemble.views import IDENTITY, view_images
-from kernel.runtime.memory import HEADS_BYTES, HEADS_CHANNELS, apply_plan, free_memory, host_memory, plan_memory
+from kernel.runtime.memory import (
+    HEADS_BYTES,
+    HEADS_CHANNELS,
+    apply_plan,
+    free_memory,
+    host_memory,
+    plan_memory,
+    plan_tiling,
+)
 from kernel.settings import CELL_TYPES, CLS_USE, EnsembleSettings
 
 pytestmark = pytest.mark.usefixtures("wheels_site")
@@ -86,6 +95,32 @@ def test_the_plan_is_applied_and_logged(ensemble: Ensemble, caplog: pytest.LogCa
         apply_plan(ensemble, plan)
     assert (ensemble.views_per_batch, ensemble.feature_budget_bytes) == (plan.views_per_batch, plan.wanted_bytes)
     assert "64.00 GB free" in caplog.text and "all of the features stay" in caplog.text
+
+
+@given(free=st.integers(0, 200 << 30))
+def test_only_what_is_larger_than_the_competitions_images_is_tiled(ensemble: Ensemble, free: int) -> None:
+    tiling = plan_tiling(ensemble, free)
+    assert not needs_tiles((520, 704), tiling) and not needs_tiles((1024, 1024), tiling)
+    assert needs_tiles((10_000, 10_000), tiling)
+    assert LEAST_TILE_SIDE <= tiling.side <= 2048 and tiling.side**2 <= max(tiling.whole_pixels, LEAST_TILE_SIDE**2)
+
+
+def test_tiles_on_the_cpu_are_the_same_from_four_gigabytes_on(ensemble: Ensemble) -> None:
+    """What they take leaves room for a large image's pixels and masks within 4 GB."""
+    little, much = plan_tiling(ensemble, 4 << 30), plan_tiling(ensemble, 200 << 30)
+    assert (little.side, little.feature_bytes) == (much.side, much.feature_bytes)
+    working = plan_memory(ensemble, (much.side, much.side), PLENTY).working_bytes
+    assert HEADS + working + much.feature_bytes <= 2 << 30
+    assert plan_tiling(ensemble, 0).side == LEAST_TILE_SIDE
+
+
+def test_the_log_says_that_large_images_are_tiled(ensemble: Ensemble, caplog: pytest.LogCaptureFixture) -> None:
+    plan = plan_memory(ensemble, (10_000, 10_000), PLENTY)
+    with caplog.at_level("INFO", logger="kernel"):
+        apply_plan(ensemble, plan)
+    assert f"larger images in tiles of up to {plan.tiling.side} pixels" in caplog.text
+    assert ensemble.tiling == plan.tiling == Ensemble.like(ensemble, ensemble.members).tiling
+    ensemble.tiling = None
 
 
 def test_measuring_leaves_no_hooks(ensemble: Ensemble) -> None:

@@ -1,0 +1,47 @@
+"""Check a submission.csv against its images, as Kaggle would: header, ids, run lengths, sizes, overlaps.
+
+    python build_kernel.py check dist/dry-run/submission.csv --images bundle/demo/images
+
+Each problem is a line with the row's number. Of the images only the headers are read.
+
+Exit codes: 0 valid, 2 not valid, or it cannot be read.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from kernel.errors import InputError
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    parser.add_argument("submission", type=Path, help="the file")
+    parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="the folder of its images")
+    parser.add_argument(
+        "--limit", type=int, default=20, metavar="N", help="how many problems are shown (default: %(default)s)"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Check. Returns the exit code.
+
+    Raises:
+        InputError: the submission is not valid or cannot be read, or there are no images.
+    """
+    from kernel.images.reading import list_images, read_image_shape
+    from kernel.postprocess.submitted import find_problems, parse_submission, told_problems
+
+    submission = parse_submission(options.submission)
+    shapes = {path.stem: read_image_shape(path) for path in list_images(options.images)}
+    problems = find_problems(submission, shapes)
+    for line in told_problems(problems, max(0, options.limit)):
+        print(f"{options.submission}: {line}")
+    if problems:
+        raise InputError(
+            f"{options.submission} is not valid for the images in {options.images}: {len(problems)} problem(s)"
+        )
+    cells = sum(map(len, submission.masks.values()))
+    print(f"{options.submission} is valid: {cells} cells in {len(shapes)} images")
+    return 0
