@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from kernel.errors import InputError
-from kernel.files import whole_file
+from kernel.files import whole_file, writing
 from kernel.masks.rle import parse_rle
 
 SUBMISSION_HEADER = ("id", "predicted")
@@ -46,13 +46,17 @@ def check_image_rles(image_id: str, rles: Iterable[str], image_shape: tuple[int,
 
 
 def check_image_id(image_id: str) -> None:
-    """Raise InputError for an id that would break the file's rows."""
+    """Raise InputError for an id that would break the file's rows, or cannot be written in it."""
+    try:
+        image_id.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(f"image id {image_id!r} is no text in UTF-8: rename the image") from error
     if not image_id or image_id != image_id.strip() or any(sign in image_id for sign in ',"\r\n'):
         raise InputError(f"image id {image_id!r} cannot stand in a submission: no commas, quotes or outer spaces")
 
 
 class SubmissionWriter:
-    """Collects the rows of image after image and writes them all at the end.
+    """Collects the rows of image after image, and writes them all: at the end, or before with what there is.
 
     Args:
         expected_ids: the images that the submission must have, each once.
@@ -100,11 +104,17 @@ class SubmissionWriter:
                 f"{len(missing)} of {len(self._rows)} images have no rows, '{missing[0]}' first; "
                 "add an image without masks too, with an empty list"
             )
+        with writing(Path(path)):
+            self.write_so_far(path)
+
+    def write_so_far(self, path: Path) -> None:
+        """Write the file as `write` does; images that are missing get an empty row.
+
+        Raises:
+            OSError: it cannot be written.
+        """
         lines = [",".join(SUBMISSION_HEADER)]
         for image_id, rles in self._rows.items():
             lines.extend(f"{image_id},{text}" for text in rles or [""])
-        try:
-            with whole_file(Path(path)) as temporary:
-                temporary.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="")
-        except OSError as error:
-            raise InputError(f"cannot write {path}: {error.strerror}; choose a folder that can be written") from error
+        with whole_file(Path(path)) as temporary:
+            temporary.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="")
