@@ -110,88 +110,163 @@ def run_kernel(manifest_json: str, wheels_lock_json: str) -> int:
         InputError: the manifest, the environment or a mount is wrong.
         RunError: the wheels cannot be installed, no worker can start, or submission.csv cannot be written.
     """
-    start = time.monotonic()
-    manifest = parse_manifest(manifest_json, "the embedded manifest")
-    shard, machine = this_shard(), chosen_devices()
-    devices = shard.own_device(machine)
-    dtype = chosen_dtype(manifest.dtype, devices)
-    policy = chosen_policy()
-    working = working_folder()
-    competition = manifest.kernel.competition
-    paths = patiently(
-        lambda: list_images(find_competition(input_root(), competition)),
-        lambda error: may_pass(error) or is_away(lambda: find_competition(input_root(), competition)),
-    )
-    head = journal_head(manifest, str(dtype), [manifest_json, wheels_lock_json])
-    saved = SavedRun(working, paths, shard.share(paths), head, shard.rank)
-    deadline = start + (manifest.time_limit_hours - manifest.time_margin_hours) * 3600
-    hard_deadline = deadline + manifest.time_margin_hours * 1800  # halfway from there to the time limit
-    scratches: list[Path] = []
+    run = KernelRun(manifest_json, wheels_lock_json)
+    with ending_by_signal(run.end_by_signal):
+        run.save_from_now_on()
+        try:
+            if run.shard.count == 1:
+                run.segment_share()
+            elif not run.segment_in_processes():
+                return 0  # the first process writes the results
+            return run.conclude()
+        except Exception as error:  # noqa: BLE001 (whatever it is, what was done before must not be lost)
+            failure = error if isinstance(error, InputError | RunError) else unforeseen(error)
+            return run.conclude_after(failure)
 
-    def segment_share() -> None:
-        todo = saved.todo
-        LOG.info("%d images, %d members, on %s in %s", len(todo), len(manifest.members), ", ".join(devices), dtype)
+
+class KernelRun:
+    """One run: what it was asked, where it runs, and what is done so far.
+
+    Raises:
+        InputError: the manifest or the environment is wrong.
+    """
+
+    def __init__(self, manifest_json: str, wheels_lock_json: str):
+        self.start = time.monotonic()
+        self.manifest = parse_manifest(manifest_json, "the embedded manifest")
+        self.embedded = (manifest_json, wheels_lock_json)
+        self.shard, self.machine = this_shard(), chosen_devices()
+        self.devices = self.shard.own_device(self.machine)
+        self.dtype = chosen_dtype(self.manifest.dtype, self.devices)
+        self.policy = chosen_policy()
+        self.working = working_folder()
+        self.deadline = self.start + (self.manifest.time_limit_hours - self.manifest.time_margin_hours) * 3600
+        # Halfway from there to the time limit.
+        self.hard_deadline = self.deadline + self.manifest.time_margin_hours * 1800
+        self.paths: list[Path] = []
+        self.saved: SavedRun | None = None
+        self.scratch: Path | None = None
+
+    def save_from_now_on(self) -> None:
+        """Find the images; from here on the working folder holds a submission and a journal.
+
+        Raises:
+            InputError: the images are not mounted, or the folder cannot be written.
+        """
+
+        def find() -> Path:
+            return find_competition(input_root(), self.manifest.kernel.competition)
+
+        try:
+            self.paths = patiently(lambda: list_images(find()), lambda error: may_pass(error) or is_away(find))
+        except OSError as error:
+            raise InputError(f"cannot read the mounted images: {error}") from error
+        head = journal_head(self.manifest, str(self.dtype), self.embedded)
+        self.saved = SavedRun(self.working, self.paths, self.shard.share(self.paths), head, self.shard.rank)
+
+    def segment_share(self) -> None:
+        """Do this process's images, as far as they are not done yet.
+
+        Raises:
+            InputError, RunError: the wheels or the members are not there or wrong, or no worker can start.
+        """
+        assert self.saved is not None
+        share, todo = self.shard.share(self.paths), self.saved.todo
+        names = ", ".join(self.devices)
+        LOG.info("%d images, %d members, on %s in %s", len(todo), len(self.manifest.members), names, self.dtype)
         if not todo:
             return
         with contextlib.ExitStack() as stack:
-            scratches.append(stack.enter_context(scratch_home(working)))
-            packages = patiently(
-                lambda: stack.enter_context(
-                    installed_wheels(find_dataset(input_root(), manifest.wheels_dataset), wheels_lock_json)
-                ),
-                lambda error: may_pass(error) or is_away(lambda: find_dataset(input_root(), manifest.wheels_dataset)),
-            )
-            levels = quality_levels(manifest.members, manifest.ensemble)
-            shapes = {path.stem: shape_of(path) for path in todo}
-            sizes = {image_id: float(height * width) for image_id, (height, width) in shapes.items()}
-            budget = TimeBudget(levels, sizes, deadline, len(devices))
-            setups = worker_setups(devices, dtype, packages, shapes.values(), shard.sharing(machine), policy)
-            with started_workers(manifest, levels, setups) as (workers, messages):
-                segment_all(workers, messages, todo, budget, hard_deadline, saved)
-                saved.write()  # before anything is put away
+            self.scratch = stack.enter_context(scratch_home(self.working))
+            packages = self.install(stack)
+            levels = quality_levels(self.manifest.members, self.manifest.ensemble)
+            shapes = {path.stem: shape_of(path) for path in share}
+            sizes = {path.stem: float(shapes[path.stem][0] * shapes[path.stem][1]) for path in todo}
+            budget = TimeBudget(levels, sizes, self.deadline, len(self.devices))
+            # The memory plan is that of all images, however few are left.
+            shared = self.shard.sharing(self.machine)
+            setups = worker_setups(self.devices, self.dtype, packages, shapes.values(), shared, self.policy)
+            with started_workers(self.manifest, levels, setups) as (workers, messages):
+                segment_all(workers, messages, todo, budget, self.hard_deadline, self.saved)
+                self.saved.write()  # before anything is put away
 
-    def conclude(results: RunResults) -> int:
-        saved.write()
-        results = results.in_order(paths)
-        summary = summarise(manifest, dtype, results, time.monotonic() - start)
-        write_summary(working / "summary.json", summary)
-        log_end(summary, results, working / "submission.csv")
+    def install(self, stack: contextlib.ExitStack) -> Path:
+        """Install the wheels until `stack` is closed; returns their folder.
+
+        Raises:
+            InputError, RunError: as `installed_wheels`, or they are not mounted.
+        """
+
+        def find() -> Path:
+            return find_dataset(input_root(), self.manifest.wheels_dataset)
+
+        return patiently(
+            lambda: stack.enter_context(installed_wheels(find(), self.embedded[1])),
+            lambda error: may_pass(error) or is_away(find),
+        )
+
+    def segment_in_processes(self) -> bool:
+        """Do this process's share, and in the first one wait for the others'; whether this is the first one.
+
+        Raises:
+            InputError, RunError: as `segment_share`, in the first process.
+        """
+        assert self.saved is not None
+        results = segment_in_processes(
+            self.shard, self.working, self.paths, self.hard_deadline, self.saved.results, self.segment_share
+        )
+        if results is not None:
+            self.saved.replace_results(results)
+        return results is not None
+
+    def conclude(self) -> int:
+        """Write submission.csv and summary.json of what is done; returns the exit code.
+
+        Raises:
+            RunError: submission.csv cannot be written.
+        """
+        assert self.saved is not None
+        self.saved.write()
+        results = self.saved.results.in_order(self.paths)
+        summary = summarise(self.manifest, self.dtype, results, time.monotonic() - self.start)
+        write_summary(self.working / "summary.json", summary)
+        log_end(summary, results, self.working / "submission.csv")
         if not results.failed:
-            saved.forget()
+            self.saved.forget()
         return exit_code(results.failed)
 
-    def end_by_signal(name: str) -> None:
-        end_children()
-        LOG.error("%s: ending with what there is; started again, the same script goes on from there", name)
-        if shard.rank == 0 and saved.take_for_good():
-            saved.add_others()
-            saved.results.fail_rest(paths, f"{name} came first")
-            conclude(saved.results)
-        for scratch in scratches:
-            remove_scratch(scratch)
+    def conclude_after(self, failure: InputError | RunError) -> int:
+        """Write what is done before something ended the run; returns the exit code where that is not an error.
 
-    with ending_by_signal(end_by_signal):
-        try:
-            if shard.count == 1:
-                segment_share()
-                results: RunResults | None = saved.results
-            else:
-                results = segment_in_processes(shard, working, paths, hard_deadline, saved.results, segment_share)
-                if results is None:  # the first process writes the results
-                    return 0
-                saved.take_over(results)
-            return conclude(results)
-        except Exception as error:
-            failure = error if isinstance(error, InputError | RunError) else unforeseen(error)
-            saved.add_others()
-            saved.results.fail_rest(paths, f"the run ended before: {failure}")
-            code = conclude(saved.results)
-            if os.environ.get(SCORING_RUN_VARIABLE) and saved.results.summaries:
-                LOG.error("%s", failure)
-                return code
-            raise failure from error
-        finally:
-            saved.close()
+        Raises:
+            InputError, RunError: `failure`, but where every image has a result, or a scoring run has one at all.
+        """
+        assert self.saved is not None
+        self.saved.add_others()
+        self.saved.results.fail_rest(self.paths, f"the run ended before: {failure}")
+        code = self.conclude()
+        results = self.saved.results
+        if results.failed and not (is_scoring_run() and results.summaries):
+            raise failure
+        LOG.error("%s", failure)
+        return code
+
+    def end_by_signal(self, name: str) -> None:
+        """Write what is done, and leave nothing behind; the process ends afterwards."""
+        LOG.error("%s: ending with what there is; started again, the same script goes on from there", name)
+        end_children()
+        if self.saved is not None and self.shard.rank == 0 and self.saved.take_for_good():
+            self.saved.add_others()
+            self.saved.results.fail_rest(self.paths, f"{name} came first")
+            self.conclude()
+        end_children()  # one that died may have been started again
+        if self.scratch is not None:
+            remove_scratch(self.scratch)
+
+
+def is_scoring_run() -> bool:
+    """Whether Kaggle scores what this run writes."""
+    return bool(os.environ.get(SCORING_RUN_VARIABLE))
 
 
 def chosen_policy() -> str:
@@ -200,7 +275,7 @@ def chosen_policy() -> str:
     Raises:
         InputError: it is none of `MEMBER_POLICIES`.
     """
-    policy = os.environ.get(MEMBERS_VARIABLE) or (BEST_EFFORT if os.environ.get(SCORING_RUN_VARIABLE) else STRICT)
+    policy = os.environ.get(MEMBERS_VARIABLE) or (BEST_EFFORT if is_scoring_run() else STRICT)
     if policy not in MEMBER_POLICIES:
         raise InputError(f"{MEMBERS_VARIABLE} is {policy!r}; allowed are {', '.join(MEMBER_POLICIES)}")
     return policy
@@ -270,7 +345,7 @@ def log_end(summary: Mapping[str, Any], results: RunResults, submission: Path) -
 
 def exit_code(failed: Mapping[str, FailedImage]) -> int:
     """The exit code for the images that failed."""
-    if failed and os.environ.get(SCORING_RUN_VARIABLE):
+    if failed and is_scoring_run():
         LOG.warning("ending with exit code 0 all the same: a scoring run that fails has no score")
         return 0
     if not all(failure.wrong_input for failure in failed.values()):

@@ -82,7 +82,7 @@ class BuiltRun:
         """Start the script; its output and errors go to `log`, else to one pipe."""
         target = subprocess.PIPE if log is None else log.open("ab")
         return subprocess.Popen(
-            [sys.executable, *launcher, str(self.script)],
+            self.start_command(launcher),
             env=self.environment(variables),
             cwd=self.home,
             stdin=subprocess.DEVNULL,
@@ -90,6 +90,9 @@ class BuiltRun:
             stderr=subprocess.STDOUT,
             text=True,
         )
+
+    def start_command(self, launcher: Sequence[str] = ("-I",)) -> list[str]:
+        return [sys.executable, *launcher, str(self.script)]
 
     def run(self, variables: Mapping[str, str] = {}) -> tuple[int, str]:
         """Run the script to its end; returns the exit code, and what it wrote."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from kernel.errors import InputError
-from kernel.files import whole_file, writing
+from kernel.files import whole_file
 from kernel.masks.rle import parse_rle
 
 SUBMISSION_HEADER = ("id", "predicted")
@@ -92,29 +92,27 @@ class SubmissionWriter:
         """The expected images that have not been added yet, in order."""
         return [image_id for image_id, rles in self._rows.items() if rles is None]
 
-    def write(self, path: Path) -> None:
+    def write(self, path: Path, *, so_far: bool = False) -> None:
         """Write the file, whole or not at all.
+
+        Args:
+            path: the file.
+            so_far: whether images may be missing; they get an empty row.
 
         Raises:
             InputError: an expected image is missing, or the file cannot be written.
         """
         missing = self.missing_ids
-        if missing:
+        if missing and not so_far:
             raise InputError(
                 f"{len(missing)} of {len(self._rows)} images have no rows, '{missing[0]}' first; "
                 "add an image without masks too, with an empty list"
             )
-        with writing(Path(path)):
-            self.write_so_far(path)
-
-    def write_so_far(self, path: Path) -> None:
-        """Write the file as `write` does; images that are missing get an empty row.
-
-        Raises:
-            OSError: it cannot be written.
-        """
         lines = [",".join(SUBMISSION_HEADER)]
         for image_id, rles in self._rows.items():
             lines.extend(f"{image_id},{text}" for text in rles or [""])
-        with whole_file(Path(path)) as temporary:
-            temporary.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="")
+        try:
+            with whole_file(Path(path)) as temporary:
+                temporary.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="")
+        except OSError as error:
+            raise InputError(f"cannot write {path}: {error.strerror}; choose a folder that can be written") from error

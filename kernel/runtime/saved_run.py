@@ -43,7 +43,7 @@ class SavedRun:
 
     Raises:
         InputError: the folder cannot be written, or an image's name cannot stand in submission.csv.
-        RunError: its disk is full.
+        RunError: its disk is full, by the journal.
     """
 
     def __init__(
@@ -163,19 +163,19 @@ class SavedRun:
         if time.monotonic() - self._last_save >= SAVING_SHARE * self._save_seconds:
             try:
                 self._save()
-            except OSError as error:
-                self._warn_once(f"cannot write {self.submission} ({error.strerror}) just now: it stays as it was")
+            except InputError as error:
+                self._warn_once(f"{error}; until it can be written again, the journal alone has what is done")
 
     def _save(self) -> None:
         """Make submission.csv anew, of the results that there are.
 
         Raises:
-            OSError: it cannot be written.
+            InputError: it cannot be written.
         """
         if self._rank:
             return
         begun = time.monotonic()
-        self._writer.write_so_far(self.submission)
+        self._writer.write(self.submission, so_far=True)
         self._last_save = time.monotonic()
         self._save_seconds = self._last_save - begun
 
@@ -185,24 +185,25 @@ class SavedRun:
         Raises:
             RunError: it cannot be written.
         """
-        with self._lock, writing(self.submission, RunError):
+        with self._lock:
             try:
                 self._save()
                 return
-            except OSError as error:
-                LOG.error("cannot write %s (%s): trying once more", self.submission, error.strerror)
-            self.submission.parent.mkdir(parents=True, exist_ok=True)
-            if self.submission.is_dir():
-                LOG.error("%s is a folder: put aside as %s", self.submission, put_aside(self.submission).name)
+            except InputError as error:
+                LOG.error("%s; trying once more", error)
+            with writing(self.submission, RunError):
+                self.submission.parent.mkdir(parents=True, exist_ok=True)
+                if self.submission.is_dir():
+                    LOG.error("%s is a folder: put aside as %s", self.submission, put_aside(self.submission).name)
+            if not self._journal.is_lost:  # it has the same rows: its space is most likely enough
+                self._journal_path.unlink(missing_ok=True)
+                self._journal.close()
             try:
-                if not self._journal.is_lost:  # it has the same rows: its space is most likely enough
-                    self._journal_path.unlink()
-                    self._journal.close()
                 self._save()
-            except OSError:
+            except InputError as error:
                 with contextlib.suppress(OSError):
                     self._begin_anew()
-                raise
+                raise RunError(f"{error}; {self._journal_path} has what is done") from error
 
     def take_for_good(self) -> bool:
         """Keep all other threads from changing the results, for a process that ends; whether that could be had."""
@@ -218,11 +219,18 @@ class SavedRun:
                     if record.get("image") in paths and record["image"] not in self.results.rows:
                         self._take_over(record, paths[record["image"]])
 
-    def take_over(self, results: RunResults) -> None:
-        """Add what other processes have done, for submission.csv."""
-        for image_id, (rles, shape) in results.rows.items():
-            if image_id in self._writer.missing_ids and image_id in results.summaries:
-                self._writer.add(image_id, rles, shape)
+    def replace_results(self, results: RunResults) -> None:
+        """Take the results of all processes, which have this one's among them.
+
+        Raises:
+            InputError: as `SubmissionWriter.add`.
+        """
+        with self._lock:
+            for image_id in results.summaries:
+                if image_id not in self.results.summaries:
+                    rles, shape = results.rows[image_id]
+                    self._writer.add(image_id, rles, shape)
+            self.results = results
 
     def forget(self) -> None:
         """Delete the journals of the run: all its images have a result, and submission.csv has them."""
@@ -232,10 +240,6 @@ class SavedRun:
                     journal.unlink(missing_ok=True)
             except OSError as error:
                 LOG.warning("cannot delete %s: %s", journal, error.strerror)
-
-    def close(self) -> None:
-        """Close the journal's file."""
-        self._journal.close()
 
     def _warn_once(self, text: str) -> None:
         if text not in self._warned:
