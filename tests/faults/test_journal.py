@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from built_script import BuiltRun, build_demo, write_cells
+from built_script import BuiltRun
 
 from kernel.postprocess.submitted import read_submission
 from kernel.runtime.journal import Journal, journal_line, parse_line, put_aside, read_journal
@@ -33,23 +33,6 @@ pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="processes are found in /proc"),
 ]
 MakeRun = Callable[[str, int], BuiltRun]
-
-
-@pytest.fixture(scope="module")
-def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_demo(tmp_path_factory.mktemp("dist"))
-
-
-@pytest.fixture()
-def make_run(script: Path, wheels_dir: Path, tmp_path: Path) -> MakeRun:
-    """A function that makes a run of so many images in a folder of the given name."""
-
-    def make(name: str, images: int) -> BuiltRun:
-        run = BuiltRun(script, tmp_path / name, wheels_dir)
-        write_cells(run.images, images)
-        return run
-
-    return make
 
 
 def journalled(run: BuiltRun) -> set[str]:
@@ -75,7 +58,6 @@ def test_a_run_that_is_killed_goes_on_from_its_journal(make_run: MakeRun, capsys
     devices = {"KERNEL_DEVICE": "cpu,cpu"}
     code, told = whole.run(devices)
     assert code == 0, told
-    seconds = json.loads((whole.working / "summary.json").read_text(encoding="utf-8"))["seconds"]
     moments = random.Random(SEED)
     with capsys.disabled():
         sys.stdout.write(f"\nseed of the kills: {SEED}\n")
@@ -85,10 +67,12 @@ def test_a_run_that_is_killed_goes_on_from_its_journal(make_run: MakeRun, capsys
         log = killed.home / f"log{number}"
         script = killed.start(devices, log=log)
         if number < KILLS:
-            try:
-                script.wait(moments.uniform(0.1, 0.5) * seconds)
-            except subprocess.TimeoutExpired:
-                script.kill()
+            left = IMAGES - len(before)
+            more = moments.randint(0, left // (KILLS + 1 - number))  # images that this start may finish
+            if more:
+                wait_for_images(killed, script, len(before) + more)
+            time.sleep(moments.uniform(0, 0.5 if more else 8))
+            script.kill()
         script.wait()
         logs.append(log.read_text(encoding="utf-8"))
         again = before & set(DONE.findall(logs[-1]))
@@ -96,9 +80,7 @@ def test_a_run_that_is_killed_goes_on_from_its_journal(make_run: MakeRun, capsys
         assert "Traceback" not in logs[-1], logs[-1]
         if killed.submission.exists():  # a kill may come while Python still imports
             assert len(read_submission(killed.submission)) == IMAGES
-        if script.returncode == 0:
-            break
-    assert script.returncode == 0, logs[-1]
+        assert script.returncode == (-signal.SIGKILL if number < KILLS else 0), logs[-1]
     assert killed.submission.read_bytes() == whole.submission.read_bytes()
     assert left_behind(killed) == ["submission.csv", "summary.json"], "scratch of the killed runs is deleted too"
     summary = json.loads((killed.working / "summary.json").read_text(encoding="utf-8"))
