@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from kernel.commands.common import add_ensemble_arguments, check_device, list_fold, require_beside
 from kernel.commands.scoring import add_out_of_fold, list_jobs, print_each_member, refuse_to_replace_report, score_jobs
 from kernel.errors import InputError
+from kernel.folders import remove_folder
 from kernel.vendored import use_vendored_packages
 
 VALIDATE_HELP = """\
@@ -19,7 +22,8 @@ each member's `file` then holds {fold}, as in "htc_{fold}.safetensors". With --f
 
 Stored predictions (--predictions) are soft: no threshold of the post-processing is in them. An image whose prediction
 is there already, made of the same weights, settings and pixels, is not predicted again, so that a run that was stopped
-goes on; `tune --predictions` needs no weights.
+goes on; `tune --predictions` needs no weights. With --out alone they are kept until the end, for the same command to go
+on.
 
 Several devices (--device cuda:0,cuda:1) share the images."""
 
@@ -63,14 +67,29 @@ def run_validate(options: argparse.Namespace) -> None:
     devices = check_devices(options.device)
     jobs = list_jobs(options, list_fold(options))
     title = f"Cells found and missed in {options.data.resolve().name}"
-    results = score_jobs(jobs, devices, options.out, title, options.predictions, surfaces)
-    for line in describe_folds(results):
-        print(line)
-    print(describe_scores("ensemble", results))
-    if options.out is not None:
-        print(f"report.html, scores.csv and pictures: {options.out}")
-    if options.each_member:
-        print_each_member(jobs, devices, options.predictions)
+    with kept_predictions(options.predictions, options.out) as predictions:
+        results = score_jobs(jobs, devices, options.out, title, predictions, surfaces)
+        for line in describe_folds(results):
+            print(line)
+        print(describe_scores("ensemble", results))
+        if options.out is not None:
+            print(f"report.html, scores.csv and pictures: {options.out}")
+        if options.each_member:
+            print_each_member(jobs, devices, predictions)
+
+
+@contextmanager
+def kept_predictions(given: Path | None, out: Path | None) -> Iterator[Path | None]:
+    """Where predictions are stored: the folder given, else a hidden one beside `out` that is deleted at the end.
+
+    Where the block ends too soon, however that comes, it stays, and the same command goes on from there.
+    """
+    if given is not None or out is None:
+        yield given
+        return
+    unfinished = out.parent / f".{out.name}.unfinished"
+    yield unfinished
+    remove_folder(unfinished)
 
 
 def check_devices(names: str | None) -> list[str]:
