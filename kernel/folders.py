@@ -17,11 +17,15 @@ from kernel.errors import InputError
 
 
 def end_on_sigterm() -> None:
-    """Let SIGTERM end this process by an exception from now on, so that scratch folders are deleted.
+    """Let SIGTERM end this process by an exception from now on, so that scratch folders are deleted; SIGHUP as well.
 
-    To be called once, when a program starts. The exit code of a terminated program stays 143.
+    To be called once, when a program starts. The exit code of a terminated program stays 143, or 129. A SIGHUP that is
+    ignored, by nohup, stays so.
     """
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    hangup = getattr(signal, "SIGHUP", None)
+    if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:
+        signal.signal(hangup, lambda number, frame: sys.exit(128 + number))
 
 
 def escape_unprintable(stream: TextIO) -> None:

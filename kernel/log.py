@@ -2,11 +2,58 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
+import os
+import sys
 import warnings
-from typing import TextIO
+from typing import Any, TextIO
 
 LOG = logging.getLogger("kernel")
+
+
+class UnfailingStream:
+    """A text stream that drops what cannot be written: a log that nobody can read must not end the work.
+
+    Args:
+        stream: where text goes; None: nowhere, as where the process was started without this stream.
+    """
+
+    def __init__(self, stream: TextIO | None):
+        if stream is None:
+            stream = open(os.devnull, "w", encoding="utf-8", newline="\n")  # noqa: PTH123, SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError, ValueError):  # full, closed, a pipe or terminal that has gone
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def guard_output() -> None:
+    """Let nothing that is printed or logged fail from now on, wherever standard output and errors lead.
+
+    Those that are closed are opened to nowhere: else the next file that is opened would get what is printed.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is this one
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if not isinstance(stream, UnfailingStream):
+            setattr(sys, name, UnfailingStream(stream))
 
 
 def show_log(stream: TextIO, pattern: str = "%(asctime)s %(levelname)s %(message)s") -> None:

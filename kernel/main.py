@@ -17,39 +17,57 @@ the results of all, the same bytes as a single process, and its exit code is tha
 Exit codes: 0 all images done; 1 a failure; 2 wrong input. Where single images failed (1) or could not be read (2),
 their rows are empty and all others are there. In Kaggle's scoring run a complete submission always ends with 0, since
 anything else would discard it.
+
+From the first second on, the working folder holds a submission.csv that is valid, with all that is done so far, and a
+journal: started again, the same script goes on from there (`SavedRun`). SIGTERM, SIGINT and SIGHUP end the run with
+what there is, with exit code 143, 130 or 129.
+
+    KERNEL_MEMBERS      strict: a member that cannot be loaded ends the run; best_effort: it is left out (default:
+                        best_effort in the scoring run, else strict)
+    KERNEL_PATIENCE     seconds for which a mount that is away is waited for (default: 15)
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import logging
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from kernel.ensemble.leaving_out import BEST_EFFORT, MEMBER_POLICIES, STRICT
 from kernel.ensemble.quality_levels import quality_levels
 from kernel.errors import InputError, RunError
 from kernel.files import whole_file
 from kernel.images.listing import SAMPLE_NAME, absent_ids
 from kernel.images.reading import list_images
-from kernel.log import LOG, show_log
+from kernel.log import LOG, guard_output, show_log
 from kernel.manifest.reader import parse_manifest
-from kernel.mounts import dataset_folders, find_competition, input_root
-from kernel.postprocess.submission import SubmissionWriter
+from kernel.manifest.types import WEIGHT_SUFFIXES, Manifest
+from kernel.mounts import dataset_folders, find_competition, input_root, walk_paths
+from kernel.patience import may_pass, patiently
 from kernel.postprocess.submitted import is_valid_submission
 from kernel.runtime.budget import TimeBudget
-from kernel.runtime.environment import chosen_devices, chosen_dtype, working_folder
+from kernel.runtime.ending import end_children, ending_by_signal
+from kernel.runtime.environment import chosen_devices, chosen_dtype, startable_script, working_folder
 from kernel.runtime.failures import FailedImage
 from kernel.runtime.image_costs import image_size
 from kernel.runtime.image_sizes import image_shapes
 from kernel.runtime.image_worker import SERVE_VARIABLE, serve_device
+from kernel.runtime.journal import JOURNAL_FORMAT, sample_digest
 from kernel.runtime.launch import started_workers, worker_setups
 from kernel.runtime.limits import limit_threads
 from kernel.runtime.remedies import with_remedy
-from kernel.runtime.results import RunResults, segment_all
+from kernel.runtime.results import RunResults
+from kernel.runtime.saved_run import SavedRun
+from kernel.runtime.scratch import remove_scratch, scratch_home
+from kernel.runtime.segmenting import segment_all
 from kernel.runtime.shards import segment_in_processes, this_shard
 from kernel.runtime.summary import machine_facts, summarise
 from kernel.runtime.threads import has_call_threads
@@ -57,10 +75,13 @@ from kernel.runtime.wheels import installed_wheels
 
 #: Set by Kaggle in the run whose submission is scored.
 SCORING_RUN_VARIABLE = "KAGGLE_IS_COMPETITION_RERUN"
+#: What becomes of members that cannot be loaded: one of `MEMBER_POLICIES`.
+MEMBERS_VARIABLE = "KERNEL_MEMBERS"
 
 
 def main(manifest_json: str, wheels_lock_json: str) -> int:
     """Run the kernel; returns the exit code."""
+    guard_output()
     limit_threads()
     if SERVE_VARIABLE in os.environ:
         end_at_once(serve_device(manifest_json))
@@ -94,53 +115,230 @@ def run_kernel(manifest_json: str, wheels_lock_json: str) -> int:
 
     Raises:
         InputError: the manifest, the environment or a mount is wrong.
-        RunError: the wheels cannot be installed, or a worker cannot start.
+        RunError: the wheels cannot be installed, no worker can start, or submission.csv cannot be written.
     """
-    start = time.monotonic()
-    manifest = parse_manifest(manifest_json, "the embedded manifest")
-    LOG.info("machine: %s", json.dumps(machine_facts()))
-    shard, machine = this_shard(), chosen_devices()
-    devices = shard.own_device(machine)
-    dtype = chosen_dtype(manifest.dtype, devices)
-    root, working = input_root(), working_folder()
-    test = find_competition(root, manifest.kernel.competition)
-    paths = list_images(test, twins=True)
-    absent = absent_ids(test.parent / SAMPLE_NAME, [path.stem for path in paths])
-    writer = SubmissionWriter([*(path.stem for path in paths), *absent])
-    deadline = start + (manifest.time_limit_hours - manifest.time_margin_hours) * 3600
-    hard_deadline = deadline + manifest.time_margin_hours * 1800  # halfway from there to the time limit
+    run = KernelRun(manifest_json, wheels_lock_json)
+    with ending_by_signal(run.end_by_signal):
+        run.save_from_now_on()
+        try:
+            if run.shard.count == 1:
+                run.segment_share()
+            elif not run.segment_in_processes():
+                return 0  # the first process writes the results
+            return run.conclude()
+        except Exception as error:  # noqa: BLE001 (whatever it is, what was done before must not be lost)
+            failure = error if isinstance(error, InputError | RunError) else unforeseen(error)
+            return run.conclude_after(failure)
 
-    def segment_share(share: Sequence[Path]) -> RunResults:
-        LOG.info("%d images, %d members, on %s in %s", len(share), len(manifest.members), ", ".join(devices), dtype)
-        folders = dataset_folders(root, manifest.wheels_dataset).all
-        with installed_wheels(folders, wheels_lock_json, working) as packages:
-            levels = quality_levels(manifest.members, manifest.ensemble)
+
+class KernelRun:
+    """One run: what it was asked, where it runs, and what is done so far.
+
+    Raises:
+        InputError: the manifest or the environment is wrong.
+    """
+
+    def __init__(self, manifest_json: str, wheels_lock_json: str):
+        self.start = time.monotonic()
+        self.manifest = parse_manifest(manifest_json, "the embedded manifest")
+        self.embedded = (manifest_json, wheels_lock_json)
+        self.shard, self.machine = this_shard(), chosen_devices()
+        self.devices = self.shard.own_device(self.machine)
+        self.dtype = chosen_dtype(self.manifest.dtype, self.devices)
+        self.policy = chosen_policy()
+        self.working = working_folder()
+        LOG.info("machine: %s", json.dumps(machine_facts()))
+        self.deadline = self.start + (self.manifest.time_limit_hours - self.manifest.time_margin_hours) * 3600
+        # Halfway from there to the time limit.
+        self.hard_deadline = self.deadline + self.manifest.time_margin_hours * 1800
+        self.paths: list[Path] = []
+        self.absent: tuple[str, ...] = ()  # ids that sample_submission.csv asks for, without a file
+        self.saved: SavedRun | None = None
+        self.scratch: Path | None = None
+
+    def save_from_now_on(self) -> None:
+        """Find the images; from here on the working folder holds a submission and a journal.
+
+        Raises:
+            InputError: the images are not mounted, or the folder cannot be written.
+        """
+
+        def find() -> list[Path]:
+            return [find_competition(input_root(), self.manifest.kernel.competition)]
+
+        def look() -> None:
+            (test,) = find()
+            self.paths = list_images(test, twins=True)
+            self.absent = tuple(absent_ids(test.parent / SAMPLE_NAME, [path.stem for path in self.paths]))
+
+        try:
+            patiently(look, lambda error: may_pass(error) or is_away(find))
+        except OSError as error:
+            raise InputError(f"cannot read the mounted images: {error}") from error
+        head = journal_head(self.manifest, str(self.dtype), self.embedded)
+        self.saved = SavedRun(
+            self.working, self.paths, self.shard.share(self.paths), head, self.shard.rank, self.absent
+        )
+
+    def segment_share(self) -> None:
+        """Do this process's images, as far as they are not done yet.
+
+        Raises:
+            InputError, RunError: the wheels or the members are not there or wrong, or no worker can start.
+        """
+        assert self.saved is not None
+        share, todo = self.shard.share(self.paths), self.saved.todo
+        names = ", ".join(self.devices)
+        LOG.info("%d images, %d members, on %s in %s", len(todo), len(self.manifest.members), names, self.dtype)
+        if not todo:
+            return
+        with contextlib.ExitStack() as stack:
+            self.scratch = stack.enter_context(scratch_home(self.working))
+            packages = self.install(stack)
+            levels = quality_levels(self.manifest.members, self.manifest.ensemble)
             shapes = image_shapes(share)
-            sizes = {image_id: image_size(shape) for image_id, shape in shapes.items()}
-            budget = TimeBudget(levels, sizes, deadline, len(devices))
-            setups = worker_setups(devices, dtype, packages, shapes.values(), shard.sharing(machine))
-            with started_workers(manifest, levels, setups) as (workers, messages):
-                return segment_all(workers, messages, budget.giants_last(share), budget, hard_deadline)
+            sizes = {path.stem: image_size(shapes[path.stem]) for path in todo}
+            budget = TimeBudget(levels, sizes, self.deadline, len(self.devices))
+            # The memory plan is that of all images, however few are left.
+            shared = self.shard.sharing(self.machine)
+            setups = worker_setups(self.devices, self.dtype, packages, shapes.values(), shared, self.policy)
+            with started_workers(self.manifest, levels, setups) as (workers, messages):
+                segment_all(workers, messages, budget.giants_last(todo), budget, self.hard_deadline, self.saved)
+                self.saved.write()  # before anything is put away
 
-    if shard.count == 1:
-        results = segment_share(paths)
-    else:
-        results = segment_in_processes(shard, working, paths, hard_deadline, segment_share)
-    if results is None:  # the first process writes the results
-        return 0
-    for image_id, (rles, shape) in results.rows.items():
-        writer.add(image_id, rles, shape)
-    for image_id in absent:
-        writer.add(image_id, [], (0, 0))
-    writer.write(working / "submission.csv")
-    summary = summarise(manifest, dtype, results, time.monotonic() - start)
-    with whole_file(working / "summary.json") as temporary:
-        temporary.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8", newline="\n")
-    log_end(summary, results, working / "submission.csv")
-    is_valid = is_valid_submission(
-        working / "submission.csv", {each: shape for each, (_, shape) in results.rows.items()}
-    )
-    return exit_code(results.failed, is_valid)
+    def install(self, stack: contextlib.ExitStack) -> Path:
+        """Install the wheels until `stack` is closed; returns their folder.
+
+        Raises:
+            InputError, RunError: as `installed_wheels`, or they are not mounted.
+        """
+
+        def find() -> Sequence[Path]:
+            return dataset_folders(input_root(), self.manifest.wheels_dataset).all
+
+        return patiently(
+            lambda: stack.enter_context(installed_wheels(find(), self.embedded[1], self.working)),
+            lambda error: may_pass(error) or is_away(find),
+        )
+
+    def segment_in_processes(self) -> bool:
+        """Do this process's share, and in the first one wait for the others'; whether this is the first one.
+
+        Raises:
+            InputError, RunError: as `segment_share`, in the first process.
+        """
+        assert self.saved is not None
+        results = segment_in_processes(
+            self.shard, self.working, self.paths, self.hard_deadline, self.saved.results, self.segment_share
+        )
+        if results is not None:
+            self.saved.replace_results(results)
+        return results is not None
+
+    def conclude(self) -> int:
+        """Write submission.csv and summary.json of what is done; returns the exit code.
+
+        Raises:
+            RunError: submission.csv cannot be written.
+        """
+        assert self.saved is not None
+        self.saved.write()
+        results = self.saved.results.in_order(self.paths)
+        summary = summarise(self.manifest, self.dtype, results, time.monotonic() - self.start)
+        write_summary(self.working / "summary.json", summary)
+        log_end(summary, results, self.working / "submission.csv")
+        if not results.failed:
+            self.saved.forget()
+        shapes = {image_id: shape for image_id, (_, shape) in results.rows.items()} | dict.fromkeys(self.absent)
+        return exit_code(results.failed, is_valid_submission(self.working / "submission.csv", shapes))
+
+    def conclude_after(self, failure: InputError | RunError) -> int:
+        """Write what is done before something ended the run; returns the exit code where that is not an error.
+
+        Raises:
+            InputError, RunError: `failure`, but where every image has a result, or a scoring run has one at all.
+        """
+        assert self.saved is not None
+        self.saved.add_others()
+        self.saved.results.fail_rest(self.paths, f"the run ended before: {failure}")
+        code = self.conclude()
+        results = self.saved.results
+        if results.failed and not (is_scoring_run() and results.summaries):
+            raise failure
+        LOG.error("%s", with_remedy(failure))
+        return code
+
+    def end_by_signal(self, name: str) -> None:
+        """Write what is done, and leave nothing behind; the process ends afterwards."""
+        LOG.error("%s: ending with what there is; started again, the same script goes on from there", name)
+        end_children()
+        if self.saved is not None and self.shard.rank == 0 and self.saved.take_for_good():
+            self.saved.add_others()
+            self.saved.results.fail_rest(self.paths, f"{name} came first")
+            self.conclude()
+        end_children()  # one that died may have been started again
+        if self.scratch is not None:
+            remove_scratch(self.scratch)
+
+
+def is_scoring_run() -> bool:
+    """Whether Kaggle scores what this run writes."""
+    return bool(os.environ.get(SCORING_RUN_VARIABLE))
+
+
+def chosen_policy() -> str:
+    """What becomes of members that cannot be loaded, by KERNEL_MEMBERS; else by whether the run is scored.
+
+    Raises:
+        InputError: it is none of `MEMBER_POLICIES`.
+    """
+    policy = os.environ.get(MEMBERS_VARIABLE) or (BEST_EFFORT if is_scoring_run() else STRICT)
+    if policy not in MEMBER_POLICIES:
+        raise InputError(f"{MEMBERS_VARIABLE} is {policy!r}; allowed are {', '.join(MEMBER_POLICIES)}")
+    return policy
+
+
+def journal_head(manifest: Manifest, dtype: str, embedded: Sequence[str]) -> dict[str, Any]:
+    """What the results are made of: this script, what it was built with, the members' weights, the arithmetic."""
+    script = startable_script()
+    made_of = [script.read_text(encoding="utf-8") if script else "", *embedded]
+    try:
+        datasets = manifest.all_weight_datasets
+        folders = [folder for dataset in datasets for folder in dataset_folders(input_root(), dataset).all]
+        files = [path for folder in folders for path in walk_paths(folder) if path.suffix in WEIGHT_SUFFIXES]
+        weights = sorted(str(sample_digest(path)) for path in files)
+    except (InputError, OSError):  # not mounted just now: not known
+        weights = None
+    return {
+        "journal": JOURNAL_FORMAT,
+        "script": hashlib.sha256("\0".join(made_of).encode("utf-8", "surrogatepass")).hexdigest(),
+        "weights": None if weights is None else hashlib.sha256(" ".join(weights).encode("ascii")).hexdigest(),
+        "dtype": dtype,
+    }
+
+
+def unforeseen(error: Exception) -> RunError:
+    """An exception that nobody expected as one line for people: what it is, and where it comes from."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" in {frames[-1].name}, line {frames[-1].lineno} of {Path(frames[-1].filename).name}" if frames else ""
+    return RunError(f"{type(error).__name__}{place}: {error}: this is a fault of the program; what was done is kept")
+
+
+def is_away(find: Callable[[], Sequence[Path]]) -> bool:
+    """Whether mounted folders are not there just now, or empty, as they are while nothing is mounted on them."""
+    try:
+        return not any(path for folder in find() for path in folder.iterdir())
+    except (InputError, OSError):
+        return True
+
+
+def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
+    """Write summary.json; where that cannot be, the log says so, for the submission does not need it."""
+    try:
+        with whole_file(path) as temporary:
+            temporary.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8", newline="\n")
+    except OSError as error:
+        LOG.error("cannot write %s (%s): the submission is there all the same", path, error.strerror)
 
 
 def log_end(summary: Mapping[str, Any], results: RunResults, submission: Path) -> None:
@@ -153,11 +351,13 @@ def log_end(summary: Mapping[str, Any], results: RunResults, submission: Path) -
     )  # fmt: skip
     for image_id, failure in results.failed.items():
         LOG.error("image %s has an empty row: %s", image_id, failure.reason)
+    for member, reason in results.left_out.items():
+        LOG.critical("member %s was left out, of all images or of some: %s", member, reason)
 
 
 def exit_code(failed: Mapping[str, FailedImage], is_valid: bool = True) -> int:
     """The exit code for the images that failed, and a submission that is valid or not."""
-    if (failed or not is_valid) and os.environ.get(SCORING_RUN_VARIABLE):
+    if (failed or not is_valid) and is_scoring_run():
         LOG.warning("ending with exit code 0 all the same: a scoring run that fails has no score")
         return 0
     if not is_valid or not all(failure.wrong_input for failure in failed.values()):

@@ -6,6 +6,7 @@ This is how the kernel gets them too, so the tests run on what Kaggle would run 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +30,7 @@ NO_WHEELS = pytest.StashKey[str]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    os.environ.setdefault("KERNEL_PATIENCE", "0")  # most tests of what is missing need not wait for it
     reason = ""
     # xdist's workers start after the controller has built and installed.
     if hasattr(config, "workerinput") and not site_folder().is_dir():

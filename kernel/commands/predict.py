@@ -6,17 +6,23 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from kernel.commands.common import add_member_arguments, load_options_ensemble, whole_folder
+from kernel.commands.common import add_member_arguments, check_device, find_ensemble
+from kernel.commands.resuming import resumed_folder
 from kernel.errors import InputError, RunError
 from kernel.folders import refuse_to_replace
 from kernel.images.reading import list_images
+from kernel.manifest.reader import read_manifest
+from kernel.manifest.types import manifest_to_json
 from kernel.vendored import use_vendored_packages
 
 
 def add_parser(commands: Any) -> None:
     """Add the command to the command line's `commands`."""
     parser = commands.add_parser(
-        "predict", help="write the masks of a folder of images: label images, outlines, a table, pictures"
+        "predict",
+        help="write the masks of a folder of images: label images, outlines, a table, pictures",
+        description="Write the masks of a folder of images: label images, outlines, a table, pictures. Where it is "
+        "stopped, the same command goes on from there.",
     )
     parser.add_argument("images", type=Path, help="folder of PNG, TIFF or JPEG images")
     parser.add_argument("--out", type=Path, required=True, help="the folder to write; an earlier one is replaced")
@@ -33,9 +39,10 @@ def run_predict(options: argparse.Namespace) -> None:
     if options.images.resolve().is_relative_to(options.out.resolve()):
         raise InputError(f"--out {options.out} holds the images themselves, and is replaced as a whole: name another")
     refuse_to_replace(options.out, ("labels", "outlines", "pictures", "cells.csv"), marker="cells.csv")
-    ensemble = load_options_ensemble(options)
-    with whole_folder(options.out) as folder:
-        failed = predict_folder(ensemble, images, folder)
+    files = find_ensemble(read_manifest(options.manifest), options.weights_dir, options.dtype)
+    ensemble = files.load(check_device(options.device))
+    with resumed_folder(options.out, [manifest_to_json(files.manifest), options.dtype], images) as (folder, finished):
+        failed = predict_folder(ensemble, images, folder, finished.get, finished.add)
     print(f"{len(images) - len(failed)} images: labels/, outlines/, pictures/ and cells.csv in {options.out}")
     broken = [name for name, failure in failed.items() if not failure.wrong_input]
     if broken:

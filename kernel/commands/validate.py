@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from kernel.commands.scoring import (
     tell_seen,
 )
 from kernel.errors import InputError
+from kernel.folders import remove_folder
 from kernel.vendored import use_vendored_packages
 
 VALIDATE_HELP = """\
@@ -26,7 +29,8 @@ each member's `file` then holds {fold}, as in "htc_{fold}.safetensors". With --f
 
 Stored predictions (--predictions) are soft: no threshold of the post-processing is in them. An image whose prediction
 is there already, made of the same weights, settings and pixels, is not predicted again, so that a run that was stopped
-goes on; `tune --predictions` needs no weights.
+goes on; `tune --predictions` needs no weights. With --out alone they are kept until the end, for the same command to go
+on.
 
 Several devices (--device cuda:0,cuda:1) share the images."""
 
@@ -72,16 +76,31 @@ def run_validate(options: argparse.Namespace) -> None:
     title = f"Cells found and missed in {options.data.resolve().name}"
     seen = tell_seen(jobs)
     jobs = seen.told_to(jobs)
-    results = score_jobs(jobs, devices, options.out, title, options.predictions, surfaces, seen)
-    for line in describe_folds(results):
-        print(line)
-    print(describe_scores("ensemble", results))
-    for line in seen.describe_results(results):
-        print(line)
-    if options.out is not None:
-        print(f"report.html, scores.csv and pictures: {options.out}")
-    if options.each_member:
-        print_each_member(jobs, devices, options.predictions)
+    with kept_predictions(options.predictions, options.out) as predictions:
+        results = score_jobs(jobs, devices, options.out, title, predictions, surfaces, seen)
+        for line in describe_folds(results):
+            print(line)
+        print(describe_scores("ensemble", results))
+        for line in seen.describe_results(results):
+            print(line)
+        if options.out is not None:
+            print(f"report.html, scores.csv and pictures: {options.out}")
+        if options.each_member:
+            print_each_member(jobs, devices, predictions)
+
+
+@contextmanager
+def kept_predictions(given: Path | None, out: Path | None) -> Iterator[Path | None]:
+    """Where predictions are stored: the folder given, else a hidden one beside `out` that is deleted at the end.
+
+    Where the block ends too soon, however that comes, it stays, and the same command goes on from there.
+    """
+    if given is not None or out is None:
+        yield given
+        return
+    unfinished = out.parent / f".{out.name}.unfinished"
+    yield unfinished
+    remove_folder(unfinished)
 
 
 def check_devices(names: str | None) -> list[str]:

@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,13 @@ from kernel.runtime.memory import apply_plan, free_memory, plan_memory
 LONGEST_NAME_BYTES = 255 - len(".geojson")
 
 
-def predict_folder(ensemble: Ensemble, images: Sequence[Path], out: Path) -> dict[str, FailedImage]:
+def predict_folder(
+    ensemble: Ensemble,
+    images: Sequence[Path],
+    out: Path,
+    finished: Callable[[Path], list[list[Any]] | None] = lambda path: None,
+    on_finished: Callable[[Path, list[list[Any]]], None] = lambda path, rows: None,
+) -> dict[str, FailedImage]:
     """Segment images and write what is found into the existing folder `out`.
 
     - `labels/<name>.tif`: (H, W) uint16 (float32 for more cells than that numbers), 0 background, cell n has the
@@ -38,17 +44,28 @@ def predict_folder(ensemble: Ensemble, images: Sequence[Path], out: Path) -> dic
     - `pictures/<name>.png`: the image with outlines
     - `cells.csv`: a row per cell; areas in pixels, places in pixels from the top left corner
 
+    Args:
+        ensemble: the networks.
+        images: the images' files.
+        out: a folder; it may hold the files of an earlier run that was stopped.
+        finished: gives the rows of cells.csv of an image whose files are there already; None where they are not.
+        on_finished: takes the rows of an image whose files are written.
+
     Returns:
         The images that have none of these, by name: they could not be read, or failed.
     """
     for folder in ("labels", "outlines", "pictures"):
-        (out / folder).mkdir()
+        (out / folder).mkdir(exist_ok=True)
     apply_plan(ensemble, plan_memory(ensemble, largest_image_shape(images), free_memory(ensemble.device)))
     failed: dict[str, FailedImage] = {}
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(TABLE_COLUMNS)
     for path in tqdm(images, unit="image", mininterval=2):
+        rows = finished(path)
+        if rows is not None:
+            writer.writerows(rows)
+            continue
         outcome = attempt_image(ensemble, path)
         if isinstance(outcome, FailedImage):
             if outcome.wrong_input:  # other failures are in the log already, with their traceback
@@ -64,6 +81,7 @@ def predict_folder(ensemble: Ensemble, images: Sequence[Path], out: Path) -> dic
                     written.unlink(missing_ok=True)
         else:
             writer.writerows(rows)
+            on_finished(path, rows)
     (out / "cells.csv").write_text(table.getvalue(), encoding="utf-8", newline="\n")
     return failed
 

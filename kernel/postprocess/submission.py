@@ -65,7 +65,7 @@ def id_field(image_id: str) -> str:
 
 
 class SubmissionWriter:
-    """Collects the rows of image after image and writes them all at the end.
+    """Collects the rows of image after image, and writes them all: at the end, or before with what there is.
 
     Args:
         expected_ids: the images that the submission must have, each once.
@@ -101,14 +101,18 @@ class SubmissionWriter:
         """The expected images that have not been added yet, in order."""
         return [image_id for image_id, rles in self._rows.items() if rles is None]
 
-    def write(self, path: Path) -> None:
+    def write(self, path: Path, *, so_far: bool = False) -> None:
         """Write the file, whole or not at all.
+
+        Args:
+            path: the file.
+            so_far: whether images may be missing; they get an empty row.
 
         Raises:
             InputError: an expected image is missing, or the file cannot be written.
         """
         missing = self.missing_ids
-        if missing:
+        if missing and not so_far:
             raise InputError(
                 f"{len(missing)} of {len(self._rows)} images have no rows, '{missing[0]}' first; "
                 "add an image without masks too, with an empty list"

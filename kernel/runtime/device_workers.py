@@ -28,6 +28,7 @@ CLOSING_SECONDS = 10.0
 #:   "ready": the worker can take an image, even where the answer for the last one is still to come;
 #:   "answer": what `ImageWorker` returns for an image;
 #:   "log": level of the record, text;
+#:   "left_out": the members that the worker could not load, with the reason of each;
 #:   "wrong_input", "failure": why the worker cannot start, for InputError and RunError;
 #:   "crash": what a thread of this process raised.
 #: None: the worker has ended.
@@ -137,17 +138,25 @@ class ProcessWorker:
         self._closed = False
         self.process = self._start()
 
-    def _start(self) -> subprocess.Popen[str]:
-        """Start a process, send it its setup, and pass on its messages from a thread."""
+    def _start(self) -> subprocess.Popen[str] | None:
+        """Start a process, send it its setup, and pass on its messages from a thread.
+
+        None where the system starts none; the messages are then those of a process that has ended at once.
+        """
         self._failed_starts += 1
-        process = subprocess.Popen(
-            self._command,
-            env=self._environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            encoding="utf-8",
-            errors="replace",
-        )
+        try:
+            process = subprocess.Popen(
+                self._command,
+                env=self._environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                encoding="utf-8",
+                errors="replace",
+            )
+        except OSError as error:
+            self._messages.put((self, {"failure": f"its process cannot be started: {error}"}))
+            self._messages.put((self, None))
+            return None
         self._write(process, self._setup)
         threading.Thread(target=self._listen, args=(process,), name=f"listens to {self.name}", daemon=True).start()
         return process
@@ -166,7 +175,8 @@ class ProcessWorker:
             "quality_level": quality_level,
             "next_path": None if next_path is None else str(next_path),
         }
-        self._write(self.process, request)
+        if self.process is not None:
+            self._write(self.process, request)
 
     def _write(self, process: subprocess.Popen[str], request: Mapping[str, Any]) -> None:
         assert process.stdin is not None
@@ -194,6 +204,8 @@ class ProcessWorker:
 
     def close(self, at_once: bool = False) -> None:
         self._closed = True
+        if self.process is None:
+            return
         if at_once:
             self.process.kill()
         self._close_input()
@@ -204,7 +216,8 @@ class ProcessWorker:
             self.process.wait()
 
     def _close_input(self) -> None:
-        assert self.process.stdin is not None
+        if self.process is None or self.process.stdin is None:
+            return
         try:
             self.process.stdin.close()
         except OSError:

@@ -17,6 +17,7 @@ from kernel.ensemble.fallbacks import OUT_OF_MEMORY_SIGNS, predict_image
 from kernel.errors import InputError
 from kernel.images.reading import read_image
 from kernel.log import LOG
+from kernel.patience import may_pass
 from kernel.segment import Segmentation, finish_prediction
 
 T = TypeVar("T")
@@ -33,6 +34,7 @@ class FailedImage:
     reason: str
     wrong_input: bool  # the file is at fault, not the run
     error_type: str = ""  # of the exception, if there was one: two images with the same one fail for the same reason
+    may_pass: bool = False  # the file could not be read just now, which may be otherwise later
 
 
 def attempt_image(ensemble: Ensemble, path: Path) -> tuple[np.ndarray, Segmentation] | FailedImage:
@@ -66,7 +68,7 @@ def attempt_prediction(
         try:
             image = read_image(path) if read is None else read()
         except InputError as error:
-            return FailedImage(str(error), wrong_input=True)
+            return FailedImage(str(error), wrong_input=True, may_pass=may_pass(error))
         return image, predict_image(ensemble, image)
 
     return attempt(path.stem, read_and_predict)

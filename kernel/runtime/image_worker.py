@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -17,14 +18,14 @@ import numpy as np
 import torch
 
 from kernel.ensemble.ensemble import Ensemble, Prediction
-from kernel.ensemble.load import load_ensemble, mounted_weights
+from kernel.ensemble.leaving_out import level_of, load_mounted_ensemble
 from kernel.ensemble.quality_levels import QualityLevel, ensemble_at, quality_levels
 from kernel.errors import InputError, RunError
 from kernel.images.reading import read_image
 from kernel.log import LOG, show_log
 from kernel.manifest.reader import parse_manifest
 from kernel.manifest.types import Manifest
-from kernel.mounts import input_root
+from kernel.runtime.ending import end_without_parent
 from kernel.runtime.failures import FailedImage, attempt, attempt_prediction, means_lost_device
 from kernel.runtime.memory import apply_plan, free_memory, peak_host_memory, plan_memory
 from kernel.runtime.threads import Finish, Finisher
@@ -121,20 +122,28 @@ def peak_memory(device: torch.device) -> tuple[float | None, float | None]:
     return peak_host_memory(), gpu
 
 
-def start_worker(manifest: Manifest, levels: Sequence[QualityLevel], setup: Mapping[str, Any]) -> ImageWorker:
+def start_worker(
+    manifest: Manifest,
+    levels: Sequence[QualityLevel],
+    setup: Mapping[str, Any],
+    on_left_out: Callable[[Mapping[str, str]], None],
+) -> ImageWorker:
     """Load the ensemble and plan its memory. The vendored wheels must be installed.
 
     Args:
         manifest: names the members.
         levels: the quality levels at which images are done.
         setup: one of `worker_setups`.
+        on_left_out: takes the members that could not be loaded, with the reason of each, if there are any.
 
     Raises:
-        InputError: as `load_ensemble` and `mounted_weights` do.
+        InputError: as `load_mounted_ensemble` does.
     """
     device = torch.device(setup["device"])
-    weights = mounted_weights(manifest, input_root())
-    ensemble = load_ensemble(manifest, weights, device, getattr(torch, setup["dtype"]))
+    ensemble, left_out = load_mounted_ensemble(manifest, device, getattr(torch, setup["dtype"]), setup["policy"])
+    if left_out:
+        on_left_out(left_out)
+        levels = [level_of(level, ensemble.members) for level in levels]
     height, width = setup["largest_shape"]
     apply_plan(ensemble, plan_memory(ensemble, (height, width), free_memory(device) // setup["sharing"]))
     return ImageWorker(ensemble, levels)
@@ -147,15 +156,18 @@ class MessageHandler(logging.Handler):
         super().__init__()
         self.stream = stream
 
-    def emit(self, record: logging.LogRecord) -> None:
+    def emit(self, record: logging.LogRecord) -> None:  # never raises: see `write_message`
         write_message(self.stream, {"log": [record.levelno, self.format(record)]})
 
 
 def write_message(stream: TextIO, message: Mapping[str, Any]) -> None:
-    """Write a message as a line; any thread may."""
+    """Write a message as a line; any thread may. Where nobody reads it any more, this process ends."""
     with _WRITING:
-        stream.write(json.dumps(message) + "\n")
-        stream.flush()
+        try:
+            stream.write(json.dumps(message) + "\n")
+            stream.flush()
+        except BrokenPipeError:
+            os._exit(1)
 
 
 def serve_device(manifest_json: str) -> int:
@@ -164,21 +176,30 @@ def serve_device(manifest_json: str) -> int:
     The first line of the input is the setup, one of `worker_setups`. Each further one requests an image, by "path",
     "quality_level" and "next_path". Whatever libraries print goes to standard error.
     """
-    output = os.fdopen(os.dup(sys.__stdout__.fileno()), "w", encoding="utf-8", newline="\n")  # type: ignore[union-attr]
+    end_without_parent()
+    for number in (signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGINT)):
+        signal.signal(number, signal.SIG_IGN)  # a terminal sends them to all; the process that started this one ends it
+    output = os.fdopen(os.dup(1), "w", encoding="utf-8", newline="\n")
     os.dup2(2, 1)
     show_log(sys.stderr)
     LOG.handlers = [MessageHandler(output)]
     try:
         setup = json.loads(sys.stdin.readline())
+        if not Path(setup["packages"]).is_dir():
+            raise RunError(f"{setup['packages']}, where the wheels were installed, is gone")
         install_wheels([], Path(setup["packages"]))
         torch.set_num_threads(max(1, torch.get_num_threads() // setup["processes"]))
         manifest = parse_manifest(manifest_json, "the embedded manifest")
-        worker = start_worker(manifest, quality_levels(manifest.members, manifest.ensemble), setup)
+        levels = quality_levels(manifest.members, manifest.ensemble)
+        worker = start_worker(
+            manifest, levels, setup, lambda members: write_message(output, {"left_out": dict(members)})
+        )
     except InputError as error:
         write_message(output, {"wrong_input": str(error)})
         return 2
-    except RunError as error:
-        write_message(output, {"failure": str(error)})
+    except (RunError, ImportError, RuntimeError, MemoryError, OSError) as error:  # of files, of torch, of its packages
+        name = "" if isinstance(error, RunError) else f"{type(error).__name__}: "
+        write_message(output, {"failure": f"{name}{error}"})
         return 1
     finisher = Finisher(lambda message: write_message(output, message), end_process, worker.overlaps)
     write_message(output, {"ready": True})

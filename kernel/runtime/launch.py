@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from kernel.ensemble.leaving_out import STRICT
 from kernel.ensemble.quality_levels import QualityLevel
 from kernel.manifest.types import Manifest
 from kernel.runtime.device_workers import DeviceWorker, LocalWorker, ProcessWorker, WorkerQueue
@@ -25,6 +26,7 @@ def worker_setups(
     packages: Path,
     shapes: Iterable[tuple[int, int]],
     processes_per_device: int = 1,
+    policy: str = STRICT,
 ) -> dict[str, dict[str, Any]]:
     """What the worker of each device must know to start, by the worker's name, as it can be written as JSON.
 
@@ -34,6 +36,7 @@ def worker_setups(
         packages: the folder of the installed wheels.
         shapes: (H, W) of the images.
         processes_per_device: how many processes of torchrun, this one included, have each of the devices.
+        policy: of `MEMBER_POLICIES`.
     """
     largest = max(shapes, key=lambda shape: shape[0] * shape[1], default=(1, 1))
     return {
@@ -44,6 +47,7 @@ def worker_setups(
             "sharing": devices.count(device) * processes_per_device,
             "processes": len(devices),
             "packages": str(packages),
+            "policy": policy,
         }
         for number, device in enumerate(devices, start=1)
     }
@@ -62,8 +66,11 @@ def started_workers(
     (name, setup), *others = setups.items()
     script = startable_script()
     if not others and (script is None or setup["device"] == "cpu"):
-        device = start_worker(manifest, levels, setup)
+        left_out: dict[str, str] = {}
+        device = start_worker(manifest, levels, setup, left_out.update)
         worker = LocalWorker(name, device.begin, messages, device.overlaps)
+        if left_out:
+            messages.put((worker, {"left_out": left_out}))
         yield [worker], messages
         worker.close()
         return

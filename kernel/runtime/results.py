@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from kernel.errors import InputError
-from kernel.log import LOG
-from kernel.postprocess.submission import check_image_rles
-from kernel.runtime.budget import TimeBudget
-from kernel.runtime.device_workers import DeviceWorker, WorkerQueue
-from kernel.runtime.failures import FailedImage, FirstImages
-from kernel.runtime.sharing import share_images
+from kernel.runtime.failures import FailedImage
 
 
 @dataclass(frozen=True)
@@ -28,11 +19,33 @@ class RunResults:
     failed: dict[str, FailedImage] = field(default_factory=dict)  # images without a result; their rows are empty
     peaks: dict[str, tuple[float | None, float | None]] = field(default_factory=dict)  # by device: `peak_memory`
     forecasts: list[Any] = field(default_factory=list)  # of the time budget, for summary.json
+    left_out: dict[str, str] = field(default_factory=dict)  # members that could not be loaded, and why
+
+    def succeed(self, image_id: str, answer: Mapping[str, Any], device: str) -> None:
+        """Take note of an image's result, as `ImageWorker` answers it; an earlier failure is forgotten."""
+        height, width = answer["image_shape"]
+        self.failed.pop(image_id, None)
+        self.rows[image_id] = answer["rles"], (height, width)
+        self.summaries[image_id] = {**answer["summary"], "device": device}
+        host, gpu = answer["peaks"]
+        self.peaks[device] = host, gpu
 
     def fail(self, image_id: str, failure: FailedImage) -> None:
         """Take note of an image that has no result."""
         self.failed[image_id] = failure
         self.rows[image_id] = [], (0, 0)
+
+    def fail_rest(self, paths: Sequence[Path], reason: str) -> None:
+        """Let the images of `paths` that have neither result nor failure fail, without being at fault."""
+        for path in paths:
+            if path.stem not in self.rows:
+                self.fail(path.stem, FailedImage(reason, wrong_input=False))
+
+    def add(self, other: RunResults) -> None:
+        """Take over the results of other images."""
+        for name in ("rows", "summaries", "failed", "peaks", "left_out"):
+            getattr(self, name).update(getattr(other, name))
+        self.forecasts.extend(other.forecasts)
 
     def in_order(self, paths: Sequence[Path]) -> RunResults:
         """The same results, with the images in the order of `paths`, which has them all."""
@@ -43,51 +56,29 @@ class RunResults:
             dict(sorted(self.failed.items(), key=lambda item: order[item[0]])),
             self.peaks,
             self.forecasts,
+            self.left_out,
         )
 
 
 def failed_results(paths: Sequence[Path], reason: str) -> RunResults:
     """The results of images that all fail for one reason, without being at fault."""
     results = RunResults()
-    for path in paths:
-        results.fail(path.stem, FailedImage(reason, wrong_input=False))
+    results.fail_rest(paths, reason)
     return results
 
 
-def segment_all(
-    workers: Sequence[DeviceWorker],
-    messages: WorkerQueue,
-    image_paths: Sequence[Path],
-    budget: TimeBudget,
-    hard_deadline: float,
-) -> RunResults:
-    """Have all images segmented; the arguments are those of `share_images`.
+def results_to_json(results: RunResults) -> dict[str, Any]:
+    """The results as JSON has them, for `results_from_json`."""
+    return asdict(results)
 
-    Where the first images all fail, and not through their own fault, the log says so.
-    """
-    results = RunResults(forecasts=budget.forecasts)
-    first = FirstImages(len(image_paths))
 
-    def on_answer(worker: DeviceWorker, answer: Mapping[str, Any]) -> None:
-        image_id, (height, width) = answer["image"], answer["image_shape"]
-        try:
-            check_image_rles(image_id, answer["rles"], (height, width))
-        except InputError as error:
-            on_failure(image_id, FailedImage(str(error), wrong_input=False, error_type=type(error).__name__))
-            return
-        first.succeeded()
-        results.rows[image_id] = answer["rles"], (height, width)
-        results.summaries[image_id] = {**answer["summary"], "device": worker.name}
-        host, gpu = answer["peaks"]
-        results.peaks[worker.name] = host, gpu
-        LOG.info("image %s: %s", image_id, json.dumps(results.summaries[image_id]))
-        progress.update()
-
-    def on_failure(image_id: str, failure: FailedImage) -> None:
-        results.fail(image_id, failure)
-        first.failed(failure)
-        progress.update()
-
-    with tqdm(total=len(image_paths), unit="image", mininterval=10) as progress:
-        share_images(workers, messages, image_paths, budget, on_answer, on_failure, hard_deadline)
-    return results.in_order(image_paths)
+def results_from_json(written: Mapping[str, Any]) -> RunResults:
+    """The results that `results_to_json` gave."""
+    return RunResults(
+        {name: (rles, (shape[0], shape[1])) for name, (rles, shape) in written["rows"].items()},
+        written["summaries"],
+        {name: FailedImage(**failure) for name, failure in written["failed"].items()},
+        {device: (host, gpu) for device, (host, gpu) in written["peaks"].items()},
+        written["forecasts"],
+        written["left_out"],
+    )

@@ -10,14 +10,13 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kernel.errors import InputError, RunError
 from kernel.files import whole_file
 from kernel.log import LOG
-from kernel.runtime.failures import FailedImage
-from kernel.runtime.results import RunResults, failed_results
+from kernel.runtime.results import RunResults, failed_results, results_from_json, results_to_json
 
 #: The first process looks for the others' files at this interval.
 SHARD_POLL_SECONDS = 0.2
@@ -83,7 +82,8 @@ def segment_in_processes(
     working: Path,
     paths: Sequence[Path],
     hard_deadline: float,
-    segment_share: Callable[[Sequence[Path]], RunResults],
+    results: RunResults,
+    segment_share: Callable[[], None],
 ) -> RunResults | None:
     """Do this process's share of the images, and in the first process wait for the others.
 
@@ -95,7 +95,8 @@ def segment_in_processes(
         working: the folder of the results.
         paths: all images.
         hard_deadline: when the first process stops waiting, by `time.monotonic`.
-        segment_share: segments the images of a share.
+        results: those of the share, so far.
+        segment_share: segments the images of the share that are left, and adds to `results`.
 
     Returns:
         The results of all images in the first process, None in the others.
@@ -104,14 +105,13 @@ def segment_in_processes(
         InputError, RunError: as `segment_share` does in the first process.
     """
     begin_shard(working, shard)
-    share = shard.share(paths)
     try:
-        results = segment_share(share)
+        segment_share()
     except (InputError, RunError) as error:
         if shard.rank == 0:
             raise
         LOG.error("%s", error)
-        results = failed_results(share, f"process {shard.rank}: {error}")
+        results.fail_rest(shard.share(paths), f"process {shard.rank}: {error}")
     write_shard(working, shard, results)
     return gather_shards(working, shard, paths, hard_deadline) if shard.rank == 0 else None
 
@@ -124,7 +124,9 @@ def begin_shard(working: Path, shard: Shard) -> None:
 def write_shard(working: Path, shard: Shard, results: RunResults) -> None:
     """Write the results of a share, whole or not at all."""
     with whole_file(shard_path(working, shard.rank)) as temporary:
-        temporary.write_text(json.dumps({"launch": shard.launch, **asdict(results)}), encoding="utf-8", newline="\n")
+        temporary.write_text(
+            json.dumps({"launch": shard.launch, **results_to_json(results)}), encoding="utf-8", newline="\n"
+        )
 
 
 def read_shard(working: Path, shard: Shard, rank: int) -> RunResults | None:
@@ -135,13 +137,7 @@ def read_shard(working: Path, shard: Shard, rank: int) -> RunResults | None:
     written = json.loads(path.read_text(encoding="utf-8"))
     if written["launch"] != shard.launch:
         return None
-    return RunResults(
-        {name: (rles, (shape[0], shape[1])) for name, (rles, shape) in written["rows"].items()},
-        written["summaries"],
-        {name: FailedImage(**failure) for name, failure in written["failed"].items()},
-        {device: (host, gpu) for device, (host, gpu) in written["peaks"].items()},
-        written["forecasts"],
-    )
+    return results_from_json(written)
 
 
 def gather_shards(
@@ -171,9 +167,6 @@ def gather_shards(
     for rank, part in sorted(found.items()):
         for summary in part.summaries.values():
             summary["device"] = f"process {rank}, {summary['device']}"
-        whole.rows.update(part.rows)
-        whole.summaries.update(part.summaries)
-        whole.failed.update(part.failed)
-        whole.peaks.update({f"process {rank}, {device}": peaks for device, peaks in part.peaks.items()})
-        whole.forecasts.extend(part.forecasts)
+        peaks = {f"process {rank}, {device}": each for device, each in part.peaks.items()}
+        whole.add(replace(part, peaks=peaks))
     return whole.in_order(paths)

@@ -12,6 +12,7 @@ from typing import Any
 
 from kernel.errors import InputError, RunError
 from kernel.log import LOG
+from kernel.patience import patience_pauses
 from kernel.runtime.budget import TimeBudget
 from kernel.runtime.device_workers import DeviceWorker, Message, WorkerQueue
 from kernel.runtime.failures import FailedImage
@@ -31,11 +32,13 @@ def share_images(
     on_failure: Callable[[str, FailedImage], None],
     hard_deadline: float,
     clock: Callable[[], float] = time.monotonic,
+    on_left_out: Callable[[Mapping[str, str]], None] = lambda members: None,
 ) -> None:
     """Have every image done by whichever worker is free; calls `on_answer` or `on_failure` once for each.
 
     An image whose worker dies is retried, by another one or by the one started in its place. Where all workers have
-    died, the images left fail.
+    died, the images left fail. An image that cannot be read is tried once more after all others, and where the system
+    is the cause, again and again after longer and longer pauses.
 
     Args:
         workers: all put their messages into `messages`.
@@ -45,18 +48,30 @@ def share_images(
         on_failure: takes the id of an image that has none, and why.
         hard_deadline: images still running then fail as well, and their workers are ended.
         clock: gives the time in seconds; both deadlines are in its terms.
+        on_left_out: takes the members that a worker could not load, with the reason of each.
 
     Raises:
-        InputError, RunError: a worker cannot start for such a reason.
+        InputError, RunError: no worker can start, for such a reason. Once one was ready, the others are dead devices.
     """
     dispatcher = Dispatcher(
-        deque(paths), budget, on_answer, on_failure, clock, list(workers), {worker: [] for worker in workers}
+        deque(paths),
+        budget,
+        on_answer,
+        on_failure,
+        on_left_out,
+        clock,
+        list(workers),
+        {worker: [] for worker in workers},
     )
     is_past = False
     while dispatcher.has_images_left():
         if dispatcher.give_up_waiting() or dispatcher.send_next():
             continue
-        left = (budget.deadline if dispatcher.waiting else hard_deadline) - clock()
+        due = dispatcher.next_attempt()
+        if due is not None and due <= clock():
+            dispatcher.read_again()
+            continue
+        left = (budget.deadline if dispatcher.waiting else hard_deadline if due is None else due) - clock()
         try:
             worker, message = messages.get(timeout=min(max(0.01, left), LISTENING_SECONDS))
         except queue.Empty:
@@ -75,20 +90,46 @@ class Dispatcher:
     budget: TimeBudget
     on_answer: Callable[[DeviceWorker, Mapping[str, Any]], None]
     on_failure: Callable[[str, FailedImage], None]
+    on_left_out: Callable[[Mapping[str, str]], None]
     clock: Callable[[], float]
     alive: list[DeviceWorker]
     running: dict[DeviceWorker, list[Path]]  # of all workers; one may finish an image and run networks on the next
     idle: deque[DeviceWorker] = field(default_factory=deque)
     attempts: Counter[Path] = field(default_factory=Counter)  # that ended with the worker's death
+    was_ready: bool = False  # any worker
+    start_error: InputError | RunError | None = None  # of a worker, before any was ready
+    unread: dict[Path, FailedImage] = field(default_factory=dict)  # to be tried again after all others
+    rereads: Counter[Path] = field(default_factory=Counter)  # how often each was
+    pauses: tuple[float, ...] = field(default_factory=lambda: (0.0, *patience_pauses(4)))  # before each attempt
+    attempt_at: float | None = None  # when the unread ones are tried again
 
     def has_images_left(self) -> bool:
-        """Whether any image waits or runs."""
-        return bool(self.waiting) or any(self.running.values())
+        """Whether any image waits or runs, or is to be read again."""
+        return bool(self.waiting or self.unread) or any(self.running.values())
+
+    def next_attempt(self) -> float | None:
+        """When the images that could not be read are tried again; None while others wait or run, or there are none."""
+        if not self.unread or self.waiting or any(self.running.values()):
+            return None
+        if self.attempt_at is None:
+            self.attempt_at = self.clock() + self.pauses[min(self.rereads[path] for path in self.unread)]
+        return self.attempt_at
+
+    def read_again(self) -> None:
+        """Let all images that could not be read wait again."""
+        self.attempt_at = None
+        for path in self.unread:
+            self.rereads[path] += 1
+            self.budget.drop(path.stem, wait=True)
+            self.waiting.append(path)
+        self.unread.clear()
 
     def give_up_waiting(self) -> bool:
         """Fail all waiting images where there is no time or no worker for them; returns whether that was so."""
         if not self.waiting or (self.alive and self.clock() <= self.budget.deadline):
             return False
+        if not self.alive and not self.was_ready and self.start_error is not None:
+            raise self.start_error
         reason = "the time limit came first" if self.alive else "no device is left: all their processes have died"
         for path in self.waiting:
             self.budget.drop(path.stem)
@@ -120,16 +161,26 @@ class Dispatcher:
         elif "log" in message:
             level, text = message["log"]
             LOG.log(level, "%s: %s", worker.name, text)
+        elif "left_out" in message:
+            self.on_left_out(message["left_out"])
         elif "wrong_input" in message:
-            raise InputError(f"{worker.name}: {message['wrong_input']}")
+            self._cannot_start(worker, InputError(f"{worker.name}: {message['wrong_input']}"))
         elif "failure" in message:
-            raise RunError(f"{worker.name}: {message['failure']}")
+            self._cannot_start(worker, RunError(f"{worker.name}: {message['failure']}"))
         elif "crash" in message:
             raise message["crash"]
         elif "ready" in message:
+            self.was_ready = True
             self.idle.append(worker)
         else:
             self._answered(worker, message["answer"])
+
+    def _cannot_start(self, worker: DeviceWorker, error: InputError | RunError) -> None:
+        """Take note of why a worker cannot start: it is dead, and where no worker was ready, is not started again."""
+        LOG.error("%s", error)
+        if not self.was_ready:
+            self.start_error = self.start_error or error
+            worker.close()
 
     def end_running(self) -> None:
         """End all workers that still run images; these fail when the worker's end is received."""
@@ -149,9 +200,19 @@ class Dispatcher:
             self.on_answer(worker, answer)
         else:
             self.budget.drop(path.stem)
-            self.on_failure(path.stem, FailedImage(**answer["failure"]))
+            self._image_failed(path, FailedImage(**answer["failure"]))
         for other in running:
             self.budget.resume(other.stem, self.clock())
+
+    def _image_failed(self, path: Path, failure: FailedImage) -> None:
+        """Have an image that cannot be read tried again after all others, so often as may help; let others fail."""
+        attempts = len(self.pauses) if failure.may_pass else 1
+        if failure.wrong_input and self.rereads[path] < attempts and self.clock() <= self.budget.deadline:
+            if not self.rereads[path]:
+                LOG.warning("image %s is tried again after all others: %s", path.stem, failure.reason)
+            self.unread[path] = failure
+        else:
+            self.on_failure(path.stem, failure)
 
     def _worker_died(self, worker: DeviceWorker) -> None:
         if worker.restart():

@@ -27,7 +27,8 @@ def summarise(manifest: Manifest, dtype: torch.dtype, results: RunResults, secon
     qualities = [image["quality"] for image in images.values()]
     return {
         "kernel": manifest.kernel.id,
-        "members": [member.name for member in manifest.members],
+        "members": [member.name for member in manifest.members if member.name not in results.left_out],
+        "members_left_out": results.left_out,
         "dtype": str(dtype).removeprefix("torch."),
         **machine_facts(),
         "seconds": round(seconds, 1),

@@ -1,0 +1,92 @@
+"""Folders that a command fills image by image: where it is stopped, the same command goes on from there."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from kernel.files import writing
+from kernel.folders import remove_folder, replace_folder
+from kernel.log import LOG
+from kernel.runtime.journal import JOURNAL_FORMAT, Journal, read_journal, sample_digest
+
+
+class FinishedImages:
+    """The images that are finished in a folder, by a journal beside it: each with what it has given.
+
+    Args:
+        journal: the file of the journal; one with another head must not be there.
+        head: what the results are made of.
+        images: the images of this run; others in the journal, and those whose file is another now, do not count.
+    """
+
+    def __init__(self, journal: Path, head: Mapping[str, Any], images: Sequence[Path]):
+        digests = {path.stem: sample_digest(path) for path in images}
+        self._results = {
+            record["image"]: record["result"]
+            for record in read_journal(journal).records
+            if digests.get(record["image"]) == record["digest"]
+        }
+        self._journal = Journal(journal, head)
+        if self._results:
+            LOG.info("%d of %d images are finished already", len(self._results), len(images))
+
+    def __len__(self) -> int:
+        return len(self._results)
+
+    def get(self, path: Path) -> Any | None:
+        """What a finished image has given; None: it is not finished."""
+        return self._results.get(path.stem)
+
+    def add(self, path: Path, result: Any) -> None:
+        """Take note that an image is finished, its files written, and of what it has given, as JSON has it."""
+        self._results[path.stem] = result
+        self._journal.append({"image": path.stem, "digest": sample_digest(path), "result": result})
+
+    def close(self) -> None:
+        """Close the journal."""
+        self._journal.close()
+
+
+@contextmanager
+def resumed_folder(
+    target: Path, made_of: Sequence[str], images: Sequence[Path]
+) -> Iterator[tuple[Path, FinishedImages]]:
+    """A folder to write into, put in `target`'s place at the end, and the images that are finished in it.
+
+    Where the block ends too soon, however that comes, the folder stays, hidden beside `target`, and is gone on with the
+    next time. One that was made of something else is begun anew. `target` stays as it was until the end.
+
+    Args:
+        target: the folder of the results.
+        made_of: texts that decide what the results are.
+        images: all images.
+
+    Raises:
+        InputError: the folder around `target` cannot be written, or `target` cannot be replaced.
+        RunError: the disk is full.
+    """
+    unfinished = target.parent / f".{target.name}.unfinished"
+    head = {"journal": JOURNAL_FORMAT, "made_of": hashlib.sha256("\0".join(made_of).encode("utf-8")).hexdigest()}
+    folder, journal = unfinished / "new", unfinished / "journal.log"
+    with writing(unfinished):
+        if not read_journal(journal).is_of(head):
+            remove_folder(unfinished)
+        folder.mkdir(parents=True, exist_ok=True)
+        finished = FinishedImages(journal, head, images)
+    try:
+        with writing(unfinished):
+            yield folder, finished
+        finished.close()
+        replace_folder(folder, target)
+    except BaseException:
+        finished.close()
+        if not len(finished):
+            remove_folder(unfinished)
+        else:
+            LOG.error("%d of %d images are finished: the same command goes on from there", len(finished), len(images))
+        raise
+    remove_folder(unfinished)

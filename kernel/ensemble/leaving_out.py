@@ -1,0 +1,142 @@
+"""The mounted ensemble, and what becomes of members that cannot be loaded.
+
+By the policy `strict` any of them ends the run. By `best_effort` they are left out, for a night's run is worth more
+than one member: thresholds stay, and a cell type without members falls to the others. A file that could be loaded but
+is not the one whose checksum the manifest has is refused by both: it would be another ensemble than the one validated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+
+import torch
+
+from kernel.ensemble.ensemble import Ensemble
+from kernel.ensemble.load import load_ensemble, mounted_weights
+from kernel.ensemble.members import Member
+from kernel.ensemble.quality_levels import QualityLevel
+from kernel.errors import InputError
+from kernel.log import LOG
+from kernel.manifest.types import Manifest, MemberEntry
+from kernel.mounts import find_dataset, find_files, input_root
+from kernel.patience import may_pass, patiently
+from kernel.settings import CELL_TYPES, CLS_USE, STAGES, StageWeights, needed_stages
+
+#: What is done where a member cannot be loaded.
+STRICT, BEST_EFFORT = MEMBER_POLICIES = ("strict", "best_effort")
+
+
+def load_mounted_ensemble(
+    manifest: Manifest, device: torch.device, dtype: torch.dtype, policy: str = STRICT
+) -> tuple[Ensemble, dict[str, str]]:
+    """Load the manifest's members from what is mounted, by a policy of `MEMBER_POLICIES`.
+
+    Returns:
+        The ensemble, and why each member that is not in it could not be loaded.
+
+    Raises:
+        InputError: as `load_ensemble` and `mounted_weights` do; by `best_effort`, where a checksum is wrong alone, or
+            no member can be loaded.
+    """
+
+    def load(members: Collection[MemberEntry]) -> Ensemble:
+        part = replace(manifest, members=tuple(members))
+        return load_ensemble(part, mounted_weights(part, input_root()), device, dtype)
+
+    def load_patiently(members: Collection[MemberEntry]) -> Ensemble:
+        part = replace(manifest, members=tuple(members))
+        try:
+            return patiently(lambda: load(members), lambda error: may_pass(error) or lacks_files(part))
+        except OSError as error:
+            raise InputError(f"cannot read the members' weight files: {error}") from error
+
+    try:
+        return load_patiently(manifest.members), {}
+    except InputError as error:
+        if policy == STRICT:
+            raise
+        LOG.error("the ensemble cannot be loaded as a whole (%s): trying each member alone", error)
+
+    kept: list[MemberEntry] = []
+    left_out: dict[str, str] = {}
+    for member in manifest.members:
+        beside = kept[:1]  # members that can be loaded may still not fit together
+        try:
+            load(with_all_uses([*beside, member]))
+        except (InputError, OSError) as error:
+            if member.sha256 is not None and can_load(load, replace(member, sha256=None)):
+                raise
+            left_out[member.name] = str(error)
+            LOG.critical("MEMBER %s IS LEFT OUT: %s", member.name, error)
+            continue
+        kept.append(member)
+    if not kept:
+        raise InputError(f"no member can be loaded: {'; '.join(left_out.values())}")
+    LOG.critical("GOING ON WITH %d OF %d MEMBERS: without %s", len(kept), len(manifest.members), ", ".join(left_out))
+    return load(with_uses_taken_over(kept)), left_out
+
+
+def can_load(load: Callable[[Collection[MemberEntry]], Ensemble], member: MemberEntry) -> bool:
+    """Whether a member can be loaded, alone."""
+    try:
+        load(with_all_uses([member]))
+    except (InputError, OSError):
+        return False
+    return True
+
+
+def lacks_files(manifest: Manifest) -> bool:
+    """Whether a dataset of members is not mounted just now, or lacks a file that the manifest names."""
+    try:
+        folders = {name: find_dataset(input_root(), name) for name in manifest.all_weight_datasets}
+        return any(
+            not any(find_files(folders[name], member.file) for name in manifest.datasets_for(member))
+            for member in manifest.members
+            if member.file is not None
+        )
+    except (InputError, OSError):
+        return True
+
+
+def with_all_uses(members: Collection[MemberEntry]) -> list[MemberEntry]:
+    """The members, each used for everything and counting at every stage: to look whether they can be loaded."""
+    return [replace(member, use_for=(*CELL_TYPES, CLS_USE), weights=StageWeights()) for member in members]
+
+
+def with_uses_taken_over(members: Collection[MemberEntry]) -> list[MemberEntry]:
+    """The members that are left, with the uses that have none among them; counts at a stage that has none as well."""
+    idle = [stage for stage in STAGES if not any(getattr(member.weights, stage) > 0 for member in members)]
+    members = [replace(member, weights=replace(member.weights, **dict.fromkeys(idle, 1.0))) for member in members]
+    uses = take_over_uses(
+        {member.name: frozenset(member.use_for) for member in members},
+        {member.name: member.weights for member in members},
+    )
+    return [replace(member, use_for=tuple(sorted(uses[member.name]))) for member in members]
+
+
+def take_over_uses(
+    uses: Mapping[str, frozenset[str]], weights: Mapping[str, StageWeights]
+) -> dict[str, frozenset[str]]:
+    """What members are used for, by name, so that no use lacks members: one that does falls to all, and one whose
+    members all have the weight 0 at a stage to those that have another there."""
+    taken = {name: set(own) for name, own in uses.items()}
+    for _ in range(2):  # what the first round adds decides whether there is a first pass
+        for use, stages in needed_stages(taken.values()).items():
+            if not any(use in own for own in taken.values()):
+                for own in taken.values():
+                    own.add(use)
+            for stage in stages:
+                counting = [name for name, own in weights.items() if getattr(own, stage) > 0]
+                if not any(use in taken.get(name, ()) for name in counting):
+                    for name in counting:
+                        taken.setdefault(name, set()).add(use)
+    return {name: frozenset(own) for name, own in taken.items()}
+
+
+def level_of(level: QualityLevel, members: Collection[Member]) -> QualityLevel:
+    """A quality level of an ensemble that has only these of its members; one of them at least is used."""
+    weights = {member.name: member.weights for member in members}
+    uses = {name: own for name, own in level.uses.items() if name in weights}
+    uses = uses or {name: frozenset() for name in weights}
+    return replace(level, uses=take_over_uses(uses, weights), weights=weights)

@@ -1,0 +1,150 @@
+"""A journal: what is done of a run, a line for each record, so that a run that was killed goes on from there.
+
+As in a database, records are only ever appended. Each line has its own checksum, so that one which was torn by a kill,
+or damaged, costs only itself. The first line is the head: what the records were made of.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+#: Part of every head: to be raised when the records change.
+JOURNAL_FORMAT = 1
+#: `sample_digest` reads files of up to three times this whole, and of larger ones so much at the start, middle and end.
+SAMPLE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class JournalContent:
+    """What a journal's file holds."""
+
+    head: Mapping[str, Any] | None = None  # None: there is no file, or its first line is damaged
+    records: list[dict[str, Any]] = field(default_factory=list)
+    damaged: int = 0  # lines whose checksum is wrong, the last one where it was torn
+
+    def is_of(self, head: Mapping[str, Any]) -> bool:
+        """Whether the records were made of the same; what is None in either head was not known then, and fits."""
+        mine = self.head
+        return mine is not None and all(
+            mine.get(name) == head.get(name) or mine.get(name) is None or head.get(name) is None
+            for name in {*mine, *head}
+        )
+
+
+def journal_line(record: Mapping[str, Any]) -> bytes:
+    """A record as a line: the CRC-32 of its JSON, its JSON."""
+    text = json.dumps(record, separators=(",", ":")).encode("ascii")
+    return b"%08x %s\n" % (zlib.crc32(text), text)
+
+
+def parse_line(line: bytes) -> dict[str, Any] | None:
+    """The record of a line; None where it is damaged."""
+    checksum, _, text = line.rstrip(b"\n").partition(b" ")
+    if checksum != b"%08x" % zlib.crc32(text) or not line.endswith(b"\n"):
+        return None
+    record = json.loads(text)
+    return record if isinstance(record, dict) else None
+
+
+def read_journal(path: Path) -> JournalContent:
+    """What a journal holds; nothing where there is no such file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if not path.exists():
+        return JournalContent()
+    head: Mapping[str, Any] | None = None
+    records: list[dict[str, Any]] = []
+    damaged = 0
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines):
+            record = parse_line(line)
+            if record is None:
+                damaged += line != b"\n"  # an empty line follows one that was torn
+            elif number == 0:
+                head = record
+            else:
+                records.append(record)
+    return JournalContent(head, records, damaged)
+
+
+class Journal:
+    """A journal that is written: opened to go on, or begun with its head.
+
+    A record is safe from the end of this process as soon as `append` returns: the operating system has it.
+
+    Args:
+        path: the file. One that is there must have this head, or be empty.
+        head: what the records are made of.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+
+    def __init__(self, path: Path, head: Mapping[str, Any]):
+        self.path = path
+        self._file = path.open("a+b", buffering=0)
+        size = self._file.seek(0, os.SEEK_END)
+        self._is_torn = False  # whether the last line lacks its end
+        if size:
+            self._file.seek(size - 1)
+            self._is_torn = self._file.read(1) != b"\n"
+        else:
+            self.append(head)
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Add a record.
+
+        Raises:
+            OSError: it cannot be written, for want of space for example. Later ones may be added all the same.
+        """
+        rest = memoryview((b"\n" if self._is_torn else b"") + journal_line(record))
+        self._is_torn = True
+        while rest:
+            rest = rest[self._file.write(rest) :]
+        self._is_torn = False
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the file was deleted, or lies in a folder that was: what is written to it is then lost."""
+        return os.fstat(self._file.fileno()).st_nlink == 0
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def put_aside(path: Path) -> Path:
+    """Rename a file to the first free name `<name>.old`, `<name>.old2`, ...; returns the new path.
+
+    Raises:
+        OSError: it cannot be renamed.
+    """
+    number = 1
+    while (target := path.with_name(f"{path.name}.old{number if number > 1 else ''}")).exists():
+        number += 1
+    path.rename(target)
+    return target
+
+
+def sample_digest(path: Path) -> str | None:
+    """A checksum of a file's size and bytes, of a large one's at three places; None where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            digest = hashlib.sha256(str(size).encode("ascii"))
+            whole = size <= 3 * SAMPLE_BYTES
+            for start in [0] if whole else [0, size // 2, size - SAMPLE_BYTES]:
+                file.seek(start)
+                digest.update(file.read(size if whole else SAMPLE_BYTES))
+    except OSError:
+        return None
+    return digest.hexdigest()[:32]

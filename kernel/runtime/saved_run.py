@@ -1,0 +1,254 @@
+"""A run whose results are safe as they come: in a journal, and in a submission.csv that is valid at any time."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from kernel.errors import InputError, RunError
+from kernel.files import writing
+from kernel.log import LOG
+from kernel.postprocess.submission import SubmissionWriter
+from kernel.runtime.failures import FailedImage
+from kernel.runtime.journal import Journal, put_aside, read_journal, sample_digest
+from kernel.runtime.results import RunResults
+
+#: submission.csv is made anew at most so often, in multiples of the time that this takes: what it costs is bounded.
+SAVING_SHARE = 400
+#: How long a thread waits for the one that writes, where the process is to end soon.
+LOCK_SECONDS = 3.0
+
+
+class SavedRun:
+    """The results of this process's images, in memory and on disk.
+
+    A run that ended too soon is gone on with: images that a journal with the same head has a result for are done, if
+    their files are the same. Others are not, those that had failed last. A journal with another head is put aside.
+
+    From its start on, the working folder holds a submission.csv that is valid, with an empty row for every image that
+    is not done. It is made anew now and then; a killed run loses at most what came since from that file, and nothing
+    from the journal.
+
+    Args:
+        working: the folder of the results.
+        paths: all images of the run.
+        share: those of them that this process does.
+        head: what the results are made of; None for what is not known.
+        rank: this process's, where there are several. Only the first one writes submission.csv.
+        absent: ids without an image, which have an empty row.
+
+    Raises:
+        InputError: the folder cannot be written, or an image's name cannot stand in submission.csv.
+        RunError: its disk is full, by the journal.
+    """
+
+    def __init__(
+        self,
+        working: Path,
+        paths: Sequence[Path],
+        share: Sequence[Path],
+        head: Mapping[str, Any],
+        rank: int = 0,
+        absent: Sequence[str] = (),
+    ):
+        self.results = RunResults()
+        self.submission = working / "submission.csv"
+        self._paths, self._share, self._head, self._rank = list(paths), list(share), head, rank
+        self._journal_path = working / f"journal{f'-{rank:04}' if rank else ''}.log"
+        self._lock = threading.RLock()
+        self._failed_before: set[str] = set()
+        self._warned: set[str] = set()
+        self._last_save, self._save_seconds = 0.0, 0.0
+        self._writer = SubmissionWriter([*(path.stem for path in paths), *absent])
+        if self.submission.is_dir():
+            raise InputError(f"{self.submission} is a folder, and a file is to be written there: move it away")
+        with writing(self.submission):
+            for leftover in working.glob(".submission.csv.*.partial"):  # of a run that was killed while it wrote
+                leftover.unlink(missing_ok=True)
+            self._read_journals()
+            self._save()
+        with writing(self._journal_path):
+            self._journal = Journal(self._journal_path, head)
+
+    @property
+    def todo(self) -> list[Path]:
+        """The images of this process's share that have no result yet; those that failed in an earlier run come last."""
+        left = [path for path in self._share if path.stem not in self.results.rows]
+        return sorted(left, key=lambda path: path.stem in self._failed_before)
+
+    def _read_journals(self) -> None:
+        """Take over what journals in the folder have of this run, and put those of another run aside."""
+        paths = {path.stem: path for path in self._share}
+        for journal in sorted(self.submission.parent.glob("journal*.log")):
+            try:
+                content = read_journal(journal)
+            except OSError as error:
+                if journal == self._journal_path:
+                    LOG.warning(
+                        "cannot read %s (%s): put aside as %s", journal, error.strerror, put_aside(journal).name
+                    )
+                continue
+            if not content.is_of(self._head):
+                if content.head is not None or (journal == self._journal_path and content.damaged):
+                    LOG.warning(
+                        "%s is of another script, manifest or weights: put aside as %s",
+                        journal.name, put_aside(journal).name,
+                    )  # fmt: skip
+                continue
+            if content.damaged:
+                LOG.warning("%s: %d damaged line(s) are not used", journal.name, content.damaged)
+            for record in content.records:
+                if record.get("image") in paths:
+                    self._take_over(record, paths[record["image"]])
+        if self.results.summaries:
+            LOG.info("%d of %d images are done already, by the journal", len(self.results.summaries), len(self._share))
+
+    def _take_over(self, record: Mapping[str, Any], path: Path) -> None:
+        """Take over a journal's record of an image, unless it was made of another file."""
+        digest = sample_digest(path)
+        if None not in (digest, record["digest"]) and digest != record["digest"]:
+            return
+        if record["failure"] is not None:
+            self._failed_before.add(path.stem)
+            return
+        if path.stem not in self.results.summaries:
+            self._writer.add(path.stem, record["rles"], tuple(record["image_shape"]))
+            self.results.succeed(path.stem, record, record["device"])
+
+    def succeed(self, path: Path, answer: Mapping[str, Any], device: str) -> None:
+        """Keep an image's result, as `ImageWorker` answers it.
+
+        Raises:
+            InputError: as `SubmissionWriter.add`.
+        """
+        with self._lock:
+            height, width = answer["image_shape"]
+            self._writer.add(path.stem, answer["rles"], (height, width))
+            self.results.succeed(path.stem, answer, device)
+            names = ("rles", "image_shape", "summary", "peaks")
+            self._append(path, {"failure": None, "device": device, **{name: answer[name] for name in names}})
+            self.save_now_and_then()
+
+    def fail(self, path: Path, failure: FailedImage) -> None:
+        """Keep that an image has no result, and why."""
+        with self._lock:
+            self.results.fail(path.stem, failure)
+            self._append(path, {"failure": asdict(failure)})
+
+    def _append(self, path: Path, record: Mapping[str, Any]) -> None:
+        """Add a record to the journal; where that cannot be, the run goes on without, and the log says so."""
+        try:
+            if self._journal.is_lost:
+                self._begin_anew()
+            self._journal.append({"image": path.stem, "digest": sample_digest(path), **record})
+        except OSError as error:
+            self._warn_once(f"cannot write {self._journal_path} ({error.strerror}): a killed run would lose its images")
+
+    def _begin_anew(self) -> None:
+        """Write the journal again, which somebody has deleted. The other processes' are theirs."""
+        LOG.warning("%s was deleted, and is written again", self._journal_path)
+        self._journal.close()
+        self._journal_path.parent.mkdir(parents=True, exist_ok=True)
+        self._journal = Journal(self._journal_path, self._head)
+        for path in self._share:
+            if path.stem in self.results.summaries:
+                summary = dict(self.results.summaries[path.stem])
+                device = summary.pop("device")
+                rles, shape = self.results.rows[path.stem]
+                self._journal.append(
+                    {"image": path.stem, "digest": sample_digest(path), "failure": None, "device": device,
+                     "rles": rles, "image_shape": shape, "summary": summary, "peaks": self.results.peaks[device]}
+                )  # fmt: skip
+
+    def save_now_and_then(self) -> None:
+        """Make submission.csv anew, if that was not done just before."""
+        if time.monotonic() - self._last_save >= SAVING_SHARE * self._save_seconds:
+            try:
+                self._save()
+            except InputError as error:
+                self._warn_once(f"{error}; until it can be written again, the journal alone has what is done")
+
+    def _save(self) -> None:
+        """Make submission.csv anew, of the results that there are.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        if self._rank:
+            return
+        begun = time.monotonic()
+        self._writer.write(self.submission, so_far=True)
+        self._last_save = time.monotonic()
+        self._save_seconds = self._last_save - begun
+
+    def write(self) -> None:
+        """Make submission.csv anew, for the last time, and try what helps where that fails.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        with self._lock:
+            try:
+                self._save()
+                return
+            except InputError as error:
+                LOG.error("%s; trying once more", error)
+            with writing(self.submission, RunError):
+                self.submission.parent.mkdir(parents=True, exist_ok=True)
+                if self.submission.is_dir():
+                    LOG.error("%s is a folder: put aside as %s", self.submission, put_aside(self.submission).name)
+            if not self._journal.is_lost:  # it has the same rows: its space is most likely enough
+                self._journal_path.unlink(missing_ok=True)
+                self._journal.close()
+            try:
+                self._save()
+            except InputError as error:
+                with contextlib.suppress(OSError):
+                    self._begin_anew()
+                raise RunError(f"{error}; {self._journal_path} has what is done") from error
+
+    def take_for_good(self) -> bool:
+        """Keep all other threads from changing the results, for a process that ends; whether that could be had."""
+        return self._lock.acquire(timeout=LOCK_SECONDS)
+
+    def add_others(self) -> None:
+        """Add what the journals of other processes of this run have by now."""
+        paths = {path.stem: path for path in self._paths}
+        for journal in sorted(self.submission.parent.glob("journal-*.log")):
+            with contextlib.suppress(OSError):
+                content = read_journal(journal)
+                for record in content.records if content.is_of(self._head) else []:
+                    if record.get("image") in paths and record["image"] not in self.results.rows:
+                        self._take_over(record, paths[record["image"]])
+
+    def replace_results(self, results: RunResults) -> None:
+        """Take the results of all processes, which have this one's among them.
+
+        Raises:
+            InputError: as `SubmissionWriter.add`.
+        """
+        with self._lock:
+            for image_id in results.summaries:
+                if image_id not in self.results.summaries:
+                    rles, shape = results.rows[image_id]
+                    self._writer.add(image_id, rles, shape)
+            self.results = results
+
+    def forget(self) -> None:
+        """Delete the journals of the run: all its images have a result, and submission.csv has them."""
+        for journal in self.submission.parent.glob("journal*.log"):
+            try:
+                if read_journal(journal).is_of(self._head):
+                    journal.unlink(missing_ok=True)
+            except OSError as error:
+                LOG.warning("cannot delete %s: %s", journal, error.strerror)
+
+    def _warn_once(self, text: str) -> None:
+        if text not in self._warned:
+            self._warned.add(text)
+            LOG.error("%s", text)

@@ -1,0 +1,86 @@
+"""A run's folder for temporary files, deleted at its end; what killed runs have left is deleted by the next one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from kernel.log import LOG
+
+#: What the names of these folders begin with.
+SCRATCH_PREFIX = "kernel-scratch-"
+
+
+@contextlib.contextmanager
+def scratch_home(working: Path) -> Iterator[Path]:
+    """Have all temporary files of this process, and of those it starts, in one new folder while the block lasts.
+
+    The folder is locked. A killed process leaves its folder without a lock, by which the next run knows it.
+
+    Args:
+        working: a folder for the new one, where the system has none for temporary files.
+    """
+    try:
+        parent = Path(tempfile.gettempdir())
+    except FileNotFoundError:
+        LOG.warning("no folder for temporary files can be written: they go to %s", working)
+        parent = working
+    remove_abandoned(parent)
+    folder = Path(tempfile.mkdtemp(prefix=SCRATCH_PREFIX, dir=parent))
+    lock = locked_folder(folder)
+    before, variable = tempfile.tempdir, os.environ.get("TMPDIR")
+    tempfile.tempdir, os.environ["TMPDIR"] = str(folder), str(folder)
+    try:
+        yield folder
+    finally:
+        tempfile.tempdir = before
+        if variable is None:
+            os.environ.pop("TMPDIR", None)
+        else:
+            os.environ["TMPDIR"] = variable
+        if lock is not None:
+            os.close(lock)
+        remove_scratch(folder)
+
+
+def remove_scratch(folder: Path) -> None:
+    """Delete a folder of temporary files as far as that is possible: nothing depends on it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        LOG.warning("%s could not be deleted", folder)
+
+
+def remove_abandoned(parent: Path) -> None:
+    """Delete what killed runs have left in `parent`: folders of ours that no process has locked."""
+    for folder in parent.glob(f"{SCRATCH_PREFIX}*"):
+        lock = locked_folder(folder)
+        if lock is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(lock)
+            LOG.info("deleted %s, which a killed run had left", folder)
+
+
+def locked_folder(folder: Path) -> int | None:
+    """Lock a folder until the returned descriptor is closed, or this process ends.
+
+    None: it is locked, or not ours, or the system has no such locks.
+    """
+    if sys.platform == "win32":
+        return None
+    import fcntl
+
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
