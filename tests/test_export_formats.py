@@ -11,8 +11,8 @@ import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import full_frames
-from pycocotools.coco import COCO
 from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
 
 from kernel.errors import RunError
 from kernel.export.coco import coco_annotations
