@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -109,19 +110,33 @@ def test_help_comes_quickly_and_without_torch(installed: Path, tmp_path: Path) -
     assert "usage: inside-ensemble [-h]" in done.stdout and "python -m kernel" not in done.stdout
 
 
-def test_it_predicts_what_the_checkout_predicts(installed: Path, wheels_site: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def cache(wheels_site: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """mmdet comes from the user's cache; here the cache has what the checkout has built."""
-    cache = tmp_path / "cache" / "inside-ensemble"
-    (cache / "site").mkdir(parents=True)
-    (cache / "wheels").symlink_to(WHEELS)
-    (cache / "site" / site_folder().name).symlink_to(wheels_site)
+    cache = tmp_path_factory.mktemp("cache")
+    (cache / "inside-ensemble" / "site").mkdir(parents=True)
+    (cache / "inside-ensemble" / "wheels").symlink_to(WHEELS)
+    (cache / "inside-ensemble" / "site" / site_folder().name).symlink_to(wheels_site)
+    return str(cache)
+
+
+def test_the_documented_lines_of_python(installed: Path, cache: str, tmp_path: Path) -> None:
+    (lines,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "biologist.md").read_text(encoding="utf-8"), re.S)
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "demo").symlink_to(DEMO)
+    done = run_elsewhere(installed, tmp_path, "-c", lines, XDG_CACHE_HOME=cache)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"\d+ \w+ \(520, 704\) 0\.\d+\n", done.stdout), done.stdout
+
+
+def test_it_predicts_what_the_checkout_predicts(installed: Path, cache: str, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     image = generate_image("cort", 3, (160, 224)).image
     (tmp_path / "images" / "cort.png").write_bytes(cv2.imencode(".png", image)[1].tobytes())
     given = ["--manifest", str(DEMO / "manifest.json"), "--weights-dir", str(DEMO / "weights"), "--device", "cpu"]
     for out, module, path in (("here", "kernel", ROOT), ("there", "inside_ensemble", installed)):
         command = ["-m", module, "predict", str(tmp_path / "images"), "--out", str(tmp_path / out), *given]
-        done = run_elsewhere(path, tmp_path, *command, XDG_CACHE_HOME=str(tmp_path / "cache"))
+        done = run_elsewhere(path, tmp_path, *command, XDG_CACHE_HOME=cache)
         assert done.returncode == 0, done.stderr
     labels = [read_image(tmp_path / out / "labels" / "cort.tif") for out in ("here", "there")]
     assert labels[0].max() > 0 and (labels[0] == labels[1]).all()

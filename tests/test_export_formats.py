@@ -16,10 +16,11 @@ from pycocotools.coco import COCO
 
 from kernel.errors import RunError
 from kernel.export.coco import coco_annotations
-from kernel.export.label_images import is_outline, label_image, write_ome_tiff, write_ome_zarr, write_seg_npy
+from kernel.export.label_images import is_outline, write_ome_tiff, write_ome_zarr, write_seg_npy
 from kernel.export.measurements import COLUMNS, measure_cells
 from kernel.export.rois import LARGEST_SIDE, write_rois
 from kernel.masks.instances import CellMasks
+from kernel.masks.labels import label_image
 
 SHAPE = (40, 50)
 

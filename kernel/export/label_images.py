@@ -10,20 +10,11 @@ import numpy as np
 import tifffile
 
 from kernel.masks.instances import CellMasks
+from kernel.masks.labels import label_image
 
 #: Viewers of OME-Zarr read large images at these parts of their resolution, down to a side of SMALLEST_LEVEL.
 ZARR_FACTORS = (2, 4, 8, 16)
 SMALLEST_LEVEL = 256
-
-
-def label_image(masks: CellMasks) -> np.ndarray:
-    """(H, W) uint16, or uint32 where there are more cells than 16 bits can number: the n-th cell, from 1, has the value
-    n; 0 is background."""
-    dtype = np.uint16 if len(masks) <= np.iinfo(np.uint16).max else np.uint32
-    labels = np.zeros(masks.image_shape, dtype)
-    for number, (crop, (y0, x0, y1, x1)) in enumerate(zip(masks.crops, masks.windows, strict=True), start=1):
-        labels[y0:y1, x0:x1][crop] = number
-    return labels
 
 
 def write_ome_tiff(masks: CellMasks, path: Path, pixel_um: float | None = None) -> None:
