@@ -169,13 +169,13 @@ def test_measurements_of_a_rectangle_and_a_pixel() -> None:
     one, two = (dict(zip(COLUMNS, row, strict=True)) for row in measure_cells(masks, gray, 0.5))
     assert (one["centre_x"], one["centre_y"]) == ("11.00", "11.50")
     assert [one[name] for name in ("x1", "y1", "x2", "y2")] == [5, 10, 17, 13]
-    assert (one["area_px2"], one["area_um2"]) == ("36", "9")
+    assert (one["area_px"], one["area_um2"]) == ("36", "9")
     assert float(one["major_axis_um"]) == pytest.approx(float(one["major_axis_px"]) / 2, rel=1e-5)
     assert (one["orientation_degrees"], one["solidity"], one["on_border"]) == ("0.0", "1.0000", 0)
     assert (one["mean_intensity"], one["intensity_deviation"]) == ("50.00", "50.00")
-    assert two["on_border"] == 1 and two["area_px2"] == "1"
+    assert two["on_border"] == 1 and two["area_px"] == "1"
     unknown = dict(zip(COLUMNS, measure_cells(masks, gray)[0], strict=True))
-    assert unknown["area_um2"] == "" and unknown["area_px2"] == "36"
+    assert unknown["area_um2"] == "" and unknown["area_px"] == "36"
     assert measure_cells(NOTHING, gray) == []
 
 

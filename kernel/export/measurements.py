@@ -21,7 +21,7 @@ SHAPES = (
 UNITLESS = ("eccentricity", "solidity")
 COLUMNS = (
     "centre_x", "centre_y", "x1", "y1", "x2", "y2",
-    *(f"{name}_px{power if power > 1 else ''}" for _, name, power in SHAPES),
+    *(f"{name}_px" for _, name, _ in SHAPES),
     *(f"{name}_um{power if power > 1 else ''}" for _, name, power in SHAPES),
     *UNITLESS, "orientation_degrees", "mean_intensity", "intensity_deviation", "on_border",
 )  # fmt: skip
