@@ -102,7 +102,8 @@ class Segmenter:
         from kernel.segment import segment_image
 
         pixels = as_bgr(image)
-        plan = plan_memory(self.ensemble, pixels.shape[:2], free_memory(self.ensemble.device))
+        height, width, _ = pixels.shape
+        plan = plan_memory(self.ensemble, (height, width), free_memory(self.ensemble.device))
         apply_plan(self.ensemble, plan)
         return Cells(segment_image(self.ensemble, pixels).masks)
 

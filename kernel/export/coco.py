@@ -44,7 +44,7 @@ def coco_annotations(images: Iterable[tuple[str, CellMasks]]) -> dict[str, Any]:
     return {"images": told, "annotations": cells, "categories": categories}
 
 
-def crop_rle(crop: np.ndarray, window: list[int], image_shape: tuple[int, int]) -> dict[str, Any]:
+def crop_rle(crop: np.ndarray, window: list[int], image_shape: tuple[int, int]) -> Any:
     """pycocotools' run lengths of a crop (h, w) bool that lies at `window` (y0, x0, y1, x1) of an image.
 
     The image is never made whole: only its columns with the crop are.
