@@ -9,7 +9,7 @@ from pathlib import Path
 
 from kernel.errors import InputError, RunError
 from kernel.files import file_sha256
-from kernel.folders import scratch_folder
+from kernel.folders import scratch_folder, user_cache
 from kernel.log import LOG
 from kernel.runtime.wheels import LockedWheel
 
@@ -35,9 +35,8 @@ class FetchError(RunError):
 
 
 def cache_dir() -> Path:
-    """The user's cache of fetched packages: $XDG_CACHE_HOME or ~/.cache."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "inside-ensemble" / "packages"
+    """The user's cache of fetched packages."""
+    return user_cache() / "packages"
 
 
 def fetch(entry: LockedWheel, cache: Path) -> Path:

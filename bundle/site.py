@@ -12,9 +12,9 @@ from bundle.vendor import build_wheels
 from kernel.errors import InputError, RunError
 from kernel.folders import remove_folder, replace_folder, scratch_folder
 from kernel.runtime.wheels import install_wheels, verify_wheels
-from kernel.vendored import CHECKOUT, site_folder
+from kernel.vendored import dist_folder, site_folder
 
-WHEELS = CHECKOUT / "dist" / "wheels"
+WHEELS = dist_folder() / "wheels"
 
 
 def install_site() -> None:

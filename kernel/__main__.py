@@ -51,7 +51,12 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-if __name__ == "__main__":
+def run() -> int:
+    """The command line as a program of its own. Returns the exit code."""
     escape_unprintable(sys.stdout)
     end_on_sigterm()
-    raise SystemExit(main())
+    return main()
+
+
+if __name__ == "__main__":
+    raise SystemExit(run())

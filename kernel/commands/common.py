@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from kernel.data.annotated import AnnotatedImage, list_annotated
 from kernel.data.splits import FOLDS_NAME
 from kernel.errors import InputError
@@ -119,6 +117,8 @@ def check_device(name: str | None) -> str:
     Raises:
         InputError: this machine has no such device.
     """
+    import torch  # takes seconds, which `--help` need not
+
     if name is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:

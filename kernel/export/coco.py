@@ -1,0 +1,60 @@
+"""Masks as COCO's annotations, with pycocotools' compressed run lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from kernel.masks.instances import CellMasks
+from kernel.settings import CELL_TYPES
+
+
+def coco_annotations(images: Iterable[tuple[str, CellMasks]]) -> dict[str, Any]:
+    """The content of a COCO file.
+
+    Args:
+        images: file name and masks of each. They are numbered from 1, the cells too; a cell type's category is its
+            place in CELL_TYPES, from 1.
+    """
+    told: list[dict[str, Any]] = []
+    cells: list[dict[str, Any]] = []
+    for number, (name, masks) in enumerate(images, start=1):
+        height, width = masks.image_shape
+        told.append({"id": number, "file_name": name, "height": height, "width": width})
+        for (crop, window), score, label in zip(
+            zip(masks.crops, masks.windows.tolist(), strict=True), masks.scores, masks.labels, strict=True
+        ):
+            rle = crop_rle(crop, window, masks.image_shape)
+            cells.append(
+                {
+                    "id": len(cells) + 1,
+                    "image_id": number,
+                    "category_id": int(label) + 1,
+                    "segmentation": {"size": [height, width], "counts": rle["counts"].decode("ascii")},
+                    "area": int(coco_mask.area(rle)),
+                    "bbox": coco_mask.toBbox(rle).tolist(),
+                    "iscrowd": 0,
+                    "score": round(float(score), 4),
+                }
+            )
+    categories = [{"id": number, "name": name} for number, name in enumerate(CELL_TYPES, start=1)]
+    return {"images": told, "annotations": cells, "categories": categories}
+
+
+def crop_rle(crop: np.ndarray, window: list[int], image_shape: tuple[int, int]) -> Any:
+    """pycocotools' run lengths of a crop (h, w) bool that lies at `window` (y0, x0, y1, x1) of an image.
+
+    The image is never made whole: only its columns with the crop are.
+    """
+    y0, x0, y1, x1 = window
+    height, width = image_shape
+    strip = np.zeros((height, x1 - x0), bool)
+    strip[y0:y1] = crop
+    # Runs go down the columns: those before the crop and after it only make the first and the last run longer.
+    changes = np.flatnonzero(np.diff(np.concatenate([[False], strip.ravel(order="F"), [False]])))
+    runs = np.diff(np.concatenate([[0], changes + x0 * height, [height * width]]))
+    counts = runs.tolist() if runs[-1] else runs[:-1].tolist()
+    return coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)

@@ -1,0 +1,103 @@
+"""Arrays in, arrays out: the same cells as of a file."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import kernel
+from kernel.api import Cells, Segmenter, as_bgr
+from kernel.data.synthetic.generate import generate_image
+from kernel.errors import InputError
+from kernel.masks.instances import CellMasks
+from kernel.segment import segment_image
+
+DEMO = Path(__file__).resolve().parents[1] / "bundle" / "demo"
+
+
+@pytest.fixture(scope="module")
+def segmenter(wheels_site: Path, one_thread: None) -> Segmenter:
+    return kernel.load(DEMO / "manifest.json", device="cpu")
+
+
+def test_the_cells_of_an_array(segmenter: Segmenter) -> None:
+    gray = generate_image("cort", 3, (160, 224)).image
+    cells = segmenter.segment(gray)
+    expected = segment_image(segmenter.ensemble, np.repeat(gray[..., None], 3, axis=2)).masks
+    assert len(cells) == len(expected) > 0
+    assert cells.labels.shape == gray.shape and cells.labels.max() == len(cells)
+    for number, mask in enumerate(cells.masks, start=1):
+        np.testing.assert_array_equal(mask, cells.labels == number)
+    np.testing.assert_array_equal(cells.scores, expected.scores)
+    assert set(cells.cell_types) <= {"shsy5y", "astro", "cort"} and cells.cell_type == "cort"
+    areas = [sum(ring_area(ring) for piece in outline for ring in piece) for outline in cells.outlines]
+    assert areas == expected.sizes.tolist()
+    # A generator takes one image at a time.
+    many = segmenter.segment_many(iter([gray, np.full((40, 50), 128, np.uint8)]))
+    np.testing.assert_array_equal(next(many).labels, cells.labels)
+    assert len(next(many)) == 0
+
+
+def ring_area(ring: list[list[int]]) -> float:
+    """Signed: that of a hole is negative."""
+    x, y = np.array(ring).T
+    return float(np.sum(x[:-1] * y[1:] - x[1:] * y[:-1])) / 2
+
+
+def test_no_cells() -> None:
+    cells = Cells(CellMasks.empty((5, 7)))
+    assert cells.masks.shape == (0, 5, 7) and cells.labels.shape == (5, 7) and not cells.labels.any()
+    assert cells.outlines == [] and cells.cell_types == () and cells.cell_type is None and len(cells.scores) == 0
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.float32, np.float64])
+def test_gray_and_colour_of_any_depth(dtype: type) -> None:
+    gray = np.random.default_rng(0).normal(100, 10, (30, 40)).astype(dtype)
+    colour = np.stack([gray, gray // 2, gray // 4], axis=2)
+    assert as_bgr(gray).shape == (30, 40, 3) and as_bgr(gray).dtype == np.uint8
+    if dtype == np.uint8:
+        np.testing.assert_array_equal(as_bgr(colour), colour[..., ::-1])
+        np.testing.assert_array_equal(as_bgr(gray), np.repeat(gray[..., None], 3, axis=2))
+    else:
+        assert abs(as_bgr(gray).mean() - 128) < 2
+        assert as_bgr(colour)[..., 0].mean() < as_bgr(colour)[..., 2].mean()  # blue, the darkest, comes first
+
+
+@pytest.mark.parametrize(
+    ("image", "told"),
+    [
+        (np.zeros((3, 4, 5, 3)), "(3, 4, 5, 3)"),
+        (np.zeros((4, 5, 2)), "(4, 5, 2)"),
+        (np.zeros((4, 5, 4), np.uint8), "(4, 5, 4)"),  # RGBA
+        (np.zeros((0, 5)), "(0, 5)"),
+        (np.zeros(7), "(7,)"),
+        (np.zeros((4, 5), complex), "complex128"),
+        (np.zeros((4, 5), bool), "bool"),
+        (np.full((4, 5), "x"), "<U1"),
+    ],
+)
+def test_other_arrays_are_refused(image: np.ndarray, told: str) -> None:
+    with pytest.raises(ValueError) as error:
+        as_bgr(image)
+    assert told in str(error.value)
+
+
+def test_what_is_wrong_with_the_files_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="int8"):
+        kernel.load(DEMO / "manifest.json", dtype="int8")
+    with pytest.raises(kernel.InputError, match=r"gone\.json"):
+        kernel.load(tmp_path / "gone.json")
+
+
+def test_the_names_are_there_and_come_late() -> None:
+    assert {name for name in kernel.__all__ if getattr(kernel, name)} == set(kernel.__all__)
+    with pytest.raises(AttributeError, match="nothing_such"):
+        kernel.nothing_such  # noqa: B018
+    shown = "print('torch' in sys.modules, 'numpy' in sys.modules)"
+    code = f"import kernel, sys; {shown}; kernel.load; {shown}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=DEMO.parents[1])
+    assert done.stdout.split() == ["False", "False", "False", "True"]

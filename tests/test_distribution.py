@@ -1,0 +1,142 @@
+"""The installed package: one wheel, tried where there is no checkout."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import cv2
+import pytest
+
+from bundle.distribution import renamed
+from bundle.site import WHEELS
+from kernel.data.synthetic.generate import generate_image
+from kernel.images.reading import read_image
+from kernel.vendored import site_folder
+
+ROOT = Path(__file__).resolve().parents[1]
+DEMO = ROOT / "bundle" / "demo"
+
+pytestmark = pytest.mark.xdist_group("script")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `pip wheel .` makes it, with the hatchling of the environment."""
+    out = tmp_path_factory.mktemp("wheel")
+    command = ["-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--disable-pip-version-check", "-w", str(out)]
+    done = subprocess.run([sys.executable, *command, str(ROOT)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,) = out.iterdir()
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that holds the package and nothing else."""
+    folder = tmp_path_factory.mktemp("installed")
+    command = ["-m", "pip", "install", "-q", "--no-deps", "--disable-pip-version-check", "--target", str(folder)]
+    subprocess.run([sys.executable, *command, str(wheel)], check=True)
+    return folder
+
+
+def run_elsewhere(installed: Path, folder: Path, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run Python in a folder, with the installed package, and without the checkout."""
+    given = {"PYTHONPATH": str(installed), "OMP_NUM_THREADS": "1", **variables}
+    return subprocess.run(
+        [sys.executable, *command], cwd=folder, env={**os.environ, **given}, capture_output=True, text=True, check=False
+    )
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    tops = {name.split("/")[0] for name in names}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"inside_ensemble"}
+    assert {"inside_ensemble/py.typed", "inside_ensemble/bundle/wheels.lock.json"} <= set(names)
+    assert not [name for name in names if "__pycache__" in name or "/demo/" in name or "test" in Path(name).stem]
+
+
+def test_its_modules_are_the_checkouts_but_for_names(installed: Path) -> None:
+    """Each parses, none imports `kernel` or `bundle`, and what goes into mmdet's wheels is the same bytes."""
+    modules = sorted((installed / "inside_ensemble").rglob("*.py"))
+    assert len(modules) > 100
+    for path in modules:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                assert (node.module or "").split(".")[0] not in ("kernel", "bundle"), path
+    for name in ("mmcv_ops.py", "fcn_mask_head.py", "wheels.lock.json"):
+        packed = installed / "inside_ensemble" / "bundle" / name
+        assert packed.read_bytes() == (ROOT / "bundle" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("from kernel.errors import InputError", "from inside_ensemble.errors import InputError"),
+        ("from kernel import errors", "from inside_ensemble import errors"),
+        ("    from bundle.lock import load_lock", "    from inside_ensemble.bundle.lock import load_lock"),
+        ("é = 'é'; from kernel.log import LOG", "é = 'é'; from inside_ensemble.log import LOG"),
+        ('command = [python, "-m", "bundle.site"]', 'command = [python, "-m", "inside_ensemble.bundle.site"]'),
+        ("'run `python -m kernel tune`'", "'run `inside-ensemble tune`'"),
+        ('named = "kernel.id"', 'named = "kernel.id"'),  # a manifest's key
+        ('{"kernel": 1}', '{"kernel": 1}'),
+        ("manifest.kernel.title", "manifest.kernel.title"),
+        ("python -m kernels", "python -m kernels"),
+    ],
+)
+def test_only_names_of_modules_and_of_the_command_change(before: str, after: str) -> None:
+    indented = before.startswith(" ")
+    source = f"if True:\n{before}\n" if indented else before if "-m kernels" not in before else f"'{before}'"
+    expected = f"if True:\n{after}\n" if indented else after if "-m kernels" not in after else f"'{after}'"
+    assert renamed(source) == expected
+
+
+def test_an_import_that_cannot_be_renamed_is_refused() -> None:
+    with pytest.raises(RuntimeError, match=r"from kernel\.errors import"):
+        renamed("import kernel.errors\n")
+
+
+def test_help_comes_quickly_and_without_torch(installed: Path, tmp_path: Path) -> None:
+    code = "import sys; from inside_ensemble.__main__ import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    code += "print('torch' in sys.modules, 'kernel' in sys.modules)"
+    done = run_elsewhere(installed, tmp_path, "-c", code)
+    assert done.returncode == 0 and done.stdout.endswith("False False\n"), done.stderr
+    assert "usage: inside-ensemble [-h]" in done.stdout and "python -m kernel" not in done.stdout
+
+
+@pytest.fixture(scope="module")
+def cache(wheels_site: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """mmdet comes from the user's cache; here the cache has what the checkout has built."""
+    cache = tmp_path_factory.mktemp("cache")
+    (cache / "inside-ensemble" / "site").mkdir(parents=True)
+    (cache / "inside-ensemble" / "wheels").symlink_to(WHEELS)
+    (cache / "inside-ensemble" / "site" / site_folder().name).symlink_to(wheels_site)
+    return str(cache)
+
+
+def test_the_documented_lines_of_python(installed: Path, cache: str, tmp_path: Path) -> None:
+    (lines,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "biologist.md").read_text(encoding="utf-8"), re.S)
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "demo").symlink_to(DEMO)
+    done = run_elsewhere(installed, tmp_path, "-c", lines, XDG_CACHE_HOME=cache)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"\d+ \w+ \(520, 704\) 0\.\d+\n", done.stdout), done.stdout
+
+
+def test_it_predicts_what_the_checkout_predicts(installed: Path, cache: str, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    image = generate_image("cort", 3, (160, 224)).image
+    (tmp_path / "images" / "cort.png").write_bytes(cv2.imencode(".png", image)[1].tobytes())
+    given = ["--manifest", str(DEMO / "manifest.json"), "--weights-dir", str(DEMO / "weights"), "--device", "cpu"]
+    for out, module, path in (("here", "kernel", ROOT), ("there", "inside_ensemble", installed)):
+        command = ["-m", module, "predict", str(tmp_path / "images"), "--out", str(tmp_path / out), *given]
+        done = run_elsewhere(path, tmp_path, *command, XDG_CACHE_HOME=cache)
+        assert done.returncode == 0, done.stderr
+    labels = [read_image(tmp_path / out / "labels" / "cort.tif") for out in ("here", "there")]
+    assert labels[0].max() > 0 and (labels[0] == labels[1]).all()
