@@ -26,7 +26,7 @@ from bundle.member_table import COLUMNS, TIMES_NAME, member_row, read_times, sec
 from kernel.errors import InputError, RunError
 from kernel.files import file_sha256, written_file
 from kernel.folders import scratch_folder
-from kernel.local_weights import check_claims, resolve_weights
+from kernel.local_weights import can_read_weights, check_claims, resolve_weights
 from kernel.manifest.edit import (
     add_to_manifest,
     manifest_entry,
@@ -37,6 +37,7 @@ from kernel.manifest.edit import (
 from kernel.manifest.reader import read_manifest
 from kernel.manifest.types import Manifest
 from kernel.settings import CELL_TYPES, CLS_USE
+from kernel.vendored import use_vendored_packages
 
 if TYPE_CHECKING:
     from kernel.models.configs import DetectorSpec
@@ -274,10 +275,14 @@ def verify_members(options: argparse.Namespace) -> int:
     """Compare the files with the manifest; print a line for each member."""
     manifest = read_manifest(options.manifest)
     folder = weights_folder(options)
-    _, found = resolve_weights(manifest, folder)
-    check_claims(found)
+    manifest, found = resolve_weights(manifest, folder)
+    if can_read_weights():
+        use_vendored_packages()
+    open_points = check_claims(manifest, found)
     for weights in found:
         member = weights.member
         print(f"{member.name}: {weights.path} is a {member.kind} {member.encoder}, sha256 {str(member.sha256)[:12]}")
+    for point in open_points:
+        print(f"unverified: {point}")
     print(f"all {len(found)} member(s) are as {options.manifest} says")
     return 0

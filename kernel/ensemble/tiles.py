@@ -280,9 +280,9 @@ def predict_whole_or_tiled(ensemble: Ensemble, image_bgr: np.ndarray) -> Predict
         NotFiniteError: numbers overflow.
     """
     tiling = ensemble.tiling
-    if tiling is None or not needs_tiles(image_bgr.shape[:2], tiling):
+    height, width, _ = image_bgr.shape
+    if tiling is None or not needs_tiles((height, width), tiling):
         return ensemble.predict(image_bgr)
     tiled = TiledImage(ensemble, image_bgr, tiling)
-    height, width = tiled.image_shape
     LOG.info("%d x %d pixels (height x width): predicted in %d tiles", height, width, len(tiled.tiles))
     return tiled.predict()
