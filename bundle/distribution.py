@@ -23,6 +23,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE, COMMAND = "inside_ensemble", "inside-ensemble"
 #: What runs from the installed package, beside `kernel`: the module that builds and installs the vendored wheels.
 BUNDLE_ENTRY = "bundle.site"
+#: The package's own `__init__.py`. In the checkout that of `kernel` holds nothing, as it is inlined into the script.
+PUBLIC_NAMES = "bundle/public_names.py"
 #: Read as they are, and packed into the vendored wheels, whose hashes are in the lock.
 VERBATIM = ("bundle/mmcv_ops.py", "bundle/fcn_mask_head.py", "bundle/wheels.lock.json")
 #: A module's name as a whole string, as for `python -m`.
@@ -58,6 +60,7 @@ def write_package(out: Path) -> None:
     (out / "bundle").mkdir()
     for name in ("bundle/__init__.py", *VERBATIM, *bundle_modules([BUNDLE_ENTRY])):
         shutil.copyfile(ROOT / name, out / name)
+    shutil.copyfile(ROOT / PUBLIC_NAMES, out / "__init__.py")
     (out / "py.typed").touch()
     verbatim = {out / name for name in VERBATIM}
     for path in sorted(set(out.rglob("*.py")) - verbatim):

@@ -3,27 +3,3 @@
 What `kernel.main` reaches is inlined into one offline Kaggle script. Each package imports from those below it alone:
 the contract is in pyproject.toml, and docs/architecture.md shows the packages and walks one image through the files.
 """
-
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from kernel.api import Cells, Segmenter, load
-    from kernel.errors import InputError, RunError
-
-#: What other programs may use; everything else may change.
-__all__ = ["Cells", "InputError", "RunError", "Segmenter", "load"]
-
-
-def __getattr__(name: str) -> Any:
-    """The names of `__all__`, each when it is first asked for: what imports one module should not load all."""
-    if name in ("InputError", "RunError"):
-        from kernel import errors
-
-        return getattr(errors, name)
-    if name in __all__:
-        from kernel import api
-
-        return getattr(api, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -18,13 +18,14 @@ from kernel.commands import convert, predict, prepare, select, synthesize, train
 from kernel.errors import InputError, RunError
 from kernel.folders import end_on_sigterm, escape_unprintable
 from kernel.log import show_log
-from kernel.runtime.limits import limit_threads
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit code."""
     options = parse_arguments(arguments)
     show_log(sys.stderr, "%(message)s")
+    from kernel.runtime.limits import limit_threads  # torch takes seconds, which `--help` need not
+
     limit_threads()
     try:
         options.run(options)

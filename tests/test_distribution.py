@@ -102,6 +102,16 @@ def test_an_import_that_cannot_be_renamed_is_refused() -> None:
         renamed("import kernel.errors\n")
 
 
+def test_the_public_names_come_when_they_are_asked_for(installed: Path, tmp_path: Path) -> None:
+    shown = "print('torch' in sys.modules, 'numpy' in sys.modules)"
+    lines = ["import sys", "import inside_ensemble as it", shown]
+    lines += ["print(*sorted(name for name in it.__all__ if getattr(it, name).__module__.startswith('inside_ens')))"]
+    lines += [shown, "it.nothing_such"]
+    done = run_elsewhere(installed, tmp_path, "-c", "\n".join(lines))
+    assert done.stdout.splitlines() == ["False False", "Cells InputError RunError Segmenter load", "False True"]
+    assert done.stderr.strip().endswith("AttributeError: module 'inside_ensemble' has no attribute 'nothing_such'")
+
+
 def test_help_comes_quickly_and_without_torch(installed: Path, tmp_path: Path) -> None:
     code = "import sys; from inside_ensemble.__main__ import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
     code += "print('torch' in sys.modules, 'kernel' in sys.modules)"
