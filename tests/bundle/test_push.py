@@ -125,7 +125,7 @@ def test_options_are_passed_on(project: Project, server: StubServer) -> None:
 def test_the_image_of_the_manifest(project: Project, server: StubServer) -> None:
     image = "gcr.io/kaggle-gpu-images/python@sha256:12ab"
     project.edit({}, docker_image=image, docker_pinning="latest")
-    assert project.build().returncode == 0
+    assert project.run().returncode == 0
     assert project.push().returncode == 0
     request = server.kernels["ada/my-cell-kernel"][0].request
     assert (request["dockerImage"], request["dockerImagePinningType"]) == (image, "latest")
@@ -153,7 +153,7 @@ def test_slips_are_told_without_network(
         data = json.loads(metadata.read_text(encoding="utf-8")) | {"id": change["wheels_dataset"]}
         metadata.write_text(json.dumps(data), encoding="utf-8")
     project.edit(change, **kernel)
-    assert project.build().returncode == 0
+    assert project.run().returncode == 0
     server.requests.clear()
     for options in (["--offline"], ["--yes", "--poll", "0.1"]):
         done = project.run("push", *options)
@@ -166,7 +166,7 @@ def test_a_long_title_is_told_by_the_build(project: Project, server: StubServer)
     title = "A title of fifty-one characters, no more nor less!!"
     assert len(title) == 51
     project.edit({}, title=title, id="ada/a-title-of-fifty-one-characters-no-more-nor-less")
-    done = project.build()
+    done = project.run()
     assert done.returncode == 2 and "has 51 characters, Kaggle takes 5 to 50" in done.stderr
     assert "built from another state" in advice(project.push()) and sent(server) == []
 
