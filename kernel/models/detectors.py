@@ -6,6 +6,7 @@ answer to the *same* boxes.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -84,7 +85,9 @@ def build_detector(spec: DetectorSpec) -> Detector:
             rcnn=dict(score_thr=0.05, nms=dict(type="nms", iou_threshold=0.5), max_per_img=1000, mask_thr_binary=0.5),
         ),
     )
-    return build_mmdet_detector(config).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # each loss recommends an option that we leave as it was trained with
+        return build_mmdet_detector(config).eval()
 
 
 def compute_features(detector: Detector, images: torch.Tensor) -> ViewFeatures:
