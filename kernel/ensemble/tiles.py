@@ -280,7 +280,7 @@ def predict_whole_or_tiled(ensemble: Ensemble, image_bgr: np.ndarray) -> Predict
         NotFiniteError: numbers overflow.
     """
     tiling = ensemble.tiling
-    if tiling is None or not needs_tiles(image_bgr.shape[:2], tiling):
+    if tiling is None or not needs_tiles((image_bgr.shape[0], image_bgr.shape[1]), tiling):
         return ensemble.predict(image_bgr)
     tiled = TiledImage(ensemble, image_bgr, tiling)
     height, width = tiled.image_shape
