@@ -30,7 +30,7 @@ def segment_image(ensemble: Ensemble, image_bgr: np.ndarray) -> Segmentation:
 
     Args:
         ensemble: the networks and their settings.
-        image_bgr: (H, W, 3) uint8 of any size.
+        image_bgr: (H, W, 3) uint8 of any size; in tiles where it is too large for the memory.
 
     Raises:
         NotFiniteError, torch.OutOfMemoryError: as `predict_image` does.

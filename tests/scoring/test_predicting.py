@@ -17,6 +17,7 @@ from tiny_detectors import tiny_detector
 
 from kernel.data.annotated import list_annotated
 from kernel.data.synthetic.generate import write_dataset
+from kernel.ensemble.tiles import needs_tiles
 from kernel.errors import InputError, RunError
 from kernel.files import file_sha256
 from kernel.manifest.types import KernelIdentity, Manifest, MemberEntry
@@ -75,6 +76,12 @@ def assert_predicted(found: list[tuple[PredictionJob, SoftPrediction]], jobs, ex
     assert [job for job, _ in found] == jobs
     for (_, prediction), other in zip(found, expected, strict=True):
         assert_same(without_seconds(prediction), without_seconds(other))
+
+
+def test_images_too_large_for_the_memory_are_tiled_by_what_commands_load(files: EnsembleFiles) -> None:
+    ensemble = files.load("cpu")
+    assert ensemble.tiling is not None and needs_tiles((10_000, 10_000), ensemble.tiling)
+    assert not needs_tiles((520, 704), ensemble.tiling)
 
 
 def test_predictions_are_the_ensembles(jobs: list[PredictionJob], expected: list[SoftPrediction]) -> None:
