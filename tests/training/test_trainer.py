@@ -34,6 +34,7 @@ from kernel.training.record import RunRecord
 from kernel.training.run import TrainingRun
 from kernel.training.samples import TrainingImage, collate
 from kernel.training.settings import TrainSettings
+from kernel.training.signals import Stops
 from kernel.training.state import save_weights
 from kernel.training.step import compute_losses, set_proposal_counts
 from kernel.training.trainer import train_detector
@@ -179,9 +180,17 @@ def test_proposals_and_rois_are_counted_as_set(kind: str) -> None:
 def test_a_stopped_run_says_how_to_go_on(
     resume: bool, again: str, images: list[TrainingImage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernel.training.trainer, "stop_signals", lambda: nullcontext([15]))
+    stops = Stops()
+    monkeypatch.setattr(kernel.training.trainer, "stop_signals", lambda: nullcontext(stops))
+    monkeypatch.setattr(RunRecord, "add_step", lambda *given: stops.note(15, None))
     with pytest.raises(RunError, match=f"stopped after step 1 of {TINY.iterations}; {again} from there"):
-        train(tiny_spec("maskrcnn"), images, TINY, tmp_path / "member.safetensors", resume=resume)
+        train(
+            tiny_spec("maskrcnn"),
+            images,
+            replace(TINY, checkpoint_every=1),
+            tmp_path / "member.safetensors",
+            resume=resume,
+        )
 
 
 @pytest.mark.parametrize("kind", KIND_NAMES)
