@@ -22,6 +22,9 @@ def end_on_sigterm() -> None:
     To be called once, when a program starts. The exit code of a terminated program stays 143.
     """
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    # So does a terminal that goes away, but not under nohup, which ignores that; Windows has no such signal.
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda number, frame: sys.exit(128 + number))
 
 
 def escape_unprintable(stream: TextIO) -> None:
