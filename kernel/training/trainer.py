@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from kernel.data.locks import sole_writer
+from kernel.ensemble.fallbacks import means_out_of_memory
 from kernel.errors import InputError, RunError
 from kernel.files import writing
 from kernel.log import LOG
@@ -119,7 +120,19 @@ class Trainer:
             torch.manual_seed(settings.seed * 1_000_003 + self.micro_batches.number(self.step, micro))
             with stops.waiting() if micro == 0 and self.group.size == 1 else nullcontext():
                 batch = next(batches)
-            loss, terms = self.learner.losses(batch, epoch)
+            try:
+                loss, terms = self.learner.losses(batch, epoch)
+            except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
+                if not means_out_of_memory(error):
+                    raise
+                cells = ", ".join(
+                    f"{name} ({len(labels)} cells)"
+                    for name, labels in zip(batch["names"], batch["gt_labels"], strict=True)
+                )
+                raise RunError(
+                    f"too little memory in step {self.step} for the crops {cells}: lower crop_size or batch_size, or "
+                    "raise accumulation"
+                ) from error
             if self.group.any_of(not loss.item() < ABSURD_LOSS):
                 raise RunError(
                     f"the loss is {'no number' if not math.isfinite(loss.item()) else 'absurd'} in step {self.step}; "

@@ -18,6 +18,7 @@ from tiny_detectors import tiny_detector, tiny_spec
 from torch import nn
 
 import kernel.training.batches
+import kernel.training.learner
 import kernel.training.trainer
 from kernel.ensemble.views import PIXEL_MEAN, PIXEL_STD
 from kernel.errors import InputError, RunError
@@ -572,3 +573,23 @@ def test_a_failed_write_leaves_the_earlier_weights(tmp_path: Path, monkeypatch: 
     with pytest.raises(RunError, match="disk full"):
         save_weights(new_detector("maskrcnn", seed=1).state_dict(), out)
     assert out.read_bytes() == before
+
+
+def test_too_little_memory_names_the_crops_and_a_remedy(
+    images: list[TrainingImage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*given: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(kernel.training.learner, "compute_losses", fail)
+    with pytest.raises(RunError, match=r"too little memory in step 0 for the crops .* cells\).*: lower crop_size"):
+        train(tiny_spec("maskrcnn"), images, TINY, tmp_path / "member.safetensors")
+
+
+@pytest.mark.parametrize(("loss", "told"), [(1e27, "absurd"), (2e4, "absurd"), (float("inf"), "no number")])
+def test_an_absurd_loss_ends_the_training(
+    images: list[TrainingImage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: float, told: str
+) -> None:
+    monkeypatch.setattr(kernel.training.learner.Learner, "losses", lambda *given: (torch.tensor(loss), {}))
+    with pytest.raises(RunError, match=f"the loss is {told} in step 0"):
+        train(tiny_spec("maskrcnn"), images, TINY, tmp_path / "member.safetensors")
