@@ -23,8 +23,9 @@ def end_on_sigterm() -> None:
     """
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     # So does a terminal that goes away, but not under nohup, which ignores that; Windows has no such signal.
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-        signal.signal(signal.SIGHUP, lambda number, frame: sys.exit(128 + number))
+    for hang_up in (number for number in signal.Signals if number.name == "SIGHUP"):
+        if signal.getsignal(hang_up) != signal.SIG_IGN:
+            signal.signal(hang_up, lambda number, frame: sys.exit(128 + number))
 
 
 def escape_unprintable(stream: TextIO) -> None:

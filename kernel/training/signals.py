@@ -12,7 +12,7 @@ from types import FrameType
 from kernel.log import LOG
 
 #: What a terminal sends that goes away; Windows has none.
-HANG_UP = (signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()
+HANG_UP = tuple(number for number in signal.Signals if number.name == "SIGHUP")
 
 
 class Stops:
