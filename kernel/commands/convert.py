@@ -6,12 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
-
 from kernel.errors import InputError
 from kernel.files import written_file
-from kernel.models.checkpoints import Checkpoint, checkpoint_of, load_safetensors, recognise_state_dict, shapes_of
-from kernel.models.pickles import CodeFreeReader, module_tensors
 
 
 def add_parser(commands: Any) -> None:
@@ -34,6 +30,10 @@ def add_parser(commands: Any) -> None:
 
 def run_convert(options: argparse.Namespace) -> None:
     """Write the tensors, and tell what they are."""
+    from safetensors.torch import save_file
+
+    from kernel.models.foreign import describe, read_foreign
+
     if options.out.suffix != ".safetensors":
         raise InputError(f"{options.out}: what is written is a safetensors file: give it a name ending in .safetensors")
     if options.out.exists():
@@ -44,39 +44,10 @@ def run_convert(options: argparse.Namespace) -> None:
     with written_file(options.out) as temporary:
         # Clones, for safetensors refuses tensors that share their numbers.
         state = {key: value.detach().clone().contiguous() for key, value in checkpoint.state.items()}
-        safetensors.torch.save_file(state, temporary, metadata)
+        save_file(state, temporary, metadata)
     print(f"{options.out}: {len(state)} tensors of {options.file}")
     for line in checkpoint.told:
         print(f"  {line}")
     if left_behind:
         print(f"  left behind: {', '.join(left_behind)}")
     print(f"  {describe(checkpoint, stem_stride, options.file)}")
-
-
-def read_foreign(path: Path, take: str | None) -> tuple[Checkpoint, tuple[str, ...]]:
-    """What a weight file of any trainer holds, and the classes of what was left behind.
-
-    Raises:
-        InputError: the file is missing or damaged, or holds no tensors to choose.
-    """
-    if not path.is_file():
-        raise InputError(f"no file {path}")
-    if path.suffix == ".safetensors":
-        content, metadata = load_safetensors(path)
-        return checkpoint_of(content, metadata, str(path), take), ()
-    reader = CodeFreeReader()
-    content = reader.read(path)
-    for_module = module_tensors(content)
-    if isinstance(content, dict):  # a module beside other things: {"model": module, "epoch": 3}
-        content = {key: module_tensors(value) or value for key, value in content.items()}
-    return checkpoint_of(for_module or content, content, str(path), take), tuple(reader.strangers)
-
-
-def describe(checkpoint: Checkpoint, stem_stride: int | None, path: Path) -> str:
-    """What a manifest says of a member with this file, or why it can have none."""
-    try:
-        spec = recognise_state_dict(shapes_of(checkpoint.state), str(path))
-    except InputError as error:
-        return f"no member of an ensemble: {error}"
-    stem = "not known: state `stem_stride` in the manifest, 1 or 2" if stem_stride is None else str(stem_stride)
-    return f"kind {spec.kind}, encoder {spec.encoder}, {spec.num_classes} classes, stride of the stem {stem}"

@@ -12,7 +12,6 @@ from kernel.data.prepare import prepare
 from kernel.data.sources import Source, read_competition, read_pseudo_labels
 from kernel.data.splits import SPLIT_NAMES
 from kernel.errors import InputError
-from kernel.runtime.limits import usable_processors
 
 PREPARE_HELP = """\
 Make a folder that train, validate and tune take as --data: annotations.json (COCO, run lengths), folds.csv, and
@@ -68,7 +67,6 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--workers",
         type=int,
-        default=usable_processors(),
         metavar="N",
         help="processes; they do not change the result (default: one per core)",
     )
@@ -77,6 +75,8 @@ def add_parser(commands: Any) -> None:
 
 def run_prepare(options: argparse.Namespace) -> None:
     """Prepare annotated images."""
+    from kernel.runtime.limits import usable_processors
+
     source = read_source(options)
     split = options.split or ("none" if options.pseudo_labels else "group")
     report = prepare(
@@ -85,7 +85,7 @@ def run_prepare(options: argparse.Namespace) -> None:
         None if split == "none" else split,
         options.folds,
         or_next_best=options.or_next_best,
-        workers=options.workers,
+        workers=usable_processors() if options.workers is None else options.workers,
     )
     print(report.describe())
     print(f"annotations.json, {'' if split == 'none' else 'folds.csv, '}report.json: {options.out}")

@@ -62,11 +62,13 @@ def validate_ensemble(
     Raises:
         InputError: an image cannot be read.
     """
-    results = []
-    for entry in tqdm(images, unit="image", mininterval=2):
-        found = segment_image(ensemble, entry.read())
-        results.append(score_masks(entry, found.masks, found.prediction, watch))
-    return results
+    return [validate_image(ensemble, entry, watch) for entry in tqdm(images, unit="image", mininterval=2)]
+
+
+def validate_image(ensemble: Ensemble, entry: AnnotatedImage, watch: Watcher | None = None) -> ImageResult:
+    """`validate_ensemble` of one image."""
+    found = segment_image(ensemble, entry.read())
+    return score_masks(entry, found.masks, found.prediction, watch)
 
 
 def validate_jobs(

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from kernel.data.annotated import AnnotatedImage, check_readable
 from kernel.ensemble.ensemble import Ensemble
 from kernel.ensemble.members import Member
 from kernel.errors import InputError
 from kernel.models.detectors import Detector
-from kernel.scoring.scores import ImageResult, draw_scored, refuse_other_types, validate_ensemble
+from kernel.scoring.scores import ImageResult, draw_scored, refuse_other_types, validate_image
 from kernel.settings import CELL_TYPES, CLS_USE, EnsembleSettings, Thresholds
 
 #: For few members, or ones that are not trained for long: the published thresholds of a single model, with lower ones
@@ -72,14 +73,21 @@ def evaluate_detector(
     images: Sequence[AnnotatedImage],
     device: torch.device,
     pictures: Path | None = None,
-) -> list[ImageResult]:
+    is_stopped: Callable[[], bool] = lambda: False,
+) -> list[ImageResult] | None:
     """Segment `images` by the detector alone, without other views, and score them; outlines go to `pictures`.
 
-    The detector is in eval mode afterwards.
+    The detector is in eval mode afterwards. None where `is_stopped`, which is asked before each image, says so.
     """
     settings = replace(EVALUATION_SETTINGS, use_tta=False, use_tta_masks=False)
     member = Member("in training", kind, detector, frozenset((*CELL_TYPES, CLS_USE)))
     if pictures is not None:
         pictures.mkdir(parents=True, exist_ok=True)
     draw = None if pictures is None else partial(draw_scored, folder=pictures)
-    return validate_ensemble(Ensemble([member], settings, device), images, draw)
+    ensemble = Ensemble([member], settings, device)
+    results = []
+    for image in tqdm(images, unit="image", mininterval=2):
+        if is_stopped():
+            return None
+        results.append(validate_image(ensemble, image, draw))
+    return results

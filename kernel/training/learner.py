@@ -12,6 +12,7 @@ from torch import nn
 from kernel.log import LOG
 from kernel.models.detectors import Detector, build_detector
 from kernel.models.roi_align import quicken_extractors
+from kernel.training.assigning import bound_assignment
 from kernel.training.initialise import draw_weights, take_weights
 from kernel.training.losses import weighted_loss
 from kernel.training.optimisation import WeightsEma, learning_rate_factor, parameter_groups
@@ -119,6 +120,7 @@ def first_detector(run: TrainingRun, group: ProcessGroup) -> Detector:
         taken = take_weights(detector, run.init, run.keep_classes)
         LOG.info("%s", taken.describe(str(run.init)))
     set_proposal_counts(detector, run.settings)
+    bound_assignment(detector)
     quicken_extractors(detector)
     if group.device.type == "cpu":
         keep_depthwise_wide(detector)

@@ -31,7 +31,7 @@ class RunRecord:
         RunError: a file cannot be written; so do all methods that write.
     """
 
-    def __init__(self, run: TrainingRun, step: int):
+    def __init__(self, run: TrainingRun, step: int, is_evaluated: bool = True):
         self.path = run.out.with_suffix(".jsonl")
         self.title = f"{run.spec.kind} {run.spec.encoder}"
         settings = {
@@ -45,7 +45,9 @@ class RunRecord:
             "torch": torch.__version__,
         }
         write_record(run.out.with_suffix(".json"), json.dumps(settings, indent=2) + "\n")
-        kept = [line for line in read_log(self.path) if line["step"] <= step] if step else []
+        last_score = step if is_evaluated else step - 1  # of an evaluation that is done again, no line stays
+        kept = [line for line in read_log(self.path) if line["step"] <= (last_score if "score" in line else step)]
+        kept = kept if step else []
         write_record(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         self.board = open_board(run.out.with_suffix(""))
 

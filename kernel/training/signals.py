@@ -11,13 +11,53 @@ from types import FrameType
 
 from kernel.log import LOG
 
+#: What a terminal sends that goes away; Windows has none.
+HANG_UP = tuple(number for number in signal.Signals if number.name == "SIGHUP")
+
+
+class Stops:
+    """The signals that were received, and whether the run waits now, so that one may end it at once."""
+
+    def __init__(self) -> None:
+        self.received: list[int] = []
+        self.is_waiting = False
+
+    def __bool__(self) -> bool:
+        return bool(self.received)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """In the block a signal raises `Stopped` at once: nothing is lost that is not made again."""
+        if self.received:
+            raise Stopped
+        self.is_waiting = True
+        try:
+            yield
+        finally:
+            self.is_waiting = False
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        """The handler of the first signal; another one ends the process at once."""
+        if self.received:
+            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+        self.received.append(number)
+        LOG.warning("stopping after this step; a second signal (Ctrl-C) stops at once, unsaved")
+        if self.is_waiting:
+            self.is_waiting = False
+            raise Stopped
+
+
+class Stopped(Exception):
+    """A signal came while the run was waiting."""
+
 
 def outlive_signals(worker: int) -> None:
     """Let a process that makes crops outlive the signals that stop the run, whose last step needs its crops.
 
     A terminal sends it SIGINT too, a scheduler SIGTERM. A SIGTERM of its parent ends it all the same.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, *HANG_UP):
+        signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # macOS has none: nothing shows there who sent a signal
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=end_on_parents_sigterm, args=(os.getppid(),), daemon=True).start()
@@ -31,18 +71,18 @@ def end_on_parents_sigterm(parent: int) -> None:
 
 
 @contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in the block instead of ending at the first; a second SIGINT interrupts as usual."""
-    received: list[int] = []
+def stop_signals() -> Iterator[Stops]:
+    """Collect SIGINT, SIGTERM and SIGHUP in the block instead of ending at the first; a second one ends all at once.
 
-    def note(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        LOG.warning("stopping after this step; a second Ctrl-C stops at once, unsaved")
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    A SIGHUP that is ignored, as under nohup, stays so.
+    """
+    stops = Stops()
+    heard = [
+        number for number in (signal.SIGINT, signal.SIGTERM, *HANG_UP) if signal.getsignal(number) != signal.SIG_IGN
+    ]
+    before = {number: signal.signal(number, stops.note) for number in heard}
     try:
-        yield received
+        yield stops
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -31,6 +31,7 @@ class RunState:
     fingerprint: str  # of settings, detector, first weights and data: a state goes on only with its own
     parts: Mapping[str, Any]  # state dicts by name: detector, optimizer, scheduler, scaler, mean
     best_score: float  # of the evaluations so far; -1: none
+    is_evaluated: bool = True  # false: an evaluation is due after this step, and was not finished
 
 
 def fingerprint_of(*described: str) -> str:
@@ -49,6 +50,7 @@ def save_state(state: RunState, path: Path) -> None:
         "fingerprint": state.fingerprint,
         "parts": dict(state.parts),
         "best_score": state.best_score,
+        "is_evaluated": state.is_evaluated,
     }
     with written_file(path, RunError) as temporary, as_os_errors():
         torch.save(content, temporary)

@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from kernel.data.locks import sole_writer
+from kernel.ensemble.fallbacks import means_out_of_memory
 from kernel.errors import InputError, RunError
 from kernel.files import writing
 from kernel.log import LOG
@@ -23,7 +24,7 @@ from kernel.training.learner import Learner
 from kernel.training.processes import ProcessGroup, is_first_process
 from kernel.training.record import RunRecord
 from kernel.training.run import TrainingRun
-from kernel.training.signals import stop_signals
+from kernel.training.signals import Stopped, Stops, stop_signals
 from kernel.training.state import RunState, read_state, save_state, save_weights
 from kernel.training.step import set_training_mode
 
@@ -41,13 +42,14 @@ class Trainer:
         self.micro_batches = MicroBatches(run, self.group)
         self.step = 0
         self.best_score = -1.0
+        self.is_evaluated = True  # false: an evaluation is due after this step
 
     @property
     def is_finished(self) -> bool:
         return self.step == self.settings.iterations
 
     @property
-    def is_evaluated(self) -> bool:
+    def has_evaluation(self) -> bool:
         """Whether this step ends with an evaluation: each `evaluate_every`, and the last."""
         return self.run.has_evaluations and (self.is_finished or self.step % self.settings.evaluate_every == 0)
 
@@ -64,9 +66,18 @@ class Trainer:
             RunError: they cannot be written.
         """
         self.group.share_buffers(self.learner.detector)
+        self.write()
+
+    def write(self) -> None:
+        """`save` where the processes' buffers are shared already.
+
+        Raises:
+            RunError: as `save`.
+        """
         if self.group.is_first:
             save_weights(self.learner.weights(), self.run.out, self.run.half, self.run.record(self.step))
-            state = RunState(self.step, self.run.fingerprint, self.learner.state_dicts(), self.best_score)
+            parts = self.learner.state_dicts()
+            state = RunState(self.step, self.run.fingerprint, parts, self.best_score, self.is_evaluated)
             save_state(state, self.run.state_path)
 
     def restore(self) -> None:
@@ -79,7 +90,7 @@ class Trainer:
         if path.is_file():
             state = read_state(path, self.run.fingerprint)
             self.learner.load_state_dicts(state.parts)
-            self.step, self.best_score = state.step, state.best_score
+            self.step, self.best_score, self.is_evaluated = state.step, state.best_score, state.is_evaluated
             LOG.info("resumed after step %d of %d", self.step, self.settings.iterations)
         steps = self.group.all_of(self.step)
         if len(set(steps)) > 1:  # only the first process writes it, and machines need not share a disk
@@ -88,14 +99,17 @@ class Trainer:
                 f"first process wrote it, to {path} on every machine"
             )
 
-    def take_step(self, batches: Iterator[dict[str, Any]]) -> tuple[float, dict[str, float]]:
+    def take_step(self, batches: Iterator[dict[str, Any]], stops: Stops) -> tuple[float, dict[str, float]]:
         """One optimizer step on the next micro-batches.
+
+        A signal while the first of them is waited for is heard at once, where this process is alone.
 
         Returns:
             The loss, and its terms before weighting; means over this process's micro-batches.
 
         Raises:
-            RunError: the loss is no number; names the crops.
+            RunError: the loss is no number, or absurd; names the crops.
+            Stopped: by a signal, before anything has changed.
         """
         settings = self.settings
         epoch = 1 + self.step * settings.epochs // settings.iterations
@@ -104,8 +118,21 @@ class Trainer:
         for micro in range(settings.accumulation):
             # mmdet's samplers draw from torch: by its number each micro-batch draws the same in any run.
             torch.manual_seed(settings.seed * 1_000_003 + self.micro_batches.number(self.step, micro))
-            batch = next(batches)
-            loss, terms = self.learner.losses(batch, epoch)
+            with stops.waiting() if micro == 0 and self.group.size == 1 else nullcontext():
+                batch = next(batches)
+            try:
+                loss, terms = self.learner.losses(batch, epoch)
+            except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
+                if not means_out_of_memory(error):
+                    raise
+                cells = ", ".join(
+                    f"{name} ({len(labels)} cells)"
+                    for name, labels in zip(batch["names"], batch["gt_labels"], strict=True)
+                )
+                raise RunError(
+                    f"too little memory in step {self.step} for the crops {cells}: lower crop_size or batch_size, or "
+                    "raise accumulation"
+                ) from error
             if self.group.any_of(not loss.item() < ABSURD_LOSS):
                 raise RunError(
                     f"the loss is {'no number' if not math.isfinite(loss.item()) else 'absurd'} in step {self.step}; "
@@ -120,19 +147,30 @@ class Trainer:
         self.step += 1
         return total, sums
 
-    def evaluate(self, record: RunRecord | None) -> None:
-        """Score the weights so far on the validation images; save them as the best where they are."""
+    def evaluate(self, record: RunRecord | None, stops: Stops) -> None:
+        """Score the weights so far on the validation images; save them as the best where they are.
+
+        The state is saved before, for it takes long; stopped between two images, the evaluation is still due.
+        """
+        self.is_evaluated = False
+        self.save()
         detector = self.learner.detector
-        self.group.share_buffers(detector)
         if record is None:
+            self.is_evaluated = True  # the first process's state is the one that counts
             return
         pictures = self.run.out.with_suffix("") / f"step_{self.step}"
         with self.learner.averaged(), writing(pictures, RunError):
-            results = evaluate_detector(detector, self.run.spec.kind, self.run.validation, self.group.device, pictures)
+            results = evaluate_detector(
+                detector, self.run.spec.kind, self.run.validation, self.group.device, pictures, lambda: bool(stops)
+            )
+        if results is None:
+            return
+        self.is_evaluated = True
         score = record.add_evaluation(self.step, results)
         if score > self.best_score:
             self.best_score = score
             save_weights(self.learner.weights(), self.run.best_path, self.run.half, self.run.record(self.step))
+        self.write()
 
     def train(self, record: RunRecord | None) -> None:
         """Take the steps that are left, with the evaluations and states that fall due; `record` is the first process's.
@@ -141,29 +179,43 @@ class Trainer:
             RunError: the loss is no number, the disk is full, or a signal stopped the run; its state is then saved.
         """
         started, first_step = time.perf_counter(), self.step
-        batches = iter(self.micro_batches.loader(first_step))
         progress = tqdm(
             range(first_step, self.settings.iterations), initial=first_step, total=self.settings.iterations,
             unit="step", mininterval=10, disable=not self.group.is_first,
         )  # fmt: skip
-        with stop_signals() as received:
+        with stop_signals() as stops:
+            if not self.is_evaluated:  # the run was stopped in this evaluation
+                self.evaluate(record, stops)
+                self.stop_if_asked(stops)
+            batches = self.micro_batches.batches(first_step)
             for _ in progress:
-                loss, terms = self.take_step(batches)
+                try:
+                    loss, terms = self.take_step(batches, stops)
+                except Stopped:
+                    self.stop_if_asked(stops)
+                    raise
                 if record:
                     crops = (self.step - first_step) * self.settings.batch_size * self.group.size
                     speed = crops / (time.perf_counter() - started)
                     record.add_step(self.step, loss, terms, self.learner.learning_rate, speed)
                 progress.set_postfix(loss=f"{loss:.3f}", refresh=False)
-                if self.is_evaluated:
-                    self.evaluate(record)
-                is_stopped = self.group.any_of(bool(received))
-                if is_stopped or self.is_saved:
+                if self.has_evaluation:
+                    self.evaluate(record, stops)
+                elif self.is_saved:
                     self.save()
-                if is_stopped and not self.is_finished:
-                    again = "the same command" if self.run.resume else "the same command with --resume"
-                    raise RunError(
-                        f"stopped after step {self.step} of {self.settings.iterations}; {again} goes on from there"
-                    )
+                self.stop_if_asked(stops)
+
+    def stop_if_asked(self, stops: Stops) -> None:
+        """End the run after this step, its state saved, if a signal came to any process and something is left to do.
+
+        Raises:
+            RunError: says how to go on.
+        """
+        is_left = self.group.any_of(not (self.is_finished and self.is_evaluated))
+        if self.group.any_of(bool(stops)) and is_left:
+            self.save()
+            again = "the same command" if self.run.resume else "the same command with --resume"
+            raise RunError(f"stopped after step {self.step} of {self.settings.iterations}; {again} goes on from there")
 
 
 def train_detector(run: TrainingRun) -> Detector:
@@ -196,7 +248,7 @@ def train_alone(run: TrainingRun) -> Detector:
     try:
         if run.resume:
             trainer.restore()
-        record = RunRecord(run, trainer.step) if trainer.group.is_first else None
+        record = RunRecord(run, trainer.step, trainer.is_evaluated) if trainer.group.is_first else None
         if trainer.is_finished:
             LOG.info("the run was complete already")
             trainer.save()  # its weights may have been moved away

@@ -37,13 +37,14 @@ def our_steps(settings: TrainSettings, folder: Path) -> Iterator[float]:
     """The losses of the trainer's own steps."""
     from kernel.models.configs import DetectorSpec
     from kernel.training.run import TrainingRun
+    from kernel.training.signals import Stops
     from kernel.training.trainer import Trainer
 
     spec = DetectorSpec("maskrcnn", "resnet50")
     trainer = Trainer(TrainingRun(spec, settings, [crowded_image(CELLS)], folder / "ours.safetensors"))
-    batches = iter(trainer.micro_batches.loader(0))
+    batches = trainer.micro_batches.batches(0)
     while not trainer.is_finished:
-        yield trainer.take_step(batches)[0]
+        yield trainer.take_step(batches, Stops())[0]
 
 
 def plain_steps(settings: TrainSettings) -> Iterator[float]:

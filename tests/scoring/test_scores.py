@@ -178,6 +178,7 @@ def test_results_become_a_row_each() -> None:
         "seconds": "2.00",
         "level_counts": "10 20 30",
         "fold": "",
+        "seen_by": "",
     }
     assert (rows[1]["id"], rows[1]["found_type"], rows[1]["found_cells"], rows[1]["fold"]) == ("b", "", "0", "0")
 

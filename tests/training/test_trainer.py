@@ -18,6 +18,7 @@ from tiny_detectors import tiny_detector, tiny_spec
 from torch import nn
 
 import kernel.training.batches
+import kernel.training.learner
 import kernel.training.trainer
 from kernel.ensemble.views import PIXEL_MEAN, PIXEL_STD
 from kernel.errors import InputError, RunError
@@ -34,6 +35,7 @@ from kernel.training.record import RunRecord
 from kernel.training.run import TrainingRun
 from kernel.training.samples import TrainingImage, collate
 from kernel.training.settings import TrainSettings
+from kernel.training.signals import Stops
 from kernel.training.state import save_weights
 from kernel.training.step import compute_losses, set_proposal_counts
 from kernel.training.trainer import train_detector
@@ -179,9 +181,17 @@ def test_proposals_and_rois_are_counted_as_set(kind: str) -> None:
 def test_a_stopped_run_says_how_to_go_on(
     resume: bool, again: str, images: list[TrainingImage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernel.training.trainer, "stop_signals", lambda: nullcontext([15]))
+    stops = Stops()
+    monkeypatch.setattr(kernel.training.trainer, "stop_signals", lambda: nullcontext(stops))
+    monkeypatch.setattr(RunRecord, "add_step", lambda *given: stops.note(15, None))
     with pytest.raises(RunError, match=f"stopped after step 1 of {TINY.iterations}; {again} from there"):
-        train(tiny_spec("maskrcnn"), images, TINY, tmp_path / "member.safetensors", resume=resume)
+        train(
+            tiny_spec("maskrcnn"),
+            images,
+            replace(TINY, checkpoint_every=1),
+            tmp_path / "member.safetensors",
+            resume=resume,
+        )
 
 
 @pytest.mark.parametrize("kind", KIND_NAMES)
@@ -563,3 +573,23 @@ def test_a_failed_write_leaves_the_earlier_weights(tmp_path: Path, monkeypatch: 
     with pytest.raises(RunError, match="disk full"):
         save_weights(new_detector("maskrcnn", seed=1).state_dict(), out)
     assert out.read_bytes() == before
+
+
+def test_too_little_memory_names_the_crops_and_a_remedy(
+    images: list[TrainingImage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*given: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(kernel.training.learner, "compute_losses", fail)
+    with pytest.raises(RunError, match=r"too little memory in step 0 for the crops .* cells\).*: lower crop_size"):
+        train(tiny_spec("maskrcnn"), images, TINY, tmp_path / "member.safetensors")
+
+
+@pytest.mark.parametrize(("loss", "told"), [(1e27, "absurd"), (2e4, "absurd"), (float("inf"), "no number")])
+def test_an_absurd_loss_ends_the_training(
+    images: list[TrainingImage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: float, told: str
+) -> None:
+    monkeypatch.setattr(kernel.training.learner.Learner, "losses", lambda *given: (torch.tensor(loss), {}))
+    with pytest.raises(RunError, match=f"the loss is {told} in step 0"):
+        train(tiny_spec("maskrcnn"), images, TINY, tmp_path / "member.safetensors")

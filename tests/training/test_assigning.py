@@ -1,0 +1,49 @@
+"""Assignment in blocks gives mmdet's targets, and its memory is bounded."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_detectors import tiny_spec
+
+import kernel.training.assigning
+from kernel.models.detectors import build_detector
+from kernel.training.assigning import BLOCK_ENTRIES, block_length, bound_assignment
+
+pytestmark = pytest.mark.usefixtures("wheels_site", "one_thread")
+
+
+def boxes(count: int, seed: int) -> torch.Tensor:
+    """Boxes on a coarse grid, so that many IoU are equal."""
+    corners = torch.randint(0, 12, (count, 2), generator=torch.Generator().manual_seed(seed)) * 4
+    sides = torch.randint(1, 4, (count, 2), generator=torch.Generator().manual_seed(seed + 1)) * 4
+    return torch.cat([corners, corners + sides], dim=1).float()
+
+
+@pytest.mark.parametrize("kind", ["maskrcnn", "cascade"])
+@pytest.mark.parametrize("cells", [1, 7, 60])
+def test_the_targets_are_mmdets(kind: str, cells: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, bounded = build_detector(tiny_spec(kind)), build_detector(tiny_spec(kind))
+    bound_assignment(bounded)
+    monkeypatch.setattr(kernel.training.assigning, "BLOCK_ENTRIES", 97)
+    anchors, truth = boxes(500, 0), boxes(cells, 5)
+    labels = torch.arange(cells) % 3
+
+    def assigners(detector) -> list:
+        of_boxes = detector.roi_head.bbox_assigner
+        return [detector.rpn_head.assigner, *(of_boxes if isinstance(of_boxes, list) else [of_boxes])]
+
+    for one, other in zip(assigners(plain), assigners(bounded), strict=True):
+        for given in (None, labels):
+            expected, found = (each.assign(anchors, truth, None, given) for each in (one, other))
+            assert torch.equal(found.gt_inds, expected.gt_inds) and (cells == 1 or (found.gt_inds > 0).any())
+            assert torch.equal(found.max_overlaps, expected.max_overlaps)
+            assert given is None or torch.equal(found.labels, expected.labels)
+
+
+@pytest.mark.parametrize(("cells", "anchors"), [(0, 1000), (1, 65472), (100, 65472), (2500, 65472), (10**8, 100)])
+def test_the_plan_stays_within_a_block(cells: int, anchors: int) -> None:
+    length = block_length(cells, anchors)
+    assert 1 <= length <= anchors
+    assert length == 1 or length * cells <= BLOCK_ENTRIES
+    assert (length == anchors) == (cells * anchors <= BLOCK_ENTRIES)

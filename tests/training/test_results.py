@@ -1,0 +1,152 @@
+"""Results on disk: none is written over untold, and what is left out or does nothing is said. All by the command."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import cv2
+import pytest
+from cases import GRID, THREE, competition, rows_of_cells, write_recipe, write_rows
+from safetensors.torch import load_file
+
+from kernel.__main__ import main
+from kernel.data.learned import read_member_record
+from kernel.data.locks import sole_writer
+from kernel.data.splits import FoldRow, write_folds
+from kernel.errors import InputError
+
+pytestmark = [pytest.mark.usefixtures("wheels_site", "one_thread"), pytest.mark.xdist_group("runs")]
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> list[str]:
+    """The options of a training into `out.safetensors`."""
+    data = competition(tmp_path / "cells", THREE)
+    recipe = write_recipe(tmp_path)
+    return ["train", "--data", str(data), "--recipe", str(recipe), "--out", str(tmp_path / "out.safetensors")]
+
+
+def test_a_finished_member_is_known_by_itself(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.safetensors"
+    assert main(words) == 0
+    before = digest(out)
+    record = read_member_record(out)
+    assert record is not None and record.is_finished
+    assert {picture.image_id for picture in record.images} == {"one", "two", "three"}
+    out.with_suffix(".state").unlink()
+    assert main(words) == 2
+    assert "is there already" in capsys.readouterr().err and digest(out) == before
+    assert main([*words, "--resume"]) == 0
+    assert "finished member already" in capsys.readouterr().err and digest(out) == before
+    assert main([*words, "--resume", "--iterations", "3"]) == 2
+    assert digest(out) == before
+    assert main([*words, "--replace", "--iterations", "3"]) == 0
+    assert digest(out) != before and (read_member_record(out) or record).iterations == 3
+
+
+@pytest.mark.parametrize("resume", [[], ["--resume"]])
+def test_a_foreign_file_is_not_written_over(words: list[str], tmp_path: Path, resume: list[str]) -> None:
+    out = tmp_path / "out.safetensors"
+    shutil.copy("bundle/demo/weights/maskrcnn.safetensors", out)
+    before = digest(out)
+    assert main([*words, *resume]) == 2
+    assert digest(out) == before
+
+
+def test_weights_to_start_from_are_not_written_over(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, best = tmp_path / "out.safetensors", tmp_path / "out.best.safetensors"
+    for path in (out, best):
+        shutil.copy("bundle/demo/weights/maskrcnn.safetensors", path)
+        assert main([*words, "--init", str(path), "--replace"]) == 2
+        assert "is the file that the training writes" in capsys.readouterr().err
+        path.unlink()
+
+
+def test_the_second_of_two_runs_is_refused(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with sole_writer(tmp_path / "out.safetensors"):
+        assert main(words) == 2
+    assert "another run (its process is" in capsys.readouterr().err
+    twice = (tmp_path / "a", tmp_path / "b", tmp_path / "a")
+    with pytest.raises(InputError, match="writes"), sole_writer(twice[0]), sole_writer(twice[1]), sole_writer(twice[2]):
+        pass
+    assert [path.name for path in tmp_path.iterdir() if path.suffix == ".lock"] == []
+    (tmp_path / ".a.lock").write_text("1", encoding="utf-8")  # of a run that was killed
+    with sole_writer(tmp_path / "a"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["--evaluate-every", "1"], "--evaluate-every belongs to --fold"),
+        (["--keep-classes"], "--keep-classes belongs to --init"),
+        (["--extra-share", "0.5"], "--extra-share belongs to --extra"),
+        (["--resume", "--replace"], "give one of them"),
+        (["--add-to", "nowhere.json"], "--add-to nowhere.json: no such manifest"),
+        (["--add-to", "broken.json"], "broken.json"),
+    ],
+)
+def test_options_without_effect_and_manifests_are_told_before(
+    words: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    given: list[str],
+    told: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("broken.json").write_text("{", encoding="utf-8")
+    assert main([*words, *given]) == 2
+    assert told in capsys.readouterr().err and not (tmp_path / "out.safetensors").exists()
+
+
+def test_cells_too_small_are_counted_and_refused_where_all_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny = [(y, 140, 3, 3) for y in range(5, 100, 8)]
+    data = competition(tmp_path / "cells", [("some", "cort", [*GRID, *tiny]), ("none", "astro", tiny)])
+    words = ["train", "--recipe", str(write_recipe(tmp_path)), "--out", str(tmp_path / "out.safetensors")]
+    assert main([*words, "--data", str(data)]) == 0
+    assert "24 of 49 cells have fewer than 12 pixels" in capsys.readouterr().err
+    data = competition(tmp_path / "tiny", [("none", "astro", tiny)])
+    assert main([*words, "--data", str(data), "--replace"]) == 2
+    assert "no cell of 12 pixels or more among the 12" in capsys.readouterr().err
+
+
+def test_copies_of_the_fold_left_out_are_not_trained_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = [(f"{kind}{n}", kind, GRID) for _, kind, _ in THREE for n in (0, 1)]
+    data = competition(tmp_path / "cells", images, [f"x_A{n}-1_Vessel-1_Ph_1" for n in (1, 1, 2, 3, 4, 5)])
+    rows = [row for name, kind, cells in images for row in rows_of_cells(name, kind, cells)]
+    copy = cv2.imread(str(data / "train" / "cort0.png"), cv2.IMREAD_GRAYSCALE)
+    cv2.imwrite(str(data / "train" / "copy.png"), cv2.add(copy, 9))
+    write_rows(data, [*rows, *rows_of_cells("copy", "cort", GRID), *rows_of_cells("lost", "cort", GRID)])
+    cv2.imwrite(str(data / "train" / "lost.png"), copy[::-1])
+    folds = [FoldRow(name, int(name[-1]), kind, "") for name, kind, _ in images]
+    write_folds(data / "folds.csv", [*folds, FoldRow("copy", 1, "cort", "")])
+    out = tmp_path / "out.safetensors"
+    words = ["train", "--data", str(data), "--recipe", str(write_recipe(tmp_path)), "--out", str(out), "--fold", "0"]
+    assert main(words) == 0
+    told = capsys.readouterr().err
+    assert "1 images are pictures of the validation fold too, and are not trained on: copy is cort0" in told
+    assert "1 of 8 images" in told and "are in no fold" in told and "lost" in told
+    record = read_member_record(out)
+    assert record is not None and {picture.image_id for picture in record.images} == {"cort1", "astro1", "shsy5y1"}
+    # A member that starts from it has learned from its images too; the tensors are all that safetensors reads.
+    second = tmp_path / "second.safetensors"
+    assert main([*words[:5], "--out", str(second), "--fold", "1", "--init", str(out)]) == 0
+    record = read_member_record(second)
+    assert record is not None  # of the first fold's images all but the one whose copy is held out here
+    assert {picture.image_id for picture in record.images} == {"cort1", "astro1", "shsy5y1", "astro0", "shsy5y0"}
+    assert load_file(second).keys() == load_file(out).keys()
