@@ -11,25 +11,24 @@ from typing import IO
 from kernel.errors import InputError
 from kernel.files import writing
 
-if os.name == "nt":
-    import msvcrt
-
-    def _try_lock(file: IO[str]) -> bool:
-        try:
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        except PermissionError:
-            return False
-        return True
-
-else:
+try:
     import fcntl
+except ImportError:  # on Windows
+    fcntl = None
 
-    def _try_lock(file: IO[str]) -> bool:
-        try:
+
+def _try_lock(file: IO[str]) -> bool:
+    """Whether this process has the lock now."""
+    try:
+        if fcntl is not None:
             fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
+        else:
+            import msvcrt
+
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
 
 
 @contextmanager
