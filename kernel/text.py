@@ -88,6 +88,6 @@ def spreadsheet_cell(value: Any) -> Any:
 
     Image ids are whatever files are called, and a spreadsheet runs what begins with one of = + - @. Numbers stay.
     """
-    if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@", "\t", "\r")):
+    if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@", "\t", "\r", "\n")):
         return value
     return value if _NUMBER.fullmatch(value) else f"'{value}"

@@ -12,9 +12,10 @@ import pytest
 
 from kernel.__main__ import main
 from kernel.data.synthetic.generate import generate_image
-from kernel.export.formats import TABLE_COLUMNS, outlines_of, table_rows, text_cell, write_labels
+from kernel.export.formats import TABLE_COLUMNS, outlines_of, table_rows, write_labels
 from kernel.masks.instances import CellMasks
 from kernel.segment import finish_prediction
+from kernel.text import spreadsheet_cell
 
 DEMO = Path(__file__).resolve().parents[1] / "bundle" / "demo"
 
@@ -119,8 +120,8 @@ def test_a_name_too_long_for_what_is_written_is_shortened(wheels_site: Path, tmp
 
 @pytest.mark.parametrize("name", ["=cmd|' /C calc'!A0", "+1", "-1+1", "@SUM(A1)", "\t=1", "\n=1", "\r=1"])
 def test_what_a_spreadsheet_would_compute_is_text(name: str) -> None:
-    assert text_cell(name) == f"'{name}"
-    assert [text_cell(other) for other in ("a=1", "", "7", "'=1")] == ["a=1", "", "7", "'=1"]
+    assert spreadsheet_cell(name) == f"'{name}"
+    assert [spreadsheet_cell(other) for other in ("a=1", "", "7", "'=1")] == ["a=1", "", "7", "'=1"]
 
 
 def test_the_command(wheels_site: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

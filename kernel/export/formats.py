@@ -11,6 +11,7 @@ from kernel.images.writing import write_image_file
 from kernel.masks.instances import CellMasks
 from kernel.postprocess.outlines import mask_polygons
 from kernel.settings import CELL_TYPES
+from kernel.text import spreadsheet_cell
 
 TABLE_COLUMNS = ("image", "cell", "cell_type", "score", "area_px", "centre_x", "centre_y", "x1", "y1", "x2", "y2")
 
@@ -58,11 +59,6 @@ def outlines_of(masks: CellMasks) -> dict[str, Any]:
     return {"type": "FeatureCollection", "features": features}
 
 
-def text_cell(text: str) -> str:
-    """Text for a cell of a table: with an apostrophe before what a spreadsheet would take for a formula."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else text
-
-
 def table_rows(name: str, masks: CellMasks) -> list[list[Any]]:
     """One image's rows of cells.csv, as `TABLE_COLUMNS` names them."""
     rows = []
@@ -73,5 +69,7 @@ def table_rows(name: str, masks: CellMasks) -> list[list[Any]]:
         centre = [f"{x0 + xs.mean() + 0.5:.2f}", f"{y0 + ys.mean() + 0.5:.2f}"]
         # Not the crop's window, which is wider than the mask where a better cell has taken its pixels.
         box = [x0 + int(xs.min()), y0 + int(ys.min()), x0 + int(xs.max()) + 1, y0 + int(ys.max()) + 1]
-        rows.append([text_cell(name), number, CELL_TYPES[int(label)], f"{float(score):.4f}", len(ys), *centre, *box])
+        rows.append(
+            [spreadsheet_cell(name), number, CELL_TYPES[int(label)], f"{float(score):.4f}", len(ys), *centre, *box]
+        )
     return rows
