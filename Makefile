@@ -6,6 +6,7 @@
 #   make build    the kernel and its wheels, without an environment
 #   make push     send what was built to Kaggle: datasets that changed, then the kernel; shows it and asks first
 #   make bench    the benchmarks, in small
+#   make torture  faults, fuzz and a soak of the built script: an hour
 #   make parity   compile mmcv-full's own operators; compare ours with them, and the training step over both
 #   make clean    delete what the others made
 # README.md shows the commands behind them. PYTHON=python3.12 chooses the interpreter of a new environment,
@@ -46,6 +47,11 @@ parity: $(ENVIRONMENT) dist/compiled-mmcv
 .PHONY: matrix
 matrix: $(ENVIRONMENT)
 	$(RUN) tests/matrix.py $(LEGS)
+
+# Faults injected into the built script, fuzzed inputs, a soak; ends with what was survived and what was lost.
+.PHONY: torture
+torture: $(ENVIRONMENT)
+	OMP_NUM_THREADS=1 PYTHONPATH=.:tests $(RUN) tests/torture.py
 
 dist/compiled-mmcv: bundle/wheels.lock.json requirements.txt
 	PYTHONPATH=.:tests $(RUN) tests/compiled_mmcv.py $@

@@ -15,6 +15,7 @@ from pathlib import Path
 from kernel.errors import InputError
 from kernel.files import file_sha256, reading
 from kernel.images.listing import is_hidden
+from kernel.manifest.reader import same_sums
 from kernel.manifest.types import Manifest, MemberEntry, refuse_fold_files
 
 
@@ -37,8 +38,8 @@ def resolve_weights(manifest: Manifest, folder: Path) -> tuple[Manifest, tuple[F
         The manifest with file, checksum and dataset filled in, and the files in the order of its members.
 
     Raises:
-        InputError: files are missing, altered (with both checksums) or ambiguous (with all candidates), each with its
-            member; or as `refuse_fold_files` does.
+        InputError: files are missing, altered (with both checksums), ambiguous (with all candidates) or the same, each
+            with its member; or as `refuse_fold_files` does.
     """
     refuse_fold_files(manifest)
     if not folder.is_dir():
@@ -66,6 +67,16 @@ def resolve_weights(manifest: Manifest, folder: Path) -> tuple[Manifest, tuple[F
     if problems:
         raise InputError("\n".join(problems))
     ordered = tuple(found[member.name] for member in manifest.members)
+    same = same_sums([weights.member.sha256 for weights in ordered])
+    if same:
+        raise InputError(
+            "\n".join(
+                f"members {ordered[first].member.name} and {ordered[second].member.name} are the same file, "
+                f"{ordered[first].path} and {ordered[second].path}: the same detector counted twice adds nothing; take "
+                "one of them out"
+                for first, second in same
+            )
+        )
     return replace(manifest, members=tuple(weights.member for weights in ordered)), ordered
 
 

@@ -18,6 +18,7 @@ PAGES = tuple(
         "docs/biologist.md",
         "docs/measured.md",
         "docs/tried-with.md",
+        "docs/faults.md",
         "docs/platforms.md",
         "docs/architecture.md",
     )

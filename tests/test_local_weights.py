@@ -72,6 +72,15 @@ def test_of_equal_names_the_sum_decides(tmp_path: Path) -> None:
     assert found.path == path and found.member.dataset == "me/second"
 
 
+def test_one_file_in_two_datasets_is_one_member(tmp_path: Path) -> None:
+    """Each owner's copy has a place of its own, and a name as well; only the sums tell."""
+    put(tmp_path / "first" / "a.pt", "htc resnet50")
+    put(tmp_path / "second" / "b.pt", "htc resnet50")
+    members = (member("one", file="a.pt", dataset="me/first"), member("two", file="b.pt", dataset="me/second"))
+    with pytest.raises(InputError, match=r"members one and two are the same file, .*a\.pt and .*b\.pt"):
+        resolve_weights(manifest_of(*members), tmp_path)
+
+
 def test_missing_and_altered_files_are_all_named(tmp_path: Path) -> None:
     put(tmp_path / "b.pt", "changed")
     members = member("one", file="a.pt"), member("two", file="b.pt", sha256=sum_of("whole"))

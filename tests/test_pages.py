@@ -114,3 +114,11 @@ def test_member_of_the_readme() -> None:
     edited = published[: first.end()] + block.rstrip() + ",\n" + published[first.end() :]
     assert parse_manifest(edited, "README").members[0].name == "cascade_mine"
     assert len(read_manifest(ROOT / "weights_manifest.json").members) == 13
+
+
+def test_each_fault_of_the_table_has_its_test() -> None:
+    told = re.findall(r"`(test_\w+\.py)::(test_\w+)`", read_page(ROOT / "docs" / "faults.md"))
+    assert len(told) > 30
+    for file, name in told:
+        source = (ROOT / "tests" / "faults" / file).read_text(encoding="utf-8")
+        assert re.search(rf"^def {name}\(", source, re.MULTILINE), f"{file}: no {name}"

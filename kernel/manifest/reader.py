@@ -45,6 +45,13 @@ from kernel.text import parse_json, read_any_text
 MOST_PROBLEMS = 50
 
 
+def same_sums(sums: Sequence[str | None]) -> list[tuple[int, int]]:
+    """Pairs of places with the same checksum, the first one and each later one."""
+    firsts: dict[str, int] = {}
+    pairs = ((firsts.setdefault(value, place), place) for place, value in enumerate(sums) if value is not None)
+    return [(first, place) for first, place in pairs if first != place]
+
+
 def read_manifest(path: Path) -> Manifest:
     """Read a manifest file.
 
@@ -337,6 +344,11 @@ class ManifestReader:
                     f"members[{index}].file: {member.file!r} is the file of members[{first}] as well: give "
                     "each member its own, the same detector counted twice adds nothing"
                 )
+        self.problems += [
+            f"members[{second}].sha256: that of members[{first}] as well: both are the same file, whatever it is "
+            "called, and the same detector counted twice adds nothing"
+            for first, second in same_sums([member.sha256 for member in manifest.members])
+        ]
 
     def check_weights(self, manifest: Manifest) -> None:
         """Each averaging stage needs a member with a weight: three stages per cell type, two in the first pass."""
