@@ -23,7 +23,7 @@ def ending_by_signal(last_work: Callable[[str], None]) -> Iterator[None]:
     """In the block, let a signal call `last_work` with its name, and end the process with 128 and the signal's number.
 
     The work is done in a thread, for the main one may be long in a library's code; it must take no lock that the main
-    thread may hold for long. A signal that is ignored when the block begins stays so, as nohup wants it. Only the main
+    thread may hold for long. A SIGHUP that is ignored when the block begins stays so, as nohup wants it. Only the main
     thread of a process can have this; in another the block is as it would be without.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -32,7 +32,8 @@ def ending_by_signal(last_work: Callable[[str], None]) -> Iterator[None]:
     ours, written = socket.socketpair()
     written.setblocking(False)
     wakes_before = signal.set_wakeup_fd(written.fileno(), warn_on_full_buffer=False)
-    heard = [number for number in ENDING_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    hang_up = getattr(signal, "SIGHUP", None)
+    heard = [n for n in ENDING_SIGNALS if n != hang_up or signal.getsignal(n) is not signal.SIG_IGN]
     handlers = {number: signal.signal(number, do_nothing) for number in heard}
 
     def listen() -> None:

@@ -74,12 +74,12 @@ def end_on_parents_sigterm(parent: int) -> None:
 def stop_signals() -> Iterator[Stops]:
     """Collect SIGINT, SIGTERM and SIGHUP in the block instead of ending at the first; a second one ends all at once.
 
-    A SIGHUP that is ignored, as under nohup, stays so.
+    A SIGHUP that is ignored, as under nohup, stays so. A SIGINT is heard also where a shell started this in the
+    background, and had it ignored.
     """
     stops = Stops()
-    heard = [
-        number for number in (signal.SIGINT, signal.SIGTERM, *HANG_UP) if signal.getsignal(number) != signal.SIG_IGN
-    ]
+    hang_up = [number for number in HANG_UP if signal.getsignal(number) != signal.SIG_IGN]
+    heard = [signal.SIGINT, signal.SIGTERM, *hang_up]
     before = {number: signal.signal(number, stops.note) for number in heard}
     try:
         yield stops
