@@ -63,7 +63,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         counts = Path(folder) / "counts"
         os.environ |= {"TORTURE_EXAMPLES": str(options.examples), "TORTURE_COUNTS": str(counts)}
-        ended = pytest.main(["-q", "--hypothesis-show-statistics", str(FAULTS)], plugins=[outcomes])
+        ended = pytest.main(["-q", "-m", "", str(FAULTS)], plugins=[outcomes])
         soaked = soak(Path(folder) / "soak", options.images)
         lines = describe(outcomes, read_counts(counts), soaked)
     sys.stdout.write("\n".join(lines) + "\n")

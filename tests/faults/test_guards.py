@@ -21,7 +21,8 @@ MakeRun = Callable[[str, int], BuiltRun]
 SCORED = {SCORING_RUN_VARIABLE: "1"}
 
 pytestmark = [
-    pytest.mark.xdist_group("faults"),
+    pytest.mark.torture,
+    pytest.mark.xdist_group("guards"),
     pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="processes are found in /proc"),
 ]
 
@@ -58,7 +59,7 @@ def summary_of(run: BuiltRun) -> dict[str, dict[str, str]]:
 @pytest.mark.parametrize("fault", ["weights", "packages", "script"])
 def test_a_restart_that_fails_is_a_dead_device(make_run: MakeRun, fault: str) -> None:
     """A worker dies; its successor finds no weights, no packages, or no script to start; the other does the rest."""
-    run = make_run("run", 6)
+    run = make_run("run", 30)  # more than the other one does before the successor has failed
     run.with_script("")
     script, told = run.start({"KERNEL_DEVICE": "cpu,cpu", **SCORED}), []
     wait_for(told, script, ": memory of cpu", 2)  # both have loaded their members
@@ -74,7 +75,7 @@ def test_a_restart_that_fails_is_a_dead_device(make_run: MakeRun, fault: str) ->
     os.kill(int(workers[0]), signal.SIGKILL)
     code, log = end_of(told, script)
     assert code == 0 and "1 device(s) left" in log and "Traceback" not in log, log
-    assert len(done(run)) == 6 and all(done(run).values())
+    assert len(done(run)) == 30 and all(done(run).values())
     assert summary_of(run)["failed"] == {}
 
 

@@ -51,7 +51,6 @@ def test_odd_sizes_and_headers_that_lie_lower_no_other_image(run: BuiltRun) -> N
     cv2.imwrite(str(run.images / "c_tiny.png"), np.full((1, 1), 90, np.uint8))
     code, log = run.run()
     assert code == 2 and "Traceback" not in log, log
-    assert "b_lies.png tells of 9000 x 9000 pixels and cannot be read: it is no part of forecasts" in log
     summary = summary_of(run)
     assert set(summary["failed"]) == {"a_lies", "b_lies"}
     assert {summary["images"][name]["quality"] for name in (*good, "c_tiny")} == {"full"}

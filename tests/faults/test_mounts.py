@@ -17,7 +17,7 @@ from built_script import DEMO, WEIGHTS_FOLDER, WHEELS_FOLDER, BuiltRun, build_de
 import build_kernel
 from kernel.postprocess.submitted import read_submission
 
-pytestmark = pytest.mark.xdist_group("faults")
+pytestmark = [pytest.mark.torture, pytest.mark.xdist_group("mounts")]
 SLUG = "sartorius-cell-instance-segmentation"
 
 

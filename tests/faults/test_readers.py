@@ -25,7 +25,8 @@ from kernel.images.png import png_chunk
 from kernel.postprocess.submitted import read_submission
 
 pytestmark = [
-    pytest.mark.xdist_group("faults"),
+    pytest.mark.torture,
+    pytest.mark.xdist_group("readers"),
     pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names and entries"),
 ]
 

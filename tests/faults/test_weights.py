@@ -17,7 +17,7 @@ from odd_weights import ODD_TENSORS, State, load_demo, save_with_class, write_st
 
 import build_kernel
 
-pytestmark = pytest.mark.xdist_group("weights")
+pytestmark = [pytest.mark.torture, pytest.mark.xdist_group("weights")]
 
 MEMBER = {"name": "one", "kind": "maskrcnn", "encoder": "resnet18_narrow", "use_for": ["shsy5y", "astro", "cort"]}
 
