@@ -9,11 +9,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import tifffile
 
 from kernel.__main__ import main
 from kernel.data.synthetic.generate import generate_image
+from kernel.errors import InputError
 from kernel.export.formats import TABLE_COLUMNS, outlines_of, table_rows, write_labels
+from kernel.export.kinds import IMAGE_EXPORTS, RESULT_NAMES, SET_EXPORTS, chosen_exports
 from kernel.masks.instances import CellMasks
+from kernel.masks.rle import decode_rle_crop
+from kernel.postprocess.submitted import read_submission
 from kernel.segment import finish_prediction
 from kernel.text import spreadsheet_cell
 
@@ -118,10 +123,10 @@ def test_a_name_too_long_for_what_is_written_is_shortened(wheels_site: Path, tmp
         assert {row["image"] for row in csv.DictReader(stream)} == set(names)
 
 
-@pytest.mark.parametrize("name", ["=cmd|' /C calc'!A0", "+1", "-1+1", "@SUM(A1)", "\t=1", "\n=1", "\r=1"])
+@pytest.mark.parametrize("name", ["=cmd|' /C calc'!A0", "-1+1", "@SUM(A1)", "\t=1", "\n=1", "\r=1"])
 def test_what_a_spreadsheet_would_compute_is_text(name: str) -> None:
     assert spreadsheet_cell(name) == f"'{name}"
-    assert [spreadsheet_cell(other) for other in ("a=1", "", "7", "'=1")] == ["a=1", "", "7", "'=1"]
+    assert [spreadsheet_cell(other) for other in ("a=1", "", "7", "+1", "'=1")] == ["a=1", "", "7", "+1", "'=1"]
 
 
 def test_the_command(wheels_site: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -168,5 +173,74 @@ def test_a_failing_image_costs_only_itself(
     assert main(["predict", str(tmp_path / "images"), "--out", str(out), *words]) == 1
     told = capsys.readouterr().err
     assert "failed: 1 image(s) are not there, b for no fault of theirs" in told and "an unlucky image" in told
-    assert [path.name for path in sorted(out.rglob("*.*"))] == ["cells.csv", "a.tif", "a.geojson", "a.png"]
+    assert [path.name for path in sorted(out.rglob("*.*"))] == [
+        "cells.csv",
+        "images.csv",
+        "a.tif",
+        "a.geojson",
+        "a.png",
+    ]
     assert {row["image"] for row in csv.DictReader((out / "cells.csv").open(encoding="utf-8"))} == {"a"}
+
+
+def test_everything_that_can_be_written(wheels_site: Path, tmp_path: Path) -> None:
+    """One run, each kind: what they say of the cells is the same."""
+    import roifile
+    from ome_zarr.io import parse_url
+    from ome_zarr.reader import Reader
+    from pycocotools.coco import COCO
+
+    (tmp_path / "images").mkdir()
+    shapes = {"cort": (96, 128), "nothing": (50, 70)}
+    cell_image = generate_image("cort", 3, shapes["cort"]).image
+    for name, image in (("cort", cell_image), ("nothing", np.full(shapes["nothing"], 128, np.uint8))):
+        cv2.imwrite(str(tmp_path / "images" / f"{name}.png"), image)
+    (tmp_path / "images" / "broken.png").write_bytes(b"none")
+    kinds = (*IMAGE_EXPORTS, *SET_EXPORTS)
+    out = tmp_path / "out"
+    words = ["--manifest", str(DEMO / "manifest.json"), "--weights-dir", str(DEMO / "weights"), "--device", "cpu"]
+    given = ["predict", str(tmp_path / "images"), "--out", str(out), "--export", ",".join(kinds), *words]
+    assert main(given) == 2  # for the broken one
+    assert sorted(path.name for path in out.iterdir()) == sorted(set(RESULT_NAMES))
+    for name, shape in shapes.items():
+        labels = cv2.imread(str(out / "labels" / f"{name}.tif"), cv2.IMREAD_UNCHANGED)
+        assert labels.shape == shape and bool(labels.max()) == (name == "cort")
+        np.testing.assert_array_equal(tifffile.imread(out / "ome-tiff" / f"{name}.ome.tif"), labels)
+        told = np.load(out / "seg-npy" / f"{name}_seg.npy", allow_pickle=True).item()
+        np.testing.assert_array_equal(told["masks"], labels)
+        nodes = list(Reader(parse_url(out / "ome-zarr" / f"{name}.ome.zarr"))())
+        node = next(node for node in nodes if "labels/cells" in str(node))
+        np.testing.assert_array_equal(np.asarray(node.data[0]), labels)
+        assert len(roifile.roiread(out / "rois" / f"{name}.zip")) == labels.max()
+        found = read_submission(out / "submission.csv")[name]
+        assert len(found) == labels.max()
+        for number, rle in enumerate(found, start=1):
+            crop, (y, x) = decode_rle_crop(rle, shape)
+            np.testing.assert_array_equal(crop, labels[y : y + crop.shape[0], x : x + crop.shape[1]] == number)
+    coco = COCO(str(out / "coco.json"))
+    assert [image["file_name"] for image in coco.loadImgs(coco.getImgIds())] == ["cort.png", "nothing.png"]
+    labels = cv2.imread(str(out / "labels" / "cort.tif"), cv2.IMREAD_UNCHANGED)
+    for number, cell in enumerate(coco.loadAnns(coco.getAnnIds(imgIds=1)), start=1):
+        np.testing.assert_array_equal(coco.annToMask(cell) == 1, labels == number)
+    assert coco.getAnnIds(imgIds=2) == [] and read_submission(out / "submission.csv")["broken"] == []
+    rows = {row["image"]: row for row in csv.DictReader((out / "images.csv").open(encoding="utf-8", newline=""))}
+    assert rows["cort"]["cells"] == str(labels.max()) and rows["cort"]["cell_type"] == "cort"
+    assert float(rows["cort"]["confluence"]) == pytest.approx((labels > 0).mean(), abs=1e-4)
+    assert "broken.png" in rows["broken"]["failure"] and rows["broken"]["cells"] == ""
+    assert main(given) == 2  # an earlier result is replaced
+
+
+@pytest.mark.parametrize(
+    ("text", "told"), [("labels,masks", "masks is not one of labels, geojson"), (" , ", "nothing")]
+)
+def test_an_export_that_there_is_not(text: str, told: str) -> None:
+    with pytest.raises(InputError) as error:
+        chosen_exports(text)
+    assert told in str(error.value)
+
+
+def test_an_export_that_needs_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert chosen_exports("tables, labels,labels") == ("labels", "tables")
+    with pytest.raises(InputError, match="pip install ome-zarr"):
+        chosen_exports("ome-zarr")

@@ -15,7 +15,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from kernel.errors import RunError
-from kernel.export.coco import coco_annotations
+from kernel.export.coco import coco_cells, coco_file
 from kernel.export.label_images import is_outline, write_ome_tiff, write_ome_zarr, write_seg_npy
 from kernel.export.measurements import COLUMNS, measure_cells
 from kernel.export.rois import LARGEST_SIDE, write_rois
@@ -146,7 +146,7 @@ def test_ome_zarr_with_its_label(tmp_path: Path, masks: CellMasks, pixel_um: flo
 def test_coco_is_read_back_pixel_for_pixel(seed: int) -> None:
     masks = random_cells(seed)
     told = COCO()
-    told.dataset = coco_annotations([("a.png", NOTHING), ("b.png", masks)])
+    told.dataset = coco_file([("a.png", SHAPE, coco_cells(NOTHING)), ("b.png", SHAPE, coco_cells(masks))])
     told.createIndex()
     assert [image["file_name"] for image in told.loadImgs([1, 2])] == ["a.png", "b.png"]
     assert told.getAnnIds(imgIds=1) == []

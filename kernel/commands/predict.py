@@ -26,6 +26,13 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("images", type=Path, help="folder of PNG, TIFF or JPEG images")
     parser.add_argument("--out", type=Path, required=True, help="the folder to write; an earlier one is replaced")
+    parser.add_argument(
+        "--export",
+        default="labels,geojson,pictures,tables",
+        metavar="NAMES",
+        help="what to write, with commas between: labels, geojson, pictures, rois (ImageJ), seg-npy (Cellpose), "
+        "ome-tiff, ome-zarr, tables, coco, submission (default: %(default)s)",
+    )
     add_member_arguments(parser)
     parser.set_defaults(run=run_predict)
 
@@ -34,16 +41,20 @@ def run_predict(options: argparse.Namespace) -> None:
     """Segment the images of a folder."""
     use_vendored_packages()
     from kernel.export.folder import predict_folder
+    from kernel.export.kinds import IMAGES_TABLE, RESULT_NAMES, chosen_exports
 
+    exports = chosen_exports(options.export)
     images = list_images(options.images)
     if options.images.resolve().is_relative_to(options.out.resolve()):
         raise InputError(f"--out {options.out} holds the images themselves, and is replaced as a whole: name another")
-    refuse_to_replace(options.out, ("labels", "outlines", "pictures", "cells.csv"), marker="cells.csv")
+    earlier = "cells.csv" if (options.out / "cells.csv").is_file() else IMAGES_TABLE
+    refuse_to_replace(options.out, RESULT_NAMES, marker=earlier)
     files = find_ensemble(read_manifest(options.manifest), options.weights_dir, options.dtype)
     ensemble = files.load(check_device(options.device))
-    with resumed_folder(options.out, [manifest_to_json(files.manifest), options.dtype], images) as (folder, finished):
-        failed = predict_folder(ensemble, images, folder, finished.get, finished.add)
-    print(f"{len(images) - len(failed)} images: labels/, outlines/, pictures/ and cells.csv in {options.out}")
+    made_of = [manifest_to_json(files.manifest), options.dtype, *exports]
+    with resumed_folder(options.out, made_of, images) as (folder, finished):
+        failed = predict_folder(ensemble, images, folder, exports, finished.get, finished.add)
+    print(f"{len(images) - len(failed)} images: {', '.join(exports)} in {options.out}")
     broken = [name for name, failure in failed.items() if not failure.wrong_input]
     if broken:
         raise RunError(f"{len(failed)} image(s) are not there, {', '.join(broken)} for no fault of theirs: see above")

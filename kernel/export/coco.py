@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,36 +12,41 @@ from kernel.masks.instances import CellMasks
 from kernel.settings import CELL_TYPES
 
 
-def coco_annotations(images: Iterable[tuple[str, CellMasks]]) -> dict[str, Any]:
+def coco_cells(masks: CellMasks) -> list[dict[str, Any]]:
+    """The annotations of an image's cells, but for their numbers and the image's; categories as in `coco_file`."""
+    height, width = masks.image_shape
+    cells = []
+    for crop, window, score, label in zip(masks.crops, masks.windows.tolist(), masks.scores, masks.labels, strict=True):
+        rle = crop_rle(crop, window, masks.image_shape)
+        cells.append(
+            {
+                "category_id": int(label) + 1,
+                "segmentation": {"size": [height, width], "counts": rle["counts"].decode("ascii")},
+                "area": int(coco_mask.area(rle)),
+                "bbox": coco_mask.toBbox(rle).tolist(),
+                "iscrowd": 0,
+                "score": round(float(score), 4),
+            }
+        )
+    return cells
+
+
+def coco_file(images: Iterable[tuple[str, tuple[int, int], Sequence[dict[str, Any]]]]) -> dict[str, Any]:
     """The content of a COCO file.
 
     Args:
-        images: file name and masks of each. They are numbered from 1, the cells too; a cell type's category is its
-            place in CELL_TYPES, from 1.
+        images: file name, (H, W) and `coco_cells` of each. They are numbered from 1, the cells too; a cell type's
+            category is its place in CELL_TYPES, from 1.
     """
     told: list[dict[str, Any]] = []
-    cells: list[dict[str, Any]] = []
-    for number, (name, masks) in enumerate(images, start=1):
-        height, width = masks.image_shape
+    numbered: list[dict[str, Any]] = []
+    for number, (name, (height, width), cells) in enumerate(images, start=1):
         told.append({"id": number, "file_name": name, "height": height, "width": width})
-        for (crop, window), score, label in zip(
-            zip(masks.crops, masks.windows.tolist(), strict=True), masks.scores, masks.labels, strict=True
-        ):
-            rle = crop_rle(crop, window, masks.image_shape)
-            cells.append(
-                {
-                    "id": len(cells) + 1,
-                    "image_id": number,
-                    "category_id": int(label) + 1,
-                    "segmentation": {"size": [height, width], "counts": rle["counts"].decode("ascii")},
-                    "area": int(coco_mask.area(rle)),
-                    "bbox": coco_mask.toBbox(rle).tolist(),
-                    "iscrowd": 0,
-                    "score": round(float(score), 4),
-                }
-            )
+        numbered += [
+            {"id": place, "image_id": number, **cell} for place, cell in enumerate(cells, start=len(numbered) + 1)
+        ]
     categories = [{"id": number, "name": name} for number, name in enumerate(CELL_TYPES, start=1)]
-    return {"images": told, "annotations": cells, "categories": categories}
+    return {"images": told, "annotations": numbered, "categories": categories}
 
 
 def crop_rle(crop: np.ndarray, window: list[int], image_shape: tuple[int, int]) -> Any:

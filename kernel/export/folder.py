@@ -8,63 +8,75 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from kernel.ensemble.ensemble import Ensemble
-from kernel.export.formats import TABLE_COLUMNS, outlines_of, table_rows, write_labels
+from kernel.export.coco import coco_cells, coco_file
+from kernel.export.formats import TABLE_COLUMNS, table_rows
+from kernel.export.kinds import DEFAULT_EXPORTS, IMAGE_EXPORTS, IMAGES_TABLE, SET_EXPORTS, FoundCells
 from kernel.images.reading import largest_image_shape
 from kernel.log import LOG
-from kernel.masks.instances import CellMasks
-from kernel.postprocess.pictures import draw_picture
+from kernel.postprocess.submission import SubmissionWriter
 from kernel.runtime.failures import FailedImage, attempt, attempt_image
 from kernel.runtime.memory import apply_plan, free_memory, plan_memory
+from kernel.text import spreadsheet_cell
 
-#: File systems take names of 255 bytes, endings included; the longest of ours is ".geojson".
-LONGEST_NAME_BYTES = 255 - len(".geojson")
+#: File systems take names of 255 bytes, endings included.
+LONGEST_NAME_BYTES = 255 - max(len(kind.ending) for kind in IMAGE_EXPORTS.values())
+#: What an image gives to the files of all images, as JSON has it.
+Record = dict[str, Any]
 
 
 def predict_folder(
     ensemble: Ensemble,
     images: Sequence[Path],
     out: Path,
-    finished: Callable[[Path], list[list[Any]] | None] = lambda path: None,
-    on_finished: Callable[[Path, list[list[Any]]], None] = lambda path, rows: None,
+    exports: Sequence[str] = DEFAULT_EXPORTS,
+    finished: Callable[[Path], Record | None] = lambda path: None,
+    on_finished: Callable[[Path, Record], None] = lambda path, record: None,
 ) -> dict[str, FailedImage]:
     """Segment images and write what is found into the existing folder `out`.
 
-    - `labels/<name>.tif`: (H, W) uint16 (float32 for more cells than that numbers), 0 background, cell n has the
-      value n; Fiji, QuPath, napari, CellProfiler
-    - `outlines/<name>.geojson`: a polygon per cell, as QuPath imports it
-    - `pictures/<name>.png`: the image with outlines
-    - `cells.csv`: a row per cell; areas in pixels, places in pixels from the top left corner
+    - labels: `labels/<name>.tif`, (H, W) uint16 (float32 for more cells than that numbers), 0 background, cell n has
+      the value n; Fiji, QuPath, napari, CellProfiler
+    - geojson: `outlines/<name>.geojson`, a polygon per cell, as QuPath imports it
+    - pictures: `pictures/<name>.png`, the image with outlines
+    - rois: `rois/<name>.zip`, for Fiji's ROI Manager
+    - seg-npy: `seg-npy/<name>_seg.npy`, for correction in Cellpose's window
+    - ome-tiff, ome-zarr: label images in these formats
+    - tables: `cells.csv`, a row per cell; areas in pixels, places in pixels from the top left corner
+    - coco: `coco.json`
+    - submission: `submission.csv`, as the competition's, with an empty row for an image without cells or that failed
+    - always: `images.csv`, a row per image: its size, cells, cell type, the share of its pixels that lie in cells, and
+      why it has none of the above
 
     Args:
         ensemble: the networks.
         images: the images' files.
         out: a folder; it may hold the files of an earlier run that was stopped.
-        finished: gives the rows of cells.csv of an image whose files are there already; None where they are not.
-        on_finished: takes the rows of an image whose files are written.
+        exports: what to write, names of IMAGE_EXPORTS and SET_EXPORTS.
+        finished: gives the record of an image whose files are there already; None where they are not.
+        on_finished: takes the record of an image whose files are written.
 
     Returns:
         The images that have none of these, by name: they could not be read, or failed.
     """
-    for folder in ("labels", "outlines", "pictures"):
-        (out / folder).mkdir(exist_ok=True)
+    for name in exports:
+        if name in IMAGE_EXPORTS:
+            (out / IMAGE_EXPORTS[name].folder).mkdir(exist_ok=True)
     apply_plan(ensemble, plan_memory(ensemble, largest_image_shape(images), free_memory(ensemble.device)))
     failed: dict[str, FailedImage] = {}
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(TABLE_COLUMNS)
+    records: dict[str, Record] = {}
     for path in tqdm(images, unit="image", mininterval=2):
-        rows = finished(path)
-        if rows is not None:
-            writer.writerows(rows)
+        record = finished(path)
+        if record is not None:
+            records[path.stem] = record
             continue
         outcome = attempt_image(ensemble, path)
         if isinstance(outcome, FailedImage):
@@ -73,36 +85,91 @@ def predict_folder(
             failed[path.stem] = outcome
             continue
         image, result = outcome
-        rows = attempt(path.stem, partial(write_image, image, result.masks, path.stem, out))
-        if isinstance(rows, FailedImage):
-            failed[path.stem] = rows
-            for written in image_files(path.stem, out):
-                with contextlib.suppress(OSError):  # what cannot be written may not be there to be deleted
-                    written.unlink(missing_ok=True)
+        record = attempt(path.stem, partial(write_image, FoundCells(path, image, result.masks), exports, out))
+        if isinstance(record, FailedImage):
+            failed[path.stem] = record
+            for name in exports:
+                if name in IMAGE_EXPORTS:
+                    remove_export(image_file(name, path.stem, out))
         else:
-            writer.writerows(rows)
-            on_finished(path, rows)
-    (out / "cells.csv").write_text(table.getvalue(), encoding="utf-8", newline="\n")
+            records[path.stem] = record
+            on_finished(path, record)
+    write_set(images, records, exports, out)
+    with (out / IMAGES_TABLE).open("w", encoding="utf-8", newline="") as stream:
+        csv.writer(stream, lineterminator="\n").writerows(image_rows(images, records, failed))
     return failed
 
 
-def image_files(name: str, out: Path) -> tuple[Path, Path, Path]:
-    """The paths of an image's label image, outlines and picture; where its name is too long for them, of its start.
-
-    A hash of the whole name follows then.
-    """
+def image_file(export: str, name: str, out: Path) -> Path:
+    """The path of an image's export. A name that is too long for it is cut, and a hash of all of it follows."""
     if len(os.fsencode(name)) > LONGEST_NAME_BYTES:
         digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:12]
         start = os.fsencode(name)[: LONGEST_NAME_BYTES - 13].decode("utf-8", "ignore")
         name = f"{start}~{digest}"
-    return out / "labels" / f"{name}.tif", out / "outlines" / f"{name}.geojson", out / "pictures" / f"{name}.png"
+    kind = IMAGE_EXPORTS[export]
+    return out / kind.folder / f"{name}{kind.ending}"
 
 
-def write_image(image_bgr: np.ndarray, masks: CellMasks, name: str, out: Path) -> list[list[Any]]:
-    """Write the files of an image (H, W, 3) uint8 BGR, and return its rows of cells.csv."""
-    labels, outlines, picture = image_files(name, out)
-    write_labels(masks, labels)
-    outlines.write_text(json.dumps(outlines_of(masks)) + "\n", encoding="utf-8", newline="\n")
-    caption = f"{name}: {len(masks)} cells" + (f", {masks.cell_type}" if masks.cell_type else "")
-    draw_picture(picture, image_bgr, masks.rles(), caption)
-    return table_rows(name, masks)
+def remove_export(path: Path) -> None:
+    """Delete a file or folder that may be there, or in part."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    with contextlib.suppress(OSError):  # what cannot be written may not be there to be deleted
+        path.unlink(missing_ok=True)
+
+
+def write_image(found: FoundCells, exports: Sequence[str], out: Path) -> Record:
+    """Write an image's files, and return its record."""
+    for name in exports:
+        if name in IMAGE_EXPORTS:
+            IMAGE_EXPORTS[name].write(found, image_file(name, found.path.stem, out))
+    height, width = found.masks.image_shape
+    record: Record = {
+        "height": height,
+        "width": width,
+        "cells": len(found.masks),
+        "cell_type": found.masks.cell_type,
+        "confluence": int(found.masks.sizes.sum()) / (height * width),
+    }
+    if "tables" in exports:
+        record["rows"] = table_rows(found.path.stem, found.masks)
+    if "coco" in exports:
+        record["coco"] = coco_cells(found.masks)
+    if "submission" in exports:
+        record["rles"] = found.masks.rles()
+    return record
+
+
+def write_set(images: Sequence[Path], records: Mapping[str, Record], exports: Sequence[str], out: Path) -> None:
+    """Write the files of all images together, from the records of those that have one."""
+    done = [(path, records[path.stem]) for path in images if path.stem in records]
+    if "tables" in exports:
+        table = io.StringIO()
+        writer = csv.writer(table, lineterminator="\n")
+        writer.writerow(TABLE_COLUMNS)
+        for _, record in done:
+            writer.writerows(record["rows"])
+        (out / SET_EXPORTS["tables"]).write_text(table.getvalue(), encoding="utf-8", newline="\n")
+    if "coco" in exports:
+        told = coco_file((path.name, (each["height"], each["width"]), each["coco"]) for path, each in done)
+        (out / SET_EXPORTS["coco"]).write_text(json.dumps(told) + "\n", encoding="utf-8", newline="\n")
+    if "submission" in exports:
+        submission = SubmissionWriter(path.stem for path in images)
+        for path, record in done:
+            submission.add(path.stem, record["rles"], (record["height"], record["width"]))
+        submission.write(out / SET_EXPORTS["submission"], so_far=True)
+
+
+def image_rows(
+    images: Sequence[Path], records: Mapping[str, Record], failed: Mapping[str, FailedImage]
+) -> Iterator[Sequence[Any]]:
+    """The rows of images.csv, a header first."""
+    yield "image", "file", "height", "width", "cells", "cell_type", "confluence", "failure"
+    for path in images:
+        names = [spreadsheet_cell(path.stem), spreadsheet_cell(path.name)]
+        record = records.get(path.stem)
+        if record is None:
+            yield [*names, *[""] * 5, spreadsheet_cell(failed[path.stem].reason)]
+        else:
+            size = [record["height"], record["width"]]
+            yield [*names, *size, record["cells"], record["cell_type"] or "", f"{record['confluence']:.4f}", ""]

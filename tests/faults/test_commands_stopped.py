@@ -61,7 +61,7 @@ def test_predict_goes_on_where_it_was_stopped(wheels_site: Path, tmp_path: Path,
     assert not unfinished.exists()
     undisturbed = start(["predict", tmp_path / "images", "--out", whole, *MEMBERS], wheels_site)
     assert undisturbed.wait() == 0
-    assert content(out) == content(whole) and len(content(out)) == 16
+    assert content(out) == content(whole) and len(content(out)) == 17
 
 
 def test_validate_goes_on_where_it_was_killed(wheels_site: Path, tmp_path: Path) -> None:
