@@ -25,6 +25,9 @@ from kernel.text import spreadsheet_cell
 DEMO = Path(__file__).resolve().parents[1] / "bundle" / "demo"
 
 
+GRAY = np.zeros((8, 10, 3), np.uint8)
+
+
 def two_cells() -> CellMasks:
     """A plus of five pixels, and two pieces of 1 x 2 and 1 x 1 pixels, in 8 x 10."""
     plus = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], bool)
@@ -84,25 +87,26 @@ def test_holes_of_outlines_are_rings_of_their_own() -> None:
 
 
 def test_the_table() -> None:
-    first, second = table_rows("image", two_cells())
+    first, second = table_rows("image", two_cells(), GRAY)
     assert len(first) == len(TABLE_COLUMNS)
-    assert first == ["image", 1, "cort", "0.9000", 5, "3.50", "2.50", 2, 1, 5, 4]
-    assert second[:5] == ["image", 2, "shsy5y", "0.5000", 3] and second[7:] == [5, 6, 9, 7]
+    assert first[:11] == ["image", 1, "cort", "0.9000", 5, "3.50", "2.50", 2, 1, 5, 4]
+    assert second[:5] == ["image", 2, "shsy5y", "0.5000", 3] and second[7:11] == [5, 6, 9, 7]
 
 
 def test_the_box_in_the_table_is_that_of_the_pixels() -> None:
     """A mask keeps its crop where a better one has taken its pixels."""
     crop = np.zeros((4, 6), bool)
     crop[1:3, 2:4] = True
-    (row,) = table_rows("image", CellMasks((crop,), np.array([[10, 20]]), np.zeros((1, 4)), [0.9], [0], (40, 50)))
-    assert row[5:] == ["23.00", "12.00", 22, 11, 24, 13]
+    masks = CellMasks((crop,), np.array([[10, 20]]), np.zeros((1, 4)), [0.9], [0], (40, 50))
+    (row,) = table_rows("image", masks, np.zeros((40, 50, 3), np.uint8))
+    assert row[5:11] == ["23.00", "12.00", 22, 11, 24, 13]
 
 
 def test_no_cells(tmp_path: Path) -> None:
     nothing = CellMasks.empty((5, 6))
     write_labels(nothing, tmp_path / "labels.tif")
     assert not cv2.imread(str(tmp_path / "labels.tif"), cv2.IMREAD_UNCHANGED).any()
-    assert outlines_of(nothing)["features"] == [] and table_rows("image", nothing) == []
+    assert outlines_of(nothing)["features"] == [] and table_rows("image", nothing, GRAY) == []
 
 
 def test_a_name_too_long_for_what_is_written_is_shortened(wheels_site: Path, tmp_path: Path) -> None:
@@ -241,6 +245,8 @@ def test_an_export_that_there_is_not(text: str, told: str) -> None:
 
 def test_an_export_that_needs_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert chosen_exports("tables, labels,labels") == ("labels", "tables")
+    assert chosen_exports("coco, labels,labels") == ("labels", "coco")
+    with pytest.raises(InputError, match="pip install scikit-image"):
+        chosen_exports("tables")
     with pytest.raises(InputError, match="pip install ome-zarr"):
         chosen_exports("ome-zarr")

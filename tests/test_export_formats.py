@@ -16,8 +16,9 @@ from pycocotools.coco import COCO
 
 from kernel.errors import RunError
 from kernel.export.coco import coco_cells, coco_file
+from kernel.export.formats import MEASUREMENT_COLUMNS
 from kernel.export.label_images import is_outline, write_ome_tiff, write_ome_zarr, write_seg_npy
-from kernel.export.measurements import COLUMNS, measure_cells
+from kernel.export.measurements import measure_cells
 from kernel.export.rois import LARGEST_SIDE, write_rois
 from kernel.masks.instances import CellMasks
 from kernel.masks.labels import label_image
@@ -161,31 +162,30 @@ def test_coco_is_read_back_pixel_for_pixel(seed: int) -> None:
         assert cell["category_id"] == label + 1
 
 
+def measured(masks: CellMasks, image: np.ndarray) -> list[dict[str, str]]:
+    return [dict(zip(MEASUREMENT_COLUMNS, row, strict=True)) for row in measure_cells(masks, image)]
+
+
 def test_measurements_of_a_rectangle_and_a_pixel() -> None:
     bar, dot = np.ones((3, 12), bool), np.ones((1, 1), bool)
     masks = CellMasks((bar, dot), np.array([[10, 5], [39, 0]]), np.zeros((2, 4)), [1, 1], [0, 0], SHAPE)
-    gray = np.zeros(SHAPE, np.uint8)
-    gray[10:13, 5:11] = 100
-    one, two = (dict(zip(COLUMNS, row, strict=True)) for row in measure_cells(masks, gray, 0.5))
-    assert (one["centre_x"], one["centre_y"]) == ("11.00", "11.50")
-    assert [one[name] for name in ("x1", "y1", "x2", "y2")] == [5, 10, 17, 13]
-    assert (one["area_px"], one["area_um2"]) == ("36", "9")
-    assert float(one["major_axis_um"]) == pytest.approx(float(one["major_axis_px"]) / 2, rel=1e-5)
+    image = np.zeros((*SHAPE, 3), np.uint8)
+    image[10:13, 5:11] = 100
+    one, two = measured(masks, image)
     assert (one["orientation_degrees"], one["solidity"], one["on_border"]) == ("0.0", "1.0000", 0)
     assert (one["mean_intensity"], one["intensity_deviation"]) == ("50.00", "50.00")
-    assert two["on_border"] == 1 and two["area_px"] == "1"
-    unknown = dict(zip(COLUMNS, measure_cells(masks, gray)[0], strict=True))
-    assert unknown["area_um2"] == "" and unknown["area_px"] == "36"
-    assert measure_cells(NOTHING, gray) == []
+    assert float(one["equivalent_diameter_px"]) == pytest.approx(2 * (36 / np.pi) ** 0.5, abs=0.01)
+    assert float(one["major_axis_px"]) > 4 * float(one["minor_axis_px"]) > 0
+    assert two["on_border"] == 1 and float(two["minor_axis_px"]) >= 0
+    assert measured(NOTHING, image) == []
 
 
 @pytest.mark.parametrize(("turn", "degrees"), [(0, 90.0), (1, 0.0)])
 def test_the_orientation_is_that_of_the_long_axis(turn: int, degrees: float) -> None:
+    image = np.zeros((*SHAPE, 3), np.uint8)
     bar = np.rot90(np.ones((9, 2), bool), turn)
-    masks = CellMasks((bar,), np.array([[4, 4]]), np.zeros((1, 4)), [1], [0], SHAPE)
-    (row,) = measure_cells(masks, np.zeros(SHAPE))
-    assert abs(float(row[COLUMNS.index("orientation_degrees")])) == degrees
     slope = np.eye(9, dtype=bool)[::-1]  # up to the right, as the image is shown
-    masks = CellMasks((slope,), np.array([[4, 4]]), np.zeros((1, 4)), [1], [0], SHAPE)
-    (row,) = measure_cells(masks, np.zeros(SHAPE))
-    assert float(row[COLUMNS.index("orientation_degrees")]) == pytest.approx(45)
+    for crop, expected in ((bar, degrees), (slope, 45)):
+        masks = CellMasks((crop,), np.array([[4, 4]]), np.zeros((1, 4)), [1], [0], SHAPE)
+        (row,) = measured(masks, image)
+        assert abs(float(row["orientation_degrees"])) == expected

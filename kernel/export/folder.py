@@ -132,7 +132,7 @@ def write_image(found: FoundCells, exports: Sequence[str], out: Path) -> Record:
         "confluence": int(found.masks.sizes.sum()) / (height * width),
     }
     if "tables" in exports:
-        record["rows"] = table_rows(found.path.stem, found.masks)
+        record["rows"] = table_rows(found.path.stem, found.masks, found.image_bgr)
     if "coco" in exports:
         record["coco"] = coco_cells(found.masks)
     if "submission" in exports:

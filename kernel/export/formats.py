@@ -13,7 +13,15 @@ from kernel.postprocess.outlines import mask_polygons
 from kernel.settings import CELL_TYPES
 from kernel.text import spreadsheet_cell
 
-TABLE_COLUMNS = ("image", "cell", "cell_type", "score", "area_px", "centre_x", "centre_y", "x1", "y1", "x2", "y2")
+#: What `kernel.export.measurements` measures.
+MEASUREMENT_COLUMNS = (
+    "perimeter_px", "equivalent_diameter_px", "major_axis_px", "minor_axis_px", "eccentricity", "solidity",
+    "orientation_degrees", "mean_intensity", "intensity_deviation", "on_border",
+)  # fmt: skip
+TABLE_COLUMNS = (
+    "image", "cell", "cell_type", "score", "area_px", "centre_x", "centre_y", "x1", "y1", "x2", "y2",
+    *MEASUREMENT_COLUMNS,
+)  # fmt: skip
 
 
 def write_labels(masks: CellMasks, path: Path) -> None:
@@ -59,17 +67,19 @@ def outlines_of(masks: CellMasks) -> dict[str, Any]:
     return {"type": "FeatureCollection", "features": features}
 
 
-def table_rows(name: str, masks: CellMasks) -> list[list[Any]]:
-    """One image's rows of cells.csv, as `TABLE_COLUMNS` names them."""
+def table_rows(name: str, masks: CellMasks, image_bgr: np.ndarray) -> list[list[Any]]:
+    """The rows of cells.csv of an image (H, W, 3) uint8, as `TABLE_COLUMNS` names them."""
+    from kernel.export.measurements import measure_cells  # scikit-image takes a second
+
     rows = []
-    for number, (crop, (y0, x0), score, label) in enumerate(
-        zip(masks.crops, masks.offsets_yx.tolist(), masks.scores, masks.labels, strict=True), start=1
+    measured = measure_cells(masks, image_bgr)
+    for number, (crop, (y0, x0), score, label, more) in enumerate(
+        zip(masks.crops, masks.offsets_yx.tolist(), masks.scores, masks.labels, measured, strict=True), start=1
     ):
         ys, xs = np.nonzero(crop)
         centre = [f"{x0 + xs.mean() + 0.5:.2f}", f"{y0 + ys.mean() + 0.5:.2f}"]
         # Not the crop's window, which is wider than the mask where a better cell has taken its pixels.
         box = [x0 + int(xs.min()), y0 + int(ys.min()), x0 + int(xs.max()) + 1, y0 + int(ys.max()) + 1]
-        rows.append(
-            [spreadsheet_cell(name), number, CELL_TYPES[int(label)], f"{float(score):.4f}", len(ys), *centre, *box]
-        )
+        cell = [spreadsheet_cell(name), number, CELL_TYPES[int(label)], f"{float(score):.4f}"]
+        rows.append([*cell, len(ys), *centre, *box, *more])
     return rows

@@ -90,6 +90,10 @@ IMAGE_EXPORTS: Mapping[str, ImageExport] = {
 }
 #: Files of all images together, by the name that asks for each.
 SET_EXPORTS: Mapping[str, str] = {"tables": "cells.csv", "coco": "coco.json", "submission": "submission.csv"}
+#: Packages that some of them need, by the name to import.
+SET_PACKAGES: Mapping[str, str] = {"tables": "skimage"}
+#: Of packages that are called otherwise on the index.
+INDEX_NAMES: Mapping[str, str] = {"skimage": "scikit-image", "ome_zarr": "ome-zarr"}
 #: A row per image, whatever else is written: how it went.
 IMAGES_TABLE = "images.csv"
 DEFAULT_EXPORTS = ("labels", "geojson", "pictures", "tables")
@@ -116,9 +120,9 @@ def chosen_exports(text: str) -> tuple[str, ...]:
 def require_packages(names: Sequence[str]) -> None:
     """Raise InputError where a package is not installed that one of these exports needs."""
     for name in names:
-        package = IMAGE_EXPORTS[name].package if name in IMAGE_EXPORTS else None
+        package = IMAGE_EXPORTS[name].package if name in IMAGE_EXPORTS else SET_PACKAGES.get(name)
         if package is not None and importlib.util.find_spec(package) is None:
+            wanted = INDEX_NAMES.get(package, package)
             raise InputError(
-                f"--export {name} needs the package {package.replace('_', '-')}, which is not installed: pip install "
-                f"{package.replace('_', '-')}"
+                f"--export {name} needs the package {wanted}, which is not installed: pip install {wanted}"
             )
