@@ -31,8 +31,10 @@ NO_WHEELS = pytest.StashKey[str]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # A shell has background jobs ignore SIGINT, and so would the programs that tests start and stop.
+    # A shell has background jobs ignore SIGINT, nohup SIGHUP, and so would the programs that tests start and stop.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
     os.environ.setdefault("KERNEL_PATIENCE", "0")  # most tests of what is missing need not wait for it
     reason = ""
     # xdist's workers start after the controller has built and installed.

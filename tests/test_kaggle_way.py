@@ -181,7 +181,7 @@ def test_fetch_shows_the_summary_and_what_differs(project: Project, server: Stub
     ("name", "content", "told"),
     [
         ("submission.csv", b"id,predicted\na,5 3\na,\n", "the run's submission is not valid"),
-        ("submission.csv", b"id,predicted\na,5 3\nd,\n", "differ on the images b, c, d"),
+        ("submission.csv", b"id,predicted\na,5 3\nd,\n", "differ on the images b, c:"),
         ("submission.csv", b"id,predicted\na,\nb,\nc,\n", "has no cell at all"),
         ("submission.csv", None, "left no submission.csv"),
         ("summary.json", None, "left no summary.json"),

@@ -54,6 +54,7 @@ POSIX_NAMES = {
 NEEDED_HERE = {"os.sendfile", "os.posix_spawn", "os.uname", "time.clock_gettime", "socket.AF_UNIX"}
 #: Where such a name stands with a way round it.
 GUARDED = {
+    ("kernel/runtime/ending.py", "signal.SIGKILL"),  # of processes that are found in /proc
     ("kernel/runtime/limits.py", "os.sched_getaffinity"),
     ("kernel/runtime/memory.py", "os.sysconf"),
     ("kernel/training/signals.py", "signal.sigwaitinfo"),

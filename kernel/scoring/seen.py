@@ -86,6 +86,8 @@ class SeenImages:
         if not self.by_image:
             return []
         unseen = np.array([image_id not in self.by_image for image_id in image_ids], bool)
+        if unseen.all():
+            return []
         if not unseen.any():
             return ["all of these images were seen in training: what is chosen and expected on them holds for no other"]
         return [

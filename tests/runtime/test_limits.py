@@ -162,15 +162,17 @@ def test_threads_are_lowered_and_never_raised(monkeypatch: pytest.MonkeyPatch) -
         cv2.setNumThreads(before[1])
 
 
-@pytest.mark.parametrize("program", ["kernel.main", "kernel.__main__"])
-def test_every_program_begins_with_that(program: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("program", "place"), [("kernel.main", "kernel.main"), ("kernel.__main__", "kernel.runtime.limits")]
+)
+def test_every_program_begins_with_that(program: str, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     class Limited(Exception):
         pass
 
     def limit() -> None:
         raise Limited
 
-    monkeypatch.setattr(f"{program}.limit_threads", limit)
+    monkeypatch.setattr(f"{place}.limit_threads", limit)
     main = __import__(program, fromlist=["main"]).main
     with pytest.raises(Limited):
         main("{}", "{}") if program == "kernel.main" else main(["synthesize", "x", "--images", "1"])

@@ -54,6 +54,7 @@ class FakeEnsemble:
     dtype: torch.dtype = torch.float32
     views_per_batch: int = 1
     feature_budget_bytes: int = 0
+    tiling: None = None
 
     def predict(self, image_bgr: np.ndarray) -> Prediction:
         cells = self.found[int(image_bgr[0, 0, 0])]
