@@ -124,7 +124,7 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
         ('id,predicted\n"one,1 1\n', "row 2: expected an image id"),
         ('id,predicted\n"one"x,1 1\n', "row 2: expected an image id"),
         ('id,predicted\none,"1 1"\n', "row 2: expected an image id"),
-        ('id,predicted\n"a\nb",1 1\none\n', r"row 2: image 'a\\\\nb' is not among"),
+        ('id,predicted\n"a\nb",1 1\none\n', r"row 2: image 'a.nb' is not among"),
         ("id,predicted\n\none,1 1\n", "row 2: expected an image id"),
         ("id,predicted\n,1 1\n", "row 2: expected an image id"),
         ("id,predicted\none,1 1,2\n", "row 2: expected an image id"),
