@@ -38,8 +38,9 @@ from bundle.lock import LOCK_PATH, load_lock
 from bundle.rules import IMAGE_PACKAGES, VENDORED_NEEDS
 from bundle.vendor import build_wheels
 from kernel.errors import InputError, RunError
-from kernel.folders import end_on_sigterm, escape_unprintable, refuse_to_replace
+from kernel.folders import end_on_sigterm, refuse_to_replace
 from kernel.local_weights import FoundWeights, can_read_weights, check_claims, resolve_weights
+from kernel.log import escape_unprintable
 from kernel.manifest.reader import read_manifest
 from kernel.manifest.types import Manifest, manifest_to_json, refuse_fold_files
 from kernel.runtime.wheels import LockedWheel, verify_wheels

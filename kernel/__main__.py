@@ -16,8 +16,8 @@ from collections.abc import Sequence
 
 from kernel.commands import convert, predict, prepare, select, synthesize, train, train_members, tune, validate
 from kernel.errors import InputError, RunError
-from kernel.folders import end_on_sigterm, escape_unprintable
-from kernel.log import show_log
+from kernel.folders import end_on_sigterm
+from kernel.log import escape_unprintable, show_log
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -87,6 +87,7 @@ class Segmenter:
 
     def __init__(self, ensemble: Ensemble):
         self.ensemble = ensemble
+        self._planned_pixels = 0  # of the largest image so far, for which the memory is planned
 
     def segment(self, image: np.ndarray) -> Cells:
         """Find the cells of an image.
@@ -103,8 +104,9 @@ class Segmenter:
 
         pixels = as_bgr(image)
         height, width, _ = pixels.shape
-        plan = plan_memory(self.ensemble, (height, width), free_memory(self.ensemble.device))
-        apply_plan(self.ensemble, plan)
+        if height * width > self._planned_pixels:
+            apply_plan(self.ensemble, plan_memory(self.ensemble, (height, width), free_memory(self.ensemble.device)))
+            self._planned_pixels = height * width
         return Cells(segment_image(self.ensemble, pixels).masks)
 
     def segment_many(self, images: Iterable[np.ndarray]) -> Iterator[Cells]:

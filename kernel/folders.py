@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import shutil
 import signal
@@ -12,9 +11,9 @@ import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
 
 from kernel.errors import InputError
+from kernel.signals import heard_hang_up
 
 
 def end_on_sigterm() -> None:
@@ -23,20 +22,8 @@ def end_on_sigterm() -> None:
     To be called once, when a program starts. The exit code of a terminated program stays 143, or 129. A SIGHUP that is
     ignored, by nohup, stays so.
     """
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    hangup = getattr(signal, "SIGHUP", None)
-    if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:
-        signal.signal(hangup, lambda number, frame: sys.exit(128 + number))
-
-
-def escape_unprintable(stream: TextIO) -> None:
-    """Let a stream write letters that its encoding lacks as escapes from now on, instead of raising an error.
-
-    To be called once, when a program starts. A file's name may have such letters, and Windows writes to pipes and files
-    in a code page. The stream of errors escapes them anyway.
-    """
-    if isinstance(stream, io.TextIOWrapper):
-        stream.reconfigure(errors="backslashreplace")
+    for heard in (signal.SIGTERM, *heard_hang_up()):
+        signal.signal(heard, lambda number, frame: sys.exit(128 + number))
 
 
 def user_cache() -> Path:

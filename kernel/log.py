@@ -13,6 +13,16 @@ from typing import Any, TextIO
 LOG = logging.getLogger("kernel")
 
 
+def escape_unprintable(stream: TextIO) -> None:
+    """Let a stream write letters that its encoding lacks as escapes from now on, instead of raising an error.
+
+    To be called once, when a program starts. A file's name may have such letters, and Windows writes to pipes and files
+    in a code page. The stream of errors escapes them anyway.
+    """
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")
+
+
 class UnfailingStream:
     """A text stream that drops what cannot be written: a log that nobody can read must not end the work.
 
@@ -23,8 +33,8 @@ class UnfailingStream:
     def __init__(self, stream: TextIO | None):
         if stream is None:
             stream = open(os.devnull, "w", encoding="utf-8", newline="\n")  # noqa: PTH123, SIM115
-        elif isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+        else:
+            escape_unprintable(stream)
         self._stream = stream
 
     def write(self, text: str) -> int:

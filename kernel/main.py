@@ -147,7 +147,8 @@ class KernelRun:
         self.dtype = chosen_dtype(self.manifest.dtype, self.devices)
         self.policy = chosen_policy()
         self.working = working_folder()
-        LOG.info("machine: %s", json.dumps(machine_facts()))
+        self.facts = machine_facts()  # once: the driver may take seconds to answer, which a signal does not leave
+        LOG.info("machine: %s", json.dumps(self.facts))
         self.deadline = self.start + (self.manifest.time_limit_hours - self.manifest.time_margin_hours) * 3600
         # Halfway from there to the time limit.
         self.hard_deadline = self.deadline + self.manifest.time_margin_hours * 1800
@@ -244,7 +245,7 @@ class KernelRun:
         assert self.saved is not None
         self.saved.write()
         results = self.saved.results.in_order(self.paths)
-        summary = summarise(self.manifest, self.dtype, results, time.monotonic() - self.start)
+        summary = summarise(self.manifest, self.dtype, results, time.monotonic() - self.start, self.facts)
         write_summary(self.working / "summary.json", summary)
         log_end(summary, results, self.working / "submission.csv")
         if not results.failed:

@@ -1,11 +1,15 @@
-"""Text files that people write, in the encodings that their editors give them; JSON and TOML, however hostile."""
+"""Text files that people write, in the encodings that their editors give them; JSON and TOML, however hostile.
+
+And words in messages: the first of many names, and the name that may have been meant.
+"""
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,18 @@ MOST_KEY_PARTS = 1000
 #: The escape of a code unit that is half a character, where the other half does not follow.
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 _NUMBER = re.compile(r"[+-](?:[0-9]+\.?[0-9]*(?:[eE][+-]?[0-9]+)?|inf|nan)")
+
+
+def first_names(names: Sequence[str], most: int = 10) -> str:
+    """The first names of many, for a message."""
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
+def name_hint(name: str, known: Iterable[str], otherwise: str = "known are") -> str:
+    """The known name that may have been meant, or all of them, for a message on an unknown one."""
+    names = list(known)
+    nearest = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {nearest[0]!r}?" if nearest else f"{otherwise} {', '.join(names)}"
 
 
 def text_encoding(head: bytes) -> str:

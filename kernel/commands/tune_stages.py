@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from kernel.data.annotated import AnnotatedImage
 from kernel.errors import InputError
 from kernel.manifest.rules import ENSEMBLE_RULES, THRESHOLD_RULES
 from kernel.settings import CELL_TYPES
-from kernel.text import parse_json
+from kernel.text import name_hint, parse_json
 
 if TYPE_CHECKING:
     from kernel.ensemble.ensemble import Ensemble
@@ -123,9 +122,7 @@ def parse_grid(words: Sequence[str], names: Sequence[str]) -> dict[str, tuple[An
     for word in words:
         name, _, given = word.partition("=")
         if name not in names:
-            nearest = difflib.get_close_matches(name, names, n=1)
-            hint = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(names)}"
-            raise InputError(f"--stage-grid {word}: unknown name {name!r}; {hint}")
+            raise InputError(f"--stage-grid {word}: unknown name {name!r}; {name_hint(name, names)}")
         if name in grid:
             raise InputError(f"--stage-grid {word}: {name} is given twice: name all its values at once")
         rule = {**THRESHOLD_RULES, **ENSEMBLE_RULES}[name]

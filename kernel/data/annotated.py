@@ -19,6 +19,7 @@ from kernel.images.reading import read_image
 from kernel.log import LOG
 from kernel.masks.instances import CellMasks
 from kernel.settings import CELL_TYPES
+from kernel.text import first_names
 
 
 class Annotations(Protocol):
@@ -158,8 +159,8 @@ def _warn_of_folds(images: Sequence[AnnotatedImage], folder: Path, folds_csv: Pa
     nowhere = [image.image_id for image in images if image.image_id not in fold_of]
     if nowhere:
         LOG.warning(
-            "%d of %d images of %s are in no fold of %s, and left out: %s%s",
-            len(nowhere), len(images), folder, folds_csv, ", ".join(nowhere[:10]), ", ..." if len(nowhere) > 10 else "",
+            "%d of %d images of %s are in no fold of %s, and left out: %s",
+            len(nowhere), len(images), folder, folds_csv, first_names(nowhere),
         )  # fmt: skip
     warn_of_wells({image.image_id: image.annotations.sample_id for image in images}, fold_of)
 

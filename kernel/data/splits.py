@@ -19,6 +19,7 @@ from kernel.data.image_names import image_name
 from kernel.data.tables import read_table, whole_number, whole_text
 from kernel.errors import InputError
 from kernel.log import LOG
+from kernel.text import first_names
 
 FOLDS_NAME = "folds.csv"
 
@@ -109,10 +110,10 @@ def make_split(images: Sequence[SampledImage], name: str, folds: int, *, or_next
             # A copy in the training images is worse than a well in both: the next best split is taken for that.
             return _with_copies(_split_different(set(images) - set(copies), name, folds, or_next_best=True), copies)
         except InputError as error:
-            named = ", ".join(f"{copy.image_id} is {copy.same_as}" for copy in copies[:10])
+            named = first_names([f"{copy.image_id} is {copy.same_as}" for copy in copies])
             LOG.warning(
-                "%d images are pictures that others are too, and may lie in another fold (%s%s): %s",
-                len(copies), named, ", ..." if len(copies) > 10 else "", error,
+                "%d images are pictures that others are too, and may lie in another fold (%s): %s",
+                len(copies), named, error,
             )  # fmt: skip
     return _split_different(images, name, folds, or_next_best)
 
@@ -192,7 +193,7 @@ def warn_of_wells(samples: Mapping[str, str], folds: Mapping[str, int]) -> None:
         LOG.warning(
             "%d of %d wells lie in several folds, %s: a score on one fold is not one on unseen wells, and promises too "
             "much; `prepare --split group` keeps them together",
-            len(torn), len(folds_of), ", ".join(torn[:5]) + (", ..." if len(torn) > 5 else ""),
+            len(torn), len(folds_of), first_names(torn, 5),
         )  # fmt: skip
 
 

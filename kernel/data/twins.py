@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import TypeVar
 
 from kernel.log import LOG
+from kernel.text import first_names
 
 Cell = TypeVar("Cell")
 
@@ -40,9 +41,8 @@ def part_twins(
 def warn_of_twins(source: object, twins: Sequence[str]) -> None:
     """Say in one line of the log which cells of `source` were left out, if there are any."""
     if twins:
-        named = ", ".join(twins[:_NAMED]) + (", ..." if len(twins) > _NAMED else "")
         cells = "1 cell is" if len(twins) == 1 else f"{len(twins)} cells are"
-        LOG.warning("%s: %s annotated twice and counted once: %s", source, cells, named)
+        LOG.warning("%s: %s annotated twice and counted once: %s", source, cells, first_names(twins, _NAMED))
 
 
 def same_run_lengths(text: str) -> Hashable:

@@ -9,6 +9,7 @@ import numpy as np
 
 from kernel.images.writing import write_image_file
 from kernel.masks.instances import CellMasks
+from kernel.masks.labels import label_image
 from kernel.postprocess.outlines import mask_polygons
 from kernel.settings import CELL_TYPES
 from kernel.text import spreadsheet_cell
@@ -29,11 +30,8 @@ def write_labels(masks: CellMasks, path: Path) -> None:
 
     Where 16 bits cannot number the cells of a large image, it is float32, which other programs read as well.
     """
-    dtype = np.uint16 if len(masks) <= np.iinfo(np.uint16).max else np.float32
-    labels = np.zeros(masks.image_shape, dtype)
-    for number, (crop, (y0, x0, y1, x1)) in enumerate(zip(masks.crops, masks.windows, strict=True), start=1):
-        labels[y0:y1, x0:x1][crop] = number
-    write_image_file(path, labels)
+    labels = label_image(masks)
+    write_image_file(path, labels if labels.dtype == np.uint16 else labels.astype(np.float32))
 
 
 def outlines_of(masks: CellMasks) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from kernel.errors import InputError
 from kernel.log import LOG
+from kernel.text import first_names
 
 #: File name endings that count as images, in any case.
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
@@ -165,7 +166,7 @@ def is_text(name: str) -> bool:
 
 
 def _first_names(names: list[str]) -> str:
-    return ", ".join(map(printable_name, names[:_NAMES_SHOWN])) + (", ..." if len(names) > _NAMES_SHOWN else "")
+    return first_names(list(map(printable_name, names)), _NAMES_SHOWN)
 
 
 def printable_name(name: str) -> str:

@@ -17,7 +17,7 @@ from kernel.manifest.json_text import set_value
 from kernel.manifest.member_text import put_member, set_member, set_uses
 from kernel.manifest.reader import parse_manifest, read_manifest
 from kernel.settings import Thresholds
-from kernel.text import text_encoding
+from kernel.text import name_hint, text_encoding
 
 
 def read_text(path: Path) -> str:
@@ -161,9 +161,7 @@ def require_member(path: Path, name: str) -> None:
     """Raise InputError where a manifest has no member `name`, with those that it has."""
     names = [member.name for member in read_manifest(path).members]
     if name not in names:
-        nearest = difflib.get_close_matches(name, names, n=1)
-        hint = f"did you mean {nearest[0]!r}?" if nearest else f"it has {', '.join(names)}"
-        raise InputError(f"{path} has no member {name!r}: {hint}")
+        raise InputError(f"{path} has no member {name!r}: {name_hint(name, names, 'it has')}")
 
 
 def check_addition(path: Path, entry: Mapping[str, Any]) -> None:

@@ -82,3 +82,25 @@ def decode_rle_crop(text: str, image_shape: tuple[int, int]) -> tuple[np.ndarray
     columns = np.flatnonzero(strip.any(axis=0))
     left, right = int(columns[0]), int(columns[-1]) + 1
     return strip[:, left:right].copy(), (top, left)
+
+
+def common_pixels(starts: np.ndarray, ends: np.ndarray, owners: np.ndarray) -> list[tuple[int, int, int]]:
+    """Pairs of owners that have a pixel in common, the greater one first, each with the first such pixel.
+
+    Args:
+        starts, ends: (R,) int64, the first pixel and the end (exclusive) of runs; those of one owner are apart.
+        owners: (R,) int64.
+
+    Returns:
+        At least one pair for each owner whose runs meet those of another one.
+    """
+    order = np.argsort(starts, kind="stable")
+    starts, ends, owners = starts[order], ends[order], owners[order]
+    reach = np.maximum.accumulate(ends)
+    # The run that reaches farthest of those before each one.
+    farthest = np.maximum.accumulate(np.where(ends == reach, np.arange(len(ends)), 0))
+    pairs: dict[tuple[int, int], int] = {}
+    for place in np.flatnonzero(starts[1:] < reach[:-1]) + 1:
+        one, other = int(owners[place]), int(owners[farthest[place - 1]])
+        pairs.setdefault((max(one, other), min(one, other)), int(starts[place]))
+    return [(one, other, pixel) for (one, other), pixel in pairs.items() if one != other]

@@ -10,7 +10,7 @@ import numpy as np
 from kernel.errors import InputError
 from kernel.files import whole_file
 from kernel.images.listing import is_text, printable_name
-from kernel.masks.rle import parse_rle
+from kernel.masks.rle import common_pixels, parse_rle
 
 SUBMISSION_HEADER = ("id", "predicted")
 
@@ -34,12 +34,9 @@ def check_image_rles(image_id: str, rles: Iterable[str], image_shape: tuple[int,
         owners.append(np.full(first.size, number))
     if not starts:
         return
-    all_starts, all_ends, all_owners = (np.concatenate(parts) for parts in (starts, ends, owners))
-    order = np.argsort(all_starts, kind="stable")
-    clash = np.flatnonzero(all_starts[order][1:] < all_ends[order][:-1])
-    if clash.size:
-        one, other = sorted(all_owners[order][clash[0] : clash[0] + 2].tolist())
-        pixel = int(all_starts[order][clash[0] + 1])
+    overlaps = common_pixels(*(np.concatenate(parts) for parts in (starts, ends, owners)))
+    if overlaps:
+        other, one, pixel = overlaps[0]
         raise InputError(
             f"image '{image_id}': masks {one} and {other} overlap at row {pixel // image_shape[1]}, "
             f"column {pixel % image_shape[1]} (from 0); a pixel may belong to one mask only"

@@ -11,7 +11,7 @@ import numpy as np
 
 from kernel.errors import InputError
 from kernel.log import LOG
-from kernel.masks.rle import parse_rle
+from kernel.masks.rle import common_pixels, parse_rle
 from kernel.postprocess.submission import SUBMISSION_HEADER
 
 #: Problems that are told one by one; of more, the number.
@@ -162,28 +162,6 @@ def parse_submitted_rle(text: str, image_shape: tuple[int, int]) -> tuple[np.nda
     if not (text.isascii() and text.replace(" ", "").isdigit()):
         raise InputError(f"run lengths must be whole numbers with spaces between them, got {text[:SHOWN]!r}")
     return parse_rle(text, image_shape)
-
-
-def common_pixels(starts: np.ndarray, ends: np.ndarray, owners: np.ndarray) -> list[tuple[int, int, int]]:
-    """Pairs of owners that have a pixel in common, the greater one first, each with the first such pixel.
-
-    Args:
-        starts, ends: (R,) int64, the first pixel and the end (exclusive) of runs; those of one owner are apart.
-        owners: (R,) int64.
-
-    Returns:
-        At least one pair for each owner whose runs meet those of another one.
-    """
-    order = np.argsort(starts, kind="stable")
-    starts, ends, owners = starts[order], ends[order], owners[order]
-    reach = np.maximum.accumulate(ends)
-    # The run that reaches farthest of those before each one.
-    farthest = np.maximum.accumulate(np.where(ends == reach, np.arange(len(ends)), 0))
-    pairs: dict[tuple[int, int], int] = {}
-    for place in np.flatnonzero(starts[1:] < reach[:-1]) + 1:
-        one, other = int(owners[place]), int(owners[farthest[place - 1]])
-        pairs.setdefault((max(one, other), min(one, other)), int(starts[place]))
-    return [(one, other, pixel) for (one, other), pixel in pairs.items() if one != other]
 
 
 def read_submission(path: Path) -> dict[str, list[str]]:

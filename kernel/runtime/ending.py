@@ -10,17 +10,17 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-#: They end a run: a scheduler's, Ctrl-C, a terminal that is closed. Windows has not all of them.
-ENDING_SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)
-)  # fmt: skip
+from kernel.signals import heard_hang_up
+
 #: How long the last work of a process may take after a signal.
 ENDING_SECONDS = 8.0
 
 
 @contextlib.contextmanager
 def ending_by_signal(last_work: Callable[[str], None]) -> Iterator[None]:
-    """In the block, let a signal call `last_work` with its name, and end the process with 128 and the signal's number.
+    """In the block, let SIGTERM, SIGINT and SIGHUP call `last_work` with their name, and end the process.
+
+    It ends with 128 and the signal's number.
 
     The work is done in a thread, for the main one may be long in a library's code; it must take no lock that the main
     thread may hold for long. A SIGHUP that is ignored when the block begins stays so, as nohup wants it. Only the main
@@ -32,8 +32,7 @@ def ending_by_signal(last_work: Callable[[str], None]) -> Iterator[None]:
     ours, written = socket.socketpair()
     written.setblocking(False)
     wakes_before = signal.set_wakeup_fd(written.fileno(), warn_on_full_buffer=False)
-    hang_up = getattr(signal, "SIGHUP", None)
-    heard = [n for n in ENDING_SIGNALS if n != hang_up or signal.getsignal(n) is not signal.SIG_IGN]
+    heard = (signal.SIGTERM, signal.SIGINT, *heard_hang_up())
     handlers = {number: signal.signal(number, do_nothing) for number in heard}
 
     def listen() -> None:

@@ -32,6 +32,7 @@ from kernel.runtime.threads import Finish, Finisher
 from kernel.runtime.wheels import install_wheels
 from kernel.segment import Segmentation, finish_prediction
 from kernel.settings import Thresholds
+from kernel.signals import HANG_UP
 
 #: Set for a process that serves a device.
 SERVE_VARIABLE = "KERNEL_SERVE"
@@ -177,7 +178,7 @@ def serve_device(manifest_json: str) -> int:
     "quality_level" and "next_path". Whatever libraries print goes to standard error.
     """
     end_without_parent()
-    for number in (signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGINT)):
+    for number in (signal.SIGINT, *HANG_UP):
         signal.signal(number, signal.SIG_IGN)  # a terminal sends them to all; the process that started this one ends it
     output = os.fdopen(os.dup(1), "w", encoding="utf-8", newline="\n")
     os.dup2(2, 1)

@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -16,8 +16,10 @@ from kernel.runtime.memory import peak_host_memory
 from kernel.runtime.results import RunResults
 
 
-def summarise(manifest: Manifest, dtype: torch.dtype, results: RunResults, seconds: float) -> dict[str, Any]:
-    """The object that summary.json holds. `seconds` is the duration of the whole run."""
+def summarise(
+    manifest: Manifest, dtype: torch.dtype, results: RunResults, seconds: float, machine: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The object that summary.json holds. `seconds` is the duration of the whole run, `machine` its `machine_facts`."""
     images, failed = results.summaries, results.failed
     stages: dict[str, float] = {}
     for image in images.values():
@@ -30,7 +32,7 @@ def summarise(manifest: Manifest, dtype: torch.dtype, results: RunResults, secon
         "members": [member.name for member in manifest.members if member.name not in results.left_out],
         "members_left_out": results.left_out,
         "dtype": str(dtype).removeprefix("torch."),
-        **machine_facts(),
+        **machine,
         "seconds": round(seconds, 1),
         "stage_seconds": stages,
         "cells": sum(image["cells"] for image in images.values()),

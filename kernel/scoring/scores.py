@@ -55,20 +55,25 @@ Watcher = Callable[[ScoredImage], None]
 
 
 def validate_ensemble(
-    ensemble: Ensemble, images: Sequence[AnnotatedImage], watch: Watcher | None = None
-) -> list[ImageResult]:
+    ensemble: Ensemble,
+    images: Sequence[AnnotatedImage],
+    watch: Watcher | None = None,
+    is_stopped: Callable[[], bool] = lambda: False,
+) -> list[ImageResult] | None:
     """Segment each image as the kernel does and score its masks.
+
+    None where `is_stopped`, which is asked before each image, says so.
 
     Raises:
         InputError: an image cannot be read.
     """
-    return [validate_image(ensemble, entry, watch) for entry in tqdm(images, unit="image", mininterval=2)]
-
-
-def validate_image(ensemble: Ensemble, entry: AnnotatedImage, watch: Watcher | None = None) -> ImageResult:
-    """`validate_ensemble` of one image."""
-    found = segment_image(ensemble, entry.read())
-    return score_masks(entry, found.masks, found.prediction, watch)
+    results = []
+    for entry in tqdm(images, unit="image", mininterval=2):
+        if is_stopped():
+            return None
+        found = segment_image(ensemble, entry.read())
+        results.append(score_masks(entry, found.masks, found.prediction, watch))
+    return results
 
 
 def validate_jobs(

@@ -19,6 +19,7 @@ from kernel.data.pictures import PictureIndex, picture_of
 from kernel.scoring.predicting import PredictionJob
 from kernel.scoring.predictions import load_seen, prediction_path
 from kernel.scoring.scores import ImageResult, scores_of
+from kernel.text import first_names
 
 #: Images, and members, that a message names.
 _NAMED = 10
@@ -46,7 +47,7 @@ class SeenImages:
             if len(self.by_image) > _NAMED:
                 lines.append(f"  and {len(self.by_image) - _NAMED} more")
         if self.same_name:
-            named = ", ".join(self.same_name[:_NAMED]) + (", ..." if len(self.same_name) > _NAMED else "")
+            named = first_names(self.same_name, _NAMED)
             lines.append(f"of the same name as an image learned from, with other pixels, and taken as unseen: {named}")
         if self.untold:
             named = ", ".join(self.untold)

@@ -8,14 +8,13 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from kernel.data.annotated import AnnotatedImage, check_readable
 from kernel.ensemble.ensemble import Ensemble
 from kernel.ensemble.members import Member
 from kernel.errors import InputError
 from kernel.models.detectors import Detector
-from kernel.scoring.scores import ImageResult, draw_scored, refuse_other_types, validate_image
+from kernel.scoring.scores import ImageResult, draw_scored, refuse_other_types, validate_ensemble
 from kernel.settings import CELL_TYPES, CLS_USE, EnsembleSettings, Thresholds
 
 #: For few members, or ones that are not trained for long: the published thresholds of a single model, with lower ones
@@ -84,10 +83,4 @@ def evaluate_detector(
     if pictures is not None:
         pictures.mkdir(parents=True, exist_ok=True)
     draw = None if pictures is None else partial(draw_scored, folder=pictures)
-    ensemble = Ensemble([member], settings, device)
-    results = []
-    for image in tqdm(images, unit="image", mininterval=2):
-        if is_stopped():
-            return None
-        results.append(validate_image(ensemble, image, draw))
-    return results
+    return validate_ensemble(Ensemble([member], settings, device), images, draw, is_stopped)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from kernel.errors import InputError
 from kernel.manifest.reader import read_manifest
 from kernel.manifest.types import MemberEntry
+from kernel.text import name_hint
 from kernel.training.recipe import Recipe, read_recipe
 
 #: The published finetuning.
@@ -41,9 +41,7 @@ def find_member(manifest: Path, name: str) -> MemberEntry:
     """
     members = {member.name: member for member in read_manifest(manifest).members}
     if name not in members:
-        nearest = difflib.get_close_matches(name, members, n=1)
-        hint = f"did you mean {nearest[0]!r}?" if nearest else f"it has {', '.join(members)}"
-        raise InputError(f"--member {name}: {manifest} has no such member; {hint}")
+        raise InputError(f"--member {name}: {manifest} has no such member; {name_hint(name, members, 'it has')}")
     return members[name]
 
 

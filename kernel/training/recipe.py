@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from kernel.data.toml_files import read_toml
 from kernel.errors import InputError
 from kernel.manifest.types import ENCODER_NAMES, KIND_NAMES
 from kernel.models.configs import NECK_NORM_GROUPS, DetectorSpec
+from kernel.text import name_hint
 from kernel.training.settings import TrainSettings
 
 
@@ -101,6 +101,4 @@ def refuse_unknown(data: Mapping[str, Any], known: Mapping[str, Any], source: st
     """
     for key in data:
         if key not in known:
-            nearest = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(known)}"
-            raise InputError(f"{source}: unknown {what} {key!r}; {hint}")
+            raise InputError(f"{source}: unknown {what} {key!r}; {name_hint(key, known)}")

@@ -15,6 +15,7 @@ from kernel.errors import InputError
 from kernel.files import file_sha256
 from kernel.log import LOG
 from kernel.models.configs import DetectorSpec
+from kernel.text import first_names
 from kernel.training.evaluation import check_evaluation
 from kernel.training.samples import MIN_CELL_PIXELS, TrainingImage, check_classes, count_small_cells, images_digest
 from kernel.training.settings import TrainSettings
@@ -122,10 +123,10 @@ class TrainingRun:
                 "left out of every crop: enlarge the images with their masks"
             )
         if small:
-            named = ", ".join(f"{count} in {name}" for name, count in list(self.small_cells.items())[:10])
+            named = first_names([f"{count} in {name}" for name, count in self.small_cells.items()])
             LOG.warning(
-                "%d of %d cells have fewer than %d pixels and are left out of every crop: %s%s",
-                small, cells, MIN_CELL_PIXELS, named, ", ..." if len(self.small_cells) > 10 else "",
+                "%d of %d cells have fewer than %d pixels and are left out of every crop: %s",
+                small, cells, MIN_CELL_PIXELS, named,
             )  # fmt: skip
 
     def check(self) -> None:

@@ -19,6 +19,7 @@ from kernel.data.pictures import PictureIndex, picture_of
 from kernel.ensemble.views import ALL_VIEWS, PAD_VALUE, PIXEL_MEAN, PIXEL_STD, view_images
 from kernel.errors import InputError
 from kernel.log import LOG
+from kernel.text import first_names
 
 #: Cells of fewer pixels than this inside a crop are left out: what is left at the crop's edge.
 MIN_CELL_PIXELS = 12
@@ -95,8 +96,8 @@ def leave_out_pictures(images: Sequence[TrainingImage], held_out: PictureIndex, 
         raise InputError(f"{source}: all images are pictures of the validation fold too ({dropped[0]} first)")
     if dropped:
         LOG.warning(
-            "%s: %d images are pictures of the validation fold too, and are not trained on: %s%s",
-            source, len(dropped), ", ".join(dropped[:10]), ", ..." if len(dropped) > 10 else "",
+            "%s: %d images are pictures of the validation fold too, and are not trained on: %s",
+            source, len(dropped), first_names(dropped),
         )  # fmt: skip
     return kept
 

@@ -10,9 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from kernel.log import LOG
-
-#: What a terminal sends that goes away; Windows has none.
-HANG_UP = tuple(number for number in signal.Signals if number.name == "SIGHUP")
+from kernel.signals import HANG_UP, heard_hang_up
 
 
 class Stops:
@@ -78,8 +76,7 @@ def stop_signals() -> Iterator[Stops]:
     background, and had it ignored.
     """
     stops = Stops()
-    hang_up = [number for number in HANG_UP if signal.getsignal(number) != signal.SIG_IGN]
-    heard = [signal.SIGINT, signal.SIGTERM, *hang_up]
+    heard = (signal.SIGINT, signal.SIGTERM, *heard_hang_up())
     before = {number: signal.signal(number, stops.note) for number in heard}
     try:
         yield stops
