@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 #: What mmcv and mmdet import at once for pictures, configuration files and compilers. Nothing of ours has them call it.
 UNUSED_MODULES = (
     "matplotlib", "matplotlib.collections", "matplotlib.patches", "matplotlib.pyplot", "torch.utils.cpp_extension",
-    "yaml",
+    "yaml", "yapf", "yapf.yapflib", "yapf.yapflib.yapf_api",
 )  # fmt: skip
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +25,8 @@ from kernel.models.stem_strides import configured_stem_stride
 
 pytestmark = pytest.mark.usefixtures("wheels_site")
 
-DEMO = Path(__file__).resolve().parents[2] / "bundle" / "demo" / "weights"
+ROOT = Path(__file__).resolve().parents[2]
+DEMO = ROOT / "bundle" / "demo" / "weights"
 CLAIM = ("maskrcnn", "resnet18_narrow")
 CONFIG = "model = dict(rpn_head=dict(anchor_generator=dict(type='AnchorGenerator', strides=[{}, {}, {}, {}, {}])))\n"
 
@@ -213,11 +217,22 @@ def test_manifest_and_configuration_must_agree_on_the_stem(state: State, tmp_pat
 
 
 def test_stand_ins_are_gone_after_the_import() -> None:
-    import sys
-
     with stand_ins():
         made = [name for name in UNUSED_MODULES if isinstance(sys.modules[name], UnusedModule)]
         for name in made:
             with pytest.raises(NotImplementedError, match=name):
                 sys.modules[name].anything()
     assert not any(isinstance(sys.modules.get(name), UnusedModule) for name in UNUSED_MODULES)
+
+
+def test_importing_mmdet_leaves_nothing_in_the_users_cache(wheels_site: Path, tmp_path: Path) -> None:
+    """yapf, which mmcv imports, keeps its grammar there: two workers that start at once may read it half written."""
+    code = (
+        "import sys; from kernel.models.mmdet_imports import import_mmdet; import_mmdet(); print('yapf' in sys.modules)"
+    )
+    paths = os.pathsep.join((str(ROOT), str(wheels_site)))
+    environment = {"PYTHONPATH": paths, "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "False\n" and not [path for path in tmp_path.rglob("*") if path.is_file()]
