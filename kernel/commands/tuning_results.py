@@ -8,8 +8,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from kernel.commands.common import whole_folder
-from kernel.files import whole_file
 from kernel.folders import refuse_to_replace
+from kernel.manifest.edit import replaced_manifest
 
 
 def add_result_arguments(parser: argparse.ArgumentParser, out_help: str, write_help: str) -> None:
@@ -53,12 +53,12 @@ def leave_results(
         what: the evidence is called where its folder is printed.
 
     Raises:
-        InputError: `out` cannot be written or replaced.
+        InputError: `out` or the manifest cannot be written or replaced.
     """
     print(difference, end="")
     with ExitStack() as stack:
         if options.write and difference:
-            stack.enter_context(whole_file(options.manifest)).write_bytes(text.encode("utf-8"))
+            stack.enter_context(replaced_manifest(options.manifest, text))
         if out is not None:
             write_files(stack.enter_context(whole_folder(out)))
     if out is not None:

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 
 from kernel.__main__ import main
 from kernel.data.learned import read_member_record
-from kernel.data.locks import sole_writer
 from kernel.data.splits import FoldRow, write_folds
 from kernel.errors import InputError
+from kernel.locks import sole_writer
 
 pytestmark = [pytest.mark.usefixtures("wheels_site", "one_thread"), pytest.mark.xdist_group("runs")]
 
