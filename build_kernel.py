@@ -26,7 +26,7 @@ from pathlib import Path
 from bundle.build import write_kernel
 from bundle.commands.common import add_manifest_option, add_out_option
 from bundle.datasets import weights_folder_name, write_sums, write_weights_datasets
-from bundle.dry_run import RESULT_NAMES, run_dry
+from bundle.dry_run import RESULT_NAMES, check_device, choose_images, run_dry
 from bundle.kaggle import (
     DATASET_LICENSES,
     KERNEL_METADATA_NAME,
@@ -35,8 +35,10 @@ from bundle.kaggle import (
     unverified_points,
 )
 from bundle.lock import LOCK_PATH, load_lock
+from bundle.names import owner_of, refuse_names
 from bundle.rules import IMAGE_PACKAGES, VENDORED_NEEDS
 from bundle.vendor import build_wheels
+from kernel.commands.options import CommandParser, whole_number
 from kernel.errors import InputError, RunError
 from kernel.folders import end_on_sigterm, refuse_to_replace
 from kernel.local_weights import FoundWeights, can_read_weights, check_claims, resolve_weights
@@ -44,6 +46,7 @@ from kernel.log import escape_unprintable
 from kernel.manifest.reader import read_manifest
 from kernel.manifest.types import Manifest, manifest_to_json, refuse_fold_files
 from kernel.runtime.wheels import LockedWheel, verify_wheels
+from kernel.text import name_hint
 from kernel.vendored import use_vendored_packages
 
 ROOT = Path(__file__).resolve().parent
@@ -59,6 +62,8 @@ COMMANDS = {
     "submit": "submit the run to the competition",
     "quota": "hours of GPU that are left this week",
 }
+#: What a dry run takes where no other images are named.
+DEMO_IMAGES = ROOT / "bundle" / "demo" / "images"
 #: What the script does not bring along, and names at its start where it is missing.
 IMAGE_NEEDS = sorted(IMAGE_PACKAGES | VENDORED_NEEDS, key=str.lower)
 
@@ -70,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        if given and given[0] in COMMANDS:
+        if given and not given[0].startswith("-"):
             return run_command(given[0], given[1:])
         return run_build(parse_arguments(given))
     except InputError as error:
@@ -94,8 +99,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_command(name: str, arguments: Sequence[str]) -> int:
     """Run a sub-command. Returns its exit code."""
+    if name not in COMMANDS:
+        raise InputError(f"there is no command {name!r}: {name_hint(name, COMMANDS)}; without any, the kernel is built")
     module = importlib.import_module(f"bundle.commands.{name}")
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=f"build_kernel.py {name}",
         description=module.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -105,10 +112,14 @@ def run_command(name: str, arguments: Sequence[str]) -> int:
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
-    """Read the command line of a build."""
+    """Read the command line of a build.
+
+    Raises:
+        InputError: an option does nothing beside or without others, or a command stands among them.
+    """
     assert __doc__ is not None
     commands = "".join(f"  {name:8} {what}\n" for name, what in COMMANDS.items())
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="build_kernel.py", description=__doc__ + commands, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_manifest_option(parser)
@@ -129,12 +140,19 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     dry.add_argument(
         "--images",
         type=Path,
-        default=ROOT / "bundle" / "demo" / "images",
         help="folder of PNG, TIFF or JPEG images (default: the demo's)",
     )
-    dry.add_argument("--limit", type=int, help="only the first so many images")
+    dry.add_argument("--limit", type=whole_number(1), metavar="N", help="only the first so many images")
     dry.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the script's choice)")
-    return parser.parse_args(arguments)
+    parser.needs(["images", "limit", "device"], ["dry_run"])
+    parser.needs(["license"], ["weights_dir", "dry_run"], ": without weights no dataset of them is written")
+    options, unknown = parser.parse_known_args(arguments)
+    late = next((word for word in unknown if word in COMMANDS), None)
+    if late is not None:
+        raise InputError(f"a command comes first: `python build_kernel.py {late}`, and its options after it")
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return options
 
 
 def run_build(options: argparse.Namespace) -> int:
@@ -142,9 +160,12 @@ def run_build(options: argparse.Namespace) -> int:
     refuse_to_replace(options.out / "kernel", (SCRIPT_NAME, KERNEL_METADATA_NAME), marker=KERNEL_METADATA_NAME)
     if options.dry_run:
         refuse_to_replace(options.out / "dry-run", RESULT_NAMES, marker="submission.csv")
+        check_device(options.device)
+        choose_images(options.images or DEMO_IMAGES, options.limit)
     lock = load_lock(LOCK_PATH)
     given = read_manifest(options.manifest)
     refuse_fold_files(given)
+    refuse_names(given)
     manifest, weights, open_points = given, (), []
     folder = weights_folder(options)
     if folder is not None:
@@ -152,6 +173,7 @@ def run_build(options: argparse.Namespace) -> int:
         if can_read_weights():
             use_vendored_packages()
         open_points = check_claims(manifest, weights)
+    refuse_idle_license(manifest, options.license)
     open_points = [*open_points, f"whether Kaggle's image still has what the script needs: {', '.join(IMAGE_NEEDS)}"]
 
     write_kernel(manifest, options.out / "kernel")
@@ -171,6 +193,17 @@ def run_build(options: argparse.Namespace) -> int:
         code = report_dry_run(options, manifest, weights)
     print_next_steps(manifest, options.out, open_points)
     return code
+
+
+def refuse_idle_license(manifest: Manifest, license_name: str | None) -> None:
+    """Raise InputError where a license is chosen for datasets of weights, and none of them is the user's."""
+    owner = manifest.kernel.id.split("/")[0]
+    datasets = manifest.all_weight_datasets
+    if license_name is not None and owner_of(owner) not in map(owner_of, datasets):
+        raise InputError(
+            f"--license: no dataset of weights is {owner}'s, so that none is written ({', '.join(datasets)}): leave it "
+            "out"
+        )
 
 
 def weights_folder(options: argparse.Namespace) -> Path | None:
@@ -207,7 +240,7 @@ def report_dry_run(options: argparse.Namespace, manifest: Manifest, weights: Seq
         manifest,
         options.out / "wheels",
         weights,
-        options.images,
+        options.images or DEMO_IMAGES,
         options.out,
         options.limit,
         options.device,

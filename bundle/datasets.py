@@ -17,8 +17,8 @@ from bundle.kaggle import (
     SUMS_NAME,
     check_dataset_folder,
     dataset_metadata,
-    owner_of,
 )
+from bundle.names import owner_of
 from kernel.errors import InputError
 from kernel.files import file_sha256
 from kernel.folders import replace_folder, scratch_folder

@@ -102,13 +102,23 @@ def run_dry(
 
 
 def check_device(device: str | None) -> None:
-    """Refuse a `device` that no machine has.
+    """Refuse a `device` that no machine has, or not this one.
 
     Raises:
         InputError: with what is allowed.
     """
-    if device is not None and not all(re.fullmatch(r"cpu|cuda(:\d+)?", name.strip()) for name in device.split(",")):
+    if device is None:
+        return
+    names = [re.fullmatch(r"(cpu)|cuda(?::(\d+))?", name.strip()) for name in device.split(",")]
+    if None in names:
         raise InputError(f"--device {device}: allowed are cpu, cuda and cuda:N, or several with commas between")
+    gpus = [int(name[2] or 0) for name in names if name is not None and name[1] is None]
+    if gpus:
+        import torch  # takes seconds
+
+        count = torch.cuda.device_count()
+        if max(gpus) >= count:
+            raise InputError(f"--device {device}: this machine has cpu and {count} GPU(s) (cuda, cuda:1, ...)")
 
 
 class StagedPaths:

@@ -17,8 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bundle.fetch import cache_dir, fetch
-from bundle.kaggle import DATASET_METADATA_NAME, DEFAULT_DATASET_ID, SUMS_NAME, dataset_metadata
+from bundle.kaggle import DATASET_METADATA_NAME, SUMS_NAME, dataset_metadata
 from bundle.lock import LOCK_PATH, load_lock, update_lock
+from bundle.names import DEFAULT_DATASET_ID
 from bundle.repack import make_wheel
 from kernel.errors import InputError, RunError
 from kernel.files import file_sha256

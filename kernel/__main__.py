@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 
 from kernel.commands import convert, predict, prepare, select, synthesize, train, train_members, tune, validate
+from kernel.commands.options import CommandParser
 from kernel.errors import InputError, RunError
 from kernel.folders import end_on_sigterm
 from kernel.log import escape_unprintable, show_log
@@ -22,12 +23,12 @@ from kernel.log import escape_unprintable, show_log
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit code."""
-    options = parse_arguments(arguments)
-    show_log(sys.stderr, "%(message)s")
-    from kernel.runtime.limits import limit_threads  # torch takes seconds, which `--help` need not
-
-    limit_threads()
     try:
+        options = parse_arguments(arguments)
+        show_log(sys.stderr, "%(message)s")
+        from kernel.runtime.limits import limit_threads  # torch takes seconds, which `--help` need not
+
+        limit_threads()
         options.run(options)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -42,8 +43,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line; `run` is the command's function."""
-    parser = argparse.ArgumentParser(
+    """Read the command line; `run` is the command's function.
+
+    Raises:
+        InputError: options that do nothing, or not together.
+    """
+    parser = CommandParser(
         prog="python -m kernel", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True, metavar="command")

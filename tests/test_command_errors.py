@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import cv2
@@ -12,6 +11,7 @@ import pytest
 from kernel.__main__ import main
 from kernel.commands import validate
 from kernel.commands.common import load_options_ensemble
+from kernel.commands.options import CommandParser
 from kernel.data.annotated import list_annotated
 from kernel.data.synthetic.generate import write_dataset
 from kernel.errors import InputError
@@ -144,7 +144,7 @@ def test_recipes_that_are_none(tmp_path: Path, text: str, told: str) -> None:
 
 @pytest.mark.parametrize(("given", "dtype"), [([], "float32"), (["--dtype", "bfloat16"], "bfloat16")])
 def test_the_dtype_reaches_the_ensemble(wheels_site: Path, data: Path, given: list[str], dtype: str) -> None:
-    parser = argparse.ArgumentParser()
+    parser = CommandParser()
     validate.add_parser(parser.add_subparsers())
     options = parser.parse_args(["validate", *ENSEMBLE, "--data", str(data), "--device", "cpu", *given])
     assert [job.files.dtype for job in validate.list_jobs(options, validate.list_fold(options))] == [dtype]

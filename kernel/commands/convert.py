@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from kernel.commands.options import whole_number
 from kernel.errors import InputError
 from kernel.files import written_file
 
@@ -21,7 +22,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--take", metavar="NAME", help="the copy to take, where the file holds several")
     parser.add_argument(
         "--stem-stride",
-        type=int,
+        type=whole_number(),
         choices=(1, 2),
         help="the stride of the first convolution, to be noted in the file (default: as its configuration has it)",
     )

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from kernel.commands.common import flag, is_given, require_beside
+from kernel.commands.options import flag, is_given, whole_number
 from kernel.data.livecell import read_livecell
 from kernel.data.prepare import prepare
 from kernel.data.sources import Source, read_competition, read_pseudo_labels
@@ -51,7 +51,7 @@ def add_parser(commands: Any) -> None:
         "stay together, cell types are balanced; stratified: only that; none: no folds.csv "
         "(default: group; none for pseudo-labels, which are trained on and never scored)",
     )
-    parser.add_argument("--folds", type=int, default=5, metavar="N", help="how many (default: %(default)s)")
+    parser.add_argument("--folds", type=whole_number(), default=5, metavar="N", help="how many (default: %(default)s)")
     parser.add_argument(
         "--or-next-best",
         action="store_true",
@@ -66,10 +66,14 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument(
         "--workers",
-        type=int,
+        type=whole_number(),
         metavar="N",
         help="processes; they do not change the result (default: one per core)",
     )
+    parser.needs(["keep_empty"], ["livecell_annotations", "pseudo_labels"])
+    for source, others in SOURCE_OPTIONS.items():
+        for other in others:
+            parser.needs([other], [source])
     parser.set_defaults(run=run_prepare)
 
 
@@ -119,12 +123,10 @@ def read_source(options: argparse.Namespace) -> Source:
     """The source that the command line names.
 
     Raises:
-        InputError: an option of another source is given, or one of this source is missing; or as the sources' readers.
+        InputError: an option of this source is missing; or as the sources' readers.
     """
-    require_beside(options, ["keep_empty"], ["livecell_annotations", "pseudo_labels"])
     for source, others in SOURCE_OPTIONS.items():
         for other, needed in others.items():
-            require_beside(options, [other], [source])
             if is_given(options, source) and needed and not is_given(options, other):
                 raise InputError(f"{flag(source)} needs {flag(other)} as well: see python -m kernel prepare --help")
     if options.competition:

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from kernel.commands.common import add_ensemble_arguments, check_device, list_fold, require_beside
+from kernel.commands.common import add_ensemble_arguments, check_device, list_fold
+from kernel.commands.options import whole_number
 from kernel.commands.scoring import add_out_of_fold, list_jobs, tell_seen
 from kernel.commands.tuning_results import add_result_arguments, leave_results
 from kernel.errors import InputError
@@ -25,10 +26,12 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser("select", help="choose the members of each cell type, by score and time")
     add_ensemble_arguments(parser)
     add_out_of_fold(parser)
-    parser.add_argument("--max-members", type=int, metavar="K", help="at most so many per type (default: any)")
+    parser.add_argument(
+        "--max-members", type=whole_number(), metavar="K", help="at most so many per type (default: any)"
+    )
     parser.add_argument(
         "--images",
-        type=int,
+        type=whole_number(),
         metavar="N",
         default=HIDDEN_IMAGES,
         help="how many images share the manifest's time limit (default: %(default)s, the competition's)",
@@ -38,6 +41,7 @@ def add_parser(commands: Any) -> None:
         "for selection.csv and selection.png",
         "set `use_for` in the manifest; who is unused is taken out",
     )
+    parser.needs(["folds_csv"], ["fold", "out_of_fold"])
     parser.set_defaults(run=run_select)
 
 
@@ -52,7 +56,6 @@ def run_select(options: argparse.Namespace) -> None:
     for name, value in (("--max-members", options.max_members), ("--images", options.images)):
         if value is not None and value < 1:
             raise InputError(f"{name} is {value}: give at least 1")
-    require_beside(options, ["folds_csv"], ["fold", "out_of_fold"])
     if options.out is not None:
         refuse_to_replace(options.out, ("selection.csv", "selection.png"), marker="selection.csv")
     manifest = read_manifest(options.manifest)

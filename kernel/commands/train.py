@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kernel.commands.common import add_data_arguments, check_device, flag, folds_file, require_beside
+from kernel.commands.common import add_data_arguments, check_device, folds_file
+from kernel.commands.options import flag, number, whole_number
 from kernel.data.annotated import list_annotated
 from kernel.data.pictures import PictureIndex, picture_of
 from kernel.data.splits import other_folds
@@ -47,36 +48,25 @@ DEFAULT_MANIFEST = Path("weights_manifest.json")
 
 #: Settings of a recipe that can be given on the command line instead.
 OVERRIDES = {
-    "iterations": int,
-    "batch_size": int,
-    "accumulation": int,
-    "learning_rate": float,
-    "encoder_rate": float,
+    "iterations": whole_number(),
+    "batch_size": whole_number(),
+    "accumulation": whole_number(),
+    "learning_rate": number(),
+    "encoder_rate": number(),
     "dtype": str,
     "heads_dtype": str,
-    "ema_decay": float,
-    "flip_paste": float,
-    "zoom": float,
-    "contrast": float,
-    "extra_images": int,
-    "extra_share": float,
-    "extra_until": float,
-    "evaluate_every": int,
-    "checkpoint_every": int,
-    "workers": int,
-    "seed": int,
+    "ema_decay": number(),
+    "flip_paste": number(),
+    "zoom": number(),
+    "contrast": number(),
+    "extra_images": whole_number(),
+    "extra_share": number(),
+    "extra_until": number(),
+    "evaluate_every": whole_number(),
+    "checkpoint_every": whole_number(),
+    "workers": whole_number(),
+    "seed": whole_number(),
 }
-
-
-#: Options that do nothing without another one.
-NEEDED_OPTIONS = (
-    (["folds_csv"], ["fold"]),
-    (["evaluate_every"], ["fold"]),
-    (["keep_classes"], ["init"]),
-    (["extra_images"], ["extra"]),
-    (["extra_share"], ["extra"]),
-    (["extra_until"], ["extra"]),
-)
 
 
 def add_parser(commands: Any) -> None:
@@ -121,6 +111,11 @@ def add_parser(commands: Any) -> None:
         choices=(*CELL_TYPES, CLS_USE),
         help="what the manifest says it is used for (default: as --member, or all cell types)",
     )
+    parser.needs(["folds_csv", "evaluate_every"], ["fold"])
+    parser.needs(["keep_classes"], ["init"])
+    parser.needs(["extra_images", "extra_share", "extra_until"], ["extra"])
+    parser.needs(["manifest"], ["member"], " (to enlist the result: --add-to)")
+    parser.excludes(["kind", "encoder"], ["member"], ", which says kind and encoder")
     parser.set_defaults(run=run_train)
 
 
@@ -177,13 +172,10 @@ def choose_recipe(options: argparse.Namespace) -> tuple[Recipe, Sequence[str]]:
     from kernel.training.member_recipe import FINETUNE_RECIPE, find_member, member_recipe
     from kernel.training.recipe import read_recipe
 
-    require_beside(options, ["manifest"], ["member"], " (to enlist the result: --add-to)")
     overrides = {key: getattr(options, key) for key in ("kind", "encoder", *OVERRIDES)}
     path = options.recipe or FINETUNE_RECIPE
     if options.member is None:
         return read_recipe(path, overrides), options.use_for or CELL_TYPES
-    if options.kind or options.encoder:
-        raise InputError("--member says kind and encoder: give it without --kind and --encoder")
     member = find_member(options.manifest or DEFAULT_MANIFEST, options.member)
     return member_recipe(member, path, overrides), options.use_for or member.use_for
 
@@ -198,8 +190,6 @@ def make_run(options: argparse.Namespace, recipe: Recipe) -> TrainingRun:
     from kernel.training.run import TrainingRun
     from kernel.training.samples import leave_out_pictures, read_entries
 
-    for names, needed in NEEDED_OPTIONS:
-        require_beside(options, names, needed)
     folds_csv = folds_file(options)
     training, validation = None, []
     if options.fold is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kernel.commands.common import check_device, find_ensemble
+from kernel.commands.options import whole_number
 from kernel.commands.scoring import print_each_member, refuse_to_replace_report, score_jobs, tell_seen
 from kernel.data.annotated import AnnotatedImage, check_readable, list_annotated
 from kernel.errors import InputError
@@ -57,22 +58,26 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--kinds", nargs="+", choices=KIND_NAMES, default=list(KIND_NAMES), help="default: all three")
     parser.add_argument(
         "--iterations",
-        type=int,
+        type=whole_number(),
         nargs="+",
         metavar="N",
         help="of all finetunings, or of each (default: of the first the recipe's, of those that start from the one "
         "before a sixth of that)",
     )
-    parser.add_argument("--pretraining-iterations", type=int, default=2000, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--pretraining-iterations", type=whole_number(), default=2000, metavar="N", help="default: %(default)s"
+    )
     parser.add_argument(
         "--folds",
-        type=int,
+        type=whole_number(),
         default=5,
         metavar="N",
         help="by wells, if known (default: %(default)s)",
     )
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--fold", type=int, default=0, metavar="K", help="left out, and scored (default: %(default)s)")
+    which.add_argument(
+        "--fold", type=whole_number(), default=0, metavar="K", help="left out, and scored (default: %(default)s)"
+    )
     which.add_argument("--all-images", action="store_true", help="train on all images")
     parser.add_argument("--score", type=Path, metavar="DIR", help="another folder of annotated images to score")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU, or the CPU)")

@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from kernel.commands.common import (
     add_ensemble_arguments,
-    flag,
     folds_file,
-    is_given,
     list_fold,
     load_options_ensemble,
-    require_beside,
 )
+from kernel.commands.options import is_given, number, whole_number
 from kernel.commands.scoring import add_out_of_fold, describe_unseen, list_jobs, tell_seen
 from kernel.commands.tune_stages import add_stage_arguments, run_stages
 from kernel.commands.tuning_results import add_result_arguments, evidence_folder, leave_results
@@ -53,13 +51,13 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument(
         "--trials",
-        type=int,
+        type=whole_number(),
         metavar="N",
         help="optuna's trials for each choice, of which there is one more than folds (default: 200)",
     )
-    parser.add_argument("--seed", type=int, metavar="S", help="of everything that is drawn (default: 0)")
+    parser.add_argument("--seed", type=whole_number(), metavar="S", help="of everything that is drawn (default: 0)")
     parser.add_argument(
-        "--level", type=float, metavar="P", help="the chance to report a gain where there is none (default: 0.05)"
+        "--level", type=number(), metavar="P", help="the chance to report a gain where there is none (default: 0.05)"
     )
     add_result_arguments(
         parser,
@@ -68,6 +66,9 @@ def add_parser(commands: Any) -> None:
     )
     add_stage_arguments(parser)
     add_out_of_fold(parser)
+    parser.needs(["stage_grid", "try_members"], ["stages"])
+    parser.excludes(["grid"], ["stages"], ", for which there is --stage-grid")
+    parser.excludes(["search", "trials"], ["stages"], ", for they are of the post-processing's thresholds")
     parser.set_defaults(run=run_tune)
 
 
@@ -76,10 +77,9 @@ def run_tune(options: argparse.Namespace) -> None:
     use_vendored_packages()
     from kernel.tuning.plan import folds_of
 
-    require_beside(options, ["stage_grid", "try_members"], ["stages"])
-    if options.stages:
-        refuse_with_stages(options)
-    elif options.out_of_fold:
+    if options.stages and options.predictions is not None:
+        raise InputError("--stages needs the network again and again: give --weights-dir, and not --predictions")
+    if options.out_of_fold and not options.stages:
         raise InputError(
             "--out-of-fold is for --stages; for the post-processing's thresholds store such predictions by "
             "`validate --out-of-fold --predictions FOLDER`, and give that folder by --predictions"
@@ -131,20 +131,6 @@ def run_thresholds(options: argparse.Namespace, images: Sequence[AnnotatedImage]
         write_evidence(folder, threshold_evidence(list(tunings.values()), plan), difference)
 
     leave_results(options, text, difference, out, write_files)
-
-
-def refuse_with_stages(options: argparse.Namespace) -> None:
-    """Look for options that mean nothing beside --stages.
-
-    Raises:
-        InputError: there is one.
-    """
-    if options.predictions is not None:
-        raise InputError("--stages needs the network again and again: give --weights-dir, and not --predictions")
-    for name in ("grid", "search", "trials"):
-        if is_given(options, name):
-            instead = ": use --stage-grid" if name == "grid" else ""
-            raise InputError(f"{flag(name)} is for the post-processing's thresholds, not for --stages{instead}")
 
 
 def read_plan(options: argparse.Namespace) -> TuningPlan:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from kernel.commands.common import add_ensemble_arguments, check_device, list_fold, require_beside
+from kernel.commands.common import add_ensemble_arguments, check_device, list_fold
 from kernel.commands.scoring import (
     add_out_of_fold,
     list_jobs,
@@ -17,7 +17,6 @@ from kernel.commands.scoring import (
     score_jobs,
     tell_seen,
 )
-from kernel.errors import InputError
 from kernel.folders import remove_folder
 from kernel.vendored import use_vendored_packages
 
@@ -56,6 +55,8 @@ def add_parser(commands: Any) -> None:
         metavar="FOLDER",
         help="store the predictions there, a file per image, and use those that are there",
     )
+    parser.needs(["folds_csv"], ["fold", "out_of_fold"])
+    parser.needs(["tuning"], ["out"])
     parser.set_defaults(run=run_validate)
 
 
@@ -67,9 +68,6 @@ def run_validate(options: argparse.Namespace) -> None:
 
     if options.out is not None:
         refuse_to_replace_report(options.out)
-    elif options.tuning is not None:
-        raise InputError("--tuning is for the report of --out, which is not given")
-    require_beside(options, ["folds_csv"], ["fold", "out_of_fold"])
     surfaces = read_surfaces(options.tuning) if options.tuning is not None else []
     devices = check_devices(options.device)
     jobs = list_jobs(options, list_fold(options))

@@ -27,8 +27,9 @@ import pytest
 
 import bundle.repack
 from bundle.fetch import FetchError, cache_dir, fetch
-from bundle.kaggle import DEFAULT_DATASET_ID, dataset_metadata
+from bundle.kaggle import dataset_metadata
 from bundle.lock import load_lock, update_lock
+from bundle.names import DEFAULT_DATASET_ID
 from bundle.repack import BUNDLE_DIR, write_wheel
 from bundle.vendor import build_wheels, main
 from kernel.errors import InputError
