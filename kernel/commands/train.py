@@ -13,8 +13,10 @@ from kernel.commands.options import flag, number, whole_number
 from kernel.data.annotated import list_annotated
 from kernel.data.pictures import PictureIndex, picture_of
 from kernel.data.splits import other_folds
+from kernel.data.toml_files import read_toml
 from kernel.errors import InputError
-from kernel.manifest.types import ENCODER_NAMES, KIND_NAMES
+from kernel.log import LOG
+from kernel.manifest.types import ENCODER_NAMES, KIND_NAMES, TIMM_PREFIX
 from kernel.settings import CELL_TYPES, CLS_USE
 from kernel.vendored import use_vendored_packages
 
@@ -91,7 +93,12 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="the weights to write, ending in .safetensors")
     parser.add_argument(
-        "--init", type=Path, help="weights to start from (a detector's or an encoder's): what fits is taken"
+        "--init",
+        type=Path,
+        metavar="FILE",
+        help="weights to start from (a detector's or an encoder's): what fits is taken; or the name that mmdet gives "
+        "them, mask_rcnn_r50_fpn_1x_coco say, of a file in torch's cache. What neither the recipe nor an option says "
+        "of kind and encoder is as in the file",
     )
     parser.add_argument(
         "--keep-classes", action="store_true", help="of --init, also take the layers that tell classes apart"
@@ -99,7 +106,11 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--resume", action="store_true", help="go on from the state beside --out, if there is one")
     parser.add_argument("--replace", action="store_true", help="overwrite an earlier result at --out")
     parser.add_argument("--kind", choices=KIND_NAMES, help="instead of the recipe's")
-    parser.add_argument("--encoder", choices=ENCODER_NAMES, help="instead of the recipe's")
+    parser.add_argument(
+        "--encoder",
+        metavar="NAME",
+        help=f"instead of the recipe's: {', '.join(ENCODER_NAMES)}, or {TIMM_PREFIX}NAME for a network of timm",
+    )
     for name, value_type in OVERRIDES.items():
         parser.add_argument(flag(name), type=value_type, help="instead of the recipe's")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU, or the CPU)")
@@ -169,12 +180,20 @@ def choose_recipe(options: argparse.Namespace) -> tuple[Recipe, Sequence[str]]:
     Raises:
         InputError: as `read_recipe`, `find_member` and `member_recipe`; or options that contradict each other.
     """
+    from kernel.models.checkpoints import recognise_checkpoint
+    from kernel.training.initialise import find_weights_to_start_from
     from kernel.training.member_recipe import FINETUNE_RECIPE, find_member, member_recipe
     from kernel.training.recipe import read_recipe
 
     overrides = {key: getattr(options, key) for key in ("kind", "encoder", *OVERRIDES)}
     path = options.recipe or FINETUNE_RECIPE
     if options.member is None:
+        stated = read_toml(path, "recipe").get("detector", {})
+        open_keys = [key for key in ("kind", "encoder") if overrides[key] is None and key not in stated]
+        if options.init is not None and open_keys:
+            given = recognise_checkpoint(find_weights_to_start_from(options.init))
+            overrides |= {key: getattr(given, key) for key in open_keys}
+            LOG.info("as in %s: %s", options.init, ", ".join(f"{key} {overrides[key]}" for key in open_keys))
         return read_recipe(path, overrides), options.use_for or CELL_TYPES
     member = find_member(options.manifest or DEFAULT_MANIFEST, options.member)
     return member_recipe(member, path, overrides), options.use_for or member.use_for
@@ -187,6 +206,7 @@ def make_run(options: argparse.Namespace, recipe: Recipe) -> TrainingRun:
         InputError: as `list_annotated`, `other_folds`, `read_extra_images`, `read_entries` and `check_device`.
     """
     from kernel.training.extra import read_extra_images
+    from kernel.training.initialise import find_weights_to_start_from
     from kernel.training.run import TrainingRun
     from kernel.training.samples import leave_out_pictures, read_entries
 
@@ -213,7 +233,7 @@ def make_run(options: argparse.Namespace, recipe: Recipe) -> TrainingRun:
         settings=settings,
         images=leave_out_pictures(read_entries(entries), held_out, options.data),
         out=options.out,
-        init=options.init,
+        init=None if options.init is None else find_weights_to_start_from(options.init),
         keep_classes=options.keep_classes,
         device=check_device(options.device),
         half=options.half,

@@ -14,6 +14,7 @@ from kernel.data.pictures import Picture, picture_of
 from kernel.errors import InputError
 from kernel.files import file_sha256
 from kernel.log import LOG
+from kernel.manifest.types import TIMM_PREFIX
 from kernel.models.configs import DetectorSpec
 from kernel.text import first_names
 from kernel.training.evaluation import check_evaluation
@@ -74,7 +75,8 @@ class TrainingRun:
 
     def record(self, step: int) -> MemberRecord:
         """The history of its weights after a step."""
-        return MemberRecord(self.fingerprint, step, self.settings.iterations, self.learned)
+        told = (self.spec.encoder, self.spec.stem_stride) if self.spec.encoder.startswith(TIMM_PREFIX) else ()
+        return MemberRecord(self.fingerprint, step, self.settings.iterations, self.learned, *told)
 
     @property
     def is_complete(self) -> bool:
