@@ -112,9 +112,14 @@ def open_stack(path: Path, choice: PlaneChoice) -> Stack:
         return open_zarr(path)
     if path.suffix.lower() in BIOIO_READERS:
         return open_by_bioio(path, BIOIO_READERS[path.suffix.lower()])
-    if is_installed("tifffile") and is_tiff(path):
+    if not is_tiff(path):
+        return plain_image(path)
+    if is_installed("tifffile"):
         return open_tiff(path, choice)
-    return plain_image(path)
+    hint = "axes and pixel sizes of TIFF files are not read, for tifffile is not installed (pip install tifffile)"
+    if choice != PlaneChoice():
+        raise InputError(f"{path}: {hint}")
+    return plain_image(path, told=hint)
 
 
 def plain_image(path: Path, pixel: PixelSize | None = None, told: str = "") -> Stack:
