@@ -1,16 +1,19 @@
-"""`predict`: masks of a folder of images, for other programs to open."""
+"""`predict`: masks of images, for other programs to open."""
 
 from __future__ import annotations
 
 import argparse
+import logging
+import math
 from pathlib import Path
 from typing import Any
 
-from kernel.commands.common import add_member_arguments, check_device, find_ensemble
+from kernel.commands.common import add_member_arguments, check_device, find_ensemble, flag
 from kernel.commands.resuming import resumed_folder
 from kernel.errors import InputError, RunError
 from kernel.folders import refuse_to_replace
-from kernel.images.reading import list_images
+from kernel.images.planes import choice_of_texts
+from kernel.log import LOG
 from kernel.manifest.reader import read_manifest
 from kernel.manifest.types import manifest_to_json
 from kernel.vendored import use_vendored_packages
@@ -20,11 +23,17 @@ def add_parser(commands: Any) -> None:
     """Add the command to the command line's `commands`."""
     parser = commands.add_parser(
         "predict",
-        help="write the masks of a folder of images: label images, outlines, a table, pictures",
-        description="Write the masks of a folder of images: label images, outlines, a table, pictures. Where it is "
+        help="write the masks of images: label images, outlines, a table, pictures",
+        description="Write the masks of images: label images, outlines, a table, pictures. Where it is "
         "stopped, the same command goes on from there.",
     )
-    parser.add_argument("images", type=Path, help="folder of PNG, TIFF or JPEG images")
+    parser.add_argument(
+        "images",
+        nargs="+",
+        help="images, folders of images, or patterns in quotes, as 'plate*/*.tif': PNG, JPEG, TIFF, OME-Zarr, and ND2, "
+        "CZI, LIF by bioio",
+    )
+    parser.add_argument("--recursive", action="store_true", help="look into sub-folders, which --out then has as well")
     parser.add_argument("--out", type=Path, required=True, help="the folder to write; an earlier one is replaced")
     parser.add_argument(
         "--export",
@@ -33,30 +42,73 @@ def add_parser(commands: Any) -> None:
         help="what to write, with commas between: labels, geojson, pictures, rois (ImageJ), seg-npy (Cellpose), "
         "ome-tiff, ome-zarr, tables, coco, submission (default: %(default)s)",
     )
+    scale = parser.add_argument_group("scale", "Members know cells of a certain size in pixels; files tell theirs.")
+    scale.add_argument(
+        "--pixel-size", type=float, metavar="UM", help="side of a pixel in micrometres (default: as the file tells)"
+    )
+    scale.add_argument(
+        "--zoom",
+        type=float,
+        help="stretch images by this factor for the members (default: by the pixel size; without one, not at all)",
+    )
+    planes = parser.add_argument_group("images of many dimensions", "Indices are counted from 0.")
+    planes.add_argument("--channel", metavar="INDEX", help="or its name, where the file tells it (default: 0)")
+    planes.add_argument("--z", metavar="INDEX", help="or max, the largest value of each pixel, or middle (default)")
+    planes.add_argument("--frame", metavar="INDEX", help="or all, for a result each (default: 0)")
+    cells = parser.add_argument_group("cells")
+    cells.add_argument("--exclude-edges", action="store_true", help="leave out cells that the image's edge cuts")
+    cells.add_argument(
+        "--min-area", type=int, default=0, metavar="PIXELS", help="leave out cells of fewer pixels of the image"
+    )
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("-q", "--quiet", action="store_true", help="tell only what is wrong")
+    shown.add_argument("-v", "--verbose", action="store_true", help="tell more, and a line for each image")
     add_member_arguments(parser)
     parser.set_defaults(run=run_predict)
 
 
 def run_predict(options: argparse.Namespace) -> None:
-    """Segment the images of a folder."""
+    """Segment images."""
+    LOG.setLevel(logging.WARNING if options.quiet else logging.DEBUG if options.verbose else logging.INFO)
     use_vendored_packages()
-    from kernel.export.folder import predict_folder
+    from kernel.export.folder import Wanted, predict_images
+    from kernel.export.inputs import is_inside, list_inputs
     from kernel.export.kinds import IMAGES_TABLE, RESULT_NAMES, chosen_exports
+    from kernel.export.progress import shown_progress
+    from kernel.scale import ScaledEnsemble, member_pixel_um
 
     exports = chosen_exports(options.export)
-    images = list_images(options.images)
-    if options.images.resolve().is_relative_to(options.out.resolve()):
-        raise InputError(f"--out {options.out} holds the images themselves, and is replaced as a whole: name another")
-    earlier = "cells.csv" if (options.out / "cells.csv").is_file() else IMAGES_TABLE
-    refuse_to_replace(options.out, RESULT_NAMES, marker=earlier)
+    check_numbers(options)
+    choice = choice_of_texts(options.channel, options.z, options.frame)
+    out = options.out
+    wanted = Wanted(exports, choice, options.pixel_size, options.zoom, options.exclude_edges, options.min_area)
+    images = list_inputs(options.images, choice, options.recursive, [out] if (out / IMAGES_TABLE).is_file() else [])
+    if any(is_inside(image.path, [out.resolve()]) for image in images):
+        raise InputError(f"--out {out} holds the images themselves, and is replaced as a whole: name another")
+    earlier = "cells.csv" if (out / "cells.csv").is_file() else IMAGES_TABLE
+    refuse_to_replace(out, RESULT_NAMES, marker=earlier)
     files = find_ensemble(read_manifest(options.manifest), options.weights_dir, options.dtype)
-    ensemble = files.load(check_device(options.device))
-    made_of = [manifest_to_json(files.manifest), options.dtype, *exports]
-    with resumed_folder(options.out, made_of, images) as (folder, finished):
-        failed = predict_folder(ensemble, images, folder, exports, finished.get, finished.add)
-    print(f"{len(images) - len(failed)} images: {', '.join(exports)} in {options.out}")
+    ensemble = ScaledEnsemble(files.load(check_device(options.device)), member_pixel_um(files.paths))
+    made_of = [manifest_to_json(files.manifest), options.dtype, repr(wanted)]
+    with (
+        resumed_folder(out, made_of, images) as (folder, finished),
+        shown_progress(len(images), quiet=options.quiet, verbose=options.verbose) as progress,
+    ):
+        failed = predict_images(ensemble, images, folder, wanted, progress, finished.get, finished.add)
+    if not options.quiet:
+        print(f"{len(images) - len(failed)} images: {', '.join(exports)} in {out}")
     broken = [name for name, failure in failed.items() if not failure.wrong_input]
     if broken:
         raise RunError(f"{len(failed)} image(s) are not there, {', '.join(broken)} for no fault of theirs: see above")
     if failed:
         raise InputError(f"{len(failed)} image(s) could not be read and are not there: {', '.join(failed)}")
+
+
+def check_numbers(options: argparse.Namespace) -> None:
+    """Raise InputError for numbers that mean nothing."""
+    for name in ("pixel_size", "zoom"):
+        value = getattr(options, name)
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise InputError(f"{flag(name)} {value:g}: it must be above 0")
+    if options.min_area < 0:
+        raise InputError(f"--min-area {options.min_area}: it must be 0 or more")

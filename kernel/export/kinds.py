@@ -12,6 +12,7 @@ import numpy as np
 
 from kernel.errors import InputError
 from kernel.export.formats import outlines_of, write_labels
+from kernel.images.pixel_size import PixelSize
 from kernel.masks.instances import CellMasks
 from kernel.postprocess.pictures import draw_picture
 
@@ -22,13 +23,17 @@ class FoundCells:
 
     Attributes:
         path: of the image's file.
+        name: the image's own in this run.
         image_bgr: (H, W, 3) uint8.
         masks: of its cells.
+        pixel: the size of its pixels, where it is known.
     """
 
     path: Path
+    name: str
     image_bgr: np.ndarray
     masks: CellMasks
+    pixel: PixelSize | None = None
 
 
 @dataclass(frozen=True)
@@ -45,11 +50,11 @@ class ImageExport:
 
 
 def write_outlines(found: FoundCells, path: Path) -> None:
-    path.write_text(json.dumps(outlines_of(found.masks)) + "\n", encoding="utf-8", newline="\n")
+    path.write_text(json.dumps(outlines_of(found.masks, found.pixel)) + "\n", encoding="utf-8", newline="\n")
 
 
 def write_picture(found: FoundCells, path: Path) -> None:
-    cells, name = found.masks, found.path.stem
+    cells, name = found.masks, found.name
     caption = f"{name}: {len(cells)} cells" + (f", {cells.cell_type}" if cells.cell_type else "")
     draw_picture(path, found.image_bgr, cells.rles(), caption)
 
@@ -69,13 +74,13 @@ def write_image_seg(found: FoundCells, path: Path) -> None:
 def write_image_ome_tiff(found: FoundCells, path: Path) -> None:
     from kernel.export.label_images import write_ome_tiff
 
-    write_ome_tiff(found.masks, path)
+    write_ome_tiff(found.masks, path, found.pixel)
 
 
 def write_image_ome_zarr(found: FoundCells, path: Path) -> None:
     from kernel.export.label_images import write_ome_zarr
 
-    write_ome_zarr(found.image_bgr, found.masks, path)
+    write_ome_zarr(found.image_bgr, found.masks, path, found.pixel)
 
 
 #: By the name that asks for it. Packages that only some need are imported when they are asked for.

@@ -67,7 +67,7 @@ class FolderContent:
             LOG.warning("%s: %s passed over: %s", folder, entries, self._describe_passed_over())
 
 
-def search_images(folder: Path, *, below: bool = False) -> FolderContent:
+def search_images(folder: Path, *, below: bool = False, more: Collection[str] = ()) -> FolderContent:
     """The images in a folder, and all else that it holds.
 
     Links to files are taken, links to folders are not followed, so that no circle of links is walked in. Nothing is
@@ -76,6 +76,7 @@ def search_images(folder: Path, *, below: bool = False) -> FolderContent:
     Args:
         folder: where to look.
         below: in its sub-folders, too, at any depth.
+        more: endings that count besides, in lower case; a folder that ends so is an image as a whole.
 
     Raises:
         InputError: the folder itself cannot be read.
@@ -99,7 +100,9 @@ def search_images(folder: Path, *, below: bool = False) -> FolderContent:
         folders.clear()
         for name in seen:
             path = Path(parent, name)
-            if not below:
+            if path.suffix.lower() in more and is_text(name):
+                images.append(path)
+            elif not below:
                 pass_over(_SUB_FOLDER, path, "/")
             elif path.is_symlink():
                 pass_over(_FOLDER_LINK, path, "/")
@@ -111,7 +114,7 @@ def search_images(folder: Path, *, below: bool = False) -> FolderContent:
                 hidden += 1
             elif not os.path.isfile(path):  # noqa: PTH113 (Path's own raises where a link leads to a closed folder)
                 pass_over(_BROKEN_LINK if path.is_symlink() else _NO_FILE, path)
-            elif path.suffix.lower() not in IMAGE_SUFFIXES:
+            elif path.suffix.lower() not in (*IMAGE_SUFFIXES, *more):
                 pass_over(_OTHER_FORMAT, path)
             elif not is_text(name):
                 pass_over(_NO_TEXT, path)
