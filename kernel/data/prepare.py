@@ -6,10 +6,7 @@ report = prepare(source, Path("prepared"), split="group", folds=5, workers=4)
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -32,9 +29,10 @@ from kernel.data.prepared import PREPARED_NAME, PreparedDataset, write_prepared
 from kernel.data.sources import Source, SourceImage
 from kernel.data.splits import FOLDS_NAME, SampledImage, Split, make_split, write_folds
 from kernel.errors import InputError, RunError
+from kernel.processes import map_in_processes
 
-#: Images handed to a worker at a time.
-_CHUNK = 4
+#: Images that are worth the start of a process.
+_IMAGES_EACH = 4
 #: Windows waits for no more processes than these.
 _MOST_WORKERS = 61
 
@@ -135,18 +133,16 @@ def prepare_images(images: Sequence[SourceImage], workers: int) -> Iterator[Prep
 
     Raises:
         InputError: fewer than one worker.
-        RunError: a worker process died.
+        RunError: a worker process died or hangs.
     """
     if workers < 1:
         raise InputError(f"{workers} workers: at least 1 is needed")
-    workers = min(workers, _MOST_WORKERS, -(-len(images) // _CHUNK))
-    progress = {"total": len(images), "unit": "image", "desc": "preparing", "mininterval": 1}
-    if workers <= 1:
-        yield from tqdm(map(prepare_image, images), **progress)
-        return
-    # Spawned: a forked child may inherit locks that OpenCV's or torch's threads hold.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        try:
-            yield from tqdm(pool.map(prepare_image, images, chunksize=_CHUNK), **progress)
-        except BrokenProcessPool as error:
-            raise RunError("a worker process died, of too little memory most likely: try fewer workers") from error
+    workers = min(workers, _MOST_WORKERS, -(-len(images) // _IMAGES_EACH))
+    results = map(prepare_image, images)
+    if workers > 1:
+        results = map_in_processes(prepare_image, images, [_as_it_is] * workers, "try fewer workers (--workers 1)")
+    yield from tqdm(results, total=len(images), unit="image", desc="preparing", mininterval=1)
+
+
+def _as_it_is() -> None:
+    """A worker needs nothing before its first image."""
