@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     limit_threads()
     try:
-        options.run(options)
+        options.run(options.rules.checked(options))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

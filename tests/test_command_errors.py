@@ -63,7 +63,7 @@ def test_images_are_never_replaced_by_their_own_masks(
     cv2.imwrite(str(images / "a.png"), np.zeros((40, 40), np.uint8))
     for out in (tmp_path / "mine", images):
         assert main(["predict", str(images), "--out", str(out), *ENSEMBLE]) == 2
-        assert "holds the images themselves" in capsys.readouterr().err
+        assert "is read, and would be lost: this command writes" in capsys.readouterr().err
     (tmp_path / "other" / "pictures").mkdir(parents=True)
     assert main(["predict", str(images), "--out", str(tmp_path / "other"), *ENSEMBLE]) == 2
     assert "holds other files (pictures)" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from kernel.commands.rules import CommandRules
 from kernel.errors import InputError
 from kernel.files import written_file
 
@@ -25,7 +26,7 @@ def add_parser(commands: Any) -> None:
         choices=(1, 2),
         help="the stride of the first convolution, to be noted in the file (default: as its configuration has it)",
     )
-    parser.set_defaults(run=run_convert)
+    parser.set_defaults(run=run_convert, rules=CommandRules(reads=["file"], writes=lambda options: [options.out]))
 
 
 def run_convert(options: argparse.Namespace) -> None:
@@ -36,7 +37,7 @@ def run_convert(options: argparse.Namespace) -> None:
 
     if options.out.suffix != ".safetensors":
         raise InputError(f"{options.out}: what is written is a safetensors file: give it a name ending in .safetensors")
-    if options.out.exists():
+    if options.out.exists() or options.out.is_symlink():
         raise InputError(f"{options.out} is there already and stays: give another name, or take it away first")
     checkpoint, left_behind = read_foreign(options.file, options.take)
     stem_stride = options.stem_stride or checkpoint.stem_stride

@@ -6,14 +6,21 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from kernel.commands.common import add_member_arguments, check_device, find_ensemble
+from kernel.commands.common import ENSEMBLE_DEFAULTS, add_member_arguments, add_replace, check_device, find_ensemble
+from kernel.commands.results import refuse_to_replace_result
 from kernel.commands.resuming import resumed_folder
+from kernel.commands.rules import CommandRules
 from kernel.errors import InputError, RunError
-from kernel.folders import refuse_to_replace
 from kernel.images.reading import list_images
 from kernel.manifest.reader import read_manifest
 from kernel.manifest.types import manifest_to_json
 from kernel.vendored import use_vendored_packages
+
+RULES = CommandRules(
+    defaults=ENSEMBLE_DEFAULTS,
+    reads=("images", "manifest", "weights_dir"),
+    writes=lambda options: [options.out],
+)
 
 
 def add_parser(commands: Any) -> None:
@@ -26,6 +33,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("images", type=Path, help="folder of PNG, TIFF or JPEG images")
     parser.add_argument("--out", type=Path, required=True, help="the folder to write; an earlier one is replaced")
+    add_replace(parser, "replace what --out holds of another command, or of other images")
     parser.add_argument(
         "--export",
         default="labels,geojson,pictures,tables",
@@ -34,21 +42,18 @@ def add_parser(commands: Any) -> None:
         "ome-tiff, ome-zarr, tables, coco, submission (default: %(default)s)",
     )
     add_member_arguments(parser)
-    parser.set_defaults(run=run_predict)
+    parser.set_defaults(run=run_predict, rules=RULES)
 
 
 def run_predict(options: argparse.Namespace) -> None:
     """Segment the images of a folder."""
     use_vendored_packages()
     from kernel.export.folder import predict_folder
-    from kernel.export.kinds import IMAGES_TABLE, RESULT_NAMES, chosen_exports
+    from kernel.export.kinds import chosen_exports
 
     exports = chosen_exports(options.export)
     images = list_images(options.images)
-    if options.images.resolve().is_relative_to(options.out.resolve()):
-        raise InputError(f"--out {options.out} holds the images themselves, and is replaced as a whole: name another")
-    earlier = "cells.csv" if (options.out / "cells.csv").is_file() else IMAGES_TABLE
-    refuse_to_replace(options.out, RESULT_NAMES, marker=earlier)
+    refuse_to_replace_result(options.out, "predict", {path.stem for path in images}, replace=options.replace)
     files = find_ensemble(read_manifest(options.manifest), options.weights_dir, options.dtype)
     ensemble = files.load(check_device(options.device))
     made_of = [manifest_to_json(files.manifest), options.dtype, *exports]

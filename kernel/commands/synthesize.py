@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from kernel.commands.rules import CommandRules
 from kernel.data.synthetic.generate import write_dataset
 from kernel.errors import InputError
 from kernel.settings import CELL_TYPES
@@ -17,7 +18,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("out", type=Path, help="the folder: train.csv and train/<id>.png")
     parser.add_argument("--images", type=int, default=10, help="images per cell type (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="other seeds share no image (default: %(default)s)")
-    parser.set_defaults(run=run_synthesize)
+    parser.set_defaults(run=run_synthesize, rules=CommandRules())
 
 
 def run_synthesize(options: argparse.Namespace) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kernel.commands.common import add_data_arguments, check_device, flag, folds_file, require_beside
-from kernel.data.annotated import list_annotated
+from kernel.commands.common import add_data_arguments, check_device, folds_file
+from kernel.commands.rules import CommandRules, Idle, Needs, flag
+from kernel.data.annotated import groups_of, list_annotated, list_around_fold
 from kernel.data.pictures import PictureIndex, picture_of
-from kernel.data.splits import other_folds
 from kernel.errors import InputError
 from kernel.manifest.types import ENCODER_NAMES, KIND_NAMES
 from kernel.settings import CELL_TYPES, CLS_USE
@@ -68,14 +68,30 @@ OVERRIDES = {
 }
 
 
-#: Options that do nothing without another one.
-NEEDED_OPTIONS = (
-    (["folds_csv"], ["fold"]),
-    (["evaluate_every"], ["fold"]),
-    (["keep_classes"], ["init"]),
-    (["extra_images"], ["extra"]),
-    (["extra_share"], ["extra"]),
-    (["extra_until"], ["extra"]),
+def training_files(options: argparse.Namespace) -> Iterable[Path]:
+    """The weights, and what lies beside them."""
+    from kernel.training.run import files_of_run  # torch takes seconds, which `--help` need not
+
+    return files_of_run(options.out)
+
+
+RULES = CommandRules(
+    effects=(
+        Needs(["folds_csv"], ["fold"]),
+        Needs(["evaluate_every"], ["fold"]),
+        Needs(["keep_classes"], ["init"]),
+        Needs(["extra_images"], ["extra"]),
+        Needs(["extra_share"], ["extra"]),
+        Needs(["extra_until"], ["extra"]),
+        Needs(["manifest"], ["member"], " (to enlist the result: --add-to)"),
+        Idle(
+            ["kind", "encoder"],
+            lambda options: options.member,
+            "is for a training without --member: --member says kind and encoder",
+        ),
+    ),
+    reads=("data", "folds_csv", "recipe", "manifest", "extra", "init", "add_to"),
+    writes=training_files,
 )
 
 
@@ -121,7 +137,7 @@ def add_parser(commands: Any) -> None:
         choices=(*CELL_TYPES, CLS_USE),
         help="what the manifest says it is used for (default: as --member, or all cell types)",
     )
-    parser.set_defaults(run=run_train)
+    parser.set_defaults(run=run_train, rules=RULES)
 
 
 def run_train(options: argparse.Namespace) -> None:
@@ -177,13 +193,10 @@ def choose_recipe(options: argparse.Namespace) -> tuple[Recipe, Sequence[str]]:
     from kernel.training.member_recipe import FINETUNE_RECIPE, find_member, member_recipe
     from kernel.training.recipe import read_recipe
 
-    require_beside(options, ["manifest"], ["member"], " (to enlist the result: --add-to)")
     overrides = {key: getattr(options, key) for key in ("kind", "encoder", *OVERRIDES)}
     path = options.recipe or FINETUNE_RECIPE
     if options.member is None:
         return read_recipe(path, overrides), options.use_for or CELL_TYPES
-    if options.kind or options.encoder:
-        raise InputError("--member says kind and encoder: give it without --kind and --encoder")
     member = find_member(options.manifest or DEFAULT_MANIFEST, options.member)
     return member_recipe(member, path, overrides), options.use_for or member.use_for
 
@@ -192,20 +205,17 @@ def make_run(options: argparse.Namespace, recipe: Recipe) -> TrainingRun:
     """The training run: its images, read, and where it starts and writes.
 
     Raises:
-        InputError: as `list_annotated`, `other_folds`, `read_extra_images`, `read_entries` and `check_device`.
+        InputError: as `list_annotated`, `list_around_fold`, `read_extra_images`, `read_entries` and `check_device`.
     """
     from kernel.training.extra import read_extra_images
     from kernel.training.run import TrainingRun
     from kernel.training.samples import leave_out_pictures, read_entries
 
-    for names, needed in NEEDED_OPTIONS:
-        require_beside(options, names, needed)
     folds_csv = folds_file(options)
-    training, validation = None, []
-    if options.fold is not None:
-        training = other_folds(folds_csv, options.fold)
-        validation = list_annotated(options.data, [options.fold], folds_csv)
-    entries = list_annotated(options.data, training, folds_csv, warns=False)
+    if options.fold is None:
+        entries, validation = list_annotated(options.data), []
+    else:
+        entries, validation = list_around_fold(options.data, options.fold, folds_csv)
     held_out = PictureIndex(picture_of(entry.image_id, entry.read()) for entry in validation)
     settings, extra = recipe.training, []
     if options.extra and entries:
@@ -216,6 +226,7 @@ def make_run(options: argparse.Namespace, recipe: Recipe) -> TrainingRun:
             entries[0].class_names,
             recipe.detector.num_classes,
             {entry.image_id for entry in validation},
+            groups_of(validation),
         )
         extra = leave_out_pictures(extra, held_out, "--extra")
     return TrainingRun(

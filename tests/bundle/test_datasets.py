@@ -113,6 +113,18 @@ def test_a_folder_of_somebody_else_is_never_replaced(tmp_path: Path) -> None:
         write_weights_datasets(DEMO, found(tmp_path / "files"), tmp_path / "dist")
 
 
+def test_weights_that_no_build_has_put_there_are_not_lost(tmp_path: Path) -> None:
+    weights = found(tmp_path / "files")
+    (folder,) = write_weights_datasets(DEMO, weights[:1], tmp_path / "dist").values()
+    (folder / "fold1.safetensors").write_bytes(b"mine")
+    with pytest.raises(InputError, match=r"holds other files \(fold1\.safetensors\)"):
+        write_weights_datasets(DEMO, weights, tmp_path / "dist")
+    (folder / "fold1.safetensors").unlink()
+    write_weights_datasets(DEMO, weights, tmp_path / "dist")
+    write_weights_datasets(DEMO, weights[:1], tmp_path / "dist")  # an earlier build's may go
+    assert not (folder / weights[1].path.name).exists()
+
+
 def test_a_file_in_a_folder_is_told(tmp_path: Path) -> None:
     manifest = replace(DEMO, members=(replace(DEMO.members[0], file="fold0/maskrcnn.safetensors"),))
     with pytest.raises(InputError, match=r"Kaggle's client skips folders: .*name it maskrcnn.safetensors"):

@@ -16,13 +16,13 @@ from safetensors.torch import save_file
 from same_predictions import assert_same
 from tiny_detectors import tiny_detector
 
+from kernel import processes
 from kernel.data.annotated import list_annotated
 from kernel.data.synthetic.generate import write_dataset
 from kernel.ensemble.tiles import needs_tiles
 from kernel.errors import InputError, RunError
 from kernel.files import file_sha256
 from kernel.manifest.types import KernelIdentity, Manifest, MemberEntry
-from kernel import processes
 from kernel.scoring import predicting
 from kernel.scoring.predicting import (
     EnsembleFiles,
