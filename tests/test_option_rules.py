@@ -85,7 +85,10 @@ def test_every_command_says_of_each_path_whether_it_is_read(name: str) -> None:
         ("tune E --try-members a", "belong to --stages"),
         ("tune --manifest m.json --predictions p --data d --device cpu", "--device is for the networks"),
         ("tune --manifest m.json --predictions p --data d --dtype float32", "--dtype is for the networks"),
-        ("tune --manifest m.json --predictions p --data d --stages", "--predictions has nothing for --stages"),
+        (
+            "tune --manifest m.json --predictions p --data d --stages",
+            "--predictions is of no use: --stages needs the network",
+        ),
     ],
 )
 def test_options_without_effect_are_refused(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kernel.commands.rules import CommandRules
+from kernel.data.learned import read_member_record
 from kernel.errors import InputError
 from kernel.files import written_file
 
@@ -42,6 +43,8 @@ def run_convert(options: argparse.Namespace) -> None:
     checkpoint, left_behind = read_foreign(options.file, options.take)
     stem_stride = options.stem_stride or checkpoint.stem_stride
     metadata = {"format": "pt"} | ({} if stem_stride is None else {"stem_stride": str(stem_stride)})
+    record = read_member_record(options.file)  # what it has learned from is true of the same tensors elsewhere
+    metadata |= {} if record is None else record.metadata()
     with written_file(options.out) as temporary:
         # Clones, for safetensors refuses tensors that share their numbers.
         state = {key: value.detach().clone().contiguous() for key, value in checkpoint.state.items()}

@@ -50,7 +50,7 @@ RULES = CommandRules(
         Idle(
             ["predictions"],
             has_stages,
-            "has nothing for --stages, which needs the network again and again: give --weights-dir instead",
+            "is of no use: --stages needs the network again and again: give --weights-dir in its place",
         ),
         Idle(
             ["grid"],
@@ -66,7 +66,7 @@ RULES = CommandRules(
         ),
         Idle(
             ["trials"],
-            lambda options: options.search != "optuna",
+            lambda options: options.search != "optuna" and options.trials > 0,  # a wrong number is told as such
             "is for --search optuna: a grid tries each of its points",
         ),
         Idle(
