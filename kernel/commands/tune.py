@@ -22,10 +22,11 @@ from kernel.commands.scoring import add_out_of_fold, describe_unseen, list_jobs,
 from kernel.commands.tune_stages import add_stage_arguments, run_stages
 from kernel.commands.tuning_results import REPLACE_NEEDS, add_result_arguments, evidence_folder, leave_results
 from kernel.data.annotated import AnnotatedImage
-from kernel.data.splits import FOLDS_NAME, belongs_to, read_folds
+from kernel.data.splits import FOLDS_NAME, belongs_to, read_folds, torn_groups
 from kernel.errors import InputError
 from kernel.log import LOG
 from kernel.manifest.reader import read_manifest
+from kernel.text import first_names
 from kernel.vendored import use_vendored_packages
 
 if TYPE_CHECKING:
@@ -214,6 +215,13 @@ def keep_together(plan: TuningPlan, images: Sequence[AnnotatedImage]) -> TuningP
             "cross-validation says promises too much",
             next(iter(groups.values())),
         )
+    torn = torn_groups({entry.image_id: entry.annotations.sample_id for entry in images}, plan.folds or {})
+    if torn:
+        LOG.warning(
+            "%d wells or samples lie in several of the folds (%s): each is held out as one, in the fold of its first "
+            "image",
+            len(torn), first_names(list(torn), 5),
+        )  # fmt: skip
     return replace(plan, groups=groups)
 
 
