@@ -20,7 +20,7 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bundle.build import write_kernel
@@ -40,7 +40,7 @@ from bundle.rules import IMAGE_PACKAGES, VENDORED_NEEDS
 from bundle.vendor import build_wheels
 from kernel.commands.options import CommandParser, whole_number
 from kernel.errors import InputError, RunError
-from kernel.folders import end_on_sigterm, refuse_to_replace
+from kernel.folders import ResultFolder, end_on_sigterm, refuse_to_lose, refuse_to_replace
 from kernel.local_weights import FoundWeights, can_read_weights, check_claims, resolve_weights
 from kernel.log import escape_unprintable
 from kernel.manifest.reader import read_manifest
@@ -64,6 +64,9 @@ COMMANDS = {
 }
 #: What a dry run takes where no other images are named.
 DEMO_IMAGES = ROOT / "bundle" / "demo" / "images"
+#: What an earlier build is known by, whose folders are replaced as a whole.
+KERNEL_FOLDER = ResultFolder("a build", (SCRIPT_NAME, KERNEL_METADATA_NAME), (KERNEL_METADATA_NAME,))
+DRY_RUN_FOLDER = ResultFolder("a dry run", RESULT_NAMES, ("submission.csv",))
 #: What the script does not bring along, and names at its start where it is missing.
 IMAGE_NEEDS = sorted(IMAGE_PACKAGES | VENDORED_NEEDS, key=str.lower)
 
@@ -157,11 +160,12 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 
 def run_build(options: argparse.Namespace) -> int:
     """Build, and run dry if asked to. Returns the exit code of the dry run's script, 0 without."""
-    refuse_to_replace(options.out / "kernel", (SCRIPT_NAME, KERNEL_METADATA_NAME), marker=KERNEL_METADATA_NAME)
+    refuse_to_replace(options.out / "kernel", KERNEL_FOLDER)
     if options.dry_run:
-        refuse_to_replace(options.out / "dry-run", RESULT_NAMES, marker="submission.csv")
+        refuse_to_replace(options.out / "dry-run", DRY_RUN_FOLDER)
         check_device(options.device)
         choose_images(options.images or DEMO_IMAGES, options.limit)
+    refuse_to_lose(read_paths(options), (options.out / name for name in ("kernel", "wheels", "dry-run")))
     lock = load_lock(LOCK_PATH)
     given = read_manifest(options.manifest)
     refuse_fold_files(given)
@@ -184,8 +188,11 @@ def run_build(options: argparse.Namespace) -> int:
     for dataset, path in write_weights_datasets(manifest, weights, options.out, options.license).items():
         print(f"weights: {path}, for {dataset}")
     filled = options.out / "manifest.json"
-    filled.unlink(missing_ok=True)  # of an earlier build with other weights
-    if manifest != given:
+    if filled.resolve() == options.manifest.resolve():
+        print(f"{filled} is the manifest that was given, and stays as it is")
+    elif manifest == given:
+        filled.unlink(missing_ok=True)  # of an earlier build with other weights
+    else:
         filled.write_text(manifest_to_json(manifest), encoding="utf-8", newline="\n")
         print(f"manifest with what was found in {folder} filled in: {filled}")
     code = 0
@@ -204,6 +211,15 @@ def refuse_idle_license(manifest: Manifest, license_name: str | None) -> None:
             f"--license: no dataset of weights is {owner}'s, so that none is written ({', '.join(datasets)}): leave it "
             "out"
         )
+
+
+def read_paths(options: argparse.Namespace) -> Iterator[tuple[str, Path]]:
+    """What the build reads, by the options that name it. Weights may lie in the datasets that it writes."""
+    yield "--manifest", options.manifest
+    if options.weights_dir is not None:
+        yield "--weights-dir", options.weights_dir
+    if options.dry_run:
+        yield "--images", options.images or DEMO_IMAGES
 
 
 def weights_folder(options: argparse.Namespace) -> Path | None:

@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from kernel.runtime.limits import limit_threads  # torch takes seconds, which `--help` need not
 
         limit_threads()
-        options.run(options)
+        options.run(options.rules.checked(options))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

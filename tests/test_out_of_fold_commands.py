@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cases import forget_samples
 from safetensors.torch import save_file
 from same_predictions import assert_same
 from tiny_detectors import tiny_detector
@@ -41,6 +42,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two images per cell type, one in each of the folds 0 and 3."""
     folder = tmp_path_factory.mktemp("data")
     write_dataset(folder, dict.fromkeys(CELL_TYPES, 2), seed=3, shape=(64, 96))
+    forget_samples(folder)
     images = list_annotated(folder)
     write_folds(
         folder / "folds.csv",

@@ -26,7 +26,8 @@ from bundle.commands.common import ROOT, add_manifest_option, add_out_option, pr
 from bundle.kaggle import SCRIPT_NAME, refused_name
 from bundle.member_table import COLUMNS, TIMES_NAME, explain_blanks, member_row, read_times, seconds_an_image
 from bundle.names import PLACEHOLDER_OWNERS, dataset_problems, owner_of
-from kernel.commands.options import CommandParser, is_given, join_flags, whole_number
+from kernel.commands.options import CommandParser, whole_number
+from kernel.commands.rules import is_given, join_flags
 from kernel.errors import InputError, RunError
 from kernel.files import file_sha256, written_file
 from kernel.folders import scratch_folder

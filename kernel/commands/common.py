@@ -27,6 +27,17 @@ if TYPE_CHECKING:
     from kernel.scoring.predicting import EnsembleFiles
 
 
+#: What options stand for that are not given.
+ENSEMBLE_DEFAULTS = {"dtype": NETWORK_DTYPES[0]}
+#: The options of `add_ensemble_arguments` that name what is read.
+ENSEMBLE_READS = ("manifest", "weights_dir", "data", "folds_csv")
+
+
+def add_replace(parser: argparse.ArgumentParser, help_text: str) -> None:
+    """The switch --replace."""
+    parser.add_argument("--replace", action="store_true", help=help_text)
+
+
 def add_data_arguments(parser: argparse.ArgumentParser, fold_help: str) -> None:
     """The options that name annotated images, for `list_fold` and `folds_file`."""
     parser.add_argument(
@@ -65,8 +76,7 @@ def add_member_arguments(parser: argparse.ArgumentParser, stored: bool = False) 
     parser.add_argument(
         "--dtype",
         choices=NETWORK_DTYPES,
-        default=NETWORK_DTYPES[0],
-        help="of the networks' arithmetic; the short ones are faster and less exact (default: %(default)s)",
+        help=f"of the networks' arithmetic; the short ones are faster and less exact (default: {NETWORK_DTYPES[0]})",
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kernel.commands.options import whole_number
+from kernel.commands.rules import CommandRules
 from kernel.errors import InputError
 from kernel.files import written_file
 
@@ -41,7 +42,7 @@ def add_parser(commands: Any) -> None:
         metavar="timm:NAME",
         help="the network of timm that is its encoder, to be noted in the file (default: as its configuration has it)",
     )
-    parser.set_defaults(run=run_convert)
+    parser.set_defaults(run=run_convert, rules=CommandRules(reads=["file"], writes=lambda options: [options.out]))
 
 
 def run_convert(options: argparse.Namespace) -> None:
@@ -55,7 +56,7 @@ def run_convert(options: argparse.Namespace) -> None:
 
     if options.out.suffix != ".safetensors":
         raise InputError(f"{options.out}: what is written is a safetensors file: give it a name ending in .safetensors")
-    if options.out.exists():
+    if options.out.exists() or options.out.is_symlink():
         raise InputError(f"{options.out} is there already and stays: give another name, or take it away first")
     checkpoint, left_behind = read_foreign(options.file, options.take)
     checkpoint = noted(checkpoint, str(options.file), options.stem_stride, options.encoder)

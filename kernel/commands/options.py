@@ -9,37 +9,10 @@ import argparse
 import math
 import re
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from kernel.errors import InputError
+from kernel.commands.rules import Effect, Excludes, Needs
 from kernel.text import name_hint
-
-
-def flag(name: str) -> str:
-    """An option as it is written on the command line; `from_` is called so because Python has a word for itself."""
-    return "--" + name.rstrip("_").replace("_", "-")
-
-
-def is_given(options: argparse.Namespace, name: str, default: Any = None) -> bool:
-    """Whether an option is on the command line, with another value than its default."""
-    value = getattr(options, name, default)
-    return value is not None and value is not False and value != [] and value != default
-
-
-def join_flags(names: Sequence[str], word: str) -> str:
-    """Options in a sentence, `word` between them."""
-    return f" {word} ".join(map(flag, names))
-
-
-@dataclass(frozen=True)
-class _Bond:
-    """What options need, or exclude, to mean anything."""
-
-    names: tuple[str, ...]
-    others: tuple[str, ...]
-    together: bool  # True: one of `others` is needed; False: none of them may be there
-    hint: str
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -50,15 +23,15 @@ class CommandParser(argparse.ArgumentParser):
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
-        self._bonds: list[_Bond] = []
+        self._effects: list[Effect] = []
 
     def needs(self, names: Sequence[str], needed: Sequence[str], hint: str = "") -> None:
         """Refuse any option of `names` without one of `needed`; the message ends with the hint."""
-        self._bonds.append(_Bond(tuple(names), tuple(needed), True, hint))
+        self._effects.append(Needs(names, needed, hint))
 
     def excludes(self, names: Sequence[str], others: Sequence[str], hint: str = "") -> None:
         """Refuse options of `names`, which do nothing beside those of `others`; the message ends with the hint."""
-        self._bonds.append(_Bond(tuple(names), tuple(others), False, hint))
+        self._effects.append(Excludes(names, others, hint))
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse does; then the options are looked at together.
@@ -67,20 +40,8 @@ class CommandParser(argparse.ArgumentParser):
             InputError: one does nothing beside or without others.
         """
         options, rest = super().parse_known_args(args, namespace)
-        for bond in self._bonds:
-            names = [name for name in bond.names if is_given(options, name, self.get_default(name))]
-            others = [name for name in bond.others if is_given(options, name, self.get_default(name))]
-            if names and bond.together and not others:
-                belong = "belongs" if len(names) == 1 else "belong"
-                lacking = "which is not given" if len(bond.others) == 1 else "and none of these is given"
-                raise InputError(
-                    f"{join_flags(names, 'and')} {belong} to {join_flags(bond.others, 'or')}, {lacking}{bond.hint}"
-                )
-            if names and others and not bond.together:
-                do = "does" if len(names) == 1 else "do"
-                raise InputError(
-                    f"{join_flags(names, 'and')} {do} nothing beside {join_flags(others, 'and')}{bond.hint}"
-                )
+        for effect in self._effects:
+            effect.check(options, self.get_default)
         return options, rest
 
     def error(self, message: str) -> Any:

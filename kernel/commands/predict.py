@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import argparse
 import logging
-import math
 from pathlib import Path
 from typing import Any
 
-from kernel.commands.common import add_member_arguments, check_device, find_ensemble, flag
+from kernel.commands.common import ENSEMBLE_DEFAULTS, add_member_arguments, add_replace, check_device, find_ensemble
+from kernel.commands.options import number, whole_number
+from kernel.commands.results import refuse_to_replace_result
 from kernel.commands.resuming import resumed_folder
+from kernel.commands.rules import CommandRules, flag
 from kernel.errors import InputError, RunError
-from kernel.folders import refuse_to_replace
 from kernel.images.planes import choice_of_texts
 from kernel.log import LOG
 from kernel.manifest.reader import read_manifest
 from kernel.manifest.types import manifest_to_json
 from kernel.vendored import use_vendored_packages
+
+RULES = CommandRules(
+    defaults=ENSEMBLE_DEFAULTS,
+    reads=("images", "manifest", "weights_dir"),
+    writes=lambda options: [options.out],
+)
 
 
 def add_parser(commands: Any) -> None:
@@ -35,6 +42,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--recursive", action="store_true", help="look into sub-folders, which --out then has as well")
     parser.add_argument("--out", type=Path, required=True, help="the folder to write; an earlier one is replaced")
+    add_replace(parser, "replace what --out holds of another command, or of other images")
     parser.add_argument(
         "--export",
         default="labels,geojson,pictures,tables",
@@ -44,11 +52,11 @@ def add_parser(commands: Any) -> None:
     )
     scale = parser.add_argument_group("scale", "Members know cells of a certain size in pixels; files tell theirs.")
     scale.add_argument(
-        "--pixel-size", type=float, metavar="UM", help="side of a pixel in micrometres (default: as the file tells)"
+        "--pixel-size", type=number(0), metavar="UM", help="side of a pixel in micrometres (default: as the file tells)"
     )
     scale.add_argument(
         "--zoom",
-        type=float,
+        type=number(0),
         help="stretch images by this factor for the members (default: by the pixel size; without one, not at all)",
     )
     planes = parser.add_argument_group("images of many dimensions", "Indices are counted from 0.")
@@ -58,13 +66,17 @@ def add_parser(commands: Any) -> None:
     cells = parser.add_argument_group("cells")
     cells.add_argument("--exclude-edges", action="store_true", help="leave out cells that the image's edge cuts")
     cells.add_argument(
-        "--min-area", type=int, default=0, metavar="PIXELS", help="leave out cells of fewer pixels of the image"
+        "--min-area",
+        type=whole_number(0),
+        default=0,
+        metavar="PIXELS",
+        help="leave out cells of fewer pixels of the image",
     )
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("-q", "--quiet", action="store_true", help="tell only what is wrong")
     shown.add_argument("-v", "--verbose", action="store_true", help="tell more, and a line for each image")
     add_member_arguments(parser)
-    parser.set_defaults(run=run_predict)
+    parser.set_defaults(run=run_predict, rules=RULES)
 
 
 def run_predict(options: argparse.Namespace) -> None:
@@ -73,7 +85,7 @@ def run_predict(options: argparse.Namespace) -> None:
     use_vendored_packages()
     from kernel.export.folder import Wanted, predict_images
     from kernel.export.inputs import is_inside, list_inputs
-    from kernel.export.kinds import IMAGES_TABLE, RESULT_NAMES, chosen_exports
+    from kernel.export.kinds import IMAGES_TABLE, chosen_exports
     from kernel.export.progress import shown_progress
     from kernel.scale import ScaledEnsemble, member_pixel_um
 
@@ -85,8 +97,7 @@ def run_predict(options: argparse.Namespace) -> None:
     images = list_inputs(options.images, choice, options.recursive, [out] if (out / IMAGES_TABLE).is_file() else [])
     if any(is_inside(image.path, [out.resolve()]) for image in images):
         raise InputError(f"--out {out} holds the images themselves, and is replaced as a whole: name another")
-    earlier = "cells.csv" if (out / "cells.csv").is_file() else IMAGES_TABLE
-    refuse_to_replace(out, RESULT_NAMES, marker=earlier)
+    refuse_to_replace_result(out, "predict", {image.name for image in images}, replace=options.replace)
     files = find_ensemble(read_manifest(options.manifest), options.weights_dir, options.dtype)
     ensemble = ScaledEnsemble(files.load(check_device(options.device)), member_pixel_um(files.paths))
     made_of = [manifest_to_json(files.manifest), options.dtype, repr(wanted)]
@@ -107,8 +118,5 @@ def run_predict(options: argparse.Namespace) -> None:
 def check_numbers(options: argparse.Namespace) -> None:
     """Raise InputError for numbers that mean nothing."""
     for name in ("pixel_size", "zoom"):
-        value = getattr(options, name)
-        if value is not None and not (math.isfinite(value) and value > 0):
-            raise InputError(f"{flag(name)} {value:g}: it must be above 0")
-    if options.min_area < 0:
-        raise InputError(f"--min-area {options.min_area}: it must be 0 or more")
+        if getattr(options, name) == 0:
+            raise InputError(f"{flag(name)} 0: it must be above 0")

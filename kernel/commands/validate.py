@@ -8,12 +8,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from kernel.commands.common import add_ensemble_arguments, check_device, list_fold
+from kernel.commands.common import (
+    ENSEMBLE_DEFAULTS,
+    ENSEMBLE_READS,
+    add_ensemble_arguments,
+    add_replace,
+    check_device,
+    list_fold,
+)
+from kernel.commands.results import refuse_to_replace_result
+from kernel.commands.rules import CommandRules, Idle, Needs
 from kernel.commands.scoring import (
     add_out_of_fold,
     list_jobs,
     print_each_member,
-    refuse_to_replace_report,
     score_jobs,
     tell_seen,
 )
@@ -33,6 +41,17 @@ on.
 
 Several devices (--device cuda:0,cuda:1) share the images."""
 
+RULES = CommandRules(
+    effects=(
+        Idle(["tuning"], lambda options: options.out is None, "is for the report of --out, which is not given"),
+        Needs(["folds_csv"], ["fold", "out_of_fold"]),
+        Needs(["replace"], ["out"]),
+    ),
+    defaults=ENSEMBLE_DEFAULTS,
+    reads=(*ENSEMBLE_READS, "predictions", "tuning"),
+    writes=lambda options: [] if options.out is None else [options.out],
+)
+
 
 def add_parser(commands: Any) -> None:
     """Add the command to the command line's `commands`."""
@@ -44,6 +63,7 @@ def add_parser(commands: Any) -> None:
     )
     add_ensemble_arguments(parser)
     parser.add_argument("--out", type=Path, help="folder for report.html, scores.csv and a picture of each image")
+    add_replace(parser, "replace what --out holds of another command, or of other images")
     parser.add_argument(
         "--tuning", type=Path, metavar="FOLDER", help="what `tune --out` has written: its surfaces go into the report"
     )
@@ -55,9 +75,7 @@ def add_parser(commands: Any) -> None:
         metavar="FOLDER",
         help="store the predictions there, a file per image, and use those that are there",
     )
-    parser.needs(["folds_csv"], ["fold", "out_of_fold"])
-    parser.needs(["tuning"], ["out"])
-    parser.set_defaults(run=run_validate)
+    parser.set_defaults(run=run_validate, rules=RULES)
 
 
 def run_validate(options: argparse.Namespace) -> None:
@@ -66,11 +84,13 @@ def run_validate(options: argparse.Namespace) -> None:
     from kernel.scoring.scores import describe_folds, describe_scores
     from kernel.tuning.threshold_evidence import read_surfaces
 
+    images = list_fold(options)
     if options.out is not None:
-        refuse_to_replace_report(options.out)
+        ids = {entry.image_id for entry in images}
+        refuse_to_replace_result(options.out, "validate", ids, replace=options.replace)
     surfaces = read_surfaces(options.tuning) if options.tuning is not None else []
     devices = check_devices(options.device)
-    jobs = list_jobs(options, list_fold(options))
+    jobs = list_jobs(options, images)
     title = f"Cells found and missed in {options.data.resolve().name}"
     seen = tell_seen(jobs)
     jobs = seen.told_to(jobs)

@@ -68,7 +68,7 @@ def test_weights_to_start_from_are_not_written_over(
     for path in (out, best):
         shutil.copy("bundle/demo/weights/maskrcnn.safetensors", path)
         assert main([*words, "--init", str(path), "--replace"]) == 2
-        assert "is the file that the training writes" in capsys.readouterr().err
+        assert "is read, and would be lost: this command writes" in capsys.readouterr().err
         path.unlink()
 
 
