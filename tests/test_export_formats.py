@@ -149,7 +149,9 @@ def test_ome_zarr_with_its_label(tmp_path: Path, masks: CellMasks, pixel: PixelS
 def test_coco_is_read_back_pixel_for_pixel(seed: int) -> None:
     masks = random_cells(seed)
     told = COCO()
-    told.dataset = coco_file([({"file_name": name}, coco_cells(each)) for name, each in (("a.png", NOTHING), ("b.png", masks))])
+    told.dataset = coco_file(
+        [({"file_name": name}, coco_cells(each)) for name, each in (("a.png", NOTHING), ("b.png", masks))]
+    )
     told.createIndex()
     assert [image["file_name"] for image in told.loadImgs([1, 2])] == ["a.png", "b.png"]
     assert told.getAnnIds(imgIds=1) == []

@@ -13,6 +13,7 @@ import numpy as np
 from kernel.errors import InputError
 from kernel.export.formats import outlines_of, write_labels
 from kernel.export.svg import svg_picture
+from kernel.images.listing import printable_name
 from kernel.images.pixel_size import PixelSize
 from kernel.masks.instances import CellMasks
 from kernel.postprocess.pictures import draw_picture
@@ -59,7 +60,7 @@ def write_picture(found: FoundCells, path: Path) -> None:
 
 
 def write_svg_picture(found: FoundCells, path: Path) -> None:
-    label = f"Image {picture_caption(found)}, with the outlines of its cells"
+    label = f"Image {printable_name(picture_caption(found))}, with the outlines of its cells"
     path.write_text(svg_picture(found.image_bgr, found.masks, label), encoding="utf-8", newline="\n")
 
 

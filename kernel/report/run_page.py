@@ -14,7 +14,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kernel.export.folder import RunResult, image_file
+from kernel.export.inputs import InputImage
 from kernel.files import whole_file
+from kernel.images.listing import printable_name
+from kernel.images.pixel_size import PixelSize
 from kernel.report.html_parts import number_cell, plot_figures, plural, show_number, show_percent, sortable_head, table
 from kernel.report.html_parts import tiles as tiles_of
 from kernel.report.plots import Plot, Theme, draw_plots
@@ -53,6 +57,21 @@ class RunImage:
     def diameters(self) -> np.ndarray:
         """Of circles of the cells' areas, in pixels."""
         return np.sqrt(np.asarray(self.areas, dtype=np.float64) * (4 / math.pi))
+
+
+def run_images(images: Sequence[InputImage], result: RunResult, out: Path) -> list[RunImage]:
+    """The images of a run that wrote its pictures (`report` among its exports) into the folder `out`."""
+    told = []
+    for image in images:
+        name = printable_name(image.name)
+        record = result.records.get(image.name)
+        if record is None:
+            told.append(RunImage(name, failure=printable_name(result.failed[image.name].reason)))
+            continue
+        pixel = PixelSize(*record["pixel"], "").side_um if record["pixel"] else None
+        picture = image_file("report", image.name, out)
+        told.append(RunImage(name, record["areas"], record["cell_type"], record["confluence"], pixel, picture))
+    return told
 
 
 HEADINGS = (

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from kernel.errors import InputError, RunError
 from kernel.log import LOG
@@ -21,7 +21,16 @@ from kernel.runtime.failures import FailedImage
 if TYPE_CHECKING:
     from distributed import Client
 
+
+class NamedItem(Protocol):
+    """What work is done for."""
+
+    @property
+    def name(self) -> str: ...
+
+
 T = TypeVar("T")
+Item = TypeVar("Item", bound=NamedItem)
 #: How long a scheduler may take to answer, and how often the lack of workers is told.
 CONNECT_SECONDS, REMINDER_SECONDS = 20, 60
 #: Tasks that wait at a worker for each of its threads: none should be idle while this process is asked for more.
@@ -33,14 +42,14 @@ _ONE_AT_A_TIME = threading.Lock()
 
 
 def map_on_cluster(
-    address: str, work: Callable[[Path], T], paths: Sequence[Path], folder: Path
-) -> Iterator[tuple[Path, T | FailedImage]]:
-    """Have `work` called with each path, somewhere on the cluster; yields what it returns, in the order of the answers.
+    address: str, work: Callable[[Item], T], items: Sequence[Item], folder: Path
+) -> Iterator[tuple[Item, T | FailedImage]]:
+    """Have `work` called with each item, somewhere on the cluster; yields what it returns, in the order of the answers.
 
     Args:
         address: of the scheduler, as `tcp://host:8786`.
         work: what pickle can send; its module is installed on the workers. It is called in one thread at a time.
-        paths: as the workers see them.
+        items: images; paths in them are as the workers see them.
         folder: must be there for each worker, as it is here: where `work` writes.
 
     Raises:
@@ -54,28 +63,29 @@ def map_on_cluster(
         raise InputError("--scheduler needs the package distributed: pip install distributed") from error
     client = connect(address)
     with client:
-        waiting, running = iter(paths), {}
+        waiting = iter(items)
+        running: dict[str, Item] = {}
         answers = as_completed(loop=client.loop)
 
         def fill(threads: int) -> None:
-            while len(running) < TASKS_PER_THREAD * threads and (path := next(waiting, None)) is not None:
-                future = client.submit(call_alone, work, path, folder, pure=False, retries=RETRIES)
-                running[future.key] = path
+            while len(running) < TASKS_PER_THREAD * threads and (item := next(waiting, None)) is not None:
+                future = client.submit(call_alone, work, item, folder, pure=False, retries=RETRIES)
+                running[future.key] = item
                 answers.add(future)
 
         try:
-            if paths:
+            if items:
                 fill(wait_for_workers(client, address))
             for future in answers:
-                path = running.pop(future.key)
+                item = running.pop(future.key)
                 try:
                     answer = future.result()
                 except KilledWorker:
                     reason = "each worker that took it died, of too little memory perhaps: see the workers' logs"
-                    LOG.error("image %s: %s", path.name, reason)
+                    LOG.error("image %s: %s", item.name, reason)
                     answer = FailedImage(reason, wrong_input=False, error_type=KilledWorker.__name__)
                 future.release()
-                yield path, answer
+                yield item, answer
                 fill(max(1, sum(client.nthreads().values())))
         except ModuleNotFoundError as error:
             raise RunError(f"the workers of {address} lack a package: {error}; install on them what is here") from error
@@ -126,7 +136,7 @@ def wait_for_workers(client: Client, address: str) -> int:
     return threads
 
 
-def call_alone(work: Callable[[Path], T], path: Path, folder: Path) -> T:
+def call_alone(work: Callable[[Item], T], item: Item, folder: Path) -> T:
     """On the worker: the call, while no other runs in this process.
 
     Raises:
@@ -137,4 +147,4 @@ def call_alone(work: Callable[[Path], T], path: Path, folder: Path) -> T:
             f"{folder} is not there on one of the workers: --out and the images must lie in a folder that all share"
         )
     with _ONE_AT_A_TIME:
-        return work(path)
+        return work(item)
