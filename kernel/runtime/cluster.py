@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from pathlib import Path
+from pickle import PickleError
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from kernel.errors import InputError, RunError
@@ -87,8 +88,14 @@ def map_on_cluster(
                 future.release()
                 yield item, answer
                 fill(max(1, sum(client.nthreads().values())))
-        except ModuleNotFoundError as error:
-            raise RunError(f"the workers of {address} lack a package: {error}; install on them what is here") from error
+        except (ImportError, AttributeError, PickleError, RuntimeError) as error:
+            # So says dask where what is sent cannot be read: by the scheduler, or by a worker.
+            if isinstance(error, RuntimeError) and "deserializ" not in str(error):
+                raise
+            raise RunError(
+                f"the scheduler or the workers at {address} lack this package, or have other versions of it or of "
+                f"dask ({str(error).splitlines()[0]}): install on them what is here"
+            ) from error
         except (CancelledError, OSError) as error:
             if isinstance(error, OSError) and client.status == "running":
                 raise
