@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import logging
+import uuid
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kernel.commands.common import ENSEMBLE_DEFAULTS, add_member_arguments, add_replace, check_device, find_ensemble
 from kernel.commands.options import number, whole_number
@@ -19,6 +22,13 @@ from kernel.manifest.reader import read_manifest
 from kernel.manifest.types import manifest_to_json
 from kernel.vendored import use_vendored_packages
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from kernel.export.folder import ImageWork, Outcome
+    from kernel.export.inputs import InputImage
+    from kernel.scale import ScaledEnsemble
+    from kernel.scoring.predicting import EnsembleFiles
 RULES = CommandRules(
     defaults=ENSEMBLE_DEFAULTS,
     reads=("images", "manifest", "weights_dir"),
@@ -48,7 +58,13 @@ def add_parser(commands: Any) -> None:
         default="labels,geojson,pictures,tables",
         metavar="NAMES",
         help="what to write, with commas between: labels, geojson, pictures, rois (ImageJ), seg-npy (Cellpose), "
-        "ome-tiff, ome-zarr, tables, coco, submission (default: %(default)s)",
+        "ome-tiff, ome-zarr, tables, coco, submission, report (a page to look at; default: %(default)s)",
+    )
+    parser.add_argument(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="have the workers of a dask cluster do it: its scheduler's address, as tcp://host:8786; images, weights "
+        "and --out must lie in folders that all of them share (default: this machine)",
     )
     scale = parser.add_argument_group("scale", "Members know cells of a certain size in pixels; files tell theirs.")
     scale.add_argument(
@@ -83,11 +99,12 @@ def run_predict(options: argparse.Namespace) -> None:
     """Segment images."""
     LOG.setLevel(logging.WARNING if options.quiet else logging.DEBUG if options.verbose else logging.INFO)
     use_vendored_packages()
-    from kernel.export.folder import Wanted, predict_images
+    from kernel.export.folder import ImageWork, Wanted, largest_input, predict_images
     from kernel.export.inputs import is_inside, list_inputs
-    from kernel.export.kinds import IMAGES_TABLE, chosen_exports
+    from kernel.export.kinds import IMAGES_TABLE, RUN_PAGE, chosen_exports
     from kernel.export.progress import shown_progress
-    from kernel.scale import ScaledEnsemble, member_pixel_um
+    from kernel.report.run_page import run_images, write_run_page
+    from kernel.runtime.cluster import map_on_cluster
 
     exports = chosen_exports(options.export)
     check_numbers(options)
@@ -99,13 +116,23 @@ def run_predict(options: argparse.Namespace) -> None:
         raise InputError(f"--out {out} holds the images themselves, and is replaced as a whole: name another")
     refuse_to_replace_result(out, "predict", {image.name for image in images}, replace=options.replace)
     files = find_ensemble(read_manifest(options.manifest), options.weights_dir, options.dtype)
-    ensemble = ScaledEnsemble(files.load(check_device(options.device)), member_pixel_um(files.paths))
     made_of = [manifest_to_json(files.manifest), options.dtype, repr(wanted)]
     with (
         resumed_folder(out, made_of, images) as (folder, finished),
         shown_progress(len(images), quiet=options.quiet, verbose=options.verbose) as progress,
     ):
-        failed = predict_images(ensemble, images, folder, wanted, progress, finished.get, finished.add)
+        here = folder.resolve()
+        load = partial(load_scaled, absolute(files), options.device)
+        work = ImageWork(uuid.uuid4().hex, load, largest_input(images), wanted, here)
+        if options.scheduler is None:
+            outcomes = partial(work_here, work)
+        else:
+            outcomes = partial(map_on_cluster, options.scheduler, work, folder=here)
+            images = [replace(image, path=image.path.resolve()) for image in images]
+        result = predict_images(outcomes, images, folder, wanted, progress, finished.get, finished.add)
+        if "report" in exports:
+            write_run_page(folder / RUN_PAGE, f"Cells found in {out.name}", run_images(images, result, folder))
+    failed = result.failed
     if not options.quiet:
         print(f"{len(images) - len(failed)} images: {', '.join(exports)} in {out}")
     broken = [name for name, failure in failed.items() if not failure.wrong_input]
@@ -113,6 +140,24 @@ def run_predict(options: argparse.Namespace) -> None:
         raise RunError(f"{len(failed)} image(s) are not there, {', '.join(broken)} for no fault of theirs: see above")
     if failed:
         raise InputError(f"{len(failed)} image(s) could not be read and are not there: {', '.join(failed)}")
+
+
+def load_scaled(files: EnsembleFiles, device: str | None) -> ScaledEnsemble:
+    """The ensemble of these files at the scale that its members know; also in processes on other machines."""
+    use_vendored_packages()
+    from kernel.scale import ScaledEnsemble, member_pixel_um
+
+    return ScaledEnsemble(files.load(check_device(device)), member_pixel_um(files.paths))
+
+
+def absolute(files: EnsembleFiles) -> EnsembleFiles:
+    """The same files by paths that do not depend on the folder that a process works in."""
+    return replace(files, paths={name: path.resolve() for name, path in files.paths.items()})
+
+
+def work_here(work: ImageWork, images: Sequence[InputImage]) -> Iterator[tuple[InputImage, Outcome]]:
+    """The work for each image, one after the other, in this process."""
+    return ((image, work(image)) for image in images)
 
 
 def check_numbers(options: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -45,6 +45,8 @@ IMAGE_COLUMNS = (
 )  # fmt: skip
 #: What an image gives to the files of all images, as JSON has it.
 Record = dict[str, Any]
+#: What comes of an image: its record, or why there is none.
+Outcome = Record | FailedImage
 
 
 @dataclass(frozen=True)
@@ -68,15 +70,65 @@ class Wanted:
     min_area: int = 0
 
 
+@dataclass(frozen=True)
+class ImageWork:
+    """Segments an image and writes its files. Other processes can be sent it: each loads the ensemble once.
+
+    Attributes:
+        run: a name that no other run has.
+        load: gives the ensemble.
+        largest: height and width of the largest image of the run, for which the memory is planned.
+        wanted: of each image.
+        out: where its files go.
+    """
+
+    run: str
+    load: Callable[[], ScaledEnsemble]
+    largest: tuple[int, int]
+    wanted: Wanted
+    out: Path
+
+    def __call__(self, image: InputImage) -> Outcome:
+        """The image's record, its files written; or why there is none."""
+        ensemble, teller = self.loaded()
+        return attempt(image.name, partial(segment_input, ensemble, image, self.wanted, teller, self.out))
+
+    def loaded(self) -> tuple[ScaledEnsemble, Teller]:
+        """The run's ensemble in this process; that of an earlier run goes."""
+        if self.run not in _LOADED:
+            _LOADED.clear()
+            ensemble = self.load()
+            ensemble.plan(self.largest)
+            _LOADED[self.run] = ensemble, Teller()
+        return _LOADED[self.run]
+
+
+#: The ensemble of the run that this process works for.
+_LOADED: dict[str, tuple[ScaledEnsemble, Teller]] = {}
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What came of each image of a run, by its name.
+
+    Attributes:
+        records: of those whose files are written.
+        failed: of the others: they could not be read, or failed.
+    """
+
+    records: Mapping[str, Record]
+    failed: Mapping[str, FailedImage]
+
+
 def predict_images(
-    ensemble: ScaledEnsemble,
+    outcomes: Callable[[Sequence[InputImage]], Iterable[tuple[InputImage, Outcome]]],
     images: Sequence[InputImage],
     out: Path,
     wanted: Wanted,
     progress: Progress,
     finished: Callable[[InputImage], Record | None] = lambda image: None,
     on_finished: Callable[[InputImage, Record], None] = lambda image, record: None,
-) -> dict[str, FailedImage]:
+) -> RunResult:
     """Segment images and write what is found into the existing folder `out`.
 
     - labels: `labels/<name>.tif`, (H, W) uint16 (float32 for more cells than that numbers), 0 background, cell n has
@@ -88,6 +140,7 @@ def predict_images(
     - ome-tiff, ome-zarr: label images in these formats, with the size of a pixel where it is known
     - tables: `cells.csv`, a row per cell; places in pixels from the top left corner; areas and lengths in pixels, and
       in micrometres where the size of a pixel is known
+    - report: `report/<name>.svg`, the image with outlines as any browser shows it; the command writes their page
     - coco: `coco.json`
     - submission: `submission.csv`, as the competition's, with an empty row for an image without cells or that failed
     - always: `images.csv`, a row per image: its size, cells, cell type, the share of its pixels that lie in cells,
@@ -96,7 +149,8 @@ def predict_images(
     A name may have folders in it, which are made.
 
     Args:
-        ensemble: the networks.
+        outcomes: does an `ImageWork` for each of the images that it is given, here or elsewhere; gives each with its
+            outcome, in any order.
         images: what to segment.
         out: a folder; it may hold the files of an earlier run that was stopped.
         wanted: of each image.
@@ -104,20 +158,16 @@ def predict_images(
         finished: gives the record of an image whose files are there already; None where they are not.
         on_finished: takes the record of an image whose files are written.
 
-    Returns:
-        The images that have none of these, by name: they could not be read, or failed.
+    Raises:
+        InputError, RunError: as `outcomes` does.
     """
-    ensemble.plan(largest_image_shape(image.path for image in images if image.path.is_file()))
-    teller = Teller()
     failed: dict[str, FailedImage] = {}
     records: dict[str, Record] = {}
     for image in images:
-        record = finished(image)
-        if record is not None:
+        if (record := finished(image)) is not None:
             records[image.name] = record
             progress.finished_before()
-            continue
-        outcome = attempt(image.name, partial(segment_input, ensemble, image, wanted, teller, out))
+    for image, outcome in outcomes([image for image in images if image.name not in records]):
         if isinstance(outcome, FailedImage):
             failed[image.name] = outcome
             if outcome.wrong_input:  # other failures are in the log already, with their traceback
@@ -132,12 +182,15 @@ def predict_images(
     with (out / IMAGES_TABLE).open("w", encoding="utf-8", newline="") as stream:
         csv.writer(stream, lineterminator="\n").writerows(image_rows(images, records, failed))
     warn_of_scale(records)
-    return failed
+    return RunResult(records, failed)
 
 
-def segment_input(
-    ensemble: ScaledEnsemble, image: InputImage, wanted: Wanted, teller: Teller, out: Path
-) -> Record | FailedImage:
+def largest_input(images: Sequence[InputImage]) -> tuple[int, int]:
+    """Height and width of the largest image, as far as headers tell."""
+    return largest_image_shape(image.path for image in images if image.path.is_file())
+
+
+def segment_input(ensemble: ScaledEnsemble, image: InputImage, wanted: Wanted, teller: Teller, out: Path) -> Outcome:
     """Read an image, find its cells and write its files: its record, or why there is none."""
     start = time.monotonic()
     try:
@@ -273,6 +326,8 @@ def write_image(found: FoundCells, exports: Sequence[str], out: Path) -> Record:
     }
     if "tables" in exports:
         record["rows"] = table_rows(found.name, found.masks, found.image_bgr, found.pixel)
+    if "report" in exports:
+        record["areas"] = found.masks.sizes.tolist()
     if "coco" in exports:
         record["coco"] = coco_cells(found.masks)
     if "submission" in exports:
