@@ -14,19 +14,20 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from kernel.commands import convert, predict, prepare, select, synthesize, train, train_members, tune, validate
 from kernel.errors import InputError, RunError
 from kernel.folders import end_on_sigterm
 from kernel.log import escape_unprintable, show_log
+from kernel.signals import ended_at_once
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit code."""
-    options = parse_arguments(arguments)
-    show_log(sys.stderr, "%(message)s")
-    from kernel.runtime.limits import limit_threads  # torch takes seconds, which `--help` need not
+    with ended_at_once():  # imports take seconds, of torch above all, which `--help` need not
+        options = parse_arguments(arguments)
+        show_log(sys.stderr, "%(message)s")
+        from kernel.runtime.limits import limit_threads
 
-    limit_threads()
+        limit_threads()
     try:
         options.run(options)
     except InputError as error:
@@ -43,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line; `run` is the command's function."""
+    from kernel.commands import convert, predict, prepare, select, synthesize, train, train_members, tune, validate
+
     parser = argparse.ArgumentParser(
         prog="python -m kernel", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,3 +71,25 @@ def file_sha256(path: Path) -> str:
     """The file's SHA-256 as 64 lowercase hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def lock_descriptor(descriptor: int) -> bool:
+    """Lock an open file or folder until its descriptor is closed, or this process ends, however that comes.
+
+    Returns:
+        Whether it is locked now; False where the system has no such locks, too.
+
+    Raises:
+        BlockingIOError: another process has it.
+    """
+    if sys.platform == "win32":
+        return False
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:  # a file system without locks
+        return False
+    return True

@@ -11,7 +11,7 @@ from typing import Any
 from kernel.files import writing
 from kernel.folders import remove_folder, replace_folder
 from kernel.log import LOG
-from kernel.runtime.journal import JOURNAL_FORMAT, Journal, read_journal, sample_digest
+from kernel.runtime.journal import JOURNAL_FORMAT, Journal, content_digest, read_journal
 
 
 class FinishedImages:
@@ -24,11 +24,11 @@ class FinishedImages:
     """
 
     def __init__(self, journal: Path, head: Mapping[str, Any], images: Sequence[Path]):
-        digests = {path.stem: sample_digest(path) for path in images}
+        digests = {path.stem: content_digest(path) for path in images}
         self._results = {
             record["image"]: record["result"]
             for record in read_journal(journal).records
-            if digests.get(record["image"]) == record["digest"]
+            if record.get("digest") is not None and digests.get(record["image"]) == record["digest"]
         }
         self._journal = Journal(journal, head)
         if self._results:
@@ -44,7 +44,7 @@ class FinishedImages:
     def add(self, path: Path, result: Any) -> None:
         """Take note that an image is finished, its files written, and of what it has given, as JSON has it."""
         self._results[path.stem] = result
-        self._journal.append({"image": path.stem, "digest": sample_digest(path), "result": result})
+        self._journal.append({"image": path.stem, "digest": content_digest(path), "result": result})
 
     def close(self) -> None:
         """Close the journal."""

@@ -65,7 +65,7 @@ def this_shard(environment: Mapping[str, str] = os.environ) -> Shard:
             f"RANK {rank} of WORLD_SIZE {count}, LOCAL_RANK {local_rank} of LOCAL_WORLD_SIZE {local_count}: ranks go "
             "from 0 to one less than the number of processes"
         )
-    names = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT")
+    names = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "MASTER_ADDR", "MASTER_PORT")
     parent = [str(os.getppid())] if local_count == count else []
     return Shard(
         rank, count, local_rank, local_count, " ".join([*(environment.get(name, "") for name in names), *parent])
