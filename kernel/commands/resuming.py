@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from kernel.data.locks import sole_writer
 from kernel.files import writing
 from kernel.folders import remove_folder, replace_folder
 from kernel.log import LOG
@@ -52,6 +53,19 @@ class FinishedImages:
 
 
 @contextmanager
+def unfinished_folder(target: Path) -> Iterator[Path]:
+    """The hidden folder beside `target` for what is not finished, there or not; no other process has it meanwhile.
+
+    Raises:
+        InputError: another process is in the block for the same target, or the folder around it cannot be written.
+    """
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    with sole_writer(target):
+        yield target.parent / f".{target.name}.unfinished"
+
+
+@contextmanager
 def resumed_folder(
     target: Path, made_of: Sequence[str], images: Sequence[Path]
 ) -> Iterator[tuple[Path, FinishedImages]]:
@@ -66,27 +80,29 @@ def resumed_folder(
         images: all images.
 
     Raises:
-        InputError: the folder around `target` cannot be written, or `target` cannot be replaced.
+        InputError: as `unfinished_folder`, or `target` cannot be replaced.
         RunError: the disk is full.
     """
-    unfinished = target.parent / f".{target.name}.unfinished"
-    head = {"journal": JOURNAL_FORMAT, "made_of": hashlib.sha256("\0".join(made_of).encode("utf-8")).hexdigest()}
-    folder, journal = unfinished / "new", unfinished / "journal.log"
-    with writing(unfinished):
-        if not read_journal(journal).is_of(head):
-            remove_folder(unfinished)
-        folder.mkdir(parents=True, exist_ok=True)
-        finished = FinishedImages(journal, head, images)
-    try:
+    with unfinished_folder(target) as unfinished:
+        head = {"journal": JOURNAL_FORMAT, "made_of": hashlib.sha256("\0".join(made_of).encode("utf-8")).hexdigest()}
+        folder, journal = unfinished / "new", unfinished / "journal.log"
         with writing(unfinished):
-            yield folder, finished
-        finished.close()
-        replace_folder(folder, target)
-    except BaseException:
-        finished.close()
-        if not len(finished):
-            remove_folder(unfinished)
-        else:
-            LOG.error("%d of %d images are finished: the same command goes on from there", len(finished), len(images))
-        raise
-    remove_folder(unfinished)
+            if not read_journal(journal).is_of(head):
+                remove_folder(unfinished)
+            folder.mkdir(parents=True, exist_ok=True)
+            finished = FinishedImages(journal, head, images)
+        try:
+            with writing(unfinished):
+                yield folder, finished
+            finished.close()
+            replace_folder(folder, target)
+        except BaseException:
+            finished.close()
+            if not len(finished):
+                remove_folder(unfinished)
+            else:
+                LOG.error(
+                    "%d of %d images are finished: the same command goes on from there", len(finished), len(images)
+                )
+            raise
+        remove_folder(unfinished)

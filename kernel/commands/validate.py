@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kernel.commands.common import add_ensemble_arguments, check_device, list_fold, require_beside
+from kernel.commands.resuming import unfinished_folder
 from kernel.commands.scoring import (
     add_out_of_fold,
     list_jobs,
@@ -94,13 +95,16 @@ def kept_predictions(given: Path | None, out: Path | None) -> Iterator[Path | No
     """Where predictions are stored: the folder given, else a hidden one beside `out` that is deleted at the end.
 
     Where the block ends too soon, however that comes, it stays, and the same command goes on from there.
+
+    Raises:
+        InputError: as `unfinished_folder`.
     """
     if given is not None or out is None:
         yield given
         return
-    unfinished = out.parent / f".{out.name}.unfinished"
-    yield unfinished
-    remove_folder(unfinished)
+    with unfinished_folder(out) as unfinished:
+        yield unfinished
+        remove_folder(unfinished)
 
 
 def check_devices(names: str | None) -> list[str]:

@@ -9,6 +9,8 @@ import io
 import json
 import os
 import shutil
+import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,6 +27,7 @@ from kernel.log import LOG
 from kernel.postprocess.submission import SubmissionWriter
 from kernel.runtime.failures import FailedImage, attempt, attempt_image
 from kernel.runtime.memory import apply_plan, free_memory, plan_memory
+from kernel.runtime.rereading import Rereading
 from kernel.text import spreadsheet_cell
 
 #: File systems take names of 255 bytes, endings included.
@@ -42,6 +45,8 @@ def predict_folder(
     on_finished: Callable[[Path, Record], None] = lambda path, record: None,
 ) -> dict[str, FailedImage]:
     """Segment images and write what is found into the existing folder `out`.
+
+    Those that cannot be read are tried again after all others, as in the kernel.
 
     - labels: `labels/<name>.tif`, (H, W) uint16 (float32 for more cells than that numbers), 0 background, cell n has
       the value n; Fiji, QuPath, napari, CellProfiler
@@ -73,31 +78,43 @@ def predict_folder(
     apply_plan(ensemble, plan_memory(ensemble, largest_image_shape(images), free_memory(ensemble.device)))
     failed: dict[str, FailedImage] = {}
     records: dict[str, Record] = {}
-    for path in tqdm(images, unit="image", mininterval=2):
-        record = finished(path)
-        if record is not None:
-            records[path.stem] = record
-            continue
-        outcome = attempt_image(ensemble, path)
-        if isinstance(outcome, FailedImage):
-            if outcome.wrong_input:  # other failures are in the log already, with their traceback
-                LOG.error("%s", outcome.reason)
-            failed[path.stem] = outcome
-            continue
-        image, result = outcome
-        record = attempt(path.stem, partial(write_image, FoundCells(path, image, result.masks), exports, out))
-        if isinstance(record, FailedImage):
-            failed[path.stem] = record
-            for name in exports:
-                if name in IMAGE_EXPORTS:
-                    remove_export(image_file(name, path.stem, out))
-        else:
-            records[path.stem] = record
-            on_finished(path, record)
+    waiting, rereading = deque(images), Rereading()
+    with tqdm(total=len(images), unit="image", mininterval=2) as progress:
+        while waiting or rereading.unread:
+            if not waiting:
+                time.sleep(rereading.pause())
+                waiting.extend(rereading.release())
+            path = waiting.popleft()
+            outcome = finished(path) or predict_file(ensemble, path, out, exports)
+            if isinstance(outcome, FailedImage):
+                if rereading.takes(path, outcome):
+                    continue
+                if outcome.wrong_input:  # other failures are in the log already, with their traceback
+                    LOG.error("%s", outcome.reason)
+                failed[path.stem] = outcome
+            else:
+                if finished(path) is None:
+                    on_finished(path, outcome)
+                records[path.stem] = outcome
+            progress.update()
     write_set(images, records, exports, out)
     with (out / IMAGES_TABLE).open("w", encoding="utf-8", newline="") as stream:
         csv.writer(stream, lineterminator="\n").writerows(image_rows(images, records, failed))
-    return failed
+    return {path.stem: failed[path.stem] for path in images if path.stem in failed}
+
+
+def predict_file(ensemble: Ensemble, path: Path, out: Path, exports: Sequence[str]) -> Record | FailedImage:
+    """Segment an image and write its files; returns its record, or why there are none."""
+    outcome = attempt_image(ensemble, path)
+    if isinstance(outcome, FailedImage):
+        return outcome
+    image, result = outcome
+    record = attempt(path.stem, partial(write_image, FoundCells(path, image, result.masks), exports, out))
+    if isinstance(record, FailedImage):
+        for name in exports:
+            if name in IMAGE_EXPORTS:
+                remove_export(image_file(name, path.stem, out))
+    return record
 
 
 def image_file(export: str, name: str, out: Path) -> Path:
