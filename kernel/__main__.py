@@ -11,6 +11,7 @@ Exit codes: 0 done, 1 something failed, 2 something given was wrong.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -29,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         limit_threads()
     try:
+        refuse_processes(options)
         options.run(options)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -40,6 +42,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("stopped by Ctrl-C", file=sys.stderr)
         return 130
     return 0
+
+
+def refuse_processes(options: argparse.Namespace) -> None:
+    """Refuse several processes of torchrun for a command that is not made for them: all would write one folder.
+
+    Raises:
+        InputError: WORLD_SIZE tells of several.
+    """
+    if os.environ.get("WORLD_SIZE", "1") != "1" and not getattr(options, "in_processes", False):
+        raise InputError(
+            "WORLD_SIZE tells of several processes, as torchrun starts them: of these commands `train` alone is made "
+            "for that; start this one without torchrun (validate shares images by --device cuda:0,cuda:1)"
+        )
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -245,8 +245,9 @@ class KernelRun:
         """
         assert self.saved is not None
         results = segment_in_processes(
-            self.shard, self.working, self.paths, self.hard_deadline, self.saved.results, self.segment_share
-        )
+            self.shard, self.working, self.paths, self.hard_deadline, self.saved.results, self.segment_share,
+            self.saved.save_now_and_then,
+        )  # fmt: skip
         if results is not None:
             self.saved.replace_results(results)
         return results is not None

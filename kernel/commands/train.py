@@ -121,7 +121,7 @@ def add_parser(commands: Any) -> None:
         choices=(*CELL_TYPES, CLS_USE),
         help="what the manifest says it is used for (default: as --member, or all cell types)",
     )
-    parser.set_defaults(run=run_train)
+    parser.set_defaults(run=run_train, in_processes=True)
 
 
 def run_train(options: argparse.Namespace) -> None:

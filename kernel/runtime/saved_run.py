@@ -207,8 +207,10 @@ class SavedRun:
         return {**record, "device": device, "rles": rles, "image_shape": shape, "summary": summary, "peaks": peaks}
 
     def save_now_and_then(self) -> None:
-        """Make submission.csv anew, if that was not done just before."""
-        if time.monotonic() - self._last_save >= SAVING_SHARE * self._save_seconds:
+        """Make submission.csv anew, with what other processes have done by now, if that was not done just before."""
+        with self._lock:
+            if time.monotonic() - self._last_save < SAVING_SHARE * self._save_seconds:
+                return
             try:
                 self._save()
             except InputError as error:
@@ -223,6 +225,8 @@ class SavedRun:
         if self._rank:
             return
         begun = time.monotonic()
+        if len(self._share) < len(self._paths):
+            self.add_others()
         self._writer.write(self.submission, so_far=True)
         self._last_save = time.monotonic()
         self._save_seconds = self._last_save - begun
