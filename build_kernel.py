@@ -23,31 +23,34 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bundle.build import write_kernel
-from bundle.commands.common import add_manifest_option, add_out_option
-from bundle.datasets import weights_folder_name, write_sums, write_weights_datasets
-from bundle.dry_run import RESULT_NAMES, check_device, choose_images, run_dry
-from bundle.kaggle import (
-    DATASET_LICENSES,
-    KERNEL_METADATA_NAME,
-    SCRIPT_NAME,
-    check_dataset_folder,
-    unverified_points,
-)
-from bundle.lock import LOCK_PATH, load_lock
-from bundle.names import owner_of, refuse_names
-from bundle.rules import IMAGE_PACKAGES, VENDORED_NEEDS
-from bundle.vendor import build_wheels
-from kernel.commands.options import CommandParser, whole_number
-from kernel.errors import InputError, RunError
-from kernel.folders import ResultFolder, end_on_sigterm, refuse_to_lose, refuse_to_replace
-from kernel.local_weights import FoundWeights, can_read_weights, check_claims, resolve_weights
-from kernel.log import escape_unprintable
-from kernel.manifest.reader import read_manifest
-from kernel.manifest.types import Manifest, manifest_to_json, refuse_fold_files
-from kernel.runtime.wheels import LockedWheel, verify_wheels
-from kernel.text import name_hint
-from kernel.vendored import use_vendored_packages
+from kernel.signals import ended_at_once
+
+with ended_at_once():  # while this imports, Ctrl-C would come out as a traceback
+    from bundle.build import write_kernel
+    from bundle.commands.common import add_manifest_option, add_out_option
+    from bundle.datasets import weights_folder_name, write_sums, write_weights_datasets
+    from bundle.dry_run import RESULT_NAMES, check_device, choose_images, run_dry
+    from bundle.kaggle import (
+        DATASET_LICENSES,
+        KERNEL_METADATA_NAME,
+        SCRIPT_NAME,
+        check_dataset_folder,
+        unverified_points,
+    )
+    from bundle.lock import LOCK_PATH, load_lock
+    from bundle.names import owner_of, refuse_names
+    from bundle.rules import IMAGE_PACKAGES, VENDORED_NEEDS
+    from bundle.vendor import build_wheels
+    from kernel.commands.options import CommandParser, whole_number
+    from kernel.errors import InputError, RunError
+    from kernel.folders import ResultFolder, end_on_sigterm, refuse_to_lose, refuse_to_replace
+    from kernel.local_weights import FoundWeights, can_read_weights, check_claims, resolve_weights
+    from kernel.log import escape_unprintable
+    from kernel.manifest.reader import read_manifest
+    from kernel.manifest.types import Manifest, manifest_to_json, refuse_fold_files
+    from kernel.runtime.wheels import LockedWheel, verify_wheels
+    from kernel.text import name_hint
+    from kernel.vendored import use_vendored_packages
 
 ROOT = Path(__file__).resolve().parent
 #: The sub-commands: what each does, by its name, which is also its module's in bundle/commands/.

@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from kernel.data.locks import sole_writer
 from kernel.files import writing
 from kernel.folders import remove_folder, replace_folder
 from kernel.log import LOG
-from kernel.runtime.journal import JOURNAL_FORMAT, Journal, read_journal, sample_digest
+from kernel.runtime.journal import JOURNAL_FORMAT, Journal, content_digest, read_journal
 
 
 class NamedFile(Protocol):
@@ -39,7 +40,9 @@ class FinishedImages:
         self._results = {
             record["image"]: record["result"]
             for record in read_journal(journal).records
-            if record["image"] in paths and self._digest(paths[record["image"]]) == record["digest"]
+            if record["image"] in paths
+            and record.get("digest") is not None
+            and self._digest(paths[record["image"]]) == record["digest"]
         }
         self._journal = Journal(journal, head)
         if self._results:
@@ -61,7 +64,7 @@ class FinishedImages:
     def _digest(self, path: Path) -> str | None:
         """Of the file as it was when it was first asked for: one that changes later on is read again next time."""
         if path not in self._digests:
-            self._digests[path] = folder_digest(path) if path.is_dir() else sample_digest(path)
+            self._digests[path] = folder_digest(path) if path.is_dir() else content_digest(path)
         return self._digests[path]
 
     def close(self) -> None:
@@ -79,6 +82,19 @@ def folder_digest(folder: Path) -> str:
 
 
 @contextmanager
+def unfinished_folder(target: Path) -> Iterator[Path]:
+    """The hidden folder beside `target` for what is not finished, there or not; no other process has it meanwhile.
+
+    Raises:
+        InputError: another process is in the block for the same target, or the folder around it cannot be written.
+    """
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    with sole_writer(target):
+        yield target.parent / f".{target.name}.unfinished"
+
+
+@contextmanager
 def resumed_folder(
     target: Path, made_of: Sequence[str], images: Sequence[NamedFile]
 ) -> Iterator[tuple[Path, FinishedImages]]:
@@ -93,28 +109,30 @@ def resumed_folder(
         images: all images.
 
     Raises:
-        InputError: the folder around `target` cannot be written, or `target` cannot be replaced.
+        InputError: as `unfinished_folder`, or `target` cannot be replaced.
         RunError: the disk is full.
     """
-    unfinished = target.parent / f".{target.name}.unfinished"
-    head = {"journal": JOURNAL_FORMAT, "made_of": hashlib.sha256("\0".join(made_of).encode("utf-8")).hexdigest()}
-    folder, journal = unfinished / "new", unfinished / "journal.log"
-    with writing(unfinished):
-        # Without its folder the journal is that of a run which was killed after it had put the folder in place.
-        if not folder.is_dir() or not read_journal(journal).is_of(head):
-            remove_folder(unfinished)
-        folder.mkdir(parents=True, exist_ok=True)
-        finished = FinishedImages(journal, head, images)
-    try:
+    with unfinished_folder(target) as unfinished:
+        head = {"journal": JOURNAL_FORMAT, "made_of": hashlib.sha256("\0".join(made_of).encode("utf-8")).hexdigest()}
+        folder, journal = unfinished / "new", unfinished / "journal.log"
         with writing(unfinished):
-            yield folder, finished
-        finished.close()
-        replace_folder(folder, target)
-    except BaseException:
-        finished.close()
-        if not len(finished):
-            remove_folder(unfinished)
-        else:
-            LOG.error("%d of %d images are finished: the same command goes on from there", len(finished), len(images))
-        raise
-    remove_folder(unfinished)
+            # Without its folder the journal is that of a run which was killed after it had put the folder in place.
+            if not folder.is_dir() or not read_journal(journal).is_of(head):
+                remove_folder(unfinished)
+            folder.mkdir(parents=True, exist_ok=True)
+            finished = FinishedImages(journal, head, images)
+        try:
+            with writing(unfinished):
+                yield folder, finished
+            finished.close()
+            replace_folder(folder, target)
+        except BaseException:
+            finished.close()
+            if not len(finished):
+                remove_folder(unfinished)
+            else:
+                LOG.error(
+                    "%d of %d images are finished: the same command goes on from there", len(finished), len(images)
+                )
+            raise
+        remove_folder(unfinished)

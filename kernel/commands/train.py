@@ -149,7 +149,7 @@ def add_parser(commands: Any) -> None:
         choices=(*CELL_TYPES, CLS_USE),
         help="what the manifest says it is used for (default: as --member, or all cell types)",
     )
-    parser.set_defaults(run=run_train, rules=RULES)
+    parser.set_defaults(run=run_train, rules=RULES, in_processes=True)
 
 
 def run_train(options: argparse.Namespace) -> None:

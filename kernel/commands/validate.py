@@ -17,6 +17,7 @@ from kernel.commands.common import (
     list_fold,
 )
 from kernel.commands.results import refuse_to_replace_result
+from kernel.commands.resuming import unfinished_folder
 from kernel.commands.rules import CommandRules, Idle, Needs
 from kernel.commands.scoring import (
     add_out_of_fold,
@@ -112,13 +113,16 @@ def kept_predictions(given: Path | None, out: Path | None) -> Iterator[Path | No
     """Where predictions are stored: the folder given, else a hidden one beside `out` that is deleted at the end.
 
     Where the block ends too soon, however that comes, it stays, and the same command goes on from there.
+
+    Raises:
+        InputError: as `unfinished_folder`.
     """
     if given is not None or out is None:
         yield given
         return
-    unfinished = out.parent / f".{out.name}.unfinished"
-    yield unfinished
-    remove_folder(unfinished)
+    with unfinished_folder(out) as unfinished:
+        yield unfinished
+        remove_folder(unfinished)
 
 
 def check_devices(names: str | None) -> list[str]:

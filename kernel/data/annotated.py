@@ -18,6 +18,7 @@ from kernel.errors import InputError
 from kernel.images.reading import read_image
 from kernel.log import LOG
 from kernel.masks.instances import CellMasks
+from kernel.patience import patiently
 from kernel.settings import CELL_TYPES
 from kernel.text import first_names
 
@@ -65,12 +66,12 @@ class AnnotatedImage:
         return self.annotations.labels
 
     def read(self) -> np.ndarray:
-        """The pixels, (H, W, 3) uint8 BGR.
+        """The pixels, (H, W, 3) uint8 BGR. Where the system cannot read them just now, that is tried again for a while.
 
         Raises:
             InputError: the image cannot be read, or is of another size than its annotations.
         """
-        pixels, expected = read_image(self.path), self.annotations.image_shape
+        pixels, expected = patiently(lambda: read_image(self.path)), self.annotations.image_shape
         if pixels.shape[:2] != expected:
             raise InputError(
                 f"{self.path} has {pixels.shape[0]} rows and {pixels.shape[1]} columns, its annotations are of "

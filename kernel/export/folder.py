@@ -33,6 +33,7 @@ from kernel.masks.choosing import keep_cells
 from kernel.patience import may_pass
 from kernel.postprocess.submission import SubmissionWriter
 from kernel.runtime.failures import FailedImage, attempt
+from kernel.runtime.rereading import Rereading
 from kernel.scale import NO_ZOOM, ScaledEnsemble, Zoom, cell_size, zoom_of
 from kernel.text import spreadsheet_cell
 
@@ -131,6 +132,8 @@ def predict_images(
 ) -> RunResult:
     """Segment images and write what is found into the existing folder `out`.
 
+    Those that cannot be read are tried again after all others, as in the kernel.
+
     - labels: `labels/<name>.tif`, (H, W) uint16 (float32 for more cells than that numbers), 0 background, cell n has
       the value n; Fiji, QuPath, napari, CellProfiler
     - geojson: `outlines/<name>.geojson`, a polygon per cell, as QuPath imports it
@@ -167,16 +170,21 @@ def predict_images(
         if (record := finished(image)) is not None:
             records[image.name] = record
             progress.finished_before()
-    for image, outcome in outcomes([image for image in images if image.name not in records]):
-        if isinstance(outcome, FailedImage):
-            failed[image.name] = outcome
-            if outcome.wrong_input:  # other failures are in the log already, with their traceback
-                LOG.error("%s", outcome.reason)
-            progress.done(image.name, "failed, see above")
-        else:
-            records[image.name] = outcome
-            on_finished(image, outcome)
-            progress.done(image.name, f"{outcome['cells']} cells{kind_of(outcome)}, {outcome['seconds']} s")
+    waiting, rereading = [image for image in images if image.name not in records], Rereading[InputImage]()
+    while waiting:
+        for image, outcome in outcomes(waiting):
+            if not isinstance(outcome, FailedImage):
+                records[image.name] = outcome
+                on_finished(image, outcome)
+                progress.done(image.name, f"{outcome['cells']} cells{kind_of(outcome)}, {outcome['seconds']} s")
+            elif not rereading.takes(image, outcome):
+                failed[image.name] = outcome
+                if outcome.wrong_input:  # other failures are in the log already, with their traceback
+                    LOG.error("%s", outcome.reason)
+                progress.done(image.name, "failed, see above")
+        if rereading.unread:
+            time.sleep(rereading.pause())
+        waiting = rereading.release()
     remove_other_files(out, wanted.exports, records)
     write_set(images, records, wanted.exports, out)
     with (out / IMAGES_TABLE).open("w", encoding="utf-8", newline="") as stream:
