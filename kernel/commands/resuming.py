@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from kernel.data.locks import sole_writer
 from kernel.files import writing
 from kernel.folders import remove_folder, replace_folder
+from kernel.locks import sole_writer
 from kernel.log import LOG
 from kernel.runtime.journal import JOURNAL_FORMAT, Journal, content_digest, read_journal
 
