@@ -6,12 +6,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from kernel.commands.common import add_member_arguments, check_device, find_ensemble
+from kernel.commands.common import add_member_arguments, check_device, choose_members
 from kernel.commands.resuming import resumed_folder
 from kernel.errors import InputError, RunError
 from kernel.folders import refuse_to_replace
 from kernel.images.reading import list_images
-from kernel.manifest.reader import read_manifest
 from kernel.manifest.types import manifest_to_json
 from kernel.vendored import use_vendored_packages
 
@@ -21,8 +20,8 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "predict",
         help="write the masks of a folder of images: label images, outlines, a table, pictures",
-        description="Write the masks of a folder of images: label images, outlines, a table, pictures. Where it is "
-        "stopped, the same command goes on from there.",
+        description="Write the masks of a folder of images: label images, outlines, a table, pictures. Where it is\n"
+        "stopped, the same command goes on from there. Without --manifest, by the members that come with the program.",
     )
     parser.add_argument("images", type=Path, help="folder of PNG, TIFF or JPEG images")
     parser.add_argument("--out", type=Path, required=True, help="the folder to write; an earlier one is replaced")
@@ -33,7 +32,7 @@ def add_parser(commands: Any) -> None:
         help="what to write, with commas between: labels, geojson, pictures, rois (ImageJ), seg-npy (Cellpose), "
         "ome-tiff, ome-zarr, tables, coco, submission (default: %(default)s)",
     )
-    add_member_arguments(parser)
+    add_member_arguments(parser, shipped=True)
     parser.set_defaults(run=run_predict)
 
 
@@ -49,9 +48,12 @@ def run_predict(options: argparse.Namespace) -> None:
         raise InputError(f"--out {options.out} holds the images themselves, and is replaced as a whole: name another")
     earlier = "cells.csv" if (options.out / "cells.csv").is_file() else IMAGES_TABLE
     refuse_to_replace(options.out, RESULT_NAMES, marker=earlier)
-    files = find_ensemble(read_manifest(options.manifest), options.weights_dir, options.dtype)
+    chosen = choose_members(options)
+    if chosen.told:
+        print(chosen.told)
+    files = chosen.files()
     ensemble = files.load(check_device(options.device))
-    made_of = [manifest_to_json(files.manifest), options.dtype, *exports]
+    made_of = [manifest_to_json(files.manifest), files.dtype, *exports]
     with resumed_folder(options.out, made_of, images) as (folder, finished):
         failed = predict_folder(ensemble, images, folder, exports, finished.get, finished.add)
     print(f"{len(images) - len(failed)} images: {', '.join(exports)} in {options.out}")

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from kernel.commands.common import add_ensemble_arguments, check_device, list_fold, require_beside
+from kernel.commands.common import add_ensemble_arguments, check_device, choose_members, list_fold, require_beside
+from kernel.commands.model_card import card_of, describe_card, write_card
 from kernel.commands.scoring import (
     add_out_of_fold,
     list_jobs,
@@ -32,6 +33,8 @@ is there already, made of the same weights, settings and pixels, is not predicte
 goes on; `tune --predictions` needs no weights. With --out alone they are kept until the end, for the same command to go
 on.
 
+The members that come with the program (--members shipped) are scored beside what their model card says.
+
 Several devices (--device cuda:0,cuda:1) share the images."""
 
 
@@ -43,7 +46,7 @@ def add_parser(commands: Any) -> None:
         description=VALIDATE_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_ensemble_arguments(parser)
+    add_ensemble_arguments(parser, shipped=True)
     parser.add_argument("--out", type=Path, help="folder for report.html, scores.csv and a picture of each image")
     parser.add_argument(
         "--tuning", type=Path, metavar="FOLDER", help="what `tune --out` has written: its surfaces go into the report"
@@ -56,6 +59,9 @@ def add_parser(commands: Any) -> None:
         metavar="FOLDER",
         help="store the predictions there, a file per image, and use those that are there",
     )
+    parser.add_argument(
+        "--card", type=Path, metavar="JSON", help="write the scores by type, with intervals, as a model card has them"
+    )
     parser.set_defaults(run=run_validate)
 
 
@@ -65,6 +71,11 @@ def run_validate(options: argparse.Namespace) -> None:
     from kernel.scoring.scores import describe_folds, describe_scores
     from kernel.tuning.threshold_evidence import read_surfaces
 
+    if options.manifest is None and options.members is None and options.preset is None:
+        raise InputError("which members? give --manifest with --weights-dir, or --members shipped")
+    chosen = choose_members(options)
+    if chosen.preset is not None and options.out_of_fold:
+        raise InputError("--out-of-fold needs weights of each fold, which the shipped members are not: give --manifest")
     if options.out is not None:
         refuse_to_replace_report(options.out)
     elif options.tuning is not None:
@@ -83,6 +94,12 @@ def run_validate(options: argparse.Namespace) -> None:
         print(describe_scores("ensemble", results))
         for line in seen.describe_results(results):
             print(line)
+        if chosen.preset is not None or options.card is not None:
+            card = card_of(results)
+            if chosen.preset is not None:
+                print("\n".join([chosen.told, *describe_card(card, chosen.preset.measured)]))
+            if options.card is not None:
+                write_card(card, options.card)
         if options.out is not None:
             print(f"report.html, scores.csv and pictures: {options.out}")
         if options.each_member:
