@@ -67,7 +67,9 @@ def test_a_path_with_the_signs_of_a_pattern_is_a_path(tmp_path: Path) -> None:
 
 
 def test_the_same_stem_twice_keeps_its_endings(tmp_path: Path) -> None:
-    write(tmp_path / "a.png", tmp_path / "a.tif", tmp_path / "a.png.jpg", tmp_path / "b.PNG", tmp_path / "sub" / "a.png")
+    write(
+        tmp_path / "a.png", tmp_path / "a.tif", tmp_path / "a.png.jpg", tmp_path / "b.PNG", tmp_path / "sub" / "a.png"
+    )
     images = list_inputs([str(tmp_path)], ANY, recursive=True)
     assert {image.file: image.name for image in images} == {
         "a.png": "a.png",

@@ -33,7 +33,11 @@ def write_imagej(path: Path, **more: Any) -> None:
 def write_ome(path: Path, **more: Any) -> None:
     size = {"PhysicalSizeX": 650, "PhysicalSizeXUnit": "nm", "PhysicalSizeY": 0.65}
     tifffile.imwrite(
-        path, VALUES, ome=True, metadata={"axes": "TCZYX", **size, "Channel": {"Name": ["DAPI", "Phase", "GFP"]}}, **more
+        path,
+        VALUES,
+        ome=True,
+        metadata={"axes": "TCZYX", **size, "Channel": {"Name": ["DAPI", "Phase", "GFP"]}},
+        **more,
     )
 
 
@@ -242,7 +246,7 @@ class FakeImage:
     channel_names = [np.str_("DAPI"), np.str_("Phase"), np.str_("GFP")]  # noqa: RUF012
     physical_pixel_sizes = SimpleNamespace(Z=1.0, Y=0.62, X=0.62)
 
-    class dims:  # noqa: N801
+    class dims:
         order = "TCZYX"
 
         def __class_getitem__(cls, letter: str) -> tuple[int, ...]:
