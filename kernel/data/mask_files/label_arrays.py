@@ -22,11 +22,7 @@ def cells_of_labels(labels: np.ndarray, image_shape: tuple[int, int]) -> FoundMa
     Raises:
         InputError: another shape, values that number no cells, or a picture of cells and background alone.
     """
-    plane = as_plane(labels)
-    if plane.shape != image_shape:
-        raise InputError(
-            f"it is {plane.shape[0]} x {plane.shape[1]}, and its image {image_shape[0]} x {image_shape[1]}"
-        )
+    plane = as_plane(labels, image_shape)
     if plane.dtype.kind not in "uib" and not (plane.dtype.kind == "f" and (plane == np.floor(plane)).all()):
         raise InputError(f"it holds {plane.dtype} that are no whole numbers: a label image has a number for each cell")
     if plane.size and plane.min() < 0:
@@ -46,20 +42,22 @@ def cells_of_labels(labels: np.ndarray, image_shape: tuple[int, int]) -> FoundMa
     return FoundMasks(tuple(cells))
 
 
-def as_plane(labels: np.ndarray) -> np.ndarray:
+def as_plane(labels: np.ndarray, image_shape: tuple[int, int]) -> np.ndarray:
     """The labels as (H, W).
 
     Raises:
-        InputError: there are several planes, or colours.
+        InputError: there are several planes, or colours; or H and W are others.
     """
-    if labels.ndim == 3 and labels.shape[2] in (3, 4) and labels.shape[0] > 4:
+    if [side for side in labels.shape if side != 1] == [side for side in image_shape if side != 1]:
+        return labels.reshape(image_shape)
+    if labels.shape[:2] == image_shape and labels.ndim == 3 and labels.shape[2] in (3, 4):
         if (labels[..., :3] == labels[..., :1]).all():
             return labels[..., 0]
         raise InputError("it is a picture of colours, and no label image, which has a number for each cell")
     sides = [side for side in labels.shape if side != 1]
-    if labels.ndim < 2 or len(sides) > 2:
-        raise InputError(f"it has the shape {labels.shape}: a single plane is needed, as its image is")
-    return labels.reshape(labels.shape[-2:] if np.prod(labels.shape[-2:]) == labels.size else labels.shape[:2])
+    if len(sides) == 2:
+        raise InputError(f"it is {sides[0]} x {sides[1]}, and its image {image_shape[0]} x {image_shape[1]}")
+    raise InputError(f"it has the shape {labels.shape}: a single plane is needed, as its image is")
 
 
 def refuse_binary(plane: np.ndarray) -> None:
