@@ -37,6 +37,11 @@ def is_given(options: argparse.Namespace, name: str) -> bool:
     return value is not None and value is not False and value != []
 
 
+def start_option(options: argparse.Namespace) -> str | None:
+    """The members of --from, which cannot be written as an attribute: it is one of Python's own words."""
+    return getattr(options, "from")
+
+
 def require_beside(options: argparse.Namespace, names: Sequence[str], needed: Sequence[str], hint: str = "") -> None:
     """Refuse options that mean something only beside another one.
 

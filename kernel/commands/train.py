@@ -8,7 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kernel.commands.common import add_data_arguments, check_device, flag, folds_file, is_given, require_beside
+from kernel.commands.common import (
+    add_data_arguments,
+    check_device,
+    flag,
+    folds_file,
+    is_given,
+    require_beside,
+    start_option,
+)
 from kernel.data.annotated import list_annotated
 from kernel.data.pictures import PictureIndex, picture_of
 from kernel.data.splits import other_folds
@@ -102,7 +110,6 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--manifest", type=Path, help=f"with --member (default: {DEFAULT_MANIFEST})")
     parser.add_argument(
         "--from",
-        dest="start",
         metavar="shipped|DIR",
         help="train on the first member (of --kind) of these: its weights with their classes, and its architecture",
     )
@@ -195,9 +202,10 @@ def choose_recipe(options: argparse.Namespace) -> tuple[Recipe, Sequence[str]]:
 
     require_beside(options, ["manifest"], ["member"], " (to enlist the result: --add-to)")
     overrides = {key: getattr(options, key) for key in ("kind", "encoder", *OVERRIDES)}
-    if options.start is not None:
+    start = start_option(options)
+    if start is not None:
         refuse_other_start(options)
-        member = start_member(options.start, options.kind)
+        member = start_member(start, options.kind)
         return member.recipe(options.recipe, overrides), options.use_for or member.entry.use_for
     path = options.recipe or FINETUNE_RECIPE
     if options.member is None:
@@ -232,7 +240,7 @@ def make_run(options: argparse.Namespace, recipe: Recipe) -> TrainingRun:
 
     for names, needed in NEEDED_OPTIONS:
         require_beside(options, names, needed)
-    folds_csv = folds_file(options)
+    folds_csv, start = folds_file(options), start_option(options)
     training, validation = None, []
     if options.fold is not None:
         training = other_folds(folds_csv, options.fold)
@@ -255,8 +263,8 @@ def make_run(options: argparse.Namespace, recipe: Recipe) -> TrainingRun:
         settings=settings,
         images=leave_out_pictures(read_entries(entries), held_out, options.data),
         out=options.out,
-        init=options.init if options.start is None else start_member(options.start, options.kind).weights,
-        keep_classes=options.keep_classes or options.start is not None,
+        init=options.init if start is None else start_member(start, options.kind).weights,
+        keep_classes=options.keep_classes or start is not None,
         device=check_device(options.device),
         half=options.half,
         validation=validation,

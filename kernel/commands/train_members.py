@@ -7,7 +7,7 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kernel.commands.common import check_device, find_ensemble, flag, is_given, require_beside
+from kernel.commands.common import check_device, find_ensemble, flag, is_given, require_beside, start_option
 from kernel.commands.scoring import print_each_member, refuse_to_replace_report, score_jobs, tell_seen
 from kernel.data.annotated import AnnotatedImage, check_readable, list_annotated
 from kernel.data.pictures import PictureIndex, picture_of
@@ -56,7 +56,6 @@ def add_parser(commands: Any) -> None:
     source.add_argument("--competition", type=Path, metavar="DIR", help="train.csv and train/<id>.png")
     source.add_argument(
         "--from",
-        dest="start",
         metavar="shipped|DIR",
         help="members to train on: those that are shipped, or in a folder of manifest.json and weights",
     )
@@ -107,9 +106,10 @@ def add_parser(commands: Any) -> None:
 def run_train_members(options: argparse.Namespace) -> None:
     """Train one member of each kind and score them."""
     use_vendored_packages()
-    require_beside(options, ["data"], ["start"])
-    if options.start is not None:
-        run_retraining(options)
+    require_beside(options, ["data"], ["from"])
+    start = start_option(options)
+    if start is not None:
+        run_retraining(options, start)
         return
     from kernel.training.members import prepare_members, train_members
 
@@ -131,8 +131,8 @@ def run_train_members(options: argparse.Namespace) -> None:
         print_scores(str(options.score), plan.manifest, plan.out, others, plan.device, other_report)
 
 
-def run_retraining(options: argparse.Namespace) -> None:
-    """Train on the members of --from, and score them on --fold and --score.
+def run_retraining(options: argparse.Namespace, start: str) -> None:
+    """Train on the members `start`, and score them on --fold and --score.
 
     Raises:
         InputError: an option of the way from raw data, or one is missing; as `start_members` and `retrain_members`.
@@ -157,8 +157,8 @@ def run_retraining(options: argparse.Namespace) -> None:
     held_out = PictureIndex(picture_of(image.image_id, image.read()) for image in unseen)
     check_readable([*unseen, *others])
     plan = RetrainingPlan(
-        start=options.start,
-        members=start_members(options.start, options.kinds),
+        start=start,
+        members=start_members(start, options.kinds),
         images=leave_out_pictures(read_training_images(options.data, training), held_out, options.data),
         out=options.out,
         recipe=options.recipe,
