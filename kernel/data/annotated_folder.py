@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from tqdm import tqdm
+
 from kernel.data.image_names import known_name
 from kernel.data.mask_files.forms import MASK_FORMS, require_package
 from kernel.data.mask_files.pairing import MaskFile, Pairing, pair_masks
@@ -57,7 +59,7 @@ def read_annotated_folder(
     images, dropped, bad = [], [], []
     pairs: dict[str, list[str]] = {}
     rows = 0
-    for image_id, files in pairing.masks.items():
+    for image_id, files in tqdm(pairing.masks.items(), unit="image", desc="reading masks", mininterval=1):
         chosen = [file for file in files if form in (None, file.form)]
         if not chosen:
             continue

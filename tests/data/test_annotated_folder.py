@@ -28,6 +28,7 @@ from kernel.data.mask_files.geojson import read_geojson
 from kernel.data.mask_files.imagej_rois import read_imagej_rois
 from kernel.data.mask_files.label_arrays import cells_of_labels
 from kernel.data.mask_files.label_images import read_label_image
+from kernel.data.mask_files.ome_zarr import read_ome_zarr
 from kernel.data.mask_files.rings import fill_rings
 from kernel.data.mask_files.seg_npy import read_seg_npy
 from kernel.errors import InputError
@@ -260,11 +261,12 @@ def test_what_is_no_cell_in_geojson_is_named(tmp_path: Path) -> None:
         {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [[[1, "a"], [2, 3], [4, 5]]]}},
         {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [[[1e400, 1], [2, 3], [4, 5]]]}},
         7,
+        {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [[[10**400, 1], [2, 3], [4, 5]]]}},
     ]
     path.write_text(json.dumps({"type": "FeatureCollection", "features": features}), encoding="utf-8")
     found = read_geojson(path, SHAPE)
     assert [cell.place for cell in found.cells] == ["feature 2", "feature 3", "feature 4"]
-    assert sorted(place for place, _ in found.flaws) == ["feature 1", *(f"feature {n}" for n in range(5, 10))]
+    assert {place for place, _ in found.flaws} == {"feature 1", *(f"feature {n}" for n in range(5, 11))}
     path.write_text(json.dumps([region]), encoding="utf-8")
     assert len(read_geojson(path, SHAPE).cells) == 1
     for content in ("{", '{"type": "Polygon"}', "[1]", '{"type": "FeatureCollection"}'):
@@ -341,6 +343,28 @@ def test_files_that_are_no_label_images(tmp_path: Path) -> None:
     for name, message in (("a.jpg", "JPEG"), ("stack.tif", "5 pages"), ("empty.png", "empty")):
         with pytest.raises(InputError, match=message):
             read_label_image(tmp_path / name, SHAPE)
+
+
+def test_odd_ome_zarrs(tmp_path: Path, export: Any) -> None:
+    import zarr
+
+    path = export(random_cells(1), "ome-zarr")
+    labels = zarr.open_group(str(path), mode="a")["labels"]
+    shutil.copytree(path / "labels" / "cells", path / "labels" / "nuclei")
+    assert len(read_ome_zarr(path, SHAPE).cells) == len(random_cells(1))
+    shutil.move(path / "labels" / "cells", path / "labels" / "other")
+    with pytest.raises(InputError, match="several label images"):
+        read_ome_zarr(path, SHAPE)
+    del labels.attrs["labels"]
+    for odd in ("nothing.zarr", "text.zarr"):
+        (tmp_path / odd).mkdir()
+        (tmp_path / odd / ".zgroup").write_text("{", encoding="utf-8")
+        with pytest.raises(InputError, match="no OME-Zarr with labels"):
+            read_ome_zarr(tmp_path / odd, SHAPE)
+    array = zarr.create_array(str(tmp_path / "array.zarr" / "labels"), shape=SHAPE, dtype="u2")
+    array[:] = 1
+    with pytest.raises(InputError, match="no OME-Zarr with labels"):
+        read_ome_zarr(tmp_path / "array.zarr", SHAPE)
 
 
 # Cellpose
@@ -483,6 +507,18 @@ def test_what_was_found_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "alone" in told and "lost.png: no image of this name" in told
     assert {image.cell_type for image in list_annotated(tmp_path / "out")} == {"astro"}
     assert not (tmp_path / "out" / "folds.csv").exists()
+
+
+def test_all_that_cellpose_writes_beside_an_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "in"
+    write_png(folder / "a.tif", draw_image(0, GRID))
+    write_png(folder / "a_cp_masks.png", grid_labels())
+    save_seg(folder / "a_seg.npy", masks=grid_labels(), outlines=grid_labels())
+    for name in ("a_flows.tif", "a_cp_output.png", "a_outlines.png"):
+        write_png(folder / name, draw_image(1, GRID))
+    (folder / "a_cp_outlines.txt").write_text("1,2,3,4", encoding="utf-8")
+    assert prepared_cells("--annotated", folder, tmp_path / "out") == {"a": len(GRID)}
+    assert "images without masks: 0; masks without image: 0" in capsys.readouterr().out
 
 
 def test_types_by_folder_by_table_and_by_default(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -49,7 +49,9 @@ MASK_MARKS = (
     "_cp_masks", "_masks", "_mask", "_labels", "_label", "_rois", "_roiset", "_seg", "_segmentation", "_annotations",
     "-masks", "-mask", "-labels", "-label", "-rois",
 )  # fmt: skip
-#: Those that no image has, be it there or not.
+#: What Cellpose writes beside its masks that is neither an image nor masks.
+OTHER_MARKS = ("_flows", "_cp_flows", "_cp_output", "_cp_outlines", "_outlines", "_dp")
+#: Marks that no image has, be it there or not.
 PLAIN_MARKS = ("_cp_masks", "_masks")
 
 

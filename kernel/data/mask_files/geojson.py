@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ from kernel.data.mask_files.rings import fill_rings
 from kernel.errors import InputError
 from kernel.text import parse_json, read_any_text
 
+#: No pixel of any image lies as far out.
+FARTHEST = 1e9
 #: QuPath's objects that are no cells, whatever their shape.
 NO_CELLS = ("root", "tile", "tma_core")
 #: QuPath's objects that its detection of cells makes, within annotations that are regions.
@@ -104,7 +105,7 @@ def polygons_of(polygons: Any) -> Iterator[list[np.ndarray]]:
     """The rings (N, 2) of each polygon, its exterior first.
 
     Raises:
-        InputError: they are no lists of finite x, y.
+        InputError: they are no lists of x, y.
     """
     if not isinstance(polygons, list):
         raise InputError("its coordinates are no list")
@@ -114,17 +115,17 @@ def polygons_of(polygons: Any) -> Iterator[list[np.ndarray]]:
         rings = []
         for ring in polygon:
             if not isinstance(ring, list) or not all(map(is_point, ring)):
-                raise InputError("its coordinates are not all finite numbers x, y")
+                raise InputError("its coordinates are not all numbers x, y")
             rings.append(np.array([point[:2] for point in ring], float).reshape(-1, 2))
         yield rings
 
 
 def is_point(point: Any) -> bool:
-    """Whether it is a list of at least two finite numbers."""
+    """Whether it is a list of at least two numbers that may be places."""
     return (
         isinstance(point, list)
         and len(point) >= 2
-        and all(isinstance(value, (int, float)) and math.isfinite(value) for value in point)
+        and all(isinstance(value, (int, float)) and abs(value) <= FARTHEST for value in point)
     )
 
 

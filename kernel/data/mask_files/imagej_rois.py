@@ -18,6 +18,8 @@ DAMAGED_ROI_ERRORS = (
     ValueError, TypeError, LookupError, RuntimeError, OverflowError, MemoryError, OSError, struct.error, zlib.error,
     zipfile.BadZipFile, EOFError,
 )  # fmt: skip
+#: Bytes of a ROI, unpacked: a small zip may hold any number.
+LARGEST_ROI = 64 << 20
 #: Corners of an oval; its pixels are then those of the true ellipse but for a thousandth of its size.
 OVAL_CORNERS = 720
 
@@ -33,6 +35,10 @@ def read_imagej_rois(path: Path, image_shape: tuple[int, int]) -> FoundMasks:
         if path.suffix.lower() == ".zip":
             with zipfile.ZipFile(path) as archive:
                 names = [name for name in archive.namelist() if is_roi(name)]
+                if any(archive.getinfo(name).file_size > LARGEST_ROI for name in names):
+                    raise InputError(
+                        f"a ROI in it is larger than {LARGEST_ROI >> 20} MB, which no outline of a cell is"
+                    )
                 contents = [(Path(name).stem, archive.read(name)) for name in names]
                 if archive.namelist() and not names:
                     raise InputError("it is a zip without any ROI (.roi) in it")

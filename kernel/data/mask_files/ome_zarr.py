@@ -29,6 +29,6 @@ def read_ome_zarr(path: Path, image_shape: tuple[int, int]) -> FoundMasks:
         image = labels[OWN_LABEL if OWN_LABEL in names else names[0]]
         described = image.attrs.get("ome", image.attrs)["multiscales"][0]["datasets"][0]["path"]
         values = np.asarray(image[described][...])
-    except (KeyError, ValueError, TypeError, LookupError, OSError, RuntimeError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, OSError, RuntimeError) as error:
         raise InputError(f"it is no OME-Zarr with labels ({type(error).__name__}: {error})") from error
     return cells_of_labels(values, image_shape)

@@ -12,7 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kernel.data.image_names import composed, images_by_name
-from kernel.data.mask_files.forms import COMMON_ENDINGS, IMAGE_ENDINGS, MASK_MARKS, PLAIN_MARKS, WEAK_ENDINGS, form_of
+from kernel.data.mask_files.forms import (
+    COMMON_ENDINGS,
+    IMAGE_ENDINGS,
+    MASK_MARKS,
+    OTHER_MARKS,
+    PLAIN_MARKS,
+    WEAK_ENDINGS,
+    form_of,
+)
 from kernel.errors import InputError
 from kernel.images.listing import IMAGE_SUFFIXES, is_hidden, is_text
 
@@ -109,7 +117,7 @@ def find_images(folder: Path, files: Sequence[tuple[Path, frozenset[str]]]) -> d
     ]
     candidates = [each for each in candidates if each[1] & IMAGE_FOLDERS] or candidates
     keys = {key for path, _ in candidates for key in image_keys(composed(path.stem))}
-    images = [path for path, _ in candidates if not is_mask_of(path, keys)]
+    images = [path for path, _ in candidates if not is_of_another(path, keys)]
     if not images:
         raise InputError(
             f"no image below {folder}: expected {', '.join(IMAGE_SUFFIXES)} files, and masks beside them or in a "
@@ -118,10 +126,12 @@ def find_images(folder: Path, files: Sequence[tuple[Path, frozenset[str]]]) -> d
     return images_by_name(images)
 
 
-def is_mask_of(path: Path, keys: Collection[str]) -> bool:
-    """Whether an image file's name says that it holds masks: of what is called so, or plainly."""
+def is_of_another(path: Path, keys: Collection[str]) -> bool:
+    """Whether an image file's name says that it was made of an image, of what is called so, or holds masks plainly."""
     stem = composed(path.stem)
-    return stem.lower().endswith(PLAIN_MARKS) or any(base in keys for base in mask_keys(stem)[1:])
+    other = max((mark for mark in OTHER_MARKS if stem.lower().endswith(mark)), key=len, default="")
+    bases = mask_keys(stem)[1:] if not other else [stem[: len(stem) - len(other)]]
+    return stem.lower().endswith(PLAIN_MARKS) or any(base in keys for base in bases)
 
 
 def only_image(path: Path, images: Collection[Path]) -> str | None:

@@ -25,12 +25,12 @@ DAMAGED_PICKLE_ERRORS = (
     pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError, AttributeError, OverflowError, MemoryError,
     ImportError, OSError, RecursionError,
 )  # fmt: skip
-#: Functions and classes of a pickle that only put arrays and numbers together, by the names of numpy 1 and 2.
+#: Functions and classes of a pickle that only put arrays and numbers together.
 ARRAY_GLOBALS = frozenset(
     {
         ("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode"), ("collections", "OrderedDict"),
-        *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
-        *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
+        *(("numpy._core.multiarray", name) for name in ("_reconstruct", "scalar")),
+        ("numpy._core.numeric", "_frombuffer"),
         *(("builtins", name) for name in ("set", "slice", "complex", "bytearray")),
     }
 )  # fmt: skip
@@ -70,6 +70,7 @@ class ArrayUnpickler(pickle.Unpickler):
     """Builds numpy's arrays and numbers, and nothing else."""
 
     def find_class(self, module: str, name: str, /) -> Any:
+        module = module.replace("numpy.core.", "numpy._core.")  # as numpy 1 called it
         return super().find_class(module, name) if (module, name) in ARRAY_GLOBALS else PassedOver
 
 
