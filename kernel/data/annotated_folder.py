@@ -67,7 +67,7 @@ def read_annotated_folder(
         for file in chosen:
             require_package(MASK_FORMS[file.form])
         try:
-            image_shape = read_image_shape(path) or read_image(path).shape[:2]
+            image_shape = read_image_shape(path) or shape_of_pixels(path)
             results = [read_masks(file, image_shape) for file in chosen]
         except InputError as error:
             dropped.append(DroppedImage(image_id, str(error), 0))
@@ -111,6 +111,12 @@ def read_annotated_folder(
         images_without_annotations=lacking,
         notes=(_told(pairs, len(lacking), len(without)), *types.notes()),
     )
+
+
+def shape_of_pixels(path: Path) -> tuple[int, int]:
+    """The (H, W) of an image whose header does not tell it; errors as `read_image`, for the most part."""
+    height, width, _ = read_image(path).shape
+    return height, width
 
 
 def read_masks(file: MaskFile, image_shape: tuple[int, int]) -> tuple[list[_Row], Sequence[tuple[str, str]]]:

@@ -6,6 +6,7 @@ import struct
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -69,7 +70,7 @@ def is_roi(name: str) -> bool:
     return name.lower().endswith(".roi") and not name.startswith("__MACOSX/") and not Path(name).name.startswith(".")
 
 
-def flaw_of(roi: object) -> str:
+def flaw_of(roi: Any) -> str:
     """Why a ROI is no cell of the image, or ""."""
     from roifile import ROI_TYPE
 
@@ -80,7 +81,7 @@ def flaw_of(roi: object) -> str:
     return f"it lies on slice {position} of a stack, of which the first is read" if position > 1 else ""
 
 
-def rings_of(roi: object) -> list[np.ndarray]:
+def rings_of(roi: Any) -> list[np.ndarray]:
     """The rings (N, 2) of x, y around a ROI's area, of which every second around a point is a hole."""
     from roifile import ROI_TYPE
 

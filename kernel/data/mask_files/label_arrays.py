@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 from scipy.ndimage import find_objects, label
 
@@ -69,7 +71,7 @@ def refuse_binary(plane: np.ndarray) -> None:
     found = plane != 0
     value = plane[found][0]
     most = True if plane.dtype == bool else np.iinfo(plane.dtype).max if plane.dtype.kind in "ui" else None
-    pieces = label(found, np.ones((3, 3)))[1]
+    _, pieces = cast(tuple[np.ndarray, int], label(found, np.ones((3, 3))))
     if pieces > (1 if value == most else MOST_PIECES):
         raise InputError(
             f"all its {pieces} pieces have the value {int(value)}: it tells cells from background, and not one "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ def read_ome_zarr(path: Path, image_shape: tuple[int, int]) -> FoundMasks:
     import zarr
 
     try:
-        root = zarr.open_group(str(path), mode="r")
+        root: Any = zarr.open_group(str(path), mode="r")  # its items may be anything
         labels = root["labels"]
         names = sorted(labels.group_keys())
         if len(names) > 1 and OWN_LABEL not in names:
