@@ -20,31 +20,37 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bundle.build import write_kernel
-from bundle.commands.common import add_manifest_option, add_out_option
-from bundle.datasets import weights_folder_name, write_sums, write_weights_datasets
-from bundle.dry_run import RESULT_NAMES, run_dry
-from bundle.kaggle import (
-    DATASET_LICENSES,
-    KERNEL_METADATA_NAME,
-    SCRIPT_NAME,
-    check_dataset_folder,
-    unverified_points,
-)
-from bundle.lock import LOCK_PATH, load_lock
-from bundle.rules import IMAGE_PACKAGES, VENDORED_NEEDS
-from bundle.vendor import build_wheels
-from kernel.errors import InputError, RunError
-from kernel.folders import end_on_sigterm, refuse_to_replace
-from kernel.local_weights import FoundWeights, can_read_weights, check_claims, resolve_weights
-from kernel.log import escape_unprintable
-from kernel.manifest.reader import read_manifest
-from kernel.manifest.types import Manifest, manifest_to_json, refuse_fold_files
-from kernel.runtime.wheels import LockedWheel, verify_wheels
-from kernel.vendored import use_vendored_packages
+from kernel.signals import ended_at_once
+
+with ended_at_once():  # while this imports, Ctrl-C would come out as a traceback
+    from bundle.build import write_kernel
+    from bundle.commands.common import add_manifest_option, add_out_option
+    from bundle.datasets import weights_folder_name, write_sums, write_weights_datasets
+    from bundle.dry_run import RESULT_NAMES, check_device, choose_images, run_dry
+    from bundle.kaggle import (
+        DATASET_LICENSES,
+        KERNEL_METADATA_NAME,
+        SCRIPT_NAME,
+        check_dataset_folder,
+        unverified_points,
+    )
+    from bundle.lock import LOCK_PATH, load_lock
+    from bundle.names import owner_of, refuse_names
+    from bundle.rules import IMAGE_PACKAGES, VENDORED_NEEDS
+    from bundle.vendor import build_wheels
+    from kernel.commands.options import CommandParser, whole_number
+    from kernel.errors import InputError, RunError
+    from kernel.folders import ResultFolder, end_on_sigterm, refuse_to_lose, refuse_to_replace
+    from kernel.local_weights import FoundWeights, can_read_weights, check_claims, resolve_weights
+    from kernel.log import escape_unprintable
+    from kernel.manifest.reader import read_manifest
+    from kernel.manifest.types import Manifest, manifest_to_json, refuse_fold_files
+    from kernel.runtime.wheels import LockedWheel, verify_wheels
+    from kernel.text import name_hint
+    from kernel.vendored import use_vendored_packages
 
 ROOT = Path(__file__).resolve().parent
 #: The sub-commands: what each does, by its name, which is also its module's in bundle/commands/.
@@ -59,6 +65,11 @@ COMMANDS = {
     "submit": "submit the run to the competition",
     "quota": "hours of GPU that are left this week",
 }
+#: What a dry run takes where no other images are named.
+DEMO_IMAGES = ROOT / "bundle" / "demo" / "images"
+#: What an earlier build is known by, whose folders are replaced as a whole.
+KERNEL_FOLDER = ResultFolder("a build", (SCRIPT_NAME, KERNEL_METADATA_NAME), (KERNEL_METADATA_NAME,))
+DRY_RUN_FOLDER = ResultFolder("a dry run", RESULT_NAMES, ("submission.csv",))
 #: What the script does not bring along, and names at its start where it is missing.
 IMAGE_NEEDS = sorted(IMAGE_PACKAGES | VENDORED_NEEDS, key=str.lower)
 
@@ -70,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        if given and given[0] in COMMANDS:
+        if given and not given[0].startswith("-"):
             return run_command(given[0], given[1:])
         return run_build(parse_arguments(given))
     except InputError as error:
@@ -94,8 +105,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_command(name: str, arguments: Sequence[str]) -> int:
     """Run a sub-command. Returns its exit code."""
+    if name not in COMMANDS:
+        raise InputError(f"there is no command {name!r}: {name_hint(name, COMMANDS)}; without any, the kernel is built")
     module = importlib.import_module(f"bundle.commands.{name}")
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=f"build_kernel.py {name}",
         description=module.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -105,10 +118,14 @@ def run_command(name: str, arguments: Sequence[str]) -> int:
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
-    """Read the command line of a build."""
+    """Read the command line of a build.
+
+    Raises:
+        InputError: an option does nothing beside or without others, or a command stands among them.
+    """
     assert __doc__ is not None
     commands = "".join(f"  {name:8} {what}\n" for name, what in COMMANDS.items())
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="build_kernel.py", description=__doc__ + commands, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_manifest_option(parser)
@@ -129,22 +146,33 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     dry.add_argument(
         "--images",
         type=Path,
-        default=ROOT / "bundle" / "demo" / "images",
         help="folder of PNG, TIFF or JPEG images (default: the demo's)",
     )
-    dry.add_argument("--limit", type=int, help="only the first so many images")
+    dry.add_argument("--limit", type=whole_number(1), metavar="N", help="only the first so many images")
     dry.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the script's choice)")
-    return parser.parse_args(arguments)
+    parser.needs(["images", "limit", "device"], ["dry_run"])
+    parser.needs(["license"], ["weights_dir", "dry_run"], ": without weights no dataset of them is written")
+    options, unknown = parser.parse_known_args(arguments)
+    late = next((word for word in unknown if word in COMMANDS), None)
+    if late is not None:
+        raise InputError(f"a command comes first: `python build_kernel.py {late}`, and its options after it")
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return options
 
 
 def run_build(options: argparse.Namespace) -> int:
     """Build, and run dry if asked to. Returns the exit code of the dry run's script, 0 without."""
-    refuse_to_replace(options.out / "kernel", (SCRIPT_NAME, KERNEL_METADATA_NAME), marker=KERNEL_METADATA_NAME)
+    refuse_to_replace(options.out / "kernel", KERNEL_FOLDER)
     if options.dry_run:
-        refuse_to_replace(options.out / "dry-run", RESULT_NAMES, marker="submission.csv")
+        refuse_to_replace(options.out / "dry-run", DRY_RUN_FOLDER)
+        check_device(options.device)
+        choose_images(options.images or DEMO_IMAGES, options.limit)
+    refuse_to_lose(read_paths(options), (options.out / name for name in ("kernel", "wheels", "dry-run")))
     lock = load_lock(LOCK_PATH)
     given = read_manifest(options.manifest)
     refuse_fold_files(given)
+    refuse_names(given)
     manifest, weights, open_points = given, (), []
     folder = weights_folder(options)
     if folder is not None:
@@ -152,6 +180,7 @@ def run_build(options: argparse.Namespace) -> int:
         if can_read_weights():
             use_vendored_packages()
         open_points = check_claims(manifest, weights)
+    refuse_idle_license(manifest, options.license)
     open_points = [*open_points, f"whether Kaggle's image still has what the script needs: {', '.join(IMAGE_NEEDS)}"]
 
     write_kernel(manifest, options.out / "kernel")
@@ -162,8 +191,11 @@ def run_build(options: argparse.Namespace) -> int:
     for dataset, path in write_weights_datasets(manifest, weights, options.out, options.license).items():
         print(f"weights: {path}, for {dataset}")
     filled = options.out / "manifest.json"
-    filled.unlink(missing_ok=True)  # of an earlier build with other weights
-    if manifest != given:
+    if filled.resolve() == options.manifest.resolve():
+        print(f"{filled} is the manifest that was given, and stays as it is")
+    elif manifest == given:
+        filled.unlink(missing_ok=True)  # of an earlier build with other weights
+    else:
         filled.write_text(manifest_to_json(manifest), encoding="utf-8", newline="\n")
         print(f"manifest with what was found in {folder} filled in: {filled}")
     code = 0
@@ -171,6 +203,26 @@ def run_build(options: argparse.Namespace) -> int:
         code = report_dry_run(options, manifest, weights)
     print_next_steps(manifest, options.out, open_points)
     return code
+
+
+def refuse_idle_license(manifest: Manifest, license_name: str | None) -> None:
+    """Raise InputError where a license is chosen for datasets of weights, and none of them is the user's."""
+    owner = manifest.kernel.id.split("/")[0]
+    datasets = manifest.all_weight_datasets
+    if license_name is not None and owner_of(owner) not in map(owner_of, datasets):
+        raise InputError(
+            f"--license: no dataset of weights is {owner}'s, so that none is written ({', '.join(datasets)}): leave it "
+            "out"
+        )
+
+
+def read_paths(options: argparse.Namespace) -> Iterator[tuple[str, Path]]:
+    """What the build reads, by the options that name it. Weights may lie in the datasets that it writes."""
+    yield "--manifest", options.manifest
+    if options.weights_dir is not None:
+        yield "--weights-dir", options.weights_dir
+    if options.dry_run:
+        yield "--images", options.images or DEMO_IMAGES
 
 
 def weights_folder(options: argparse.Namespace) -> Path | None:
@@ -207,7 +259,7 @@ def report_dry_run(options: argparse.Namespace, manifest: Manifest, weights: Seq
         manifest,
         options.out / "wheels",
         weights,
-        options.images,
+        options.images or DEMO_IMAGES,
         options.out,
         options.limit,
         options.device,

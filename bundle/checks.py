@@ -15,12 +15,11 @@ from bundle.client import KaggleClient
 from bundle.datasets import data_files, sums_of, weights_folder_name
 from bundle.kaggle import (
     KERNEL_METADATA_NAME,
-    PLACEHOLDER_OWNERS,
     SCRIPT_NAME,
     check_dataset_folder,
     kernel_metadata,
-    owner_of,
 )
+from bundle.names import PLACEHOLDER_OWNERS, owner_of
 from kernel.errors import InputError
 from kernel.manifest.types import Manifest
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from bundle.kaggle import (
@@ -17,13 +17,13 @@ from bundle.kaggle import (
     SUMS_NAME,
     check_dataset_folder,
     dataset_metadata,
-    owner_of,
 )
+from bundle.names import owner_of
 from kernel.errors import InputError
 from kernel.files import file_sha256
-from kernel.folders import replace_folder, scratch_folder
+from kernel.folders import ResultFolder, refuse_to_replace, replace_folder, scratch_folder
 from kernel.local_weights import FoundWeights
-from kernel.manifest.types import WEIGHT_SUFFIXES, Manifest
+from kernel.manifest.types import Manifest
 
 #: The license of a dataset for which none is chosen.
 USUAL_LICENSE = "other"
@@ -72,7 +72,7 @@ def write_weights_datasets(
 
 def write_dataset_folder(folder: Path, dataset: str, files: Mapping[str, Path], license_name: str | None) -> Path:
     """Write one folder, unless it is there already with the same content; returns it. Errors as above."""
-    refuse_other_files(folder)
+    refuse_to_lose_weights(folder, files)
     chosen = license_name or license_of(folder) or ask_license(dataset)
     metadata = dataset_metadata(dataset, chosen)
     sums = {name: file_sha256(path) for name, path in files.items()}
@@ -91,22 +91,17 @@ def write_dataset_folder(folder: Path, dataset: str, files: Mapping[str, Path], 
     return folder
 
 
-def refuse_other_files(folder: Path) -> None:
+def refuse_to_lose_weights(folder: Path, files: Collection[str]) -> None:
     """Refuse a folder that holds anything but an earlier dataset of weights, since it is replaced as a whole.
+
+    Weights that no earlier build has put there, by the sums that it wrote, and that are not among `files` would be
+    lost.
 
     Raises:
         InputError: it does.
     """
-    if not folder.is_dir():
-        return
-    own = (DATASET_METADATA_NAME, SUMS_NAME)
-    names = sorted(path.name for path in folder.iterdir())
-    others = [name for name in names if name not in own and not name.endswith(WEIGHT_SUFFIXES)]
-    if others or (names and DATASET_METADATA_NAME not in names):
-        raise InputError(
-            f"{folder} holds other files ({', '.join((others or names)[:5])}), and would be replaced as a whole: "
-            "move them away"
-        )
+    own = {DATASET_METADATA_NAME, SUMS_NAME, *files, *read_sums(folder)}
+    refuse_to_replace(folder, ResultFolder("a build", own, (DATASET_METADATA_NAME,)))
 
 
 def ask_license(dataset: str) -> str:

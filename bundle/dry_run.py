@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 #: What a dry run leaves.
 RESULT_NAMES = ("submission.csv", "summary.json", "pictures")
+#: After the script's end its workers have this long to end as well, and to say what is left to say.
+RELAY_SECONDS = 30.0
 #: Files above this are linked into the staged mounts where that is possible, not copied.
 LINK_ABOVE_BYTES = 16 * 1024 * 1024
 
@@ -82,7 +84,7 @@ def run_dry(
         results.mkdir()
         stage_mounts(inputs, manifest, wheels, weights, chosen)
         shown = StagedPaths(inputs, manifest, wheels, weights, images, working, out / "dry-run").shown
-        code = run_script(script, inputs, working, device, shown)
+        code = run_script(script, inputs, working, device, shown, manifest.time_limit_hours)
         submission, summary = working / "submission.csv", working / "summary.json"
         if not submission.is_file():
             failure = InputError if code == 2 else RunError
@@ -102,13 +104,23 @@ def run_dry(
 
 
 def check_device(device: str | None) -> None:
-    """Refuse a `device` that no machine has.
+    """Refuse a `device` that no machine has, or not this one.
 
     Raises:
         InputError: with what is allowed.
     """
-    if device is not None and not all(re.fullmatch(r"cpu|cuda(:\d+)?", name.strip()) for name in device.split(",")):
+    if device is None:
+        return
+    names = [re.fullmatch(r"(cpu)|cuda(?::(\d+))?", name.strip()) for name in device.split(",")]
+    if None in names:
         raise InputError(f"--device {device}: allowed are cpu, cuda and cuda:N, or several with commas between")
+    gpus = [int(name[2] or 0) for name in names if name is not None and name[1] is None]
+    if gpus:
+        import torch  # takes seconds
+
+        count = torch.cuda.device_count()
+        if max(gpus) >= count:
+            raise InputError(f"--device {device}: this machine has cpu and {count} GPU(s) (cuda, cuda:1, ...)")
 
 
 class StagedPaths:
@@ -196,37 +208,48 @@ def stage_file(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def run_script(script: Path, inputs: Path, working: Path, device: str | None, shown: Callable[[str], str]) -> int:
+def run_script(
+    script: Path, inputs: Path, working: Path, device: str | None, shown: Callable[[str], str], limit_hours: float = 9.0
+) -> int:
     """Run the script as a process of its own, its log going where ours goes, each line as `shown` makes it.
 
     `-I` keeps this checkout, the user's packages and PYTHON* variables away from it.
 
     Returns:
         Its exit code.
+
+    Raises:
+        RunError: it has not ended after `limit_hours`.
     """
     environment = dict(os.environ)
     environment["KERNEL_INPUT_ROOT"] = str(inputs.resolve())
     environment["KERNEL_WORKING"] = str(working.resolve())
     if device is not None:
         environment["KERNEL_DEVICE"] = device
-    with subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-I", "-X", "utf8", str(script.resolve())],
         env=environment,
         cwd=working,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-    ) as process:
-        pairs = ((process.stdout, sys.stdout), (process.stderr, sys.stderr))
-        relays = [threading.Thread(target=relay, args=(source, target, shown)) for source, target in pairs]
-        try:
-            for thread in relays:
-                thread.start()
-            for thread in relays:
-                thread.join()
-            return process.wait()
-        except BaseException:
-            process.kill()
-            raise
+    )
+    pairs = ((process.stdout, sys.stdout), (process.stderr, sys.stderr))
+    relays = [threading.Thread(target=relay, args=(*pair, shown), daemon=True) for pair in pairs]
+    try:
+        for thread in relays:
+            thread.start()
+        code = process.wait(limit_hours * 3600)
+        for thread in relays:
+            thread.join(RELAY_SECONDS)
+        return code
+    except subprocess.TimeoutExpired as error:
+        raise RunError(
+            f"the script has not ended after {limit_hours:g} h, the manifest's time_limit_hours, and was ended, as "
+            "Kaggle would: see its log above; fewer images (--limit) take less"
+        ) from error
+    finally:
+        process.kill()  # does nothing where it has ended
+        process.wait()
 
 
 def relay(source: BinaryIO, target: TextIO, shown: Callable[[str], str]) -> None:

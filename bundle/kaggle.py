@@ -6,10 +6,10 @@ can be known beforehand is checked here. Standard library only.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
+from bundle.names import PLACEHOLDER_OWNERS, dataset_problem, kernel_problems, owner_of
 from kernel.errors import InputError
 from kernel.manifest.types import Manifest
 from kernel.text import parse_json, read_any_text
@@ -19,48 +19,26 @@ DATASET_METADATA_NAME = "dataset-metadata.json"
 SCRIPT_NAME = "kernel.py"
 #: In each dataset folder: the sums of its files, by which a push knows what Kaggle has already.
 SUMS_NAME = "sha256sums.txt"
-#: The owner that weights_manifest.json names until its user fills in an own one.
-PLACEHOLDER_OWNER = "your-kaggle-name"
-#: The owners that examples name.
-PLACEHOLDER_OWNERS = (PLACEHOLDER_OWNER, "you", "your-name", "yourname", "username", "user-name", "owner")
-DEFAULT_DATASET_ID = f"{PLACEHOLDER_OWNER}/mmdet-pure-python-wheels"
 #: The licenses that the client's documentation names, as far as they suit code and weights.
 DATASET_LICENSES = ("apache-2.0", "CC0-1.0", "CC-BY-SA-4.0", "other", "unknown")
 TITLE_LENGTHS = range(6, 51)
 SUBTITLE_LENGTHS = range(20, 81)
-#: A kernel's title, as Kaggle has it.
-KERNEL_TITLE_LENGTHS = range(5, 51)
 #: What Kaggle refuses in the names of a dataset's files.
 REFUSED_IN_NAMES = "&@"
 #: Archives that the server unpacks, so that the mount does not hold what was uploaded.
 UNPACKED_SUFFIXES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z")
 
 
-def slug_of_title(title: str) -> str:
-    """The slug that Kaggle makes of an ASCII title: lower case, hyphens for everything that is no letter or digit."""
-    plain = re.sub(r"(?<=[0-9]),(?=[0-9])", "", title.lower())  # 1,000 is one word
-    return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
-
-
 def kernel_metadata(manifest: Manifest, code_file: str = SCRIPT_NAME) -> dict[str, Any]:
     """The content of kernel-metadata.json, for `kaggle kernels push`. Only `code_file` is uploaded with it.
 
     Raises:
-        InputError: the title is too long, or it and the id would give the kernel two names.
+        InputError: Kaggle would not take the title, or it and the id would give the kernel two names.
     """
     identity = manifest.kernel
-    slug = identity.id.split("/")[1]
-    if len(identity.title) not in KERNEL_TITLE_LENGTHS:
-        raise InputError(
-            f"kernel.title {identity.title!r} has {len(identity.title)} characters, Kaggle takes "
-            f"{KERNEL_TITLE_LENGTHS[0]} to {KERNEL_TITLE_LENGTHS[-1]}: choose another, and the slug of `kernel.id` "
-            "like it"
-        )
-    if slug_of_title(identity.title) != slug:
-        raise InputError(
-            f"kernel.title {identity.title!r} has the slug {slug_of_title(identity.title)!r}, kernel.id says {slug!r}: "
-            "Kaggle would go by one of them; make them agree in the manifest"
-        )
+    problems = kernel_problems(identity)
+    if problems:
+        raise InputError("\n".join(problems))
     return {
         "id": identity.id,
         "title": identity.title,
@@ -81,27 +59,19 @@ def kernel_metadata(manifest: Manifest, code_file: str = SCRIPT_NAME) -> dict[st
     }
 
 
-def owner_of(name: str) -> str:
-    """The owner in "owner/slug"; Kaggle does not tell small letters from capitals there."""
-    return name.split("/")[0].lower()
-
-
 def dataset_metadata(dataset_id: str, license_name: str = "other") -> dict[str, object]:
     """The content of dataset-metadata.json, for `kaggle datasets create`.
 
     Raises:
         InputError: `dataset_id` is not "owner/slug" as Kaggle has it.
     """
-    match = re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9_-]*)/([a-z0-9](?:[a-z0-9-]{4,48})[a-z0-9])", dataset_id)
-    if not match:
-        raise InputError(
-            f"{dataset_id!r} is no Kaggle dataset: allowed is owner/slug, your user name, a slash, and 6 to 50 "
-            f"small letters, digits and inner hyphens, like {DEFAULT_DATASET_ID}"
-        )
+    problem = dataset_problem(dataset_id)
+    if problem is not None:
+        raise InputError(problem)
     # The slug's limits are the title's, 6 to 50 characters; each package has its own license inside.
     return {
         "id": dataset_id,
-        "title": match[2].replace("-", " ").capitalize(),
+        "title": dataset_id.split("/")[1].replace("-", " ").capitalize(),
         "licenses": [{"name": license_name}],
     }
 

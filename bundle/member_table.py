@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from kernel.errors import InputError
 from kernel.local_weights import locate_named
 from kernel.manifest.types import Manifest, MemberEntry
 from kernel.settings import StageWeights
+from kernel.text import first_names
 
 COLUMNS = (
     "member", "kind", "encoder", "parameters", "size", "s/image", "use for", "weights", "dataset", "file", "sha256"
@@ -44,6 +45,29 @@ def member_row(manifest: Manifest, member: MemberEntry, folder: Path, timed: Map
         " ".join(member.use_for), "/".join(weights), ", ".join(manifest.datasets_for(member)),
         member.file or "-", sha256,
     ]  # fmt: skip
+
+
+def explain_blanks(rows: Sequence[Sequence[str]], folder: Path) -> list[str]:
+    """What the dashes of the table mean, a sentence for each kind that it has."""
+    cells = [dict(zip(COLUMNS, row, strict=True)) for row in rows]
+    unnamed = [row["member"] for row in cells if row["file"] == "-"]
+    absent = [row["member"] for row in cells if row["file"] != "-" and row["size"] == "-"]
+    unsummed = [row["member"] for row in cells if row["file"] != "-" and row["sha256"] == "-"]
+    lines = []
+    if unnamed:
+        lines.append(
+            f"- no `file` yet, found by its content when you build with --weights-dir: {first_names(unnamed, 5)}"
+        )
+    if absent:
+        lines.append(
+            f"- not in {folder}, so that parameters and size are unknown: {first_names(absent, 5)}; name the folder of "
+            "the files by --weights-dir"
+        )
+    if unsummed:
+        lines.append(f"- no `sha256` yet, which a build with --weights-dir fills in: {first_names(unsummed, 5)}")
+    if any(row["s/image"] == "-" for row in cells):
+        lines.append("- no seconds an image: `members time --images DIR` measures them")
+    return [*lines, ""]
 
 
 def parameter_count(path: Path) -> int:

@@ -13,6 +13,18 @@ from bundle.rules import VENDORED_NEEDS, VENDORED_PACKAGES
 from kernel.errors import InputError
 
 LINE_LENGTH = 110
+#: Stands before all other imports.
+ENDED_AT_ONCE = """\
+import os
+import signal
+
+# While all below is imported, a signal ends this at once: an exception in an import is a page of traceback.
+# A notebook, which has no file, keeps its own ways.
+if __name__ == "__main__" and "__file__" in globals():
+    for heard in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, heard) and signal.getsignal(getattr(signal, heard)) is not signal.SIG_IGN:
+            signal.signal(getattr(signal, heard), lambda number, frame: os._exit(128 + number))
+    del heard"""
 #: Stands between the imports of the standard library and those of torch.
 TEMPORARY_FOLDER = """\
 # torch wants a folder for temporary files when it is imported. Where there is none, that is the working folder.
@@ -92,7 +104,7 @@ def section_text(module: ModuleSource) -> str:
 def hoisted_imports(order: Sequence[ModuleSource]) -> list[str]:
     """The third-party imports of all modules, each once: standard library first, plain imports first.
 
-    Before torch's a folder for temporary files is seen to.
+    Where torch's are among them, signals are seen to before all, and before torch's a folder for temporary files.
     """
     plain: set[tuple[str, str]] = set()
     named: dict[str, set[tuple[str, str]]] = {}
@@ -109,7 +121,7 @@ def hoisted_imports(order: Sequence[ModuleSource]) -> list[str]:
     needed = needed_packages(order)
     if needed:
         plain |= {("importlib.util", ""), ("sys", "")}
-    blocks = []
+    blocks = [ENDED_AT_ONCE] if imports_torch else []
     for standard in (True, False):
         lines = [f"import {alias_text(pair)}" for pair in sorted(plain) if is_standard(pair[0]) == standard]
         for source in sorted(name for name in named if is_standard(name) == standard):

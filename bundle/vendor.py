@@ -17,13 +17,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bundle.fetch import cache_dir, fetch
-from bundle.kaggle import DATASET_METADATA_NAME, DEFAULT_DATASET_ID, SUMS_NAME, dataset_metadata
+from bundle.kaggle import DATASET_METADATA_NAME, SUMS_NAME, dataset_metadata
 from bundle.lock import LOCK_PATH, load_lock, update_lock
+from bundle.names import DEFAULT_DATASET_ID
 from bundle.repack import make_wheel
 from kernel.errors import InputError, RunError
 from kernel.files import file_sha256
-from kernel.folders import replace_folder, scratch_folder
+from kernel.folders import ResultFolder, refuse_to_replace, replace_folder, scratch_folder
 from kernel.log import LOG
+
+#: What an earlier bundle is known by: it is replaced as a whole.
+WHEELS_FOLDER = ResultFolder("a build", ("*.whl", DATASET_METADATA_NAME, SUMS_NAME), (DATASET_METADATA_NAME, SUMS_NAME))
 
 
 def build_wheels(
@@ -47,7 +51,7 @@ def build_wheels(
     """
     metadata = dataset_metadata(dataset_id)
     lock = load_lock(lock_path)
-    _refuse_foreign_files(out)
+    refuse_to_replace(out, WHEELS_FOLDER)
     with scratch_folder(out.parent, out.name) as scratch:
         made = scratch / "new"
         made.mkdir()
@@ -63,25 +67,6 @@ def build_wheels(
         replace_folder(made, out)
     LOG.info("%d wheels written to %s", len(lock), out)
     return [out / entry.wheel for entry in lock]
-
-
-def _refuse_foreign_files(out: Path) -> None:
-    """`out` will be replaced as a whole, so it must not hold anything but an earlier bundle.
-
-    Raises:
-        InputError: it is a file, or holds others.
-    """
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise InputError(f"{out} is a file, and the wheels need a folder: give another --out")
-    names = sorted(path.name for path in out.iterdir())
-    foreign = [name for name in names if not name.endswith(".whl") and name not in (DATASET_METADATA_NAME, SUMS_NAME)]
-    if foreign:
-        raise InputError(
-            f"{out} holds other files than wheels ({', '.join(foreign[:5])}) and would be replaced as a whole: "
-            "give an empty or new folder as --out"
-        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -11,24 +11,27 @@ Exit codes: 0 done, 1 something failed, 2 something given was wrong.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
-from kernel.commands import convert, predict, prepare, select, synthesize, train, train_members, tune, validate
 from kernel.errors import InputError, RunError
 from kernel.folders import end_on_sigterm
 from kernel.log import escape_unprintable, show_log
+from kernel.signals import ended_at_once
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit code."""
-    options = parse_arguments(arguments)
-    show_log(sys.stderr, "%(message)s")
-    from kernel.runtime.limits import limit_threads  # torch takes seconds, which `--help` need not
-
-    limit_threads()
     try:
-        options.run(options)
+        with ended_at_once():  # imports take seconds, of torch above all, which `--help` need not
+            options = parse_arguments(arguments)
+            show_log(sys.stderr, "%(message)s")
+            from kernel.runtime.limits import limit_threads
+
+            limit_threads()
+        refuse_processes(options)
+        options.run(options.rules.checked(options))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -41,9 +44,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def refuse_processes(options: argparse.Namespace) -> None:
+    """Refuse several processes of torchrun for a command that is not made for them: all would write one folder.
+
+    Raises:
+        InputError: WORLD_SIZE tells of several.
+    """
+    if os.environ.get("WORLD_SIZE", "1") != "1" and not getattr(options, "in_processes", False):
+        raise InputError(
+            "WORLD_SIZE tells of several processes, as torchrun starts them: of these commands `train` alone is made "
+            "for that; start this one without torchrun (validate shares images by --device cuda:0,cuda:1)"
+        )
+
+
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line; `run` is the command's function."""
-    parser = argparse.ArgumentParser(
+    """Read the command line; `run` is the command's function.
+
+    Raises:
+        InputError: options that do nothing, or not together.
+    """
+    from kernel.commands import convert, predict, prepare, select, synthesize, train, train_members, tune, validate
+    from kernel.commands.options import CommandParser
+
+    parser = CommandParser(
         prog="python -m kernel", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True, metavar="command")

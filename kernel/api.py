@@ -11,6 +11,8 @@ In a checkout the package is called `kernel`.
 
 from __future__ import annotations
 
+import functools
+import math
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -21,6 +23,11 @@ import numpy as np
 
 from kernel.errors import InputError
 from kernel.images.gray_levels import to_eight_bit
+from kernel.images.pixel_size import PixelSize
+from kernel.images.planes import ALL_FRAMES, PlaneChoice, choose_planes
+from kernel.images.stacks import PLANE_AXES
+from kernel.log import LOG
+from kernel.masks.choosing import keep_cells
 from kernel.masks.instances import CellMasks
 from kernel.masks.labels import label_image
 from kernel.postprocess.outlines import Ring, mask_polygons
@@ -28,6 +35,7 @@ from kernel.settings import CELL_TYPES
 
 if TYPE_CHECKING:
     from kernel.ensemble.ensemble import Ensemble
+    from kernel.scale import ScaledEnsemble
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,9 +44,11 @@ class Cells:
 
     Attributes:
         crops: the masks, each as an array of its own and its place.
+        zoom: by how much rows and columns of the image were stretched for the members.
     """
 
     crops: CellMasks
+    zoom: tuple[float, float] = (1.0, 1.0)
 
     def __len__(self) -> int:
         return len(self.crops)
@@ -62,14 +72,17 @@ class Cells:
         return self.crops.scores
 
     @property
-    def cell_types(self) -> tuple[str, ...]:
-        """Of each cell, as its detectors see it alone."""
-        return tuple(CELL_TYPES[label] for label in self.crops.labels.tolist())
+    def cell_type(self) -> str | None:
+        """Of the image, and so of all its cells: the label that most of what was detected in it has. None: no cells.
+
+        The thresholds of this type have decided which cells there are.
+        """
+        return self.crops.cell_type
 
     @property
-    def cell_type(self) -> str | None:
-        """Of the image, by the vote of its cells: what members and thresholds it was segmented by. None: no cells."""
-        return self.crops.cell_type
+    def cell_labels(self) -> tuple[str, ...]:
+        """What the detectors see in each cell alone: a vote of these is `cell_type`, and single ones may differ."""
+        return tuple(CELL_TYPES[label] for label in self.crops.labels.tolist())
 
     @property
     def outlines(self) -> list[list[list[Ring]]]:
@@ -85,33 +98,90 @@ class Cells:
 class Segmenter:
     """An ensemble, loaded on its device. See `load`."""
 
-    def __init__(self, ensemble: Ensemble):
-        self.ensemble = ensemble
-        self._planned_pixels = 0  # of the largest image so far, for which the memory is planned
+    def __init__(self, ensemble: ScaledEnsemble):
+        self._scaled = ensemble
 
-    def segment(self, image: np.ndarray) -> Cells:
+    @property
+    def ensemble(self) -> Ensemble:
+        """The networks."""
+        return self._scaled.ensemble
+
+    def segment(
+        self,
+        image: np.ndarray,
+        *,
+        axes: str | None = None,
+        channel: int | None = None,
+        z: int | str | None = None,
+        frame: int | None = None,
+        pixel_um: float | None = None,
+        zoom: float | None = None,
+        exclude_edges: bool = False,
+        min_area: int = 0,
+    ) -> Cells:
         """Find the cells of an image.
 
         Args:
-            image: (H, W) gray or (H, W, 3) RGB, of any real dtype. uint8 is taken as it is; other values are brought
-                to the gray levels that members know, as those of files are.
+            image: (H, W) gray or (H, W, 3) RGB, of any real dtype; or of any shape, where `axes` says what it has.
+                uint8 is taken as it is; other values are brought to the gray levels that members know, as those of
+                files are.
+            axes: a letter for each dimension, as "TCZYX": T time, C channel, Z depth, Y rows, X columns, S the three
+                samples of RGB.
+            channel: which one, counted from 0. Default: the first.
+            z: which one, "middle", or "max" for the largest value of each pixel. Default: the middle.
+            frame: which one. Default: the first.
+            pixel_um: the side of a pixel in micrometres: the image is zoomed to the scale that the members know.
+            zoom: by how much it is stretched instead.
+            exclude_edges: leave out cells that the image's edge cuts.
+            min_area: leave out cells of fewer pixels of the image.
+
+        Returns:
+            Cells in the image's own pixels, whatever the zoom.
 
         Raises:
-            ValueError: another shape or dtype, or no pixel.
+            ValueError: another shape or dtype, no pixel, or axes that do not fit.
+            InputError: a place along an axis that the image has not, or a zoom that shows no cells.
         """
-        from kernel.runtime.memory import apply_plan, free_memory, plan_memory
-        from kernel.segment import segment_image
+        if frame == ALL_FRAMES:
+            raise ValueError("all frames have a result each: segment_many gives them")
+        pixels = array_plane(image, axes, PlaneChoice(channel, z, frame))
+        return self._segment(as_bgr(pixels), pixel_um, zoom, exclude_edges, min_area)
 
-        pixels = as_bgr(image)
-        height, width, _ = pixels.shape
-        if height * width > self._planned_pixels:
-            apply_plan(self.ensemble, plan_memory(self.ensemble, (height, width), free_memory(self.ensemble.device)))
-            self._planned_pixels = height * width
-        return Cells(segment_image(self.ensemble, pixels).masks)
+    def segment_many(self, images: Iterable[np.ndarray], **wanted: Any) -> Iterator[Cells]:
+        """The cells of each image, one after the other, as they are asked for.
 
-    def segment_many(self, images: Iterable[np.ndarray]) -> Iterator[Cells]:
-        """The cells of each image, one after the other, as they are asked for."""
-        return (self.segment(image) for image in images)
+        Args:
+            images: as `segment` takes them.
+            **wanted: the same for all, as `segment` takes it; with frame="all" each frame of an image is one more.
+        """
+        every_frame = wanted.get("frame") == ALL_FRAMES
+        for image in images:
+            if not every_frame:
+                yield self.segment(image, **wanted)
+                continue
+            axes = wanted.get("axes") or ""
+            count = np.shape(image)[axes.index("T")] if "T" in axes else 1
+            for frame in range(count):
+                yield self.segment(image, **{**wanted, "frame": frame})
+
+    def _segment(
+        self, image_bgr: np.ndarray, pixel_um: float | None, given: float | None, exclude_edges: bool, min_area: int
+    ) -> Cells:
+        from kernel.scale import cell_size, zoom_of
+
+        for name, value in (("pixel_um", pixel_um), ("zoom", given)):
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} is {value}: it must be above 0")
+        pixel = None if pixel_um is None else PixelSize(pixel_um, pixel_um, "pixel_um")
+        zoom = zoom_of(pixel, self._scaled.member_um, given)
+        masks = self._scaled.segment(image_bgr, zoom).masks
+        size = cell_size(masks, self._scaled.member_um) if pixel is None and given is None else None
+        if size is not None and size.is_far:
+            LOG.warning(
+                "the cells are far from what the members know (median diameter %.0f pixels, usual %.0f): give pixel_um",
+                size.diameter_px, size.usual_px,
+            )  # fmt: skip
+        return Cells(keep_cells(masks, exclude_edges, min_area), zoom)
 
 
 def load(
@@ -135,6 +205,7 @@ def load(
     """
     from kernel.commands.common import check_device, find_ensemble
     from kernel.manifest.reader import read_manifest
+    from kernel.scale import ScaledEnsemble, member_pixel_um
     from kernel.settings import NETWORK_DTYPES
     from kernel.vendored import use_vendored_packages
 
@@ -143,7 +214,27 @@ def load(
     path = Path(manifest)
     use_vendored_packages()
     files = find_ensemble(read_manifest(path), path.parent / "weights" if weights is None else Path(weights), dtype)
-    return Segmenter(files.load(check_device(device)))
+    return Segmenter(ScaledEnsemble(files.load(check_device(device)), member_pixel_um(files.paths)))
+
+
+def array_plane(image: Any, axes: str | None, choice: PlaneChoice) -> np.ndarray:
+    """The plane of an array that is asked for, (H, W) or (H, W, 3); arguments and errors as `Segmenter.segment`."""
+    array = np.asarray(image)
+    if axes is None:
+        if choice != PlaneChoice():
+            raise ValueError("channel, z and frame are places along axes: give these too, as axes='CZYX'")
+        return array
+    letters = axes.upper()
+    if len(letters) != array.ndim or len(set(letters)) != len(letters) or not {"Y", "X"} <= set(letters):
+        raise ValueError(
+            f"axes {axes!r} do not fit the image's shape {array.shape}: give a letter for each dimension, none twice, "
+            "with Y and X among them"
+        )
+    others = "".join(letter for letter in letters if letter not in PLANE_AXES)
+    order = [*others, *(letter for letter in PLANE_AXES if letter in letters)]
+    stack = array.transpose([letters.index(letter) for letter in order])
+    planes = choose_planes(others, stack.shape[: len(others)], choice)
+    return functools.reduce(np.fmax, (stack[place] for place in planes.places))
 
 
 def as_bgr(image: Any) -> np.ndarray:

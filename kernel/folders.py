@@ -8,8 +8,10 @@ import signal
 import stat
 import sys
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from kernel.errors import InputError
@@ -50,28 +52,85 @@ def scratch_folder(parent: Path, name: str) -> Iterator[Path]:
         remove_folder(folder)
 
 
-def refuse_to_replace(target: Path, own: Collection[str], marker: str) -> None:
-    """Refuse a target that may not be replaced as a whole: anything but a missing or empty folder or an earlier result.
+@dataclass(frozen=True)
+class ResultFolder:
+    """A folder that is written as a whole, and by what an earlier one is known."""
+
+    writer: str  # who writes it, for messages
+    names: Collection[str]  # what it may hold: names, or patterns such as *.whl
+    markers: Collection[str]  # of which it holds one
+
+    def holds(self, target: Path) -> bool:
+        """Whether the folder `target` is one of these, and holds nothing else."""
+        names = [path.name for path in target.iterdir()]
+        return any(name in self.markers for name in names) and not self.others(names)
+
+    def others(self, names: Iterable[str]) -> list[str]:
+        """Those of the names that it does not have."""
+        return [name for name in sorted(names) if not any(fnmatchcase(name, pattern) for pattern in self.names)]
+
+
+def refuse_to_replace(
+    target: Path, own: ResultFolder, known: Sequence[ResultFolder] = (), *, replace: bool = False
+) -> None:
+    """Refuse a target that may not be replaced as a whole.
 
     Args:
-        target: a path.
-        own: the names that a result may hold.
-        marker: the one of them that shows that it is a result.
+        target: a path. A missing or empty folder may be replaced, and an earlier result of the same.
+        own: what is to be written there.
+        known: results of others, which are replaced only where `replace` says so.
+        replace: whether that was asked for.
 
     Raises:
         InputError: `target` may not be replaced.
     """
-    if not target.exists():
+    if not target.exists() and not target.is_symlink():
         return
     if not target.is_dir():
         raise InputError(f"{target} is a file, and a folder is to be written there: name another folder")
-    names = sorted(path.name for path in target.iterdir())
-    others = [name for name in names if name not in own]
-    if names and (others or marker not in names):
+    names = [path.name for path in target.iterdir()]
+    if not names or own.holds(target):
+        return
+    other = next((result for result in known if result.holds(target)), None)
+    if other is None:
         raise InputError(
-            f"{target} holds other files ({', '.join((others or names)[:5])}), and would be replaced as a whole: "
-            "name a new or empty folder"
+            f"{target} holds other files ({', '.join((own.others(names) or sorted(names))[:5])}), and would be "
+            "replaced as a whole: name a new or empty folder"
         )
+    if not replace:
+        raise InputError(
+            f"{target} holds what {other.writer} has written, and would be replaced as a whole: name another folder, "
+            "or give --replace"
+        )
+
+
+def refuse_to_lose(read: Iterable[tuple[str, Path]], written: Iterable[Path]) -> None:
+    """Refuse to write over what is read: the same file, or something in a folder that is replaced as a whole.
+
+    Paths are compared by what they lead to: relative ones, links and hard links too.
+
+    Args:
+        read: files and folders that are read, with the names of their options.
+        written: files that are written, and folders that are replaced.
+
+    Raises:
+        InputError: one of `read` would be lost.
+    """
+    places = [(target, target.resolve()) for target in written]
+    for name, path in read:
+        own = path.resolve()
+        for target, place in places:
+            if any(place == other or _is_same_file(place, other) for other in (own, *own.parents)):
+                raise InputError(
+                    f"{name} {path} is read, and would be lost: this command writes {target} anew; name another --out"
+                )
+
+
+def _is_same_file(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:  # there is none of the two, or it cannot be looked at: then nothing is written there either
+        return False
 
 
 def replace_folder(new: Path, target: Path) -> None:

@@ -17,6 +17,7 @@ from kernel.files import file_sha256, reading
 from kernel.images.listing import is_hidden
 from kernel.manifest.reader import same_sums
 from kernel.manifest.types import Manifest, MemberEntry, refuse_fold_files
+from kernel.signals import ended_at_once
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ def resolve_weights(manifest: Manifest, folder: Path) -> tuple[Manifest, tuple[F
                 problems.append(str(error))
     nameless = [member for member in manifest.members if member.file is None]
     if nameless:
-        from kernel.models.recognition import recognise_members
+        with ended_at_once():
+            from kernel.models.recognition import recognise_members
 
         try:
             visible = (path for path in folder.rglob("*") if not any(map(is_hidden, path.relative_to(folder).parts)))
@@ -98,7 +100,8 @@ def check_claims(manifest: Manifest, weights: Sequence[FoundWeights]) -> list[st
     """
     if not can_read_weights():
         return ["whether the weight files fit: this Python has no torch, timm and safetensors to look into them"]
-    from kernel.ensemble.load import check_members
+    with ended_at_once():
+        from kernel.ensemble.load import check_members
 
     return check_members(manifest, {found.member.name: found.path for found in weights})
 

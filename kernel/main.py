@@ -41,6 +41,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
+
 from kernel.ensemble.leaving_out import BEST_EFFORT, MEMBER_POLICIES, STRICT
 from kernel.ensemble.quality_levels import quality_levels
 from kernel.errors import InputError, RunError
@@ -69,7 +71,7 @@ from kernel.runtime.saved_run import SavedRun
 from kernel.runtime.scratch import remove_scratch, scratch_home
 from kernel.runtime.segmenting import segment_all
 from kernel.runtime.shards import segment_in_processes, this_shard
-from kernel.runtime.summary import machine_facts, summarise
+from kernel.runtime.summary import MachineFacts, summarise
 from kernel.runtime.threads import has_call_threads
 from kernel.runtime.wheels import installed_wheels
 
@@ -77,6 +79,8 @@ from kernel.runtime.wheels import installed_wheels
 SCORING_RUN_VARIABLE = "KAGGLE_IS_COMPETITION_RERUN"
 #: What becomes of members that cannot be loaded: one of `MEMBER_POLICIES`.
 MEMBERS_VARIABLE = "KERNEL_MEMBERS"
+#: How long the end of a run waits for the names of the GPUs, where their driver has not told them by then.
+FACTS_SECONDS = 5.0
 
 
 def main(manifest_json: str, wheels_lock_json: str) -> int:
@@ -120,15 +124,20 @@ def run_kernel(manifest_json: str, wheels_lock_json: str) -> int:
     run = KernelRun(manifest_json, wheels_lock_json)
     with ending_by_signal(run.end_by_signal):
         run.save_from_now_on()
+        run.go_on()
         try:
-            if run.shard.count == 1:
-                run.segment_share()
-            elif not run.segment_in_processes():
-                return 0  # the first process writes the results
+            try:
+                if run.shard.count == 1:
+                    run.segment_share()
+                elif not run.segment_in_processes():
+                    return 0  # the first process writes the results
+            except Exception as error:  # noqa: BLE001 (whatever it is, what was done before must not be lost)
+                return run.conclude_after(as_failure(error))
             return run.conclude()
-        except Exception as error:  # noqa: BLE001 (whatever it is, what was done before must not be lost)
-            failure = error if isinstance(error, InputError | RunError) else unforeseen(error)
-            return run.conclude_after(failure)
+        except Exception as error:
+            raise as_failure(error) from error
+        finally:
+            run.close()
 
 
 class KernelRun:
@@ -142,13 +151,11 @@ class KernelRun:
         self.start = time.monotonic()
         self.manifest = parse_manifest(manifest_json, "the embedded manifest")
         self.embedded = (manifest_json, wheels_lock_json)
-        self.shard, self.machine = this_shard(), chosen_devices()
-        self.devices = self.shard.own_device(self.machine)
-        self.dtype = chosen_dtype(self.manifest.dtype, self.devices)
-        self.policy = chosen_policy()
-        self.working = working_folder()
-        self.facts = machine_facts()  # once: the driver may take seconds to answer, which a signal does not leave
-        LOG.info("machine: %s", json.dumps(self.facts))
+        self.shard, self.policy, self.working = this_shard(), chosen_policy(), working_folder()
+        self.machine: list[str] = []  # its devices
+        self.devices: list[str] = []  # those of them that this process uses
+        self.dtype = torch.float32
+        self.facts: MachineFacts | None = None
         self.deadline = self.start + (self.manifest.time_limit_hours - self.manifest.time_margin_hours) * 3600
         # Halfway from there to the time limit.
         self.hard_deadline = self.deadline + self.manifest.time_margin_hours * 1800
@@ -158,7 +165,7 @@ class KernelRun:
         self.scratch: Path | None = None
 
     def save_from_now_on(self) -> None:
-        """Find the images; from here on the working folder holds a submission and a journal.
+        """Find the images; from here on the working folder holds a submission, whatever drivers and mounts do next.
 
         Raises:
             InputError: the images are not mounted, or the folder cannot be written.
@@ -176,10 +183,20 @@ class KernelRun:
             patiently(look, lambda error: may_pass(error) or is_away(find))
         except OSError as error:
             raise InputError(f"cannot read the mounted images: {error}") from error
-        head = journal_head(self.manifest, str(self.dtype), self.embedded)
-        self.saved = SavedRun(
-            self.working, self.paths, self.shard.share(self.paths), head, self.shard.rank, self.absent
-        )
+        self.saved = SavedRun(self.working, self.paths, self.shard.share(self.paths), self.shard.rank, self.absent)
+
+    def go_on(self) -> None:
+        """Choose the devices, and take over what an earlier start has done; from here on there is a journal.
+
+        Raises:
+            InputError: a device is not there, the folder cannot be written, or another process does.
+        """
+        assert self.saved is not None
+        self.machine = chosen_devices()
+        self.devices = self.shard.own_device(self.machine)
+        self.dtype = chosen_dtype(self.manifest.dtype, self.devices)
+        self.saved.go_on(journal_head(self.manifest, str(self.dtype), self.embedded))
+        self.facts = MachineFacts()
 
     def segment_share(self) -> None:
         """Do this process's images, as far as they are not done yet.
@@ -230,28 +247,42 @@ class KernelRun:
         """
         assert self.saved is not None
         results = segment_in_processes(
-            self.shard, self.working, self.paths, self.hard_deadline, self.saved.results, self.segment_share
-        )
+            self.shard, self.working, self.paths, self.hard_deadline, self.saved.results, self.segment_share,
+            self.saved.save_now_and_then,
+        )  # fmt: skip
         if results is not None:
             self.saved.replace_results(results)
         return results is not None
 
-    def conclude(self) -> int:
+    def conclude(self, patience: float = FACTS_SECONDS) -> int:
         """Write submission.csv and summary.json of what is done; returns the exit code.
 
+        Args:
+            patience: how many seconds the driver may still take to name the GPUs.
+
         Raises:
-            RunError: submission.csv cannot be written.
+            RunError: submission.csv cannot be written; in a scoring run, only where there is no earlier one.
         """
-        assert self.saved is not None
-        self.saved.write()
+        assert self.saved is not None and self.facts is not None
+        failure: RunError | None = None
+        try:
+            self.saved.write()
+        except RunError as error:
+            failure = error
         results = self.saved.results.in_order(self.paths)
-        summary = summarise(self.manifest, self.dtype, results, time.monotonic() - self.start, self.facts)
+        facts = self.facts.told(patience)
+        summary = summarise(self.manifest, self.dtype, results, time.monotonic() - self.start, facts)
         write_summary(self.working / "summary.json", summary)
         log_end(summary, results, self.working / "submission.csv")
-        if not results.failed:
+        if not results.failed and failure is None:
             self.saved.forget()
         shapes = {image_id: shape for image_id, (_, shape) in results.rows.items()} | dict.fromkeys(self.absent)
-        return exit_code(results.failed, is_valid_submission(self.working / "submission.csv", shapes))
+        is_valid = is_valid_submission(self.working / "submission.csv", shapes)
+        if failure is not None and not (is_valid and is_scoring_run()):
+            raise failure
+        if failure is not None:
+            LOG.critical("%s: the submission lacks cells", failure)
+        return exit_code(results.failed, is_valid)
 
     def conclude_after(self, failure: InputError | RunError) -> int:
         """Write what is done before something ended the run; returns the exit code where that is not an error.
@@ -269,14 +300,19 @@ class KernelRun:
         LOG.error("%s", with_remedy(failure))
         return code
 
+    def close(self) -> None:
+        """Let other runs have the working folder."""
+        if self.saved is not None:
+            self.saved.close()
+
     def end_by_signal(self, name: str) -> None:
         """Write what is done, and leave nothing behind; the process ends afterwards."""
         LOG.error("%s: ending with what there is; started again, the same script goes on from there", name)
         end_children()
-        if self.saved is not None and self.shard.rank == 0 and self.saved.take_for_good():
+        if self.saved is not None and self.facts is not None and self.shard.rank == 0 and self.saved.take_for_good():
             self.saved.add_others()
             self.saved.results.fail_rest(self.paths, f"{name} came first")
-            self.conclude()
+            self.conclude(patience=0.0)
         end_children()  # one that died may have been started again
         if self.scratch is not None:
             remove_scratch(self.scratch)
@@ -318,8 +354,10 @@ def journal_head(manifest: Manifest, dtype: str, embedded: Sequence[str]) -> dic
     }
 
 
-def unforeseen(error: Exception) -> RunError:
-    """An exception that nobody expected as one line for people: what it is, and where it comes from."""
+def as_failure(error: Exception) -> InputError | RunError:
+    """An exception as one line for people: of one that nobody expected what it is, and where it comes from."""
+    if isinstance(error, InputError | RunError):
+        return error
     frames = traceback.extract_tb(error.__traceback__)
     place = f" in {frames[-1].name}, line {frames[-1].lineno} of {Path(frames[-1].filename).name}" if frames else ""
     return RunError(f"{type(error).__name__}{place}: {error}: this is a fault of the program; what was done is kept")

@@ -86,27 +86,6 @@ def dataset_folders(root: Path, dataset: str) -> DatasetFolders:
     return DatasetFolders(tuple(own), tuple(unowned), tuple(others))
 
 
-def find_dataset(root: Path, dataset: str) -> Path:
-    """The folder in which the Kaggle dataset "owner/slug" is mounted under `root`.
-
-    Raises:
-        InputError: there is none, or several could be meant; lists what was tried.
-    """
-    folders = dataset_folders(root, dataset)
-    if not folders.trusted:
-        raise InputError(
-            f"dataset {dataset} is not mounted under {root}, only another owner's of that name is: "
-            f"{join_paths(folders.others)}; attach {dataset} to the kernel, or correct the owner in the manifest"
-        )
-    found, *more = folders.trusted
-    if more:
-        raise InputError(
-            f"{len(folders.trusted)} folders under {root} could be the dataset {dataset}: "
-            f"{join_paths(folders.trusted)}; detach the one that is not meant"
-        )
-    return found
-
-
 def find_competition(root: Path, competition: str) -> Path:
     """The folder `test` of the competition's images, mounted under `root`.
 

@@ -15,6 +15,9 @@ from dataclasses import dataclass, field, fields
 CELL_TYPES = ("shsy5y", "astro", "cort")
 #: The dtypes that networks can compute in; float32 is the one that the others approximate.
 NETWORK_DTYPES = ("float32", "float16", "bfloat16")
+#: ImageNet's mean and standard deviation in RGB, on the 0 to 255 scale: by them an image's pixels are normalised.
+PIXEL_MEAN = (123.675, 116.28, 103.53)
+PIXEL_STD = (58.395, 57.12, 57.375)
 #: A member with this use takes part in the first pass, which finds an image's cell type.
 CLS_USE = "cls"
 #: The averages of the first pass, which needs no masks.

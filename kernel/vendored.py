@@ -22,6 +22,8 @@ from kernel.runtime.wheels import install_wheels
 ROOT = Path(__file__).resolve().parents[1]
 IS_CHECKOUT = (ROOT / "build_kernel.py").is_file()
 LOCK_PATH = (ROOT if IS_CHECKOUT else Path(__file__).resolve().parent) / "bundle" / "wheels.lock.json"
+#: Their building and installing take a minute or two, most of it pip's.
+SITE_SECONDS = 3600
 
 
 def dist_folder() -> Path:
@@ -42,12 +44,20 @@ def use_vendored_packages() -> Path:
 
     Raises:
         InputError: `python -m bundle.site` ends with 2, with its message; or as `install_wheels` does.
-        RunError: `python -m bundle.site` ends with another code, with its message.
+        RunError: `python -m bundle.site` ends with another code, with its message, or not within an hour.
     """
     site = site_folder()
     if not site.is_dir():
         command = [sys.executable, "-m", "bundle.site"]
-        done = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, encoding="utf-8", check=False)
+        try:
+            done = subprocess.run(
+                command, cwd=ROOT, stderr=subprocess.PIPE, encoding="utf-8", check=False, timeout=SITE_SECONDS
+            )
+        except subprocess.TimeoutExpired as error:
+            raise RunError(
+                f"mmdet and mmcv are not installed after {SITE_SECONDS:g} s: look whether the network or the disk is "
+                f"stuck; by hand: `{' '.join(command)}` in {ROOT}"
+            ) from error
         if done.returncode:
             raise (InputError if done.returncode == 2 else RunError)(done.stderr.strip())
     install_wheels([], site)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,11 +16,16 @@ import cv2
 
 import build_kernel
 from kernel.data.synthetic.generate import generate_image
+from kernel.main import SCORING_RUN_VARIABLE
+from kernel.postprocess.submitted import read_submission
+from kernel.runtime.journal import read_journal
 
 DEMO = Path(__file__).resolve().parents[1] / "bundle" / "demo"
 TEST_FOLDER = "competitions/sartorius-cell-instance-segmentation/test"
 WEIGHTS_FOLDER = "in-network-ensemble-demo-weights"
 WHEELS_FOLDER = "mmdet-pure-python-wheels"
+#: For a run as Kaggle scores it.
+SCORED = {SCORING_RUN_VARIABLE: "1"}
 
 
 def build_demo(out: Path, manifest: Path = DEMO / "manifest.json") -> Path:
@@ -107,3 +114,40 @@ class BuiltRun:
         self.script.write_text(
             f'{start}{change}\n\n\nif __name__ == "__main__":{ending}', encoding="utf-8", newline="\n"
         )
+
+
+def wait_for(told: list[str], script: subprocess.Popen[str], text: str, count: int = 1) -> None:
+    """Read the script's log until so many lines of it hold a text."""
+    assert script.stdout is not None
+    for line in script.stdout:
+        told.append(line)
+        count -= text in line
+        if not count:
+            return
+    raise AssertionError(f"no {text!r} in:\n{''.join(told)}")
+
+
+def end_of(told: list[str], script: subprocess.Popen[str]) -> tuple[int, str]:
+    """Read the log to its end; returns the exit code, and all of the log."""
+    told.append(script.communicate()[0])
+    return script.returncode, "".join(told)
+
+
+def done(run: BuiltRun) -> dict[str, int]:
+    """How many masks each image has in the submission."""
+    return {image_id: len(rles) for image_id, rles in read_submission(run.submission).items()}
+
+
+def summary_of(run: BuiltRun) -> dict[str, dict[str, str]]:
+    return json.loads((run.working / "summary.json").read_text(encoding="utf-8"))
+
+
+def journalled(run: BuiltRun) -> set[str]:
+    """The images that the run's journal has a result for."""
+    records = read_journal(run.working / "journal.log").records
+    return {record["image"] for record in records if record["failure"] is None}
+
+
+def images_done(log: str) -> list[str]:
+    """The images that a run has done, by its log."""
+    return re.findall(r" INFO image (\w+): ", log)

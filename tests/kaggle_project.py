@@ -70,7 +70,8 @@ class Project:
 
     def push(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Push without being asked, quickly."""
-        return self.run("push", "--yes", "--poll", "0.05", *arguments)
+        quickly = [] if {"--offline", "--check"} & set(arguments) else ["--yes", "--poll", "0.05"]
+        return self.run("push", *quickly, *arguments)
 
 
 def make_project(folder: Path, server: StubServer, wheels: Path) -> Project:

@@ -9,8 +9,9 @@ import torch
 from oracles import decode_rle
 
 from kernel.data.synthetic.generate import COMPETITION_SHAPE, generate_image
-from kernel.ensemble.views import PAD_VALUE, PIXEL_MEAN, PIXEL_STD
+from kernel.ensemble.views import PAD_VALUE
 from kernel.masks.rle import encode_rle
+from kernel.settings import PIXEL_MEAN, PIXEL_STD
 from kernel.training.samples import MIN_CELL_PIXELS, Sample, TrainingImage
 
 

@@ -30,7 +30,7 @@ def test_the_cells_of_an_array(segmenter: Segmenter) -> None:
     for number, mask in enumerate(cells.masks, start=1):
         np.testing.assert_array_equal(mask, cells.labels == number)
     np.testing.assert_array_equal(cells.scores, expected.scores)
-    assert set(cells.cell_types) <= {"shsy5y", "astro", "cort"} and cells.cell_type == "cort"
+    assert set(cells.cell_labels) <= {"shsy5y", "astro", "cort"} and cells.cell_type == "cort"
     areas = [sum(ring_area(ring) for piece in outline for ring in piece) for outline in cells.outlines]
     assert areas == expected.sizes.tolist()
     # A generator takes one image at a time.
@@ -48,7 +48,7 @@ def ring_area(ring: list[list[int]]) -> float:
 def test_no_cells() -> None:
     cells = Cells(CellMasks.empty((5, 7)))
     assert cells.masks.shape == (0, 5, 7) and cells.labels.shape == (5, 7) and not cells.labels.any()
-    assert cells.outlines == [] and cells.cell_types == () and cells.cell_type is None and len(cells.scores) == 0
+    assert cells.outlines == [] and cells.cell_labels == () and cells.cell_type is None and len(cells.scores) == 0
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.float32, np.float64])

@@ -202,3 +202,72 @@ def test_an_interruption_is_told_in_one_line(
     monkeypatch.setattr(build_kernel, "run_build", interrupt)
     assert build_kernel.main([]) == 130
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--images", "gone"], "no folder gone: give a folder"),
+        (["--images", "empty"], "empty"),
+        (["--device", "gpu"], "--device gpu: allowed are"),
+        (["--device", "cpu,cuda:99"], "--device cpu,cuda:99: this machine has cpu and"),
+    ],
+)
+def test_a_dry_run_that_cannot_be_replaces_nothing(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    built_wheels: list[Path],
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    told: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    demo = ROOT / "bundle" / "demo"
+    given = ["--manifest", str(demo / "manifest.json"), "--weights-dir", str(demo / "weights"), "--out", "dist"]
+    assert build_kernel.main([*given, "--dry-run", *arguments]) == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "dist").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"title": "x" * 51}, "kernel.title 'xxx"),
+        ({"title": "Cells &amp; more"}, "holds '&amp;', which Kaggle reads as another character"),
+        ({"title": "Other cells"}, "has the slug 'other-cells', kernel.id says"),
+        ({"wheels_dataset": "ada/some-wheels-"}, "'ada/some-wheels-' is no Kaggle dataset"),
+        ({"weight_datasets": ["ada/the-wheels"]}, "ada/the-wheels is to hold the wheels and weights as well"),
+        ({"weight_datasets": ["ada/cells-1", "Ada/cells-1"]}, "ada/cells-1 and Ada/cells-1 are one dataset to Kaggle"),
+    ],
+)
+def test_names_that_kaggle_refuses_replace_nothing(
+    tmp_path: Path,
+    built_wheels: list[Path],
+    capsys: pytest.CaptureFixture[str],
+    change: dict[str, object],
+    told: str,
+) -> None:
+    data = json.loads((ROOT / "bundle" / "demo" / "manifest.json").read_text(encoding="utf-8"))
+    data["kernel"] |= {"id": "ada/my-cell-kernel", "title": "My cell kernel"}
+    data |= {"wheels_dataset": "ada/the-wheels", "weight_datasets": ["ada/cells-1"]}
+    if "title" in change:
+        data["kernel"] |= change
+    else:
+        data |= change
+    (tmp_path / "mine.json").write_text(json.dumps(data), encoding="utf-8")
+    assert build_kernel.main(["--manifest", str(tmp_path / "mine.json"), "--out", str(tmp_path / "dist")]) == 2
+    assert told in capsys.readouterr().err and not (tmp_path / "dist").exists()
+
+
+def test_a_license_for_no_dataset_is_refused(
+    tmp_path: Path, built_wheels: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    demo = ROOT / "bundle" / "demo"
+    data = json.loads((demo / "manifest.json").read_text(encoding="utf-8"))
+    data["weight_datasets"] = ["bob/published-cells"]
+    (tmp_path / "mine.json").write_text(json.dumps(data), encoding="utf-8")
+    given = ["--manifest", str(tmp_path / "mine.json"), "--out", str(tmp_path / "dist"), "--license", "other"]
+    assert build_kernel.main([*given, "--weights-dir", str(demo / "weights")]) == 2
+    assert "--license: no dataset of weights is your-kaggle-name's" in capsys.readouterr().err
+    assert not (tmp_path / "dist").exists()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+import shutil
 from pathlib import Path
 
 import cv2
@@ -12,6 +12,7 @@ import pytest
 from kernel.__main__ import main
 from kernel.commands import validate
 from kernel.commands.common import load_options_ensemble
+from kernel.commands.options import CommandParser
 from kernel.data.annotated import list_annotated
 from kernel.data.synthetic.generate import write_dataset
 from kernel.errors import InputError
@@ -32,7 +33,12 @@ def data(tmp_path: Path) -> Path:
 def test_a_folder_with_other_files_is_never_replaced(
     wheels_site: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for out, told in ((data, "holds other files (train, train.csv)"), (data / "train.csv", "is a file")):
+    shutil.copytree(data, tmp_path / "other")
+    for out, told in (
+        (data, "is read, and would be lost"),
+        (tmp_path / "other", "holds other files (train, train.csv)"),
+        (data / "train.csv", "is a file"),
+    ):
         assert main(["validate", *ENSEMBLE, "--data", str(data), "--out", str(out)]) == 2
         assert told in capsys.readouterr().err
     assert (data / "train.csv").is_file() and len(list_annotated(data)) == 1
@@ -63,7 +69,7 @@ def test_images_are_never_replaced_by_their_own_masks(
     cv2.imwrite(str(images / "a.png"), np.zeros((40, 40), np.uint8))
     for out in (tmp_path / "mine", images):
         assert main(["predict", str(images), "--out", str(out), *ENSEMBLE]) == 2
-        assert "holds the images themselves" in capsys.readouterr().err
+        assert "is read, and would be lost: this command writes" in capsys.readouterr().err
     (tmp_path / "other" / "pictures").mkdir(parents=True)
     assert main(["predict", str(images), "--out", str(tmp_path / "other"), *ENSEMBLE]) == 2
     assert "holds other files (pictures)" in capsys.readouterr().err
@@ -144,9 +150,10 @@ def test_recipes_that_are_none(tmp_path: Path, text: str, told: str) -> None:
 
 @pytest.mark.parametrize(("given", "dtype"), [([], "float32"), (["--dtype", "bfloat16"], "bfloat16")])
 def test_the_dtype_reaches_the_ensemble(wheels_site: Path, data: Path, given: list[str], dtype: str) -> None:
-    parser = argparse.ArgumentParser()
+    parser = CommandParser()
     validate.add_parser(parser.add_subparsers())
-    options = parser.parse_args(["validate", *ENSEMBLE, "--data", str(data), "--device", "cpu", *given])
+    words = ["validate", *ENSEMBLE, "--data", str(data), "--device", "cpu", *given]
+    options = validate.RULES.checked(parser.parse_args(words))
     assert [job.files.dtype for job in validate.list_jobs(options, validate.list_fold(options))] == [dtype]
     assert str(load_options_ensemble(options).dtype) == f"torch.{dtype}"
 

@@ -556,7 +556,7 @@ def test_a_failure_without_fault_of_the_user_is_another_exit_code(
         (["train"], "required: --data, --out"),
         (["validate", "--manifest", "a", "--data", "b"], "required: --weights-dir"),
         (["train", "--data", "a", "--recipe", "b", "--out", "c", "--kind", "yolo"], "--kind: invalid choice: 'yolo'"),
-        (["synthesize", "a", "--images", "few"], "--images: invalid int value: 'few'"),
+        (["synthesize", "a", "--images", "few"], "--images: 'few' is not a whole number"),
     ],
 )
 def test_usage_is_told(words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,7 @@ from kernel.export.kinds import IMAGE_EXPORTS, RESULT_NAMES, SET_EXPORTS, chosen
 from kernel.masks.instances import CellMasks
 from kernel.masks.rle import decode_rle_crop
 from kernel.postprocess.submitted import read_submission
-from kernel.segment import finish_prediction
+from kernel.segment import segment_image
 from kernel.text import spreadsheet_cell
 
 DEMO = Path(__file__).resolve().parents[1] / "bundle" / "demo"
@@ -65,7 +65,9 @@ def test_a_large_image_has_more_cells_than_sixteen_bits_number(tmp_path: Path, c
 def test_outlines_lie_around_the_pixels() -> None:
     plus, pieces = outlines_of(two_cells())["features"]
     assert plus["geometry"]["type"] == "Polygon" and pieces["geometry"]["type"] == "MultiPolygon"
-    assert plus["properties"]["classification"] == {"name": "cort"}
+    for cell, label in ((plus, "cort"), (pieces, "shsy5y")):  # the image's type, and what each cell looks like alone
+        assert cell["properties"]["classification"] == {"name": "cort"}
+        assert cell["properties"]["metadata"] == {"cell_label": label}
     assert plus["properties"]["measurements"] == {"score": 0.9, "area_px": 5}
     (ring,) = plus["geometry"]["coordinates"]
     assert ring[0] == ring[-1]
@@ -89,8 +91,8 @@ def test_holes_of_outlines_are_rings_of_their_own() -> None:
 def test_the_table() -> None:
     first, second = table_rows("image", two_cells(), GRAY)
     assert len(first) == len(TABLE_COLUMNS)
-    assert first[:11] == ["image", 1, "cort", "0.9000", 5, "3.50", "2.50", 2, 1, 5, 4]
-    assert second[:5] == ["image", 2, "shsy5y", "0.5000", 3] and second[7:11] == [5, 6, 9, 7]
+    assert first[:12] == ["image", 1, "cort", "cort", "0.9000", 5, "3.50", "2.50", 2, 1, 5, 4]
+    assert second[:6] == ["image", 2, "cort", "shsy5y", "0.5000", 3] and second[8:12] == [5, 6, 9, 7]
 
 
 def test_the_box_in_the_table_is_that_of_the_pixels() -> None:
@@ -99,7 +101,7 @@ def test_the_box_in_the_table_is_that_of_the_pixels() -> None:
     crop[1:3, 2:4] = True
     masks = CellMasks((crop,), np.array([[10, 20]]), np.zeros((1, 4)), [0.9], [0], (40, 50))
     (row,) = table_rows("image", masks, np.zeros((40, 50, 3), np.uint8))
-    assert row[5:11] == ["23.00", "12.00", 22, 11, 24, 13]
+    assert row[6:12] == ["23.00", "12.00", 22, 11, 24, 13]
 
 
 def test_no_cells(tmp_path: Path) -> None:
@@ -154,7 +156,7 @@ def test_the_command(wheels_site: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert "holds other files (mine.txt)" in capsys.readouterr().err and (out / "mine.txt").exists()
 
 
-@pytest.mark.parametrize("stage", ["kernel.runtime.failures.finish_prediction", "kernel.export.folder.table_rows"])
+@pytest.mark.parametrize("stage", ["kernel.scale.segment_image", "kernel.export.folder.table_rows"])
 def test_a_failing_image_costs_only_itself(
     wheels_site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], stage: str
 ) -> None:
@@ -162,7 +164,7 @@ def test_a_failing_image_costs_only_itself(
     (tmp_path / "images").mkdir()
     for name in ("a", "b"):
         cv2.imwrite(str(tmp_path / "images" / f"{name}.png"), generate_image("cort", 3, (96, 128)).image)
-    original = finish_prediction if stage.endswith("finish_prediction") else table_rows
+    original = segment_image if stage.endswith("segment_image") else table_rows
     calls = []
 
     def fail_second(*arguments: object) -> object:

@@ -20,8 +20,10 @@ from kernel.export.formats import MEASUREMENT_COLUMNS
 from kernel.export.label_images import is_outline, write_ome_tiff, write_ome_zarr, write_seg_npy
 from kernel.export.measurements import measure_cells
 from kernel.export.rois import LARGEST_SIDE, write_rois
+from kernel.images.pixel_size import PixelSize
 from kernel.masks.instances import CellMasks
 from kernel.masks.labels import label_image
+from kernel.settings import CELL_TYPES
 
 SHAPE = (40, 50)
 
@@ -88,11 +90,11 @@ def test_no_cells_and_too_large_an_image(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("masks", [random_cells(3), NOTHING])
 def test_ome_tiff_with_the_size_of_its_pixels(tmp_path: Path, masks: CellMasks) -> None:
-    write_ome_tiff(masks, tmp_path / "labels.ome.tif", 0.65)
+    write_ome_tiff(masks, tmp_path / "labels.ome.tif", PixelSize(0.65, 0.325, "a test"))
     with tifffile.TiffFile(tmp_path / "labels.ome.tif") as file:
         np.testing.assert_array_equal(file.asarray(), label_image(masks))
         described = tifffile.xml2dict(file.ome_metadata)["OME"]["Image"]["Pixels"]
-        assert (described["PhysicalSizeX"], described["PhysicalSizeY"], described["Type"]) == (0.65, 0.65, "uint16")
+        assert (described["PhysicalSizeX"], described["PhysicalSizeY"], described["Type"]) == (0.325, 0.65, "uint16")
     write_ome_tiff(masks, tmp_path / "unknown.ome.tif")
     with tifffile.TiffFile(tmp_path / "unknown.ome.tif") as file:
         assert "PhysicalSizeX" not in file.ome_metadata
@@ -123,22 +125,22 @@ def test_the_file_that_cellpose_corrects(tmp_path: Path, masks: CellMasks) -> No
 
 
 @pytest.mark.parametrize("masks", [random_cells(7), NOTHING])
-@pytest.mark.parametrize("pixel_um", [None, 1.24])
-def test_ome_zarr_with_its_label(tmp_path: Path, masks: CellMasks, pixel_um: float | None) -> None:
+@pytest.mark.parametrize("pixel", [None, PixelSize(1.24, 0.62, "a test")])
+def test_ome_zarr_with_its_label(tmp_path: Path, masks: CellMasks, pixel: PixelSize | None) -> None:
     from ome_zarr.io import parse_url
     from ome_zarr.reader import Reader
 
     gray = np.random.default_rng(1).integers(0, 255, SHAPE).astype(np.uint8)
     for name, image in (("gray", np.repeat(gray[..., None], 3, axis=2)), ("colour", gray[..., None] // [1, 2, 3])):
         path = tmp_path / f"{name}.ome.zarr"
-        write_ome_zarr(image.astype(np.uint8), masks, path, pixel_um)
+        write_ome_zarr(image.astype(np.uint8), masks, path, pixel)
         nodes = list(Reader(parse_url(path))())
         image_node, labels_node = nodes[0], next(node for node in nodes if "labels/cells" in str(node))
         np.testing.assert_array_equal(np.asarray(labels_node.data[0]), label_image(masks))
         expected = np.moveaxis(image[..., ::-1] if name == "colour" else image[..., :1], -1, 0)
         np.testing.assert_array_equal(np.asarray(image_node.data[0]), expected)
         scale = image_node.metadata["coordinateTransformations"][0][0]
-        assert scale["scale"][1:] == [pixel_um or 1.0] * 2
+        assert scale["scale"][1:] == ([pixel.y_um, pixel.x_um] if pixel else [1.0, 1.0])
         assert len(image_node.data) == 1  # small: there is no smaller copy
 
 
@@ -147,7 +149,8 @@ def test_ome_zarr_with_its_label(tmp_path: Path, masks: CellMasks, pixel_um: flo
 def test_coco_is_read_back_pixel_for_pixel(seed: int) -> None:
     masks = random_cells(seed)
     told = COCO()
-    told.dataset = coco_file([("a.png", SHAPE, coco_cells(NOTHING)), ("b.png", SHAPE, coco_cells(masks))])
+    pairs = (("a.png", NOTHING), ("b.png", masks))
+    told.dataset = coco_file([({"file_name": name}, coco_cells(each)) for name, each in pairs])
     told.createIndex()
     assert [image["file_name"] for image in told.loadImgs([1, 2])] == ["a.png", "b.png"]
     assert told.getAnnIds(imgIds=1) == []
@@ -159,7 +162,7 @@ def test_coco_is_read_back_pixel_for_pixel(seed: int) -> None:
         expected = coco_mask.encode(np.asfortranarray(frame.astype(np.uint8)))
         assert cell["segmentation"]["counts"].encode() == expected["counts"]
         assert cell["area"] == frame.sum() and cell["bbox"] == coco_mask.toBbox(expected).tolist()
-        assert cell["category_id"] == label + 1
+        assert cell["category_id"] == CELL_TYPES.index("cort") + 1 and cell["cell_label"] == CELL_TYPES[label]
 
 
 def measured(masks: CellMasks, image: np.ndarray) -> list[dict[str, str]]:

@@ -12,8 +12,8 @@ import pytest
 from kernel.errors import InputError
 from kernel.mounts import (
     INPUT_ROOT_VARIABLE,
+    dataset_folders,
     find_competition,
-    find_dataset,
     find_files,
     find_weights,
     input_root,
@@ -34,13 +34,14 @@ def sum_of(content: bytes) -> str:
 @pytest.mark.parametrize("form", ["datasets/me/weights", "weights", "a/b/c/weights"])
 def test_dataset_forms(tmp_path: Path, form: str) -> None:
     put(tmp_path / form / "x.pt")
-    assert find_dataset(tmp_path, "me/weights") == tmp_path / form
+    assert dataset_folders(tmp_path, "me/weights").trusted == (tmp_path / form,)
 
 
 def test_owner_form_comes_before_flat_form(tmp_path: Path) -> None:
     put(tmp_path / "weights" / "x.pt")
     put(tmp_path / "datasets" / "me" / "weights" / "x.pt")
-    assert find_dataset(tmp_path, "me/weights") == tmp_path / "datasets" / "me" / "weights"
+    folders = dataset_folders(tmp_path, "me/weights")
+    assert folders.trusted == (tmp_path / "datasets" / "me" / "weights",) and folders.all[1:] == (tmp_path / "weights",)
 
 
 @pytest.mark.parametrize("form", ["competitions/cells/test", "cells/test", "odd/place/cells/test"])
@@ -52,7 +53,7 @@ def test_competition_forms(tmp_path: Path, form: str) -> None:
 def test_missing_mount_lists_what_was_tried(tmp_path: Path) -> None:
     put(tmp_path / "other" / "x.pt")
     with pytest.raises(InputError) as caught:
-        find_dataset(tmp_path, "me/weights")
+        dataset_folders(tmp_path, "me/weights")
     message = str(caught.value)
     assert "dataset me/weights is not mounted" in message and "which holds other/" in message
     assert str(tmp_path / "datasets" / "me" / "weights") in message and str(tmp_path / "weights") in message
@@ -61,7 +62,7 @@ def test_missing_mount_lists_what_was_tried(tmp_path: Path) -> None:
 def test_walk_is_bounded(tmp_path: Path) -> None:
     put(tmp_path / "1/2/3/4/5/weights/x.pt")
     with pytest.raises(InputError, match="up to 5 folders"):
-        find_dataset(tmp_path, "me/weights")
+        dataset_folders(tmp_path, "me/weights")
 
 
 def test_hidden_copies_are_not_found(tmp_path: Path) -> None:
@@ -137,7 +138,7 @@ def test_of_two_owners_with_one_slug_each_gets_its_own(tmp_path: Path, form: str
     put(tmp_path / form.format("you") / "best.pt", b"yours")
     put(tmp_path / "weights" / "best.pt", b"flat")
     assert find_weights(tmp_path, ["me/weights"], "best.pt", sha256) == mine
-    assert find_dataset(tmp_path, "me/weights") == mine.parent
+    assert dataset_folders(tmp_path, "me/weights").trusted == (mine.parent,)
 
 
 @pytest.mark.parametrize("parent", ["datasets", "d", "x/datasets"])
@@ -172,8 +173,8 @@ def test_another_owners_file_without_a_sum_is_refused(tmp_path: Path) -> None:
     other = put(tmp_path / "d" / "you" / "weights" / "a.pt")
     with pytest.raises(InputError, match=r"another owner's"):
         find_weights(tmp_path, ["me/weights"], "a.pt", None)
-    with pytest.raises(InputError, match=f"another owner's of that name is: {other.parent}"):
-        find_dataset(tmp_path, "me/weights")
+    folders = dataset_folders(tmp_path, "me/weights")
+    assert folders.trusted == () and folders.others == (other.parent,)
 
 
 def test_two_of_one_name_without_a_sum_are_both_named(tmp_path: Path) -> None:
@@ -181,8 +182,6 @@ def test_two_of_one_name_without_a_sum_are_both_named(tmp_path: Path) -> None:
     two = put(tmp_path / "two" / "weights" / "a.pt", b"2")
     with pytest.raises(InputError, match=r"2 files a\.pt .*one/weights/a\.pt, two/weights/a\.pt"):
         find_weights(tmp_path, ["me/weights"], "a.pt", None)
-    with pytest.raises(InputError, match=r"2 folders .*one/weights, .*two/weights"):
-        find_dataset(tmp_path, "me/weights")
     assert find_weights(tmp_path, ["me/weights"], "a.pt", sum_of(b"2")) == two
 
 
@@ -196,7 +195,7 @@ def test_circles_of_links_are_walked_once(tmp_path: Path) -> None:
         (tmp_path / f"link{number}").symlink_to(tmp_path)
     put(tmp_path / "deep" / "er" / "weights" / "a.pt")
     assert len(list(walk_paths(tmp_path))) < 40
-    assert find_dataset(tmp_path, "me/weights") == tmp_path / "deep" / "er" / "weights"
+    assert dataset_folders(tmp_path, "me/weights").all == (tmp_path / "deep" / "er" / "weights",)
 
 
 # --- neighbours that cannot be read ---------------------------------------------------------------------------------

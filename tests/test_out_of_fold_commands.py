@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cases import forget_samples
 from safetensors.torch import save_file
 from same_predictions import assert_same
 from tiny_detectors import tiny_detector
@@ -41,6 +42,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two images per cell type, one in each of the folds 0 and 3."""
     folder = tmp_path_factory.mktemp("data")
     write_dataset(folder, dict.fromkeys(CELL_TYPES, 2), seed=3, shape=(64, 96))
+    forget_samples(folder)
     images = list_annotated(folder)
     write_folds(
         folder / "folds.csv",
@@ -233,7 +235,7 @@ def test_what_is_wrong_is_told(
     told = refused("validate", "--out-of-fold", folder=few)
     assert "fold 3, member tiny: no file tiny_3.pt.safetensors" in told
     assert f"train it: python -m kernel train --data {data} --fold 3 --kind maskrcnn" in told
-    assert "--tuning is for the report of --out" in refused("validate", "--tuning", tmp_path)
+    assert "--tuning belongs to --out" in refused("validate", "--tuning", tmp_path)
     assert "this machine has cpu and" in refused("validate", "--out-of-fold", "--device", "cpu,tpu")
     for command in ("validate", "tune"):
         assert "here each needs one file: name that of one fold" in refused(command)

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -291,16 +290,14 @@ def test_several_processes_where_torch_cannot(
 
 
 def test_no_more_processes_than_windows_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its pool refuses more than 61, and the default is as many as there are cores."""
+    """A pool refuses more than 61 there, and the default is as many as there are cores."""
     started = []
 
-    class Pool(ThreadPoolExecutor):
-        def __init__(self, workers: int, mp_context: object):
-            started.append(workers)
-            super().__init__(1)
+    def in_no_process(function: object, items: list[int], starts: list[object], advice: str) -> list[int]:
+        started.append(len(starts))
+        return items
 
-    monkeypatch.setattr(prepare, "ProcessPoolExecutor", Pool)
-    monkeypatch.setattr(prepare, "prepare_image", lambda number: number)
+    monkeypatch.setattr(prepare, "map_in_processes", in_no_process)
     numbers = list(range(5000))
     assert list(prepare.prepare_images(numbers, 200)) == numbers  # type: ignore[arg-type]
     assert started == [61]

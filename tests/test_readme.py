@@ -52,7 +52,8 @@ def server() -> Iterator[StubServer]:
     """Kaggle, with the datasets that the pages name; the user of the pages is logged in."""
     with running_stub() as stub:
         stub.user = "ada"
-        stub.datasets["theoviel/sartorius-cps-ens11"] = Dataset([{"readme.txt": b"weights"}])
+        for name in ("ens11", "ens10", "last"):
+            stub.datasets[f"theoviel/sartorius-cps-{name}"] = Dataset([{"readme.txt": b"weights"}])
         yield stub
 
 
@@ -138,6 +139,8 @@ def test_every_command_of_the_pages(checkout: Path, server: StubServer) -> None:
             for name in ("prepare", "train", "train-members", "validate", "tune", "select", "predict")
         ),
     } <= set(ran)
+    published = json.loads((ROOT / "weights_manifest.json").read_text(encoding="utf-8"))["weight_datasets"]
+    assert {*published} == {word for command in page_commands() for word in command.split() if "/sartorius-" in word}
     assert {f"build_kernel.py {name}" for name in ("init", "members", "push", "status", "fetch", "submit")} <= {
         " ".join(name.split()[:2]) for name in ran
     }

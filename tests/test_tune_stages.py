@@ -46,14 +46,14 @@ def test_a_wrong_grid_is_told(word: str, told: str) -> None:
 def test_a_grid_without_stages_is_told(capsys: pytest.CaptureFixture[str], wheels_site: Any) -> None:
     words = ["tune", "--manifest", "m", "--weights-dir", "w", "--data", "d"]
     assert main([*words, "--stage-grid", "rpn_nms_pre=1"]) == 2
-    assert "--stage-grid and --try-members belong to --stages" in capsys.readouterr().err
+    assert "--stage-grid belongs to --stages" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--grid", "grid.toml"], "--grid is for the post-processing's thresholds, not for --stages: use --stage-grid"),
-        (["--search", "optuna"], "--search is for the post-processing's thresholds, not for --stages"),
+        (["--grid", "grid.toml"], "--grid does nothing beside --stages, for which there is --stage-grid"),
+        (["--search", "optuna"], "--search does nothing beside --stages"),
         (["--level", "2"], "--level 2.0: it must lie between 0 and 1"),
     ],
 )

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from kernel.commands.options import whole_number
 from kernel.errors import InputError
 
 
@@ -20,7 +21,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("submission", type=Path, help="the file")
     parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="the folder of its images")
     parser.add_argument(
-        "--limit", type=int, default=20, metavar="N", help="how many problems are shown (default: %(default)s)"
+        "--limit",
+        type=whole_number(0),
+        default=20,
+        metavar="N",
+        help="how many problems are shown (default: %(default)s)",
     )
 
 
@@ -36,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     submission = parse_submission(options.submission)
     shapes = {path.stem: read_image_shape(path) for path in list_images(options.images)}
     problems = find_problems(submission, shapes)
-    for line in told_problems(problems, max(0, options.limit)):
+    for line in told_problems(problems, options.limit):
         print(f"{options.submission}: {line}")
     if problems:
         raise InputError(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from bundle.client import KaggleClient
 from bundle.push import read_record
+from kernel.commands.options import CommandParser, number, whole_number
 from kernel.errors import InputError
 from kernel.manifest.reader import read_manifest
 from kernel.manifest.types import Manifest
@@ -19,6 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PUBLISHED_MANIFEST = ROOT / "weights_manifest.json"
 #: What `init` writes, and all commands take from then on.
 OWN_MANIFEST = ROOT / "mine.json"
+#: What options are read by.
+seconds, positive_int = number(0, 1e7), whole_number(1)
 
 
 def usual_manifest() -> Path:
@@ -56,7 +59,7 @@ def add_version_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_wait_options(parser: argparse.ArgumentParser, what: str) -> None:
+def add_wait_options(parser: CommandParser, what: str) -> None:
     """Add --wait, --wait-timeout and --poll."""
     parser.add_argument("--wait", action="store_true", help=f"until {what}")
     parser.add_argument(
@@ -67,6 +70,7 @@ def add_wait_options(parser: argparse.ArgumentParser, what: str) -> None:
         help="wait no longer (default: 12 hours)",
     )
     add_poll_option(parser)
+    parser.needs(["wait_timeout", "poll"], ["wait"])
 
 
 def add_poll_option(parser: argparse.ArgumentParser) -> None:
@@ -74,22 +78,6 @@ def add_poll_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--poll", type=seconds, default=20.0, metavar="SECONDS", help="between questions to Kaggle (default: 20)"
     )
-
-
-def seconds(text: str) -> float:
-    """A number of seconds, for argparse."""
-    value = float(text)
-    if not 0 <= value < 1e7:
-        raise ValueError(text)
-    return value
-
-
-def positive_int(text: str) -> int:
-    """A whole number from 1 on, for argparse."""
-    value = int(text)
-    if value < 1:
-        raise ValueError(text)
-    return value
 
 
 @dataclass(frozen=True)

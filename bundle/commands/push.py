@@ -37,6 +37,7 @@ from bundle.push import (
     wait_for_dataset,
     write_record,
 )
+from kernel.commands.options import CommandParser
 from kernel.errors import InputError
 from kernel.manifest.reader import read_manifest
 from kernel.manifest.types import Manifest
@@ -51,7 +52,7 @@ class Plan:
     waited_for: tuple[str, ...]  # there, and not ready yet
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: CommandParser) -> None:
     """Add the options."""
     add_manifest_option(parser)
     add_out_option(parser)
@@ -71,6 +72,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="wait so long for each dataset (default: 1800)",
     )
     add_poll_option(parser)
+    parser.excludes(["yes", "no_run", "timeout", "ready_timeout", "poll", "check"], ["offline"])
+    parser.excludes(["yes", "no_run", "timeout", "ready_timeout", "poll"], ["check"])
+    parser.excludes(["timeout"], ["no_run"])
 
 
 def run(options: argparse.Namespace) -> int:

@@ -16,9 +16,10 @@ from bundle.commands.common import (
     progress_line,
 )
 from bundle.runs import DONE_STATES, LAST_LINES, explain_failure, wait_for_run
+from kernel.commands.options import CommandParser
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: CommandParser) -> None:
     """Add the options."""
     add_version_options(parser)
     add_wait_options(parser, "the run is over")

@@ -14,16 +14,18 @@ from bundle.commands.common import (
     progress_line,
 )
 from bundle.runs import wait_for_submission
+from kernel.commands.options import CommandParser
 from kernel.errors import RunError
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: CommandParser) -> None:
     """Add the options."""
     add_version_options(parser)
     add_wait_options(parser, "it is scored")
     parser.add_argument("--message", help="for your list of submissions (default: kernel and version)")
     parser.add_argument("--yes", action="store_true", help="submit without asking: each counts against the day's limit")
     parser.add_argument("--ref", type=positive_int, metavar="N", help="ask for this submission, and submit nothing")
+    parser.excludes(["version", "message", "yes"], ["ref"])
 
 
 def run(options: argparse.Namespace) -> int:

@@ -7,11 +7,12 @@ is; everything else takes plain values.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kernel.commands.options import whole_number
 from kernel.data.annotated import AnnotatedImage, list_annotated
 from kernel.data.splits import FOLDS_NAME
 from kernel.errors import InputError
@@ -26,34 +27,15 @@ if TYPE_CHECKING:
     from kernel.scoring.predicting import EnsembleFiles
 
 
-def flag(name: str) -> str:
-    """An option as it is written on the command line."""
-    return "--" + name.replace("_", "-")
+#: What options stand for that are not given.
+ENSEMBLE_DEFAULTS = {"dtype": NETWORK_DTYPES[0]}
+#: The options of `add_ensemble_arguments` that name what is read.
+ENSEMBLE_READS = ("manifest", "weights_dir", "data", "folds_csv")
 
 
-def is_given(options: argparse.Namespace, name: str) -> bool:
-    """Whether an option without a default, or a switch, is on the command line."""
-    value = getattr(options, name)
-    return value is not None and value is not False and value != []
-
-
-def start_option(options: argparse.Namespace) -> str | None:
-    """The members of --from, which cannot be written as an attribute: it is one of Python's own words."""
-    return getattr(options, "from")
-
-
-def require_beside(options: argparse.Namespace, names: Sequence[str], needed: Sequence[str], hint: str = "") -> None:
-    """Refuse options that mean something only beside another one.
-
-    Raises:
-        InputError: one of `names` is given, and none of `needed`; the message ends with the hint.
-    """
-    if any(is_given(options, name) for name in names) and not any(is_given(options, name) for name in needed):
-        belong = "belongs" if len(names) == 1 else "belong"
-        lacking = "which is not given" if len(needed) == 1 else "and none of these is given"
-        raise InputError(
-            f"{' and '.join(map(flag, names))} {belong} to {' or '.join(map(flag, needed))}, {lacking}{hint}"
-        )
+def add_replace(parser: argparse.ArgumentParser, help_text: str) -> None:
+    """The switch --replace."""
+    parser.add_argument("--replace", action="store_true", help=help_text)
 
 
 def add_data_arguments(parser: argparse.ArgumentParser, fold_help: str) -> None:
@@ -64,7 +46,7 @@ def add_data_arguments(parser: argparse.ArgumentParser, fold_help: str) -> None:
         required=True,
         help="folder with train.csv and train/<id>.png, or one that prepare has written",
     )
-    parser.add_argument("--fold", type=int, metavar="K", help=f"{fold_help} (default: all images)")
+    parser.add_argument("--fold", type=whole_number(), metavar="K", help=f"{fold_help} (default: all images)")
     parser.add_argument(
         "--folds-csv", type=Path, metavar="CSV", help="which image is in which fold (default: folds.csv in --data)"
     )
@@ -94,8 +76,7 @@ def add_member_arguments(parser: argparse.ArgumentParser, stored: bool = False) 
     parser.add_argument(
         "--dtype",
         choices=NETWORK_DTYPES,
-        default=NETWORK_DTYPES[0],
-        help="of the networks' arithmetic; the short ones are faster and less exact (default: %(default)s)",
+        help=f"of the networks' arithmetic; the short ones are faster and less exact (default: {NETWORK_DTYPES[0]})",
     )
 
 

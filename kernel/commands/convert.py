@@ -1,4 +1,4 @@
-"""`convert`: the tensors of another trainer's weight file as safetensors, no code in it run."""
+"""`convert`: the tensors of a weight file as safetensors: of another trainer, no code in it run; or half as large."""
 
 from __future__ import annotations
 
@@ -6,48 +6,71 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from kernel.commands.options import whole_number
+from kernel.commands.rules import CommandRules
 from kernel.errors import InputError
 from kernel.files import written_file
+
+CONVERT_HELP = """\
+Take the tensors out of a weight file of any trainer, whatever else is in it; no code in it is run. Tensors that no
+detector runs (of timm's classifier) are left out. What a member's file says of itself is kept.
+
+    python -m kernel convert theirs.pth member.safetensors
+    python -m kernel convert member.safetensors shipped.safetensors --half"""
 
 
 def add_parser(commands: Any) -> None:
     """Add the command to the command line's `commands`."""
     parser = commands.add_parser(
         "convert",
-        help="take the tensors out of a weight file of another trainer, whatever else is in it; no code in it is run",
+        help="take the tensors out of a weight file of any trainer, or store a member as float16",
+        description=CONVERT_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("file", type=Path, help="a PyTorch or safetensors file")
     parser.add_argument("out", type=Path, help="the safetensors file to write, which must not be there yet")
     parser.add_argument("--take", metavar="NAME", help="the copy to take, where the file holds several")
+    parser.add_argument("--half", action="store_true", help="store the numbers as float16: half the size")
     parser.add_argument(
         "--stem-stride",
-        type=int,
+        type=whole_number(),
         choices=(1, 2),
         help="the stride of the first convolution, to be noted in the file (default: as its configuration has it)",
     )
-    parser.set_defaults(run=run_convert)
+    parser.add_argument(
+        "--encoder",
+        metavar="timm:NAME",
+        help="the network of timm that is its encoder, to be noted in the file (default: as its configuration has it)",
+    )
+    parser.set_defaults(run=run_convert, rules=CommandRules(reads=["file"], writes=lambda options: [options.out]))
 
 
 def run_convert(options: argparse.Namespace) -> None:
     """Write the tensors, and tell what they are."""
+    import torch
     from safetensors.torch import save_file
 
-    from kernel.models.foreign import describe, read_foreign
+    from kernel.models.checkpoints import shorten_list
+    from kernel.models.foreign import describe, noted, read_foreign
+    from kernel.models.saving import as_os_errors, stored_tensors
 
     if options.out.suffix != ".safetensors":
         raise InputError(f"{options.out}: what is written is a safetensors file: give it a name ending in .safetensors")
-    if options.out.exists():
+    if options.out.exists() or options.out.is_symlink():
         raise InputError(f"{options.out} is there already and stays: give another name, or take it away first")
     checkpoint, left_behind = read_foreign(options.file, options.take)
-    stem_stride = options.stem_stride or checkpoint.stem_stride
-    metadata = {"format": "pt"} | ({} if stem_stride is None else {"stem_stride": str(stem_stride)})
-    with written_file(options.out) as temporary:
-        # Clones, for safetensors refuses tensors that share their numbers.
-        state = {key: value.detach().clone().contiguous() for key, value in checkpoint.state.items()}
-        save_file(state, temporary, metadata)
+    checkpoint = noted(checkpoint, str(options.file), options.stem_stride, options.encoder)
+    state = stored_tensors(checkpoint.state, options.half)
+    with written_file(options.out) as temporary, as_os_errors():
+        save_file(state, temporary, dict(checkpoint.metadata))
     print(f"{options.out}: {len(state)} tensors of {options.file}")
+    if len(state) < len(checkpoint.state):
+        print(f"  {len(checkpoint.state) - len(state)} tensors that no detector runs are left out")
+    wide = [key for key, value in state.items() if value.dtype == torch.float32] if options.half else []
+    if wide:
+        print(f"  {len(wide)} tensors stay float32, whose numbers are beyond float16: {shorten_list(wide)}")
     for line in checkpoint.told:
         print(f"  {line}")
     if left_behind:
         print(f"  left behind: {', '.join(left_behind)}")
-    print(f"  {describe(checkpoint, stem_stride, options.file)}")
+    print(f"  {describe(checkpoint, options.file)}")

@@ -1,62 +1,167 @@
-"""`predict`: masks of a folder of images, for other programs to open."""
+"""`predict`: masks of images, for other programs to open."""
 
 from __future__ import annotations
 
 import argparse
+import logging
+import uuid
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from kernel.commands.common import add_member_arguments, check_device, find_ensemble
+from kernel.commands.common import ENSEMBLE_DEFAULTS, add_member_arguments, add_replace, check_device, find_ensemble
+from kernel.commands.options import number, whole_number
+from kernel.commands.results import refuse_to_replace_result
 from kernel.commands.resuming import resumed_folder
+from kernel.commands.rules import CommandRules, flag
 from kernel.errors import InputError, RunError
-from kernel.folders import refuse_to_replace
-from kernel.images.reading import list_images
+from kernel.images.planes import choice_of_texts
+from kernel.log import LOG
 from kernel.manifest.reader import read_manifest
 from kernel.manifest.types import manifest_to_json
 from kernel.vendored import use_vendored_packages
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from kernel.export.folder import ImageWork, Outcome
+    from kernel.export.inputs import InputImage
+    from kernel.scale import ScaledEnsemble
+    from kernel.scoring.predicting import EnsembleFiles
+RULES = CommandRules(
+    defaults=ENSEMBLE_DEFAULTS,
+    reads=("images", "manifest", "weights_dir"),
+    writes=lambda options: [options.out],
+)
 
 
 def add_parser(commands: Any) -> None:
     """Add the command to the command line's `commands`."""
     parser = commands.add_parser(
         "predict",
-        help="write the masks of a folder of images: label images, outlines, a table, pictures",
-        description="Write the masks of a folder of images: label images, outlines, a table, pictures. Where it is "
+        help="write the masks of images: label images, outlines, a table, pictures",
+        description="Write the masks of images: label images, outlines, a table, pictures. Where it is "
         "stopped, the same command goes on from there.",
     )
-    parser.add_argument("images", type=Path, help="folder of PNG, TIFF or JPEG images")
+    parser.add_argument(
+        "images",
+        nargs="+",
+        help="images, folders of images, or patterns in quotes, as 'plate*/*.tif': PNG, JPEG, TIFF, OME-Zarr, and ND2, "
+        "CZI, LIF by bioio",
+    )
+    parser.add_argument("--recursive", action="store_true", help="look into sub-folders, which --out then has as well")
     parser.add_argument("--out", type=Path, required=True, help="the folder to write; an earlier one is replaced")
+    add_replace(parser, "replace what --out holds of another command, or of other images")
     parser.add_argument(
         "--export",
         default="labels,geojson,pictures,tables",
         metavar="NAMES",
         help="what to write, with commas between: labels, geojson, pictures, rois (ImageJ), seg-npy (Cellpose), "
-        "ome-tiff, ome-zarr, tables, coco, submission (default: %(default)s)",
+        "ome-tiff, ome-zarr, tables, coco, submission, report (a page to look at; default: %(default)s)",
     )
+    parser.add_argument(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="have the workers of a dask cluster do it: its scheduler's address, as tcp://host:8786; images, weights "
+        "and --out must lie in folders that all of them share (default: this machine)",
+    )
+    scale = parser.add_argument_group("scale", "Members know cells of a certain size in pixels; files tell theirs.")
+    scale.add_argument(
+        "--pixel-size", type=number(0), metavar="UM", help="side of a pixel in micrometres (default: as the file tells)"
+    )
+    scale.add_argument(
+        "--zoom",
+        type=number(0),
+        help="stretch images by this factor for the members (default: by the pixel size; without one, not at all)",
+    )
+    planes = parser.add_argument_group("images of many dimensions", "Indices are counted from 0.")
+    planes.add_argument("--channel", metavar="INDEX", help="or its name, where the file tells it (default: 0)")
+    planes.add_argument("--z", metavar="INDEX", help="or max, the largest value of each pixel, or middle (default)")
+    planes.add_argument("--frame", metavar="INDEX", help="or all, for a result each (default: 0)")
+    cells = parser.add_argument_group("cells")
+    cells.add_argument("--exclude-edges", action="store_true", help="leave out cells that the image's edge cuts")
+    cells.add_argument(
+        "--min-area",
+        type=whole_number(0),
+        default=0,
+        metavar="PIXELS",
+        help="leave out cells of fewer pixels of the image",
+    )
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("-q", "--quiet", action="store_true", help="tell only what is wrong")
+    shown.add_argument("-v", "--verbose", action="store_true", help="tell more, and a line for each image")
     add_member_arguments(parser)
-    parser.set_defaults(run=run_predict)
+    parser.set_defaults(run=run_predict, rules=RULES)
 
 
 def run_predict(options: argparse.Namespace) -> None:
-    """Segment the images of a folder."""
+    """Segment images."""
+    LOG.setLevel(logging.WARNING if options.quiet else logging.DEBUG if options.verbose else logging.INFO)
     use_vendored_packages()
-    from kernel.export.folder import predict_folder
-    from kernel.export.kinds import IMAGES_TABLE, RESULT_NAMES, chosen_exports
+    from kernel.export.folder import ImageWork, Wanted, largest_input, predict_images
+    from kernel.export.inputs import is_inside, list_inputs
+    from kernel.export.kinds import IMAGES_TABLE, RUN_PAGE, chosen_exports
+    from kernel.export.progress import shown_progress
+    from kernel.report.run_page import run_images, write_run_page
+    from kernel.runtime.cluster import map_on_cluster
 
     exports = chosen_exports(options.export)
-    images = list_images(options.images)
-    if options.images.resolve().is_relative_to(options.out.resolve()):
-        raise InputError(f"--out {options.out} holds the images themselves, and is replaced as a whole: name another")
-    earlier = "cells.csv" if (options.out / "cells.csv").is_file() else IMAGES_TABLE
-    refuse_to_replace(options.out, RESULT_NAMES, marker=earlier)
+    check_numbers(options)
+    choice = choice_of_texts(options.channel, options.z, options.frame)
+    out = options.out
+    wanted = Wanted(exports, choice, options.pixel_size, options.zoom, options.exclude_edges, options.min_area)
+    images = list_inputs(options.images, choice, options.recursive, [out] if (out / IMAGES_TABLE).is_file() else [])
+    if any(is_inside(image.path, [out.resolve()]) for image in images):
+        raise InputError(f"--out {out} holds the images themselves, and is replaced as a whole: name another")
+    refuse_to_replace_result(out, "predict", {image.name for image in images}, replace=options.replace)
     files = find_ensemble(read_manifest(options.manifest), options.weights_dir, options.dtype)
-    ensemble = files.load(check_device(options.device))
-    made_of = [manifest_to_json(files.manifest), options.dtype, *exports]
-    with resumed_folder(options.out, made_of, images) as (folder, finished):
-        failed = predict_folder(ensemble, images, folder, exports, finished.get, finished.add)
-    print(f"{len(images) - len(failed)} images: {', '.join(exports)} in {options.out}")
+    made_of = [manifest_to_json(files.manifest), options.dtype, repr(wanted)]
+    with (
+        resumed_folder(out, made_of, images) as (folder, finished),
+        shown_progress(len(images), quiet=options.quiet, verbose=options.verbose) as progress,
+    ):
+        here = folder.resolve()
+        load = partial(load_scaled, absolute(files), options.device)
+        work = ImageWork(uuid.uuid4().hex, load, largest_input(images), wanted, here)
+        if options.scheduler is None:
+            outcomes = partial(work_here, work)
+        else:
+            outcomes = partial(map_on_cluster, options.scheduler, work, folder=here)
+            images = [replace(image, path=image.path.resolve()) for image in images]
+        result = predict_images(outcomes, images, folder, wanted, progress, finished.get, finished.add)
+        if "report" in exports:
+            write_run_page(folder / RUN_PAGE, f"Cells found in {out.name}", run_images(images, result, folder))
+    failed = result.failed
+    if not options.quiet:
+        print(f"{len(images) - len(failed)} images: {', '.join(exports)} in {out}")
     broken = [name for name, failure in failed.items() if not failure.wrong_input]
     if broken:
         raise RunError(f"{len(failed)} image(s) are not there, {', '.join(broken)} for no fault of theirs: see above")
     if failed:
         raise InputError(f"{len(failed)} image(s) could not be read and are not there: {', '.join(failed)}")
+
+
+def load_scaled(files: EnsembleFiles, device: str | None) -> ScaledEnsemble:
+    """The ensemble of these files at the scale that its members know; also in processes on other machines."""
+    use_vendored_packages()
+    from kernel.scale import ScaledEnsemble, member_pixel_um
+
+    return ScaledEnsemble(files.load(check_device(device)), member_pixel_um(files.paths))
+
+
+def absolute(files: EnsembleFiles) -> EnsembleFiles:
+    """The same files by paths that do not depend on the folder that a process works in."""
+    return replace(files, paths={name: path.resolve() for name, path in files.paths.items()})
+
+
+def work_here(work: ImageWork, images: Sequence[InputImage]) -> Iterator[tuple[InputImage, Outcome]]:
+    """The work for each image, one after the other, in this process."""
+    return ((image, work(image)) for image in images)
+
+
+def check_numbers(options: argparse.Namespace) -> None:
+    """Raise InputError for numbers that mean nothing."""
+    for name in ("pixel_size", "zoom"):
+        if getattr(options, name) == 0:
+            raise InputError(f"{flag(name)} 0: it must be above 0")

@@ -6,13 +6,17 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from kernel.commands.common import flag, is_given, require_beside
+from kernel.commands.common import add_replace
+from kernel.commands.options import whole_number
+from kernel.commands.rules import CommandRules, Idle, Needs, flag, is_given
 from kernel.data.annotated_folder import read_annotated_folder
 from kernel.data.livecell import read_livecell
 from kernel.data.mask_files.forms import MASK_FORMS
 from kernel.data.prepare import prepare
+from kernel.data.prepare_report import REPORT_NAME
+from kernel.data.prepared import PREPARED_NAME
 from kernel.data.sources import Source, read_competition, read_pseudo_labels
-from kernel.data.splits import SPLIT_NAMES
+from kernel.data.splits import FOLDS_NAME, SPLIT_NAMES
 from kernel.errors import InputError
 
 PREPARE_HELP = """\
@@ -47,6 +51,41 @@ SOURCE_OPTIONS = {
     "pseudo_labels": {"images": True},
     "annotated": {"masks": False, "mask_form": False},
 }
+#: How many folds there are where nobody says.
+FOLDS = 5
+
+
+def split_name(options: argparse.Namespace) -> str:
+    """The split that is asked for, by name."""
+    is_whole = any(is_given(options, name) for name in UNSPLIT_SOURCES)
+    return options.split or ("none" if is_whole else "group")
+
+
+def written(options: argparse.Namespace) -> list[Path]:
+    """The files in the prepared folder."""
+    return [options.out / name for name in (PREPARED_NAME, REPORT_NAME, FOLDS_NAME)]
+
+
+RULES = CommandRules(
+    effects=(
+        *(Needs([other], [source]) for source, others in SOURCE_OPTIONS.items() for other in others),
+        Needs(["keep_empty"], EMPTY_SOURCES),
+        Needs(["cell_types"], TYPED_SOURCES),
+        Idle(
+            ["folds", "or_next_best"],
+            lambda options: split_name(options) == "none",
+            "is for a split, and none is made (--split)",
+        ),
+        Idle(
+            ["or_next_best"],
+            lambda options: split_name(options) == SPLIT_NAMES[-1],
+            f"has nothing to take after the split {SPLIT_NAMES[-1]}",
+        ),
+    ),
+    defaults={"folds": FOLDS},
+    reads=(*SOURCE_OPTIONS, *(other for others in SOURCE_OPTIONS.values() for other in others)),
+    writes=written,
+)
 
 
 def add_parser(commands: Any) -> None:
@@ -59,6 +98,7 @@ def add_parser(commands: Any) -> None:
     )
     add_source_arguments(parser)
     parser.add_argument("--out", type=Path, required=True, help="the folder to write")
+    add_replace(parser, "replace what --out holds of another source, or of images that are not among these")
     parser.add_argument(
         "--split",
         choices=(*SPLIT_NAMES, "none"),
@@ -66,7 +106,7 @@ def add_parser(commands: Any) -> None:
         "stay together, cell types are balanced; stratified: only that; none: no folds.csv "
         "(default: group; none for pseudo-labels, which are trained on and never scored, and for --annotated)",
     )
-    parser.add_argument("--folds", type=int, default=5, metavar="N", help="how many (default: %(default)s)")
+    parser.add_argument("--folds", type=whole_number(), metavar="N", help=f"how many (default: {FOLDS})")
     parser.add_argument(
         "--or-next-best",
         action="store_true",
@@ -81,11 +121,11 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument(
         "--workers",
-        type=int,
+        type=whole_number(),
         metavar="N",
         help="processes; they do not change the result (default: one per core)",
     )
-    parser.set_defaults(run=run_prepare)
+    parser.set_defaults(run=run_prepare, rules=RULES)
 
 
 def run_prepare(options: argparse.Namespace) -> None:
@@ -93,8 +133,7 @@ def run_prepare(options: argparse.Namespace) -> None:
     from kernel.runtime.limits import usable_processors
 
     source = read_source(options)
-    is_whole = any(is_given(options, name) for name in UNSPLIT_SOURCES)
-    split = options.split or ("none" if is_whole else "group")
+    split = split_name(options)
     report = prepare(
         source,
         options.out,
@@ -102,6 +141,7 @@ def run_prepare(options: argparse.Namespace) -> None:
         options.folds,
         or_next_best=options.or_next_best,
         workers=usable_processors() if options.workers is None else options.workers,
+        replace=options.replace,
     )
     print(report.describe())
     print(f"annotations.json, {'' if split == 'none' else 'folds.csv, '}report.json: {options.out}")
@@ -146,13 +186,10 @@ def read_source(options: argparse.Namespace) -> Source:
     """The source that the command line names.
 
     Raises:
-        InputError: an option of another source is given, or one of this source is missing; or as the sources' readers.
+        InputError: an option of this source is missing; or as the sources' readers.
     """
-    require_beside(options, ["keep_empty"], EMPTY_SOURCES)
-    require_beside(options, ["cell_types"], TYPED_SOURCES)
     for source, others in SOURCE_OPTIONS.items():
         for other, needed in others.items():
-            require_beside(options, [other], [source])
             if is_given(options, source) and needed and not is_given(options, other):
                 raise InputError(f"{flag(source)} needs {flag(other)} as well: see python -m kernel prepare --help")
     if options.competition:

@@ -6,12 +6,23 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from kernel.files import writing
 from kernel.folders import remove_folder, replace_folder
+from kernel.locks import sole_writer
 from kernel.log import LOG
-from kernel.runtime.journal import JOURNAL_FORMAT, Journal, read_journal, sample_digest
+from kernel.runtime.journal import JOURNAL_FORMAT, Journal, content_digest, read_journal
+
+
+class NamedFile(Protocol):
+    """An image with a name of its own; several may be of one file."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def path(self) -> Path: ...
 
 
 class FinishedImages:
@@ -23,12 +34,15 @@ class FinishedImages:
         images: the images of this run; others in the journal, and those whose file is another now, do not count.
     """
 
-    def __init__(self, journal: Path, head: Mapping[str, Any], images: Sequence[Path]):
-        digests = {path.stem: sample_digest(path) for path in images}
+    def __init__(self, journal: Path, head: Mapping[str, Any], images: Sequence[NamedFile]):
+        self._digests: dict[Path, str | None] = {}
+        paths = {image.name: image.path for image in images}
         self._results = {
             record["image"]: record["result"]
             for record in read_journal(journal).records
-            if digests.get(record["image"]) == record["digest"]
+            if record["image"] in paths
+            and record.get("digest") is not None
+            and self._digest(paths[record["image"]]) == record["digest"]
         }
         self._journal = Journal(journal, head)
         if self._results:
@@ -37,23 +51,52 @@ class FinishedImages:
     def __len__(self) -> int:
         return len(self._results)
 
-    def get(self, path: Path) -> Any | None:
-        """What a finished image has given; None: it is not finished."""
-        return self._results.get(path.stem)
+    def get(self, image: NamedFile) -> Any | None:
+        """What a finished image has given; None: it is not finished, and is about to be read."""
+        self._digest(image.path)
+        return self._results.get(image.name)
 
-    def add(self, path: Path, result: Any) -> None:
+    def add(self, image: NamedFile, result: Any) -> None:
         """Take note that an image is finished, its files written, and of what it has given, as JSON has it."""
-        self._results[path.stem] = result
-        self._journal.append({"image": path.stem, "digest": sample_digest(path), "result": result})
+        self._results[image.name] = result
+        self._journal.append({"image": image.name, "digest": self._digest(image.path), "result": result})
+
+    def _digest(self, path: Path) -> str | None:
+        """Of the file as it was when it was first asked for: one that changes later on is read again next time."""
+        if path not in self._digests:
+            self._digests[path] = folder_digest(path) if path.is_dir() else content_digest(path)
+        return self._digests[path]
 
     def close(self) -> None:
         """Close the journal."""
         self._journal.close()
 
 
+def folder_digest(folder: Path) -> str:
+    """A checksum of the names, sizes and times of all files in a folder."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        facts = path.stat()
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{facts.st_size}\0{facts.st_mtime_ns}\0".encode())
+    return digest.hexdigest()[:32]
+
+
+@contextmanager
+def unfinished_folder(target: Path) -> Iterator[Path]:
+    """The hidden folder beside `target` for what is not finished, there or not; no other process has it meanwhile.
+
+    Raises:
+        InputError: another process is in the block for the same target, or the folder around it cannot be written.
+    """
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    with sole_writer(target):
+        yield target.parent / f".{target.name}.unfinished"
+
+
 @contextmanager
 def resumed_folder(
-    target: Path, made_of: Sequence[str], images: Sequence[Path]
+    target: Path, made_of: Sequence[str], images: Sequence[NamedFile]
 ) -> Iterator[tuple[Path, FinishedImages]]:
     """A folder to write into, put in `target`'s place at the end, and the images that are finished in it.
 
@@ -66,27 +109,30 @@ def resumed_folder(
         images: all images.
 
     Raises:
-        InputError: the folder around `target` cannot be written, or `target` cannot be replaced.
+        InputError: as `unfinished_folder`, or `target` cannot be replaced.
         RunError: the disk is full.
     """
-    unfinished = target.parent / f".{target.name}.unfinished"
-    head = {"journal": JOURNAL_FORMAT, "made_of": hashlib.sha256("\0".join(made_of).encode("utf-8")).hexdigest()}
-    folder, journal = unfinished / "new", unfinished / "journal.log"
-    with writing(unfinished):
-        if not read_journal(journal).is_of(head):
-            remove_folder(unfinished)
-        folder.mkdir(parents=True, exist_ok=True)
-        finished = FinishedImages(journal, head, images)
-    try:
+    with unfinished_folder(target) as unfinished:
+        head = {"journal": JOURNAL_FORMAT, "made_of": hashlib.sha256("\0".join(made_of).encode("utf-8")).hexdigest()}
+        folder, journal = unfinished / "new", unfinished / "journal.log"
         with writing(unfinished):
-            yield folder, finished
-        finished.close()
-        replace_folder(folder, target)
-    except BaseException:
-        finished.close()
-        if not len(finished):
-            remove_folder(unfinished)
-        else:
-            LOG.error("%d of %d images are finished: the same command goes on from there", len(finished), len(images))
-        raise
-    remove_folder(unfinished)
+            # Without its folder the journal is that of a run which was killed after it had put the folder in place.
+            if not folder.is_dir() or not read_journal(journal).is_of(head):
+                remove_folder(unfinished)
+            folder.mkdir(parents=True, exist_ok=True)
+            finished = FinishedImages(journal, head, images)
+        try:
+            with writing(unfinished):
+                yield folder, finished
+            finished.close()
+            replace_folder(folder, target)
+        except BaseException:
+            finished.close()
+            if not len(finished):
+                remove_folder(unfinished)
+            else:
+                LOG.error(
+                    "%d of %d images are finished: the same command goes on from there", len(finished), len(images)
+                )
+            raise
+        remove_folder(unfinished)

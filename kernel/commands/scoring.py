@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kernel.commands.common import find_ensemble, folds_file, whole_folder
+from kernel.commands.results import SCORES_TABLE
 from kernel.data.annotated import AnnotatedImage
 from kernel.data.splits import read_folds
-from kernel.folders import refuse_to_replace
 from kernel.manifest.reader import read_manifest
 
 if TYPE_CHECKING:
@@ -81,17 +81,6 @@ def describe_unseen(seen: SeenImages, types: Iterable[TypeTuning | TypeStages]) 
     return seen.describe_choice(ids, before, after)
 
 
-def refuse_to_replace_report(out: Path) -> None:
-    """Look whether `out` may be written: better before the images than after.
-
-    Raises:
-        InputError: it is there, and no earlier report.
-    """
-    from kernel.report.builder import REPORT_FOLDER, REPORT_PAGE
-
-    refuse_to_replace(out, ("scores.csv", "pictures", REPORT_PAGE, REPORT_FOLDER), marker="scores.csv")
-
-
 def score_jobs(
     jobs: Sequence[PredictionJob],
     devices: Sequence[str],
@@ -106,7 +95,7 @@ def score_jobs(
     Args:
         jobs: the images, each with the ensemble that predicts it.
         devices: as ["cpu"] or ["cuda:0", "cuda:1"].
-        out: a folder to write, one that `refuse_to_replace_report` has let pass. None: no report.
+        out: a folder to write, one that `refuse_to_replace_result` has let pass. None: no report.
         title: of the report.
         predictions: a folder that keeps the soft predictions, or has them.
         surfaces: of a tuning, for the report.
@@ -132,7 +121,7 @@ def score_jobs(
 
         results = mark(validate_jobs(jobs, devices, predictions, show))
         report.write(folder, surfaces)
-        (folder / "scores.csv").write_text(results_to_csv(results), encoding="utf-8", newline="\n")
+        (folder / SCORES_TABLE).write_text(results_to_csv(results), encoding="utf-8", newline="\n")
     return results
 
 

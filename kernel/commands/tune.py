@@ -3,30 +3,85 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kernel.commands.common import (
+    ENSEMBLE_DEFAULTS,
+    ENSEMBLE_READS,
     add_ensemble_arguments,
-    flag,
     folds_file,
-    is_given,
     list_fold,
     load_options_ensemble,
-    require_beside,
 )
+from kernel.commands.options import number, whole_number
+from kernel.commands.results import refuse_to_replace_result
+from kernel.commands.rules import CommandRules, Idle, Needs, is_given
 from kernel.commands.scoring import add_out_of_fold, describe_unseen, list_jobs, tell_seen
 from kernel.commands.tune_stages import add_stage_arguments, run_stages
-from kernel.commands.tuning_results import add_result_arguments, evidence_folder, leave_results
+from kernel.commands.tuning_results import REPLACE_NEEDS, add_result_arguments, evidence_folder, leave_results
 from kernel.data.annotated import AnnotatedImage
-from kernel.data.splits import FOLDS_NAME, read_folds
+from kernel.data.splits import FOLDS_NAME, belongs_to, read_folds, torn_groups
 from kernel.errors import InputError
+from kernel.log import LOG
 from kernel.manifest.reader import read_manifest
+from kernel.text import first_names
 from kernel.vendored import use_vendored_packages
 
 if TYPE_CHECKING:
     from kernel.tuning.plan import TuningPlan
+
+
+def written(options: argparse.Namespace) -> Iterator[Path]:
+    """The folder of the evidence; the manifest is read and written in one."""
+    out = evidence_folder(options, "stages" if options.stages else "tuning")
+    if out is not None:
+        yield out
+
+
+def has_stages(options: argparse.Namespace) -> bool:
+    """Whether it is about the stages before the post-processing."""
+    return options.stages
+
+
+RULES = CommandRules(
+    effects=(
+        Needs(["stage_grid", "try_members"], ["stages"]),
+        Idle(
+            ["predictions"],
+            has_stages,
+            "is of no use: --stages needs the network again and again: give --weights-dir in its place",
+        ),
+        Idle(
+            ["grid"],
+            has_stages,
+            "is for the post-processing's thresholds, not for --stages: use --stage-grid",
+        ),
+        Idle(["search", "trials"], has_stages, "is for the post-processing's thresholds, not for --stages"),
+        Idle(
+            ["out_of_fold"],
+            lambda options: not options.stages,
+            "is for --stages; for the post-processing's thresholds store such predictions by "
+            "`validate --out-of-fold --predictions FOLDER`, and give that folder by --predictions",
+        ),
+        Idle(
+            ["trials"],
+            lambda options: options.search != "optuna" and options.trials > 0,  # a wrong number is told as such
+            "is for --search optuna: a grid tries each of its points",
+        ),
+        Idle(
+            ["device", "dtype"],
+            lambda options: options.predictions,
+            "is for the networks, and --predictions has what they found",
+        ),
+        REPLACE_NEEDS,
+    ),
+    defaults=ENSEMBLE_DEFAULTS,
+    reads=(*ENSEMBLE_READS, "predictions", "grid"),
+    writes=written,
+)
 
 
 def add_parser(commands: Any) -> None:
@@ -53,13 +108,13 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument(
         "--trials",
-        type=int,
+        type=whole_number(),
         metavar="N",
         help="optuna's trials for each choice, of which there is one more than folds (default: 200)",
     )
-    parser.add_argument("--seed", type=int, metavar="S", help="of everything that is drawn (default: 0)")
+    parser.add_argument("--seed", type=whole_number(), metavar="S", help="of everything that is drawn (default: 0)")
     parser.add_argument(
-        "--level", type=float, metavar="P", help="the chance to report a gain where there is none (default: 0.05)"
+        "--level", type=number(), metavar="P", help="the chance to report a gain where there is none (default: 0.05)"
     )
     add_result_arguments(
         parser,
@@ -68,7 +123,7 @@ def add_parser(commands: Any) -> None:
     )
     add_stage_arguments(parser)
     add_out_of_fold(parser)
-    parser.set_defaults(run=run_tune)
+    parser.set_defaults(run=run_tune, rules=RULES)
 
 
 def run_tune(options: argparse.Namespace) -> None:
@@ -76,16 +131,9 @@ def run_tune(options: argparse.Namespace) -> None:
     use_vendored_packages()
     from kernel.tuning.plan import folds_of
 
-    require_beside(options, ["stage_grid", "try_members"], ["stages"])
-    if options.stages:
-        refuse_with_stages(options)
-    elif options.out_of_fold:
-        raise InputError(
-            "--out-of-fold is for --stages; for the post-processing's thresholds store such predictions by "
-            "`validate --out-of-fold --predictions FOLDER`, and give that folder by --predictions"
-        )
     plan = read_plan(options)
     images = list_fold(options)
+    plan = keep_together(plan, images)
     folds_of([entry.image_id for entry in images], plan)  # an image in no fold: told before the long part
     if options.stages:
         run_stages(options, images, plan)
@@ -101,10 +149,12 @@ def run_thresholds(options: argparse.Namespace, images: Sequence[AnnotatedImage]
     from kernel.scoring.seen import stored_seen
     from kernel.tuning.descriptions import describe_tuning
     from kernel.tuning.evidence import write_evidence
-    from kernel.tuning.threshold_evidence import EVIDENCE_MARKER, EVIDENCE_NAMES, threshold_evidence
+    from kernel.tuning.threshold_evidence import threshold_evidence
     from kernel.tuning.threshold_tuning import tune_ensemble, tune_predictions
 
-    out = evidence_folder(options, "tuning", EVIDENCE_NAMES, EVIDENCE_MARKER)
+    out = evidence_folder(options, "tuning")
+    if out is not None:
+        refuse_to_replace_result(out, "tune", replace=options.replace)
     if options.predictions is None:
         seen = tell_seen(list_jobs(options, images))
         ensemble = load_options_ensemble(options)
@@ -133,20 +183,6 @@ def run_thresholds(options: argparse.Namespace, images: Sequence[AnnotatedImage]
     leave_results(options, text, difference, out, write_files)
 
 
-def refuse_with_stages(options: argparse.Namespace) -> None:
-    """Look for options that mean nothing beside --stages.
-
-    Raises:
-        InputError: there is one.
-    """
-    if options.predictions is not None:
-        raise InputError("--stages needs the network again and again: give --weights-dir, and not --predictions")
-    for name in ("grid", "search", "trials"):
-        if is_given(options, name):
-            instead = ": use --stage-grid" if name == "grid" else ""
-            raise InputError(f"{flag(name)} is for the post-processing's thresholds, not for --stages{instead}")
-
-
 def read_plan(options: argparse.Namespace) -> TuningPlan:
     """How to tune: the defaults, but for what is given.
 
@@ -168,6 +204,26 @@ def read_plan(options: argparse.Namespace) -> TuningPlan:
     if options.grid is not None:
         given["grid"], given["grid_of_type"] = read_grids(options.grid)
     return TuningPlan(**given, folds=read_held_out_folds(options))
+
+
+def keep_together(plan: TuningPlan, images: Sequence[AnnotatedImage]) -> TuningPlan:
+    """The plan with what each image belongs to, as far as it is known; a warning where all belong to one."""
+    found = {entry.image_id: belongs_to(entry.annotations.sample_id) for entry in images}
+    groups = {image_id: group for image_id, group in found.items() if group is not None}
+    if len(groups) == len(images) > 1 and len(set(groups.values())) == 1:
+        LOG.warning(
+            "all images are of one well or sample, %s: what the tuning is worth on others is not known, and what "
+            "cross-validation says promises too much",
+            next(iter(groups.values())),
+        )
+    torn = torn_groups({entry.image_id: entry.annotations.sample_id for entry in images}, plan.folds or {})
+    if torn:
+        LOG.warning(
+            "%d wells or samples lie in several of the folds (%s): each is held out as one, in the fold of its first "
+            "image",
+            len(torn), first_names(list(torn), 5),
+        )  # fmt: skip
+    return replace(plan, groups=groups)
 
 
 def read_held_out_folds(options: argparse.Namespace) -> dict[str, int] | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kernel.commands.common import check_device
+from kernel.commands.results import refuse_to_replace_result
 from kernel.commands.scoring import describe_unseen, list_jobs, tell_seen
 from kernel.commands.tuning_results import evidence_folder, leave_results
 from kernel.data.annotated import AnnotatedImage
@@ -51,13 +52,15 @@ def run_stages(options: argparse.Namespace, images: Sequence[AnnotatedImage], pl
     from kernel.manifest.edit import edited_manifest
     from kernel.scoring.predicting import FoldEnsembles, LastEnsemble
     from kernel.tuning.evidence import write_evidence
-    from kernel.tuning.stage_evidence import STAGE_EVIDENCE_MARKER, STAGE_EVIDENCE_NAMES, stage_evidence
+    from kernel.tuning.stage_evidence import stage_evidence
     from kernel.tuning.stage_scores import DEFAULT_STAGE_GRID, MASK_VIEWS, STAGE_THRESHOLDS, score_stages, stage_points
     from kernel.tuning.stage_tuning import tune_stages
 
     given = parse_grid(options.stage_grid or (), (*STAGE_THRESHOLDS, MASK_VIEWS))
     grid = given if given or options.try_members else DEFAULT_STAGE_GRID
-    out = evidence_folder(options, "stages", STAGE_EVIDENCE_NAMES, STAGE_EVIDENCE_MARKER)
+    out = evidence_folder(options, "stages")
+    if out is not None:
+        refuse_to_replace_result(out, "stages", replace=options.replace)
     member_sets = [tuple(words.split(",")) for words in options.try_members or ()]
     last = LastEnsemble(check_device(options.device))
     jobs = list_jobs(options, images, plan.folds)

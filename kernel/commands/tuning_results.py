@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from kernel.commands.common import whole_folder
-from kernel.files import whole_file
-from kernel.folders import refuse_to_replace
+from kernel.commands.common import add_replace, whole_folder
+from kernel.commands.rules import Needs
+from kernel.manifest.edit import replaced_manifest
+
+#: For the rules of a command with these options.
+REPLACE_NEEDS = Needs(["replace"], ["out", "write"])
 
 
 def add_result_arguments(parser: argparse.ArgumentParser, out_help: str, write_help: str) -> None:
     """The options that say where results go, for `evidence_folder` and `leave_results`."""
     parser.add_argument("--out", type=Path, metavar="FOLDER", help=out_help)
     parser.add_argument("--write", action="store_true", help=write_help)
+    add_replace(parser, "replace what another command has left in that folder")
 
 
-def evidence_folder(options: argparse.Namespace, ending: str, names: Collection[str], marker: str) -> Path | None:
-    """The folder for the evidence: --out, or with --write MANIFEST-ENDING beside the manifest; else None, for none.
-
-    Raises:
-        InputError: it holds anything else than earlier evidence, with files `names`, known by its `marker`.
-    """
-    out = options.out
-    if out is None and options.write:
-        out = options.manifest.with_name(f"{options.manifest.stem}-{ending}")
-    if out is not None:
-        refuse_to_replace(out, names, marker=marker)
-    return out
+def evidence_folder(options: argparse.Namespace, ending: str) -> Path | None:
+    """The folder for the evidence: --out, or with --write MANIFEST-ENDING beside the manifest; else None, for none."""
+    if options.out is None and options.write:
+        return options.manifest.with_name(f"{options.manifest.stem}-{ending}")
+    return options.out
 
 
 def leave_results(
@@ -53,12 +50,12 @@ def leave_results(
         what: the evidence is called where its folder is printed.
 
     Raises:
-        InputError: `out` cannot be written or replaced.
+        InputError: `out` or the manifest cannot be written or replaced.
     """
     print(difference, end="")
     with ExitStack() as stack:
         if options.write and difference:
-            stack.enter_context(whole_file(options.manifest)).write_bytes(text.encode("utf-8"))
+            stack.enter_context(replaced_manifest(options.manifest, text))
         if out is not None:
             write_files(stack.enter_context(whole_folder(out)))
     if out is not None:

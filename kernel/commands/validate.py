@@ -8,16 +8,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from kernel.commands.common import add_ensemble_arguments, check_device, list_fold, require_beside
+from kernel.commands.common import (
+    ENSEMBLE_DEFAULTS,
+    ENSEMBLE_READS,
+    add_ensemble_arguments,
+    add_replace,
+    check_device,
+    list_fold,
+)
+from kernel.commands.results import refuse_to_replace_result
+from kernel.commands.resuming import unfinished_folder
+from kernel.commands.rules import CommandRules, Idle, Needs
 from kernel.commands.scoring import (
     add_out_of_fold,
     list_jobs,
     print_each_member,
-    refuse_to_replace_report,
     score_jobs,
     tell_seen,
 )
-from kernel.errors import InputError
 from kernel.folders import remove_folder
 from kernel.vendored import use_vendored_packages
 
@@ -34,6 +42,17 @@ on.
 
 Several devices (--device cuda:0,cuda:1) share the images."""
 
+RULES = CommandRules(
+    effects=(
+        Idle(["tuning"], lambda options: options.out is None, "is for the report of --out, which is not given"),
+        Needs(["folds_csv"], ["fold", "out_of_fold"]),
+        Needs(["replace"], ["out"]),
+    ),
+    defaults=ENSEMBLE_DEFAULTS,
+    reads=(*ENSEMBLE_READS, "predictions", "tuning"),
+    writes=lambda options: [] if options.out is None else [options.out],
+)
+
 
 def add_parser(commands: Any) -> None:
     """Add the command to the command line's `commands`."""
@@ -45,6 +64,7 @@ def add_parser(commands: Any) -> None:
     )
     add_ensemble_arguments(parser)
     parser.add_argument("--out", type=Path, help="folder for report.html, scores.csv and a picture of each image")
+    add_replace(parser, "replace what --out holds of another command, or of other images")
     parser.add_argument(
         "--tuning", type=Path, metavar="FOLDER", help="what `tune --out` has written: its surfaces go into the report"
     )
@@ -56,7 +76,7 @@ def add_parser(commands: Any) -> None:
         metavar="FOLDER",
         help="store the predictions there, a file per image, and use those that are there",
     )
-    parser.set_defaults(run=run_validate)
+    parser.set_defaults(run=run_validate, rules=RULES)
 
 
 def run_validate(options: argparse.Namespace) -> None:
@@ -65,14 +85,13 @@ def run_validate(options: argparse.Namespace) -> None:
     from kernel.scoring.scores import describe_folds, describe_scores
     from kernel.tuning.threshold_evidence import read_surfaces
 
+    images = list_fold(options)
     if options.out is not None:
-        refuse_to_replace_report(options.out)
-    elif options.tuning is not None:
-        raise InputError("--tuning is for the report of --out, which is not given")
-    require_beside(options, ["folds_csv"], ["fold", "out_of_fold"])
+        ids = {entry.image_id for entry in images}
+        refuse_to_replace_result(options.out, "validate", ids, replace=options.replace)
     surfaces = read_surfaces(options.tuning) if options.tuning is not None else []
     devices = check_devices(options.device)
-    jobs = list_jobs(options, list_fold(options))
+    jobs = list_jobs(options, images)
     title = f"Cells found and missed in {options.data.resolve().name}"
     seen = tell_seen(jobs)
     jobs = seen.told_to(jobs)
@@ -94,13 +113,16 @@ def kept_predictions(given: Path | None, out: Path | None) -> Iterator[Path | No
     """Where predictions are stored: the folder given, else a hidden one beside `out` that is deleted at the end.
 
     Where the block ends too soon, however that comes, it stays, and the same command goes on from there.
+
+    Raises:
+        InputError: as `unfinished_folder`.
     """
     if given is not None or out is None:
         yield given
         return
-    unfinished = out.parent / f".{out.name}.unfinished"
-    yield unfinished
-    remove_folder(unfinished)
+    with unfinished_folder(out) as unfinished:
+        yield unfinished
+        remove_folder(unfinished)
 
 
 def check_devices(names: str | None) -> list[str]:

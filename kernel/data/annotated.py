@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -13,11 +13,12 @@ from tqdm import tqdm
 from kernel.data.annotations import images_of_table, read_annotations
 from kernel.data.image_names import present_form
 from kernel.data.prepared import PREPARED_NAME, read_prepared
-from kernel.data.splits import FOLDS_NAME, read_folds, select_folds, warn_of_wells
+from kernel.data.splits import FOLDS_NAME, belongs_to, other_folds, read_folds, select_folds, torn_groups
 from kernel.errors import InputError
 from kernel.images.reading import read_image
 from kernel.log import LOG
 from kernel.masks.instances import CellMasks
+from kernel.patience import patiently
 from kernel.settings import CELL_TYPES
 from kernel.text import first_names
 
@@ -65,12 +66,12 @@ class AnnotatedImage:
         return self.annotations.labels
 
     def read(self) -> np.ndarray:
-        """The pixels, (H, W, 3) uint8 BGR.
+        """The pixels, (H, W, 3) uint8 BGR. Where the system cannot read them just now, that is tried again for a while.
 
         Raises:
             InputError: the image cannot be read, or is of another size than its annotations.
         """
-        pixels, expected = read_image(self.path), self.annotations.image_shape
+        pixels, expected = patiently(lambda: read_image(self.path)), self.annotations.image_shape
         if pixels.shape[:2] != expected:
             raise InputError(
                 f"{self.path} has {pixels.shape[0]} rows and {pixels.shape[1]} columns, its annotations are of "
@@ -150,6 +151,39 @@ def list_annotated(
     return images
 
 
+def list_around_fold(folder: Path, fold: int, folds_csv: Path) -> tuple[list[AnnotatedImage], list[AnnotatedImage]]:
+    """The images to train on where a fold is left out, and those of the fold.
+
+    What belongs together with an image of the fold (`belongs_to`) is not trained on either, whatever fold the file,
+    which may be made elsewhere, puts it in; a warning names these images.
+
+    Raises:
+        InputError: as `list_annotated` and `other_folds`; or no image is left to train on.
+    """
+    held_out = list_annotated(folder, [fold], folds_csv)
+    others = list_annotated(folder, other_folds(folds_csv, fold), folds_csv, warns=False)
+    groups = groups_of(held_out)
+    training = [image for image in others if belongs_to(image.annotations.sample_id) not in groups]
+    if others and not training:
+        raise InputError(
+            f"{folds_csv}: each of the {len(others)} images that are not in fold {fold} is of a well or sample that is "
+            "in it too, so that none is left to train on: make folds by `prepare --split group`"
+        )
+    if len(training) < len(others):
+        kept = {image.image_id for image in training}
+        LOG.warning(
+            "%d images are not trained on, as their wells or samples are in fold %d too: %s",
+            len(others) - len(training), fold, first_names([i.image_id for i in others if i.image_id not in kept]),
+        )  # fmt: skip
+    return training, held_out
+
+
+def groups_of(images: Iterable[AnnotatedImage]) -> set[str]:
+    """What these images belong to, as far as it is known."""
+    found = (belongs_to(image.annotations.sample_id) for image in images)
+    return {group for group in found if group is not None}
+
+
 _REMEDIES = {"train.csv": "take their rows out", PREPARED_NAME: "prepare the folder again"}
 
 
@@ -162,7 +196,14 @@ def _warn_of_folds(images: Sequence[AnnotatedImage], folder: Path, folds_csv: Pa
             "%d of %d images of %s are in no fold of %s, and left out: %s",
             len(nowhere), len(images), folder, folds_csv, first_names(nowhere),
         )  # fmt: skip
-    warn_of_wells({image.image_id: image.annotations.sample_id for image in images}, fold_of)
+    torn = torn_groups({image.image_id: image.annotations.sample_id for image in images}, fold_of)
+    if torn:
+        LOG.warning(
+            "%d wells or samples lie in several folds of %s, %s: training without a fold leaves out all of their "
+            "images where one is in it; weights trained otherwise have seen what they are judged on. "
+            "`prepare --split group` keeps them together",
+            len(torn), folds_csv, first_names(list(torn), 5),
+        )  # fmt: skip
 
 
 def _of_folds(

@@ -13,9 +13,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from kernel.data.pictures import Picture
-
-#: The one key of ours in the metadata; of several, safetensors would write the order by chance.
-METADATA_KEY = "in_network_ensemble"
+from kernel.manifest.types import METADATA_KEY
 
 
 @dataclass(frozen=True)
@@ -26,6 +24,8 @@ class MemberRecord:
     step: int  # after which it was written
     iterations: int  # of the run
     images: tuple[Picture, ...]  # learned from, by this run or by those whose weights it started from
+    encoder: str | None = None  # one of timm's, which the weights do not tell; None: they tell it
+    stem_stride: int | None = None  # given with `encoder`
 
     @property
     def is_finished(self) -> bool:
@@ -33,12 +33,14 @@ class MemberRecord:
 
     def metadata(self) -> dict[str, str]:
         """What a safetensors file keeps."""
-        content = {
+        content: dict[str, object] = {
             "fingerprint": self.fingerprint,
             "step": self.step,
             "iterations": self.iterations,
             "images": [astuple(picture) for picture in self.images],
         }
+        if self.encoder is not None:
+            content |= {"encoder": self.encoder, "stem_stride": self.stem_stride}
         return {METADATA_KEY: json.dumps(content, ensure_ascii=True)}
 
 
@@ -57,6 +59,8 @@ def read_member_record(path: Path) -> MemberRecord | None:
             int(content["step"]),
             int(content["iterations"]),
             tuple(Picture(*map(str, picture)) for picture in content["images"]),
+            content.get("encoder"),
+            content.get("stem_stride"),
         )
     except (SafetensorError, ValueError, KeyError, TypeError):  # it says nothing that can be read
         return None

@@ -6,11 +6,8 @@ report = prepare(source, Path("prepared"), split="group", folds=5, workers=4)
 
 from __future__ import annotations
 
-import multiprocessing
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -24,17 +21,22 @@ from kernel.data.prepare_report import (
     ReasonCount,
     build_report,
     count_reasons,
+    is_report,
     reason_lines,
     split_record,
     write_report,
 )
-from kernel.data.prepared import PREPARED_NAME, PreparedDataset, write_prepared
+from kernel.data.prepared import PREPARED_NAME, PreparedDataset, prepared_description, write_prepared
 from kernel.data.sources import Source, SourceImage
-from kernel.data.splits import FOLDS_NAME, SampledImage, Split, make_split, write_folds
+from kernel.data.splits import FOLDS_NAME, SampledImage, Split, make_split, read_folds, write_folds
 from kernel.errors import InputError, RunError
+from kernel.processes import map_in_processes
+from kernel.text import first_names
 
-#: Images handed to a worker at a time.
-_CHUNK = 4
+#: What the description of a prepared folder ends with, after the source's name.
+_PREPARED = ", prepared by python -m kernel prepare"
+#: Images that are worth the start of a process.
+_IMAGES_EACH = 4
 #: Windows waits for no more processes than these.
 _MOST_WORKERS = 61
 
@@ -47,6 +49,7 @@ def prepare(
     *,
     or_next_best: bool = False,
     workers: int = 1,
+    replace: bool = False,
 ) -> PrepareReport:
     """Prepare a source and write annotations.json, report.json and, with a split, folds.csv into `out`.
 
@@ -54,19 +57,22 @@ def prepare(
 
     Args:
         source: of `read_competition`, `read_livecell` or `read_pseudo_labels`.
-        out: the prepared folder; files of those names in it are replaced.
+        out: the prepared folder; an earlier preparation's files in it are replaced.
         split, folds, or_next_best: as `make_split` takes them; None: no folds.
         workers: processes; 1: this one alone.
+        replace: files of those names may be replaced that are of another source, of other images, or of no preparation.
 
     Raises:
         InputError: no image is left (report.json, which says why, is written all the same), the split is not possible,
-            or `out` is the competition's folder or cannot be written.
+            or `out` is the competition's folder, cannot be written, or holds what only `replace` lets go.
         RunError: a worker process died, or the disk is full.
     """
     if (out / "train.csv").exists():
         raise InputError(
             f"{out} holds a train.csv: choose another folder, so that it stays clear which of the two is read"
         )
+    if not replace:
+        refuse_to_replace_others(source, out)
     made = None
     if split and source.images:  # better refused now than at the end
         lost = count_reasons(source.dropped_cells, (), source.dropped_images)
@@ -81,12 +87,14 @@ def prepare(
     same = {
         pictures[place].image_id: pictures[group[0]].image_id for group in same_pictures(pictures) for place in group
     }
-    report = replace(report, same_pictures=tuple((name, first) for name, first in same.items() if name != first))
+    report = dataclasses.replace(
+        report, same_pictures=tuple((name, first) for name, first in same.items() if name != first)
+    )
     if split and (same or len(kept) < len(source.images)):
         made = _split(kept, report.reasons, split, folds, or_next_best=or_next_best, same=same)
     if made:
-        report = replace(report, split=split_record(made))
-    write_prepared(out, dataset, f"{source.name}, prepared by python -m kernel prepare")
+        report = dataclasses.replace(report, split=split_record(made))
+    write_prepared(out, dataset, f"{source.name}{_PREPARED}")
     if made:
         write_folds(out / FOLDS_NAME, made.rows)
     else:
@@ -130,23 +138,46 @@ def _split(
         raise InputError("\n".join([str(error), *reason_lines(lost)])) from error
 
 
+def refuse_to_replace_others(source: Source, out: Path) -> None:
+    """Refuse to write over files that are no earlier preparation of the same source and, as far as told, its images.
+
+    Raises:
+        InputError: `out` holds such.
+    """
+    annotations, report, folds = (out / name for name in (PREPARED_NAME, REPORT_NAME, FOLDS_NAME))
+    remedy = "name another --out, or give --replace"
+    if annotations.exists():
+        description = prepared_description(annotations)
+        if description != f"{source.name}{_PREPARED}":
+            of = f"is of '{description}'" if description.endswith(_PREPARED) else "was not written by prepare"
+            raise InputError(f"{annotations} {of}, and would be replaced: {remedy}")
+        names = {image.image_id for image in source.images}
+        lost = [name for name in read_folds(folds) if name not in names] if names and folds.is_file() else []
+        if lost:
+            raise InputError(
+                f"{out} holds {len(lost)} prepared images that are not among these ({first_names(lost)}), and would be "
+                f"replaced: {remedy}"
+            )
+    elif folds.exists() or (report.exists() and not is_report(report)):
+        path = folds if folds.exists() else report
+        raise InputError(f"{path} was not written by prepare, and would be replaced: {remedy}")
+
+
 def prepare_images(images: Sequence[SourceImage], workers: int) -> Iterator[PreparedResult]:
     """`prepare_image` of each, in order, by `workers` processes, with a progress bar.
 
     Raises:
         InputError: fewer than one worker.
-        RunError: a worker process died.
+        RunError: a worker process died or hangs.
     """
     if workers < 1:
         raise InputError(f"{workers} workers: at least 1 is needed")
-    workers = min(workers, _MOST_WORKERS, -(-len(images) // _CHUNK))
-    progress = {"total": len(images), "unit": "image", "desc": "preparing", "mininterval": 1}
-    if workers <= 1:
-        yield from tqdm(map(prepare_image, images), **progress)
-        return
-    # Spawned: a forked child may inherit locks that OpenCV's or torch's threads hold.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        try:
-            yield from tqdm(pool.map(prepare_image, images, chunksize=_CHUNK), **progress)
-        except BrokenProcessPool as error:
-            raise RunError("a worker process died, of too little memory most likely: try fewer workers") from error
+    workers = min(workers, _MOST_WORKERS, -(-len(images) // _IMAGES_EACH))
+    results = map(prepare_image, images)
+    if workers > 1:
+        results = map_in_processes(prepare_image, images, [_as_it_is] * workers, "try fewer workers (--workers 1)")
+    yield from tqdm(results, total=len(images), unit="image", desc="preparing", mininterval=1)
+
+
+def _as_it_is() -> None:
+    """A worker needs nothing before its first image."""

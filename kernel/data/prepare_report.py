@@ -211,6 +211,14 @@ def build_report(source: Source, results: Sequence[PreparedResult]) -> PrepareRe
     )
 
 
+def is_report(path: Path) -> bool:
+    """Whether a file is a report.json of an earlier preparation."""
+    try:
+        return "rows_read" in json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
+
+
 def write_report(report: PrepareReport, folder: Path) -> None:
     """Write report.json into `folder`, whole or not at all.
 

@@ -29,6 +29,7 @@ from kernel.data.json_files import read_json
 from kernel.data.tables import whole_text
 from kernel.data.twins import part_twins, warn_of_twins
 from kernel.errors import InputError
+from kernel.files import reading
 from kernel.masks.instances import CellMasks, tight_window
 
 #: The file that makes a folder a prepared one.
@@ -145,6 +146,21 @@ def write_prepared(folder: Path, dataset: PreparedDataset, description: str) -> 
                 stream.write((",\n" if number else "\n") + json.dumps(record))
             stream.write("\n]")
         stream.write("\n}\n")
+
+
+def prepared_description(path: Path) -> str:
+    """What an annotations.json says of itself in the line that `write_prepared` begins it with; "" where it has none.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    with reading(path), path.open(encoding="utf-8", errors="replace") as stream:
+        stream.readline()
+        line = stream.readline(1000).strip().removeprefix('"info": ').removesuffix(",")
+    try:
+        return str(json.loads(line)["description"])
+    except (ValueError, LookupError, TypeError):
+        return ""
 
 
 def _sorted_images(dataset: PreparedDataset) -> list[PreparedImage]:

@@ -1,8 +1,8 @@
 """Cross-validation folds: which images are held out together, and folds.csv.
 
 Pictures of one well resemble each other more than pictures of two: a fold that shares wells with the training images
-promises too much. So the best split keeps plates and wells together, the next one samples; the last only balances cell
-types.
+promises too much. So no split parts what is known to belong together. The best one needs to know plate and well of
+every image, the next one its sample; the last takes images of which neither is known as being alone.
 """
 
 from __future__ import annotations
@@ -19,11 +19,10 @@ from kernel.data.image_names import image_name
 from kernel.data.tables import read_table, whole_number, whole_text
 from kernel.errors import InputError
 from kernel.log import LOG
-from kernel.text import first_names
 
 FOLDS_NAME = "folds.csv"
 
-#: Names of the splits, the best first: by plate and well; by cell type with samples kept together; by cell type.
+#: Names of the splits, the best first: by plate and well; by cell type, all samples known; by cell type.
 SPLIT_NAMES = ("group", "stratified-group", "stratified")
 
 _FOLD_COLUMNS = ("id", "fold", "cell_type", "group")
@@ -78,18 +77,16 @@ def plate_and_well(sample_id: str) -> str | None:
 def make_split(images: Sequence[SampledImage], name: str, folds: int, *, or_next_best: bool = False) -> Split:
     """Distribute images over folds. The result does not depend on the order of `images` and draws nothing.
 
-    Pictures that are the same (`SampledImage.same_as`) stay together in every split: the first one's fold is theirs,
-    whatever their own sample ids say. Where the split is not possible so, the next best one is taken; where none is, a
-    warning names the copies.
+    What belongs together stays together in every split: wells that are known, samples, and pictures that are the same
+    (`SampledImage.same_as`), of which the first one's fold is theirs, whatever their own sample ids say.
 
     Args:
         images: with ids that differ.
         name: one of SPLIT_NAMES. group: GroupKFold by plate and well; stratified-group: StratifiedGroupKFold by cell
-            type, grouped by sample; stratified: StratifiedKFold by cell type.
+            type, all samples being known; stratified: the same, where images may be alone, or StratifiedKFold where
+            all are.
         folds: how many, at least 2.
-        or_next_best: where the split is not possible, take the next one of SPLIT_NAMES that is, with a warning. Wells
-            that are known stay together there too, if that is possible.
-
+        or_next_best: where the split is not possible, take the next one of SPLIT_NAMES that is, with a warning.
 
     Raises:
         InputError: fewer than 2 folds, fewer images than folds, or the split is not possible.
@@ -105,17 +102,7 @@ def make_split(images: Sequence[SampledImage], name: str, folds: int, *, or_next
         )
     images = sorted(images, key=lambda image: image.image_id)
     copies = [image for image in images if image.same_as not in ("", image.image_id)]
-    if copies:
-        try:
-            # A copy in the training images is worse than a well in both: the next best split is taken for that.
-            return _with_copies(_split_different(set(images) - set(copies), name, folds, or_next_best=True), copies)
-        except InputError as error:
-            named = first_names([f"{copy.image_id} is {copy.same_as}" for copy in copies])
-            LOG.warning(
-                "%d images are pictures that others are too, and may lie in another fold (%s): %s",
-                len(copies), named, error,
-            )  # fmt: skip
-    return _split_different(images, name, folds, or_next_best)
+    return _with_copies(_split_different(set(images) - set(copies), name, folds, or_next_best), copies)
 
 
 def _with_copies(split: Split, copies: Sequence[SampledImage]) -> Split:
@@ -132,9 +119,8 @@ def _split_different(given: Collection[SampledImage], name: str, folds: int, or_
         raise InputError(f"only {len(images)} of the pictures are different, and {folds} folds are asked for")
     passed_over: list[str] = []
     for candidate in SPLIT_NAMES[SPLIT_NAMES.index(name) :]:
-        reason, groups, assigned = _try_split(images, candidate, folds, keep_wells=candidate != name)
+        reason, groups, assigned = _try_split(images, candidate, folds)
         if not reason:
-            warn_of_wells({image.image_id: image.sample_id for image in images}, _fold_of(images, assigned))
             rows = tuple(
                 FoldRow(image.image_id, fold, image.cell_type, group or "")
                 for image, fold, group in zip(images, assigned, groups, strict=True)
@@ -147,28 +133,21 @@ def _split_different(given: Collection[SampledImage], name: str, folds: int, or_
     raise AssertionError("the loop returns or raises")
 
 
-def _try_split(
-    images: Sequence[SampledImage], name: str, folds: int, *, keep_wells: bool
-) -> tuple[str, list[str | None], list[int]]:
+def _try_split(images: Sequence[SampledImage], name: str, folds: int) -> tuple[str, list[str | None], list[int]]:
     """Why a split is not possible, or ""; else what is kept together, and each image's fold."""
     groups = _groups(images, name)
     reason = _obstacle(images, groups, name, folds)
     if reason:
         return reason, groups, []
-    if keep_wells and name != "group":
-        # In the place of a split by wells, which some images lack: those that are known.
-        known = [plate_and_well(image.sample_id) or group for image, group in zip(images, groups, strict=True)]
-        assigned = _assign_folds(images, known, name, folds) if _count(known) >= folds else []
-        if len(set(assigned)) == folds:
-            return "", known, assigned
-    assigned = _assign_folds(images, groups, name, folds)
-    if len(set(assigned)) == folds:
-        return "", groups, assigned
-    return f"split '{name}' leaves one of the {folds} folds empty", groups, []
+    assigned = _assign_folds(images, [belongs_to(image.sample_id) for image in images], name, folds)
+    if len(set(assigned)) < folds:
+        return f"split '{name}' leaves one of the {folds} folds empty", groups, []
+    return "", groups, assigned
 
 
-def _fold_of(images: Sequence[SampledImage], assigned: Sequence[int]) -> dict[str, int]:
-    return {image.image_id: fold for image, fold in zip(images, assigned, strict=True)}
+def belongs_to(sample_id: str) -> str | None:
+    """What an image is never parted from: its plate and well, else its sample; None where neither is known."""
+    return plate_and_well(sample_id) or sample_id or None
 
 
 def _count(groups: Sequence[str | None]) -> int:
@@ -176,8 +155,8 @@ def _count(groups: Sequence[str | None]) -> int:
     return len({group for group in groups if group is not None}) + sum(group is None for group in groups)
 
 
-def warn_of_wells(samples: Mapping[str, str], folds: Mapping[str, int]) -> None:
-    """Say which wells lie in several folds: what is scored on one of these is no unseen well.
+def torn_groups(samples: Mapping[str, str], folds: Mapping[str, int]) -> dict[str, set[int]]:
+    """What belongs together and lies in several folds, with these: a folds.csv may be made elsewhere.
 
     Args:
         samples: sample ids by image.
@@ -185,16 +164,10 @@ def warn_of_wells(samples: Mapping[str, str], folds: Mapping[str, int]) -> None:
     """
     folds_of: dict[str, set[int]] = {}
     for image_id, sample_id in samples.items():
-        well = plate_and_well(sample_id)
-        if well is not None and image_id in folds:
-            folds_of.setdefault(well, set()).add(folds[image_id])
-    torn = [well for well, found in folds_of.items() if len(found) > 1]
-    if torn:
-        LOG.warning(
-            "%d of %d wells lie in several folds, %s: a score on one fold is not one on unseen wells, and promises too "
-            "much; `prepare --split group` keeps them together",
-            len(torn), len(folds_of), first_names(torn, 5),
-        )  # fmt: skip
+        group = belongs_to(sample_id)
+        if group is not None and image_id in folds:
+            folds_of.setdefault(group, set()).add(folds[image_id])
+    return {group: found for group, found in folds_of.items() if len(found) > 1}
 
 
 def _groups(images: Sequence[SampledImage], name: str) -> list[str | None]:
@@ -202,7 +175,7 @@ def _groups(images: Sequence[SampledImage], name: str) -> list[str | None]:
         return [plate_and_well(image.sample_id) for image in images]
     if name == "stratified-group":
         return [image.sample_id or None for image in images]
-    return [None] * len(images)
+    return [belongs_to(image.sample_id) for image in images]
 
 
 def _obstacle(images: Sequence[SampledImage], groups: Sequence[str | None], name: str, folds: int) -> str:
@@ -216,10 +189,10 @@ def _obstacle(images: Sequence[SampledImage], groups: Sequence[str | None], name
                 f"split '{name}' needs the sample id of every image, and {len(lacking)} of {len(images)} lack it: "
                 f"that of '{first.image_id}' is {named}"
             )
-        count = len(set(groups))
-        if count < folds:
-            what = "plates and wells" if name == "group" else "samples"
-            return f"split '{name}' keeps {what} together, and there are only {count} for {folds} folds"
+    count = _count([belongs_to(image.sample_id) for image in images])
+    if count < folds:
+        what = "plates and wells" if name == "group" else "plates, wells and samples"
+        return f"split '{name}' keeps {what} together, and there are only {count} for {folds} folds"
     if name != "group":
         most = max(Counter(image.cell_type for image in images).values())
         if most < folds:

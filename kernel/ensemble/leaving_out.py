@@ -17,9 +17,10 @@ from kernel.ensemble.load import load_ensemble, mounted_weights
 from kernel.ensemble.members import Member
 from kernel.ensemble.quality_levels import QualityLevel
 from kernel.errors import InputError
+from kernel.files import file_sha256
 from kernel.log import LOG
 from kernel.manifest.types import Manifest, MemberEntry
-from kernel.mounts import find_dataset, find_files, input_root
+from kernel.mounts import DatasetFolders, dataset_folders, find_files, input_root
 from kernel.patience import may_pass, patiently
 from kernel.settings import CELL_TYPES, CLS_USE, STAGES, StageWeights, needed_stages
 
@@ -44,15 +45,14 @@ def load_mounted_ensemble(
         part = replace(manifest, members=tuple(members))
         return load_ensemble(part, mounted_weights(part, input_root()), device, dtype)
 
-    def load_patiently(members: Collection[MemberEntry]) -> Ensemble:
-        part = replace(manifest, members=tuple(members))
+    def load_all() -> Ensemble:
         try:
-            return patiently(lambda: load(members), lambda error: may_pass(error) or lacks_files(part))
+            return patiently(lambda: load(manifest.members), lambda error: may_pass(error) or lacks_files(manifest))
         except OSError as error:
             raise InputError(f"cannot read the members' weight files: {error}") from error
 
     try:
-        return load_patiently(manifest.members), {}
+        return load_all(), {}
     except InputError as error:
         if policy == STRICT:
             raise
@@ -87,16 +87,35 @@ def can_load(load: Callable[[Collection[MemberEntry]], Ensemble], member: Member
 
 
 def lacks_files(manifest: Manifest) -> bool:
-    """Whether a dataset of members is not mounted just now, or lacks a file that the manifest names."""
+    """Whether a file that a member needs is not mounted just now, by the same rules as it is found by."""
     try:
-        folders = {name: find_dataset(input_root(), name) for name in manifest.all_weight_datasets}
+        mounted = {name: mounts_of(name) for name in manifest.all_weight_datasets}
         return any(
-            not any(find_files(folders[name], member.file) for name in manifest.datasets_for(member))
+            # One that names no file may be any dataset's, so that all must be there.
+            not all(mounted[name].trusted for name in manifest.all_weight_datasets)
+            if member.file is None
+            else not any(holds_file(mounted[name], member) for name in manifest.datasets_for(member))
             for member in manifest.members
-            if member.file is not None
         )
     except (InputError, OSError):
         return True
+
+
+def mounts_of(dataset: str) -> DatasetFolders:
+    """The folders that may be a dataset's mount; none where there are none."""
+    try:
+        return dataset_folders(input_root(), dataset)
+    except InputError:
+        return DatasetFolders((), (), ())
+
+
+def holds_file(folders: DatasetFolders, member: MemberEntry) -> bool:
+    """Whether a member's file lies in a dataset: of another owner's folder that the file has its checksum."""
+    name = str(member.file)
+    if any(find_files(folder, name) for folder in (*folders.own, *folders.unowned)):
+        return True
+    others = (path for folder in folders.others for path in find_files(folder, name))
+    return member.sha256 is not None and any(file_sha256(path) == member.sha256 for path in others)
 
 
 def with_all_uses(members: Collection[MemberEntry]) -> list[MemberEntry]:

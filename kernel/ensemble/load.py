@@ -67,14 +67,17 @@ def load_ensemble(
     members = []
     for entry in progress(manifest.members):
         path = weights[entry.name]
-        detector = load_member(entry, path)
+        detector, _ = load_member(entry, path)
         fuse_batch_norms(detector)
         members.append(Member(entry.name, entry.kind, detector, frozenset(entry.use_for), entry.weights))
     return Ensemble(members, manifest.ensemble, device=device, dtype=dtype, views_per_batch=3 if on_gpu else 1)
 
 
-def load_member(entry: MemberEntry, path: Path) -> Detector:
-    """Load a member from its file, and log what it is, what of the file is not used, and what had to be assumed.
+def load_member(entry: MemberEntry, path: Path) -> tuple[Detector, bool]:
+    """Load a member from its file, and log what it is, and what of the file is not used.
+
+    Returns:
+        The detector, and whether its stem's stride had to be assumed, as neither manifest nor file says it.
 
     Raises:
         InputError: as `read_claimed` and `build_loaded` do.
@@ -86,7 +89,7 @@ def load_member(entry: MemberEntry, path: Path) -> Detector:
         LOG.info("member %s: its stem has stride %d", entry.name, spec.stem_stride)
     for line in checkpoint.told:
         LOG.info("member %s: %s: %s", entry.name, path.name, line)
-    return detector
+    return detector, entry.stem_stride is None and checkpoint.stem_stride is None
 
 
 def check_members(manifest: Manifest, weights: Mapping[str, Path]) -> list[str]:
@@ -106,14 +109,13 @@ def check_members(manifest: Manifest, weights: Mapping[str, Path]) -> list[str]:
     signatures: dict[str, Mapping[str, Any]] = {}
     assumed: list[str] = []
     for entry in manifest.members:
-        path = weights[entry.name]
         try:
-            spec, checkpoint = read_claimed(path, entry.kind, entry.encoder, entry.sha256, entry.stem_stride)
-            signatures[entry.name] = averaging_signature(build_loaded(spec, checkpoint, str(path)))
+            detector, is_assumed = load_member(entry, weights[entry.name])
         except InputError as error:
             problems.append(f"member {entry.name}: {error}")
             continue
-        if entry.stem_stride is None and checkpoint.stem_stride is None:
+        signatures[entry.name] = averaging_signature(detector)
+        if is_assumed:
             assumed.append(entry.name)
     if problems:
         raise InputError("\n".join(problems))

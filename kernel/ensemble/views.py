@@ -8,11 +8,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from kernel.settings import PIXEL_MEAN, PIXEL_STD
+
 #: RoIAlign samples at half-pixel offsets, so a flip is not quite symmetric; found empirically by the solution.
 FLIP_SHIFT = -0.5
-#: ImageNet's mean and standard deviation in RGB, on the 0 to 255 scale.
-PIXEL_MEAN = (123.675, 116.28, 103.53)
-PIXEL_STD = (58.395, 57.12, 57.375)
 #: Gray level of the padding.
 PAD_VALUE = 130
 #: Padded sides are multiples of this, the coarsest FPN stride.

@@ -1,4 +1,4 @@
-"""A folder of images segmented into files that other programs open (Fiji, QuPath, napari), a table and pictures."""
+"""Images segmented into files that other programs open (Fiji, QuPath, napari), a table and pictures."""
 
 from __future__ import annotations
 
@@ -9,39 +9,130 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
+import numpy as np
 
-from kernel.ensemble.ensemble import Ensemble
+from kernel.errors import InputError
 from kernel.export.coco import coco_cells, coco_file
 from kernel.export.formats import TABLE_COLUMNS, table_rows
+from kernel.export.inputs import InputImage
 from kernel.export.kinds import DEFAULT_EXPORTS, IMAGE_EXPORTS, IMAGES_TABLE, SET_EXPORTS, FoundCells
+from kernel.export.progress import Progress
+from kernel.images.pixel_size import PixelSize
+from kernel.images.planes import PlaneChoice
 from kernel.images.reading import largest_image_shape
+from kernel.images.stacks import Picture, read_picture
 from kernel.log import LOG
+from kernel.masks.choosing import keep_cells
+from kernel.patience import may_pass
 from kernel.postprocess.submission import SubmissionWriter
-from kernel.runtime.failures import FailedImage, attempt, attempt_image
-from kernel.runtime.memory import apply_plan, free_memory, plan_memory
+from kernel.runtime.failures import FailedImage, attempt
+from kernel.runtime.rereading import Rereading
+from kernel.scale import NO_ZOOM, ScaledEnsemble, Zoom, cell_size, zoom_of
 from kernel.text import spreadsheet_cell
 
 #: File systems take names of 255 bytes, endings included.
 LONGEST_NAME_BYTES = 255 - max(len(kind.ending) for kind in IMAGE_EXPORTS.values())
+#: Of images.csv. The density is that of cells in a square millimetre.
+IMAGE_COLUMNS = (
+    "image", "file", "frame", "height", "width", "cells", "cell_type", "confluence", "density_per_mm2", "pixel_um",
+    "zoom", "seconds", "failure",
+)  # fmt: skip
 #: What an image gives to the files of all images, as JSON has it.
 Record = dict[str, Any]
+#: What comes of an image: its record, or why there is none.
+Outcome = Record | FailedImage
 
 
-def predict_folder(
-    ensemble: Ensemble,
-    images: Sequence[Path],
+@dataclass(frozen=True)
+class Wanted:
+    """What is wanted of each image, and how it is read.
+
+    Attributes:
+        exports: what to write, names of IMAGE_EXPORTS and SET_EXPORTS.
+        choice: of the planes of images that have several.
+        pixel_um: the side of a pixel, for what files tell; None: as they tell.
+        zoom: by how much images are stretched for the members; None: by the size of their pixels.
+        exclude_edges: leave out cells that the image's edge cuts.
+        min_area: leave out cells of fewer pixels.
+    """
+
+    exports: Sequence[str] = DEFAULT_EXPORTS
+    choice: PlaneChoice = field(default_factory=PlaneChoice)
+    pixel_um: float | None = None
+    zoom: float | None = None
+    exclude_edges: bool = False
+    min_area: int = 0
+
+
+@dataclass(frozen=True)
+class ImageWork:
+    """Segments an image and writes its files. Other processes can be sent it: each loads the ensemble once.
+
+    Attributes:
+        run: a name that no other run has.
+        load: gives the ensemble.
+        largest: height and width of the largest image of the run, for which the memory is planned.
+        wanted: of each image.
+        out: where its files go.
+    """
+
+    run: str
+    load: Callable[[], ScaledEnsemble]
+    largest: tuple[int, int]
+    wanted: Wanted
+    out: Path
+
+    def __call__(self, image: InputImage) -> Outcome:
+        """The image's record, its files written; or why there is none."""
+        ensemble, teller = self.loaded()
+        return attempt(image.name, partial(segment_input, ensemble, image, self.wanted, teller, self.out))
+
+    def loaded(self) -> tuple[ScaledEnsemble, Teller]:
+        """The run's ensemble in this process; that of an earlier run goes."""
+        if self.run not in _LOADED:
+            _LOADED.clear()
+            ensemble = self.load()
+            ensemble.plan(self.largest)
+            _LOADED[self.run] = ensemble, Teller()
+        return _LOADED[self.run]
+
+
+#: The ensemble of the run that this process works for.
+_LOADED: dict[str, tuple[ScaledEnsemble, Teller]] = {}
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What came of each image of a run, by its name.
+
+    Attributes:
+        records: of those whose files are written.
+        failed: of the others: they could not be read, or failed.
+    """
+
+    records: Mapping[str, Record]
+    failed: Mapping[str, FailedImage]
+
+
+def predict_images(
+    outcomes: Callable[[Sequence[InputImage]], Iterable[tuple[InputImage, Outcome]]],
+    images: Sequence[InputImage],
     out: Path,
-    exports: Sequence[str] = DEFAULT_EXPORTS,
-    finished: Callable[[Path], Record | None] = lambda path: None,
-    on_finished: Callable[[Path, Record], None] = lambda path, record: None,
-) -> dict[str, FailedImage]:
+    wanted: Wanted,
+    progress: Progress,
+    finished: Callable[[InputImage], Record | None] = lambda image: None,
+    on_finished: Callable[[InputImage, Record], None] = lambda image, record: None,
+) -> RunResult:
     """Segment images and write what is found into the existing folder `out`.
+
+    Those that cannot be read are tried again after all others, as in the kernel.
 
     - labels: `labels/<name>.tif`, (H, W) uint16 (float32 for more cells than that numbers), 0 background, cell n has
       the value n; Fiji, QuPath, napari, CellProfiler
@@ -49,65 +140,156 @@ def predict_folder(
     - pictures: `pictures/<name>.png`, the image with outlines
     - rois: `rois/<name>.zip`, for Fiji's ROI Manager
     - seg-npy: `seg-npy/<name>_seg.npy`, for correction in Cellpose's window
-    - ome-tiff, ome-zarr: label images in these formats
-    - tables: `cells.csv`, a row per cell; areas in pixels, places in pixels from the top left corner
+    - ome-tiff, ome-zarr: label images in these formats, with the size of a pixel where it is known
+    - tables: `cells.csv`, a row per cell; places in pixels from the top left corner; areas and lengths in pixels, and
+      in micrometres where the size of a pixel is known
+    - report: `report/<name>.svg`, the image with outlines as any browser shows it; the command writes their page
     - coco: `coco.json`
     - submission: `submission.csv`, as the competition's, with an empty row for an image without cells or that failed
-    - always: `images.csv`, a row per image: its size, cells, cell type, the share of its pixels that lie in cells, and
-      why it has none of the above
+    - always: `images.csv`, a row per image: its size, cells, cell type, the share of its pixels that lie in cells,
+      cells per square millimetre, zoom, seconds, and why it has none of the above
+
+    A name may have folders in it, which are made.
 
     Args:
-        ensemble: the networks.
-        images: the images' files.
+        outcomes: does an `ImageWork` for each of the images that it is given, here or elsewhere; gives each with its
+            outcome, in any order.
+        images: what to segment.
         out: a folder; it may hold the files of an earlier run that was stopped.
-        exports: what to write, names of IMAGE_EXPORTS and SET_EXPORTS.
+        wanted: of each image.
+        progress: is told of each.
         finished: gives the record of an image whose files are there already; None where they are not.
         on_finished: takes the record of an image whose files are written.
 
-    Returns:
-        The images that have none of these, by name: they could not be read, or failed.
+    Raises:
+        InputError, RunError: as `outcomes` does.
     """
-    for name in exports:
-        if name in IMAGE_EXPORTS:
-            (out / IMAGE_EXPORTS[name].folder).mkdir(exist_ok=True)
-    apply_plan(ensemble, plan_memory(ensemble, largest_image_shape(images), free_memory(ensemble.device)))
     failed: dict[str, FailedImage] = {}
     records: dict[str, Record] = {}
-    for path in tqdm(images, unit="image", mininterval=2):
-        record = finished(path)
-        if record is not None:
-            records[path.stem] = record
-            continue
-        outcome = attempt_image(ensemble, path)
-        if isinstance(outcome, FailedImage):
-            if outcome.wrong_input:  # other failures are in the log already, with their traceback
-                LOG.error("%s", outcome.reason)
-            failed[path.stem] = outcome
-            continue
-        image, result = outcome
-        record = attempt(path.stem, partial(write_image, FoundCells(path, image, result.masks), exports, out))
-        if isinstance(record, FailedImage):
-            failed[path.stem] = record
-            for name in exports:
-                if name in IMAGE_EXPORTS:
-                    remove_export(image_file(name, path.stem, out))
-        else:
-            records[path.stem] = record
-            on_finished(path, record)
-    write_set(images, records, exports, out)
+    for image in images:
+        if (record := finished(image)) is not None:
+            records[image.name] = record
+            progress.finished_before()
+    waiting, rereading = [image for image in images if image.name not in records], Rereading[InputImage]()
+    while waiting:
+        for image, outcome in outcomes(waiting):
+            if not isinstance(outcome, FailedImage):
+                records[image.name] = outcome
+                on_finished(image, outcome)
+                progress.done(image.name, f"{outcome['cells']} cells{kind_of(outcome)}, {outcome['seconds']} s")
+            elif not rereading.takes(image, outcome):
+                failed[image.name] = outcome
+                if outcome.wrong_input:  # other failures are in the log already, with their traceback
+                    LOG.error("%s", outcome.reason)
+                progress.done(image.name, "failed, see above")
+        if rereading.unread:
+            time.sleep(rereading.pause())
+        waiting = rereading.release()
+    remove_other_files(out, wanted.exports, records)
+    write_set(images, records, wanted.exports, out)
     with (out / IMAGES_TABLE).open("w", encoding="utf-8", newline="") as stream:
         csv.writer(stream, lineterminator="\n").writerows(image_rows(images, records, failed))
-    return failed
+    warn_of_scale(records)
+    return RunResult(records, failed)
+
+
+def largest_input(images: Sequence[InputImage]) -> tuple[int, int]:
+    """Height and width of the largest image, as far as headers tell."""
+    return largest_image_shape(image.path for image in images if image.path.is_file())
+
+
+def segment_input(ensemble: ScaledEnsemble, image: InputImage, wanted: Wanted, teller: Teller, out: Path) -> Outcome:
+    """Read an image, find its cells and write its files: its record, or why there is none."""
+    start = time.monotonic()
+    try:
+        picture = read_picture(image.path, wanted.choice, image.frame)
+        pixel = known_pixel(picture, wanted, image, teller)
+        zoom = zoom_of(pixel, ensemble.member_um, wanted.zoom)
+    except InputError as error:
+        reason = str(error) if image.path.name in str(error) else f"{image.path}: {error}"
+        return FailedImage(reason, wrong_input=True, may_pass=may_pass(error))
+    if picture.told:
+        teller.tell(picture.told, image.name)
+    if zoom != NO_ZOOM:
+        teller.tell(f"zoom {zoom_text(zoom)}" + (f", of pixels of {pixel}" if wanted.zoom is None else ""), image.name)
+    masks = ensemble.segment(picture.image_bgr, zoom).masks
+    doubt = cell_size(masks, ensemble.member_um) if pixel is None and wanted.zoom is None else None
+    masks = keep_cells(masks, wanted.exclude_edges, wanted.min_area)
+    found = FoundCells(image.path, image.name, picture.image_bgr, masks, pixel)
+    try:
+        record = write_image(found, wanted.exports, out)
+    except BaseException:
+        for name in wanted.exports:
+            if name in IMAGE_EXPORTS:
+                remove_export(image_file(name, image.name, out))
+        raise
+    if doubt is not None and doubt.is_far:
+        record["doubt"] = [doubt.diameter_px, doubt.usual_px]
+    record["pixel"] = [pixel.y_um, pixel.x_um] if pixel else None
+    record["zoom"] = zoom_text(zoom)
+    record["seconds"] = round(time.monotonic() - start, 2)
+    return record
+
+
+class Teller:
+    """Says in the log what was decided for an image, once for all of which it is true."""
+
+    def __init__(self) -> None:
+        self._told: set[str] = set()
+
+    def tell(self, text: str, name: str) -> None:
+        """Say it, and of which image, unless it was said before."""
+        if text not in self._told:
+            self._told.add(text)
+            LOG.info("%s: %s (and so with others alike)", name, text)
+
+
+def known_pixel(picture: Picture, wanted: Wanted, image: InputImage, teller: Teller) -> PixelSize | None:
+    """The size of an image's pixels: as it is given, else as the file tells it, if a microscope's are like that."""
+    if wanted.pixel_um is not None:
+        return PixelSize(wanted.pixel_um, wanted.pixel_um, "--pixel-size")
+    pixel = picture.pixel
+    if pixel is not None and not pixel.is_likely:
+        teller.tell(
+            f"its pixels would be of {pixel} by {pixel.source}, as no microscope's are: that is passed over", image.name
+        )
+        return None
+    return pixel
+
+
+def zoom_text(zoom: Zoom) -> str:
+    """A zoom for people: one factor, or those of rows and columns where they differ."""
+    rows, columns = (f"{factor:.4g}" for factor in zoom)
+    return rows if rows == columns else f"{rows} x {columns}"
+
+
+def kind_of(record: Record) -> str:
+    """The cell type of an image's record, as the end of a phrase."""
+    return f" of {record['cell_type']}" if record["cell_type"] else ""
+
+
+def warn_of_scale(records: Mapping[str, Record]) -> None:
+    """Say in one line that images were likely segmented at a wrong scale, where the cells that were found are."""
+    doubts = [record["doubt"] for record in records.values() if "doubt" in record]
+    if not doubts:
+        return
+    found, usual = (float(np.median(column)) for column in zip(*doubts, strict=True))
+    LOG.warning(
+        "%d of %d image(s) were segmented without knowing the size of their pixels, and their cells are far from what "
+        "the members know (median diameter %.0f pixels, usual %.0f): give --pixel-size in micrometres, or --zoom %.2g",
+        len(doubts), len(records), found, usual, usual / found,
+    )  # fmt: skip
 
 
 def image_file(export: str, name: str, out: Path) -> Path:
     """The path of an image's export. A name that is too long for it is cut, and a hash of all of it follows."""
-    if len(os.fsencode(name)) > LONGEST_NAME_BYTES:
-        digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:12]
-        start = os.fsencode(name)[: LONGEST_NAME_BYTES - 13].decode("utf-8", "ignore")
-        name = f"{start}~{digest}"
+    folder, _, last = name.rpartition("/")
+    if len(os.fsencode(last)) > LONGEST_NAME_BYTES:
+        digest = hashlib.sha256(os.fsencode(last)).hexdigest()[:12]
+        start = os.fsencode(last)[: LONGEST_NAME_BYTES - 13].decode("utf-8", "ignore")
+        last = f"{start}~{digest}"
     kind = IMAGE_EXPORTS[export]
-    return out / kind.folder / f"{name}{kind.ending}"
+    return out / kind.folder / folder / f"{last}{kind.ending}"
 
 
 def remove_export(path: Path) -> None:
@@ -118,11 +300,30 @@ def remove_export(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def remove_other_files(out: Path, exports: Sequence[str], records: Mapping[str, Record]) -> None:
+    """Delete files of images that are not among the records: those that an earlier go on the same folder had."""
+    for export in exports:
+        if export not in IMAGE_EXPORTS:
+            continue
+        kind = IMAGE_EXPORTS[export]
+        top = out / kind.folder
+        top.mkdir(exist_ok=True)
+        wanted = {image_file(export, name, out) for name in records}
+        for parent, folders, files in os.walk(top):
+            for name in [*folders, *files]:
+                path = Path(parent, name)
+                if name.endswith(kind.ending) and path not in wanted:
+                    remove_export(path)
+            folders[:] = [name for name in folders if not name.endswith(kind.ending)]
+
+
 def write_image(found: FoundCells, exports: Sequence[str], out: Path) -> Record:
     """Write an image's files, and return its record."""
-    for name in exports:
-        if name in IMAGE_EXPORTS:
-            IMAGE_EXPORTS[name].write(found, image_file(name, found.path.stem, out))
+    for export in exports:
+        if export in IMAGE_EXPORTS:
+            path = image_file(export, found.name, out)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            IMAGE_EXPORTS[export].write(found, path)
     height, width = found.masks.image_shape
     record: Record = {
         "height": height,
@@ -132,7 +333,9 @@ def write_image(found: FoundCells, exports: Sequence[str], out: Path) -> Record:
         "confluence": int(found.masks.sizes.sum()) / (height * width),
     }
     if "tables" in exports:
-        record["rows"] = table_rows(found.path.stem, found.masks, found.image_bgr)
+        record["rows"] = table_rows(found.name, found.masks, found.image_bgr, found.pixel)
+    if "report" in exports:
+        record["areas"] = found.masks.sizes.tolist()
     if "coco" in exports:
         record["coco"] = coco_cells(found.masks)
     if "submission" in exports:
@@ -140,9 +343,9 @@ def write_image(found: FoundCells, exports: Sequence[str], out: Path) -> Record:
     return record
 
 
-def write_set(images: Sequence[Path], records: Mapping[str, Record], exports: Sequence[str], out: Path) -> None:
+def write_set(images: Sequence[InputImage], records: Mapping[str, Record], exports: Sequence[str], out: Path) -> None:
     """Write the files of all images together, from the records of those that have one."""
-    done = [(path, records[path.stem]) for path in images if path.stem in records]
+    done = [(image, records[image.name]) for image in images if image.name in records]
     if "tables" in exports:
         table = io.StringIO()
         writer = csv.writer(table, lineterminator="\n")
@@ -151,25 +354,39 @@ def write_set(images: Sequence[Path], records: Mapping[str, Record], exports: Se
             writer.writerows(record["rows"])
         (out / SET_EXPORTS["tables"]).write_text(table.getvalue(), encoding="utf-8", newline="\n")
     if "coco" in exports:
-        told = coco_file((path.name, (each["height"], each["width"]), each["coco"]) for path, each in done)
+        told = coco_file((coco_image(image, record), record["coco"]) for image, record in done)
         (out / SET_EXPORTS["coco"]).write_text(json.dumps(told) + "\n", encoding="utf-8", newline="\n")
     if "submission" in exports:
-        submission = SubmissionWriter(path.stem for path in images)
-        for path, record in done:
-            submission.add(path.stem, record["rles"], (record["height"], record["width"]))
+        submission = SubmissionWriter(image.name for image in images)
+        for image, record in done:
+            submission.add(image.name, record["rles"], (record["height"], record["width"]))
         submission.write(out / SET_EXPORTS["submission"], so_far=True)
 
 
+def coco_image(image: InputImage, record: Record) -> dict[str, Any]:
+    """What COCO's file tells of an image, but for its number."""
+    frame = {} if image.frame is None else {"frame": image.frame}
+    return {"file_name": image.file, "height": record["height"], "width": record["width"], **frame}
+
+
 def image_rows(
-    images: Sequence[Path], records: Mapping[str, Record], failed: Mapping[str, FailedImage]
+    images: Sequence[InputImage], records: Mapping[str, Record], failed: Mapping[str, FailedImage]
 ) -> Iterator[Sequence[Any]]:
     """The rows of images.csv, a header first."""
-    yield "image", "file", "height", "width", "cells", "cell_type", "confluence", "failure"
-    for path in images:
-        names = [spreadsheet_cell(path.stem), spreadsheet_cell(path.name)]
-        record = records.get(path.stem)
+    yield IMAGE_COLUMNS
+    for image in images:
+        frame = "" if image.frame is None else image.frame
+        names = [spreadsheet_cell(image.name), spreadsheet_cell(image.file), frame]
+        record = records.get(image.name)
         if record is None:
-            yield [*names, *[""] * 5, spreadsheet_cell(failed[path.stem].reason)]
-        else:
-            size = [record["height"], record["width"]]
-            yield [*names, *size, record["cells"], record["cell_type"] or "", f"{record['confluence']:.4f}", ""]
+            reason = spreadsheet_cell(failed[image.name].reason)
+            yield [*names, *[""] * (len(IMAGE_COLUMNS) - len(names) - 1), reason]
+            continue
+        density, side = "", ""
+        if record["pixel"]:
+            pixel = PixelSize(*record["pixel"], "")
+            side = f"{pixel.side_um:.4g}"
+            density = f"{record['cells'] / (record['height'] * record['width'] * pixel.area_um2) * 1e6:.1f}"
+        counts = [record["height"], record["width"], record["cells"], record["cell_type"] or ""]
+        shares = [f"{record['confluence']:.4f}", density]
+        yield [*names, *counts, *shares, side, record["zoom"], record["seconds"], ""]

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from kernel.images.pixel_size import PixelSize
 from kernel.images.writing import write_image_file
 from kernel.masks.instances import CellMasks
 from kernel.masks.labels import label_image
+from kernel.postprocess.clean import most_frequent_cell_type
 from kernel.postprocess.outlines import mask_polygons
 from kernel.settings import CELL_TYPES
 from kernel.text import spreadsheet_cell
@@ -19,9 +21,12 @@ MEASUREMENT_COLUMNS = (
     "perimeter_px", "equivalent_diameter_px", "major_axis_px", "minor_axis_px", "eccentricity", "solidity",
     "orientation_degrees", "mean_intensity", "intensity_deviation", "on_border",
 )  # fmt: skip
+#: In micrometres, what `MEASUREMENT_COLUMNS` have in pixels; empty where the size of a pixel is not known.
+LENGTHS_PX = ("perimeter_px", "equivalent_diameter_px", "major_axis_px", "minor_axis_px")
+LENGTHS_UM = tuple(name.replace("_px", "_um") for name in LENGTHS_PX)
 TABLE_COLUMNS = (
-    "image", "cell", "cell_type", "score", "area_px", "centre_x", "centre_y", "x1", "y1", "x2", "y2",
-    *MEASUREMENT_COLUMNS,
+    "image", "cell", "cell_type", "cell_label", "score", "area_px", "centre_x", "centre_y", "x1", "y1", "x2", "y2",
+    *MEASUREMENT_COLUMNS, "area_um2", *LENGTHS_UM,
 )  # fmt: skip
 
 
@@ -34,8 +39,13 @@ def write_labels(masks: CellMasks, path: Path) -> None:
     write_image_file(path, labels if labels.dtype == np.uint16 else labels.astype(np.float32))
 
 
-def outlines_of(masks: CellMasks) -> dict[str, Any]:
-    """The masks as GeoJSON, in pixels from the image's top left corner.
+def image_type(masks: CellMasks) -> str:
+    """The cell type of an image with cells: by the vote of all that was detected in it, else of the masks."""
+    return masks.cell_type or most_frequent_cell_type(masks.labels) or ""
+
+
+def outlines_of(masks: CellMasks, pixel: PixelSize | None = None) -> dict[str, Any]:
+    """The masks as GeoJSON, in pixels from the image's top left corner; areas in micrometres too, where it is known.
 
     Each cell is a Polygon, or a MultiPolygon where it has several pieces, that covers exactly the mask's pixels; see
     `mask_polygons`.
@@ -45,6 +55,10 @@ def outlines_of(masks: CellMasks) -> dict[str, Any]:
         zip(masks.crops, masks.offsets_yx, masks.scores, masks.labels, strict=True), start=1
     ):
         polygons = mask_polygons(crop, offset)
+        area = int(crop.sum())
+        measured: dict[str, float] = {"score": round(float(score), 4), "area_px": area}
+        if pixel is not None:
+            measured["area_um2"] = round(area * pixel.area_um2, 2)
         geometry = (
             {"type": "Polygon", "coordinates": polygons[0]}
             if len(polygons) == 1
@@ -57,17 +71,18 @@ def outlines_of(masks: CellMasks) -> dict[str, Any]:
                 "properties": {
                     "objectType": "annotation",
                     "name": f"cell {number}",
-                    "classification": {"name": CELL_TYPES[int(label)]},
-                    "measurements": {"score": round(float(score), 4), "area_px": int(crop.sum())},
+                    "classification": {"name": image_type(masks)},
+                    "measurements": measured,
+                    "metadata": {"cell_label": CELL_TYPES[int(label)]},
                 },
             }
         )
     return {"type": "FeatureCollection", "features": features}
 
 
-def table_rows(name: str, masks: CellMasks, image_bgr: np.ndarray) -> list[list[Any]]:
+def table_rows(name: str, masks: CellMasks, image_bgr: np.ndarray, pixel: PixelSize | None = None) -> list[list[Any]]:
     """The rows of cells.csv of an image (H, W, 3) uint8, as `TABLE_COLUMNS` names them."""
-    from kernel.export.measurements import measure_cells  # scikit-image takes a second
+    from kernel.export.measurements import lengths_um, measure_cells  # scikit-image takes a second
 
     rows = []
     measured = measure_cells(masks, image_bgr)
@@ -78,6 +93,9 @@ def table_rows(name: str, masks: CellMasks, image_bgr: np.ndarray) -> list[list[
         centre = [f"{x0 + xs.mean() + 0.5:.2f}", f"{y0 + ys.mean() + 0.5:.2f}"]
         # Not the crop's window, which is wider than the mask where a better cell has taken its pixels.
         box = [x0 + int(xs.min()), y0 + int(ys.min()), x0 + int(xs.max()) + 1, y0 + int(ys.max()) + 1]
-        cell = [spreadsheet_cell(name), number, CELL_TYPES[int(label)], f"{float(score):.4f}"]
-        rows.append([*cell, len(ys), *centre, *box, *more])
+        cell = [spreadsheet_cell(name), number, image_type(masks), CELL_TYPES[int(label)], f"{float(score):.4f}"]
+        sizes = [""] * (1 + len(LENGTHS_UM))
+        if pixel is not None:
+            sizes = [f"{len(ys) * pixel.area_um2:.2f}", *lengths_um(crop, pixel)]
+        rows.append([*cell, len(ys), *centre, *box, *more, *sizes])
     return rows

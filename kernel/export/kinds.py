@@ -12,6 +12,9 @@ import numpy as np
 
 from kernel.errors import InputError
 from kernel.export.formats import outlines_of, write_labels
+from kernel.export.svg import svg_picture
+from kernel.images.listing import printable_name
+from kernel.images.pixel_size import PixelSize
 from kernel.masks.instances import CellMasks
 from kernel.postprocess.pictures import draw_picture
 
@@ -22,13 +25,17 @@ class FoundCells:
 
     Attributes:
         path: of the image's file.
+        name: the image's own in this run.
         image_bgr: (H, W, 3) uint8.
         masks: of its cells.
+        pixel: the size of its pixels, where it is known.
     """
 
     path: Path
+    name: str
     image_bgr: np.ndarray
     masks: CellMasks
+    pixel: PixelSize | None = None
 
 
 @dataclass(frozen=True)
@@ -45,13 +52,22 @@ class ImageExport:
 
 
 def write_outlines(found: FoundCells, path: Path) -> None:
-    path.write_text(json.dumps(outlines_of(found.masks)) + "\n", encoding="utf-8", newline="\n")
+    path.write_text(json.dumps(outlines_of(found.masks, found.pixel)) + "\n", encoding="utf-8", newline="\n")
 
 
 def write_picture(found: FoundCells, path: Path) -> None:
-    cells, name = found.masks, found.path.stem
-    caption = f"{name}: {len(cells)} cells" + (f", {cells.cell_type}" if cells.cell_type else "")
-    draw_picture(path, found.image_bgr, cells.rles(), caption)
+    draw_picture(path, found.image_bgr, found.masks.rles(), picture_caption(found))
+
+
+def write_svg_picture(found: FoundCells, path: Path) -> None:
+    label = f"Image {printable_name(picture_caption(found))}, with the outlines of its cells"
+    path.write_text(svg_picture(found.image_bgr, found.masks, label), encoding="utf-8", newline="\n")
+
+
+def picture_caption(found: FoundCells) -> str:
+    """What a picture is of: the image's name, its cells and their type."""
+    cells = found.masks
+    return f"{found.name}: {len(cells)} cells" + (f", {cells.cell_type}" if cells.cell_type else "")
 
 
 def write_image_rois(found: FoundCells, path: Path) -> None:
@@ -69,13 +85,13 @@ def write_image_seg(found: FoundCells, path: Path) -> None:
 def write_image_ome_tiff(found: FoundCells, path: Path) -> None:
     from kernel.export.label_images import write_ome_tiff
 
-    write_ome_tiff(found.masks, path)
+    write_ome_tiff(found.masks, path, found.pixel)
 
 
 def write_image_ome_zarr(found: FoundCells, path: Path) -> None:
     from kernel.export.label_images import write_ome_zarr
 
-    write_ome_zarr(found.image_bgr, found.masks, path)
+    write_ome_zarr(found.image_bgr, found.masks, path, found.pixel)
 
 
 #: By the name that asks for it. Packages that only some need are imported when they are asked for.
@@ -83,6 +99,7 @@ IMAGE_EXPORTS: Mapping[str, ImageExport] = {
     "labels": ImageExport("labels", ".tif", lambda found, path: write_labels(found.masks, path)),
     "geojson": ImageExport("outlines", ".geojson", write_outlines),
     "pictures": ImageExport("pictures", ".png", write_picture),
+    "report": ImageExport("report", ".svg", write_svg_picture, "matplotlib"),
     "rois": ImageExport("rois", ".zip", write_image_rois, "roifile"),
     "seg-npy": ImageExport("seg-npy", "_seg.npy", write_image_seg),
     "ome-tiff": ImageExport("ome-tiff", ".ome.tif", write_image_ome_tiff, "tifffile"),
@@ -94,11 +111,13 @@ SET_EXPORTS: Mapping[str, str] = {"tables": "cells.csv", "coco": "coco.json", "s
 SET_PACKAGES: Mapping[str, str] = {"tables": "skimage"}
 #: Of packages that are called otherwise on the index.
 INDEX_NAMES: Mapping[str, str] = {"skimage": "scikit-image", "ome_zarr": "ome-zarr"}
+#: The page of a run, which `report` asks for beside its pictures.
+RUN_PAGE = "report.html"
 #: A row per image, whatever else is written: how it went.
 IMAGES_TABLE = "images.csv"
 DEFAULT_EXPORTS = ("labels", "geojson", "pictures", "tables")
 #: What a folder of results may hold.
-RESULT_NAMES = (*(kind.folder for kind in IMAGE_EXPORTS.values()), *SET_EXPORTS.values(), IMAGES_TABLE)
+RESULT_NAMES = (*(kind.folder for kind in IMAGE_EXPORTS.values()), *SET_EXPORTS.values(), IMAGES_TABLE, RUN_PAGE)
 
 
 def chosen_exports(text: str) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import tifffile
 
+from kernel.images.pixel_size import PixelSize
 from kernel.masks.instances import CellMasks
 from kernel.masks.labels import label_image
 
@@ -17,9 +18,9 @@ ZARR_FACTORS = (2, 4, 8, 16)
 SMALLEST_LEVEL = 256
 
 
-def write_ome_tiff(masks: CellMasks, path: Path, pixel_um: float | None = None) -> None:
-    """Write the label image as OME-TIFF, with the size of a pixel in micrometres where it is known."""
-    size = {} if pixel_um is None else dict.fromkeys(("PhysicalSizeX", "PhysicalSizeY"), pixel_um)
+def write_ome_tiff(masks: CellMasks, path: Path, pixel: PixelSize | None = None) -> None:
+    """Write the label image as OME-TIFF, with the size of a pixel where it is known."""
+    size = {} if pixel is None else {"PhysicalSizeX": pixel.x_um, "PhysicalSizeY": pixel.y_um}
     tifffile.imwrite(
         path,
         label_image(masks),
@@ -64,14 +65,14 @@ def is_outline(labels: np.ndarray) -> np.ndarray:
     return differs[1:-1, 1:-1] & (labels > 0)
 
 
-def write_ome_zarr(image_bgr: np.ndarray, masks: CellMasks, path: Path, pixel_um: float | None = None) -> None:
+def write_ome_zarr(image_bgr: np.ndarray, masks: CellMasks, path: Path, pixel: PixelSize | None = None) -> None:
     """Write the image, gray where its colours are alike, with the label `cells`, as OME-Zarr 0.4.
 
     Args:
         image_bgr: (H, W, 3) uint8.
         masks: of the image.
         path: the new folder, by custom ending in `.ome.zarr`.
-        pixel_um: the side of a pixel in micrometres, where it is known.
+        pixel: the size of a pixel, where it is known.
     """
     import zarr
     from ome_zarr.format import FormatV04
@@ -83,8 +84,8 @@ def write_ome_zarr(image_bgr: np.ndarray, masks: CellMasks, path: Path, pixel_um
     options: dict[str, Any] = dict(
         fmt=FormatV04(),
         scale_factors=[factor for factor in ZARR_FACTORS if min(masks.image_shape) // factor >= SMALLEST_LEVEL],
-        scale=None if pixel_um is None else dict.fromkeys("yx", pixel_um),
-        axes_units=None if pixel_um is None else dict.fromkeys("yx", "micrometer"),
+        scale=None if pixel is None else {"y": pixel.y_um, "x": pixel.x_um},
+        axes_units=None if pixel is None else dict.fromkeys("yx", "micrometer"),
     )
     root = zarr.open_group(str(path), mode="w", zarr_format=2)
     write_image(np.moveaxis(pixels, -1, 0), root, axes=axes, **options)

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 from skimage.measure import regionprops
 
+from kernel.images.pixel_size import PixelSize
 from kernel.masks.instances import CellMasks
 
 #: regionprops' names of lengths in pixels, and ours.
@@ -49,6 +50,13 @@ def measure_cells(masks: CellMasks, image_bgr: np.ndarray) -> list[list[Any]]:
             ]
         )
     return rows
+
+
+def lengths_um(crop: np.ndarray, pixel: PixelSize) -> list[str]:
+    """LENGTHS of a mask (h, w) bool in micrometres. A perimeter is told for square pixels alone."""
+    spacing = (pixel.side_um, pixel.side_um) if pixel.is_square else (pixel.y_um, pixel.x_um)
+    (region,) = regionprops(crop.astype(np.uint8), spacing=spacing)
+    return ["" if name == "perimeter" and not pixel.is_square else f"{getattr(region, name):.2f}" for name in LENGTHS]
 
 
 def degrees_from_x(orientation: float) -> float:

@@ -34,6 +34,7 @@ class JpegLayout:
     components: int
     precision: int  # bits of a sample
     orientation: int  # the Exif tag, 1 where there is none
+    data_end: int  # where the data of the last scan end
     end: int  # where the picture ends in the file: there may be more behind it
     has_end: bool  # whether there is a marker of the end
 
@@ -52,6 +53,7 @@ def scan_jpeg(content: bytes, *, needs_end: bool = True) -> JpegLayout:
         InputError: the file ends before, or there is no picture in it.
     """
     frame, orientation, compression, scanned, has_end = None, 1, 0, 0, True
+    data_end, is_in_scan = 0, False
     at = 2
     while True:
         at = content.find(b"\xff", at)
@@ -59,16 +61,19 @@ def scan_jpeg(content: bytes, *, needs_end: bool = True) -> JpegLayout:
             if needs_end or compression not in JPEG_SEQUENTIAL or frame is None or scanned != frame[3]:
                 raise InputError("the JPEG is truncated: it has no end")
             at, has_end = len(content), False
+            data_end = at if is_in_scan else data_end
             break
         marker = content[at + 1]
         if marker == 0xFF:  # fill
             at += 1
             continue
         at += 2
-        if marker == JPEG_END:
-            break
         if marker == 0x00 or marker in JPEG_WITHOUT_LENGTH:
             continue
+        data_end = at - 2 if is_in_scan else data_end
+        is_in_scan = marker == JPEG_SCAN
+        if marker == JPEG_END:
+            break
         if at + 2 > len(content):
             raise InputError("the JPEG is truncated: it has no end")
         (length,) = struct.unpack(">H", content[at : at + 2])
@@ -84,7 +89,9 @@ def scan_jpeg(content: bytes, *, needs_end: bool = True) -> JpegLayout:
     precision, height, width, components = frame
     if not height or not width or height * width > JPEG_PIXELS_PER_BYTE * len(content):
         raise InputError(f"the JPEG is damaged: it tells of {width} x {height} pixels, which it cannot hold")
-    return JpegLayout(height, width, components, precision, orientation, at, has_end)
+    while content[data_end - 1 : data_end] == b"\xff":  # fill before a marker
+        data_end -= 1
+    return JpegLayout(height, width, components, precision, orientation, data_end, at, has_end)
 
 
 def read_jpeg_shape(stream: BinaryIO) -> tuple[int, int]:
@@ -122,11 +129,12 @@ def decode_jpeg(content: bytes, layout: JpegLayout) -> np.ndarray | None:
     """The pixels of a picture, as `decode_by_opencv` gives them.
 
     Raises:
-        InputError: it has no end, and rows are missing: they would depend on what follows.
+        InputError: rows are missing, with or without an end behind them: they would depend on what follows.
     """
+    data = content[: layout.data_end]
+    first, second = (decode_by_opencv(data + filling + b"\xff\xd9") for filling in JPEG_FILLINGS)
+    if first is not None and second is not None and np.array_equal(first, second):
+        return first
     if layout.has_end:
-        return decode_by_opencv(content)
-    first, second = (decode_by_opencv(content + filling + b"\xff\xd9") for filling in JPEG_FILLINGS)
-    if first is None or second is None or not np.array_equal(first, second):
-        raise InputError("the JPEG is truncated: it has no end")
-    return first
+        raise InputError("the JPEG is damaged: its data end before its last rows")
+    raise InputError("the JPEG is truncated: it has no end")

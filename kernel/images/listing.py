@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 import unicodedata
 from collections.abc import Collection
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from kernel.errors import InputError
 from kernel.log import LOG
-from kernel.text import first_names
+from kernel.text import first_names, read_any_text
 
 #: File name endings that count as images, in any case.
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
@@ -67,7 +68,7 @@ class FolderContent:
             LOG.warning("%s: %s passed over: %s", folder, entries, self._describe_passed_over())
 
 
-def search_images(folder: Path, *, below: bool = False) -> FolderContent:
+def search_images(folder: Path, *, below: bool = False, more: Collection[str] = ()) -> FolderContent:
     """The images in a folder, and all else that it holds.
 
     Links to files are taken, links to folders are not followed, so that no circle of links is walked in. Nothing is
@@ -76,6 +77,7 @@ def search_images(folder: Path, *, below: bool = False) -> FolderContent:
     Args:
         folder: where to look.
         below: in its sub-folders, too, at any depth.
+        more: endings that count besides, in lower case; a folder that ends so is an image as a whole.
 
     Raises:
         InputError: the folder itself cannot be read.
@@ -99,7 +101,9 @@ def search_images(folder: Path, *, below: bool = False) -> FolderContent:
         folders.clear()
         for name in seen:
             path = Path(parent, name)
-            if not below:
+            if path.suffix.lower() in more and is_text(name):
+                images.append(path)
+            elif not below:
                 pass_over(_SUB_FOLDER, path, "/")
             elif path.is_symlink():
                 pass_over(_FOLDER_LINK, path, "/")
@@ -111,7 +115,7 @@ def search_images(folder: Path, *, below: bool = False) -> FolderContent:
                 hidden += 1
             elif not os.path.isfile(path):  # noqa: PTH113 (Path's own raises where a link leads to a closed folder)
                 pass_over(_BROKEN_LINK if path.is_symlink() else _NO_FILE, path)
-            elif path.suffix.lower() not in IMAGE_SUFFIXES:
+            elif path.suffix.lower() not in (*IMAGE_SUFFIXES, *more):
                 pass_over(_OTHER_FORMAT, path)
             elif not is_text(name):
                 pass_over(_NO_TEXT, path)
@@ -126,22 +130,28 @@ def absent_ids(sample: Path, image_ids: Collection[str]) -> list[str]:
     A file that is not there, or cannot be read, asks for nothing: that is no reason to do without the images.
 
     Args:
-        sample: a table whose first column is `id`.
+        sample: a table with a column `id`.
         image_ids: those of the images.
     """
     try:
         if not os.path.isfile(sample):  # noqa: PTH113 (a pipe would make this wait)
             return []
-        with sample.open(encoding="utf-8-sig", newline="") as stream:
-            head, *rows = [row[0] for row in csv.reader(stream) if row] or [""]
+        csv.field_size_limit(2**31 - 1)  # its example may be a large cell
+        rows = list(csv.reader(io.StringIO(read_any_text(sample), newline="")))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         LOG.warning("%s is passed over: it cannot be read (%s)", sample, error)
         return []
-    if head.strip().lower() != "id":
-        LOG.warning("%s is passed over: its first column is '%s', and not 'id'", sample, printable_name(head[:60]))
+    head, *rows = [row for row in rows if any(row)] or [[""]]
+    columns = [name.strip().lower() for name in head]
+    if "id" not in columns:
+        named = printable_name(", ".join(head)[:60])
+        LOG.warning("%s is passed over: it has no column 'id', but '%s'", sample, named)
         return []
+    place = columns.index("id")
     known = {unicodedata.normalize("NFC", image_id) for image_id in image_ids}
-    asked = dict.fromkeys(filter(None, rows))
+    fields = [row[place] for row in rows if row[place:] and row[place].strip()]
+    # Blanks around a field are the table's, unless a file is called so.
+    asked = dict.fromkeys(name if unicodedata.normalize("NFC", name) in known else name.strip() for name in fields)
     absent = [image_id for image_id in asked if unicodedata.normalize("NFC", image_id) not in known]
     if absent:
         LOG.warning(

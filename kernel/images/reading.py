@@ -15,6 +15,7 @@ from typing import BinaryIO
 import numpy as np
 
 from kernel.errors import InputError
+from kernel.files import open_plain
 from kernel.images.gray_levels import to_eight_bit
 from kernel.images.jpeg import JPEG_SIGNATURE, read_jpeg, read_jpeg_shape
 from kernel.images.listing import IMAGE_SUFFIXES, search_images
@@ -74,9 +75,36 @@ def read_image(path: Path, *, only_eight_bit: bool = False) -> np.ndarray:
             cannot be trusted to be right.
     """
     path = Path(path)
+    pixels, orientation, pages = read_stored(path)
+    if pages > 1:
+        LOG.warning("%s has %d pages: only the first is used", path.name, pages)
+    if orientation != 1:
+        LOG.info("%s has the orientation tag %d, which is ignored: pixels are as stored", path.name, orientation)
+    if only_eight_bit and pixels.dtype != np.uint8:
+        raise InputError(f"{path} holds {pixels.dtype} values, and 8 bits are expected: save it again as an 8 bit PNG")
+    return shown_pixels(path, pixels)
+
+
+def shown_pixels(path: Path, pixels: np.ndarray) -> np.ndarray:
+    """Pixels as stored, (H, W, C) of any real type, C 1 or 3 in the order B, G, R, as (H, W, 3) uint8."""
+    warn_of_gaps(path, pixels)
+    pixels = to_eight_bit(pixels)
+    return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else np.ascontiguousarray(pixels)
+
+
+def read_stored(path: Path, page: int = 0) -> tuple[np.ndarray, int, int]:
+    """The pixels of a file as stored, (H, W, C) of any real type, C 1 or 3; its orientation tag; its pages.
+
+    Args:
+        path: the file.
+        page: of a TIFF's, from 0.
+
+    Raises:
+        InputError: as `read_image`.
+    """
     try:
-        with path.open("rb") as stream:
-            pixels, orientation, pages = read_pixels(path, stream)
+        with open_plain(path) as stream:
+            return read_pixels(path, stream, page)
     except OSError as error:
         raise InputError(
             f"cannot read the image {path}: {error.strerror}; check the path and its permissions"
@@ -90,15 +118,6 @@ def read_image(path: Path, *, only_eight_bit: bool = False) -> np.ndarray:
             f"cannot read the image {path}: its pixels do not fit into the memory; replace it by a smaller one, or by "
             "an intact one if its size is wrong"
         ) from error
-    if pages > 1:
-        LOG.warning("%s has %d pages: only the first is used", path.name, pages)
-    if orientation != 1:
-        LOG.info("%s has the orientation tag %d, which is ignored: pixels are as stored", path.name, orientation)
-    if only_eight_bit and pixels.dtype != np.uint8:
-        raise InputError(f"{path} holds {pixels.dtype} values, and 8 bits are expected: save it again as an 8 bit PNG")
-    warn_of_gaps(path, pixels)
-    pixels = to_eight_bit(pixels)
-    return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else np.ascontiguousarray(pixels)
 
 
 def warn_of_gaps(path: Path, pixels: np.ndarray) -> None:
@@ -115,8 +134,8 @@ def warn_of_gaps(path: Path, pixels: np.ndarray) -> None:
         )  # fmt: skip
 
 
-def read_pixels(path: Path, stream: BinaryIO) -> tuple[np.ndarray, int, int]:
-    """The pixels of a file as stored, (H, W, C) of any real type, C 1 or 3; its orientation tag; its pages.
+def read_pixels(path: Path, stream: BinaryIO, page: int = 0) -> tuple[np.ndarray, int, int]:
+    """As `read_stored`, from the open file.
 
     Raises:
         InputError: as `read_image`, without the path.
@@ -128,7 +147,7 @@ def read_pixels(path: Path, stream: BinaryIO) -> tuple[np.ndarray, int, int]:
     if head.startswith(JPEG_SIGNATURE):
         return *read_jpeg(stream), 1
     if head.startswith(TIFF_SIGNATURES):
-        return *read_tiff(path, stream), count_planes(stream)
+        return *read_tiff(path, stream, page), count_planes(stream)
     raise InputError(f"it is no PNG, TIFF or JPEG (it starts with {head!r})" if head else "the file is empty")
 
 
@@ -138,7 +157,7 @@ def read_image_shape(path: Path) -> tuple[int, int] | None:
     None where these show already that `read_image` refuses it: more pixels than the file can hold, for one.
     """
     try:
-        with Path(path).open("rb") as stream:
+        with open_plain(Path(path)) as stream:
             head = stream.read(8)
             stream.seek(0)
             if head.startswith(PNG_SIGNATURE):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import math
 import re
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -45,8 +46,8 @@ def read_tiff_shape(stream: BinaryIO) -> tuple[int, int]:
     return layout.height, layout.width
 
 
-def read_tiff(path: Path, stream: BinaryIO) -> tuple[np.ndarray, int]:
-    """The pixels of the first page, (H, W, C) of any real type, C 1 or 3 in the order B, G, R; and its orientation tag.
+def read_tiff(path: Path, stream: BinaryIO, page: int = 0) -> tuple[np.ndarray, int]:
+    """The pixels of a page, (H, W, C) of any real type, C 1 or 3 in the order B, G, R; and its orientation tag.
 
     Samples beyond the colours are dropped; fewer than 8 bits are spread over 0 to 255; MinIsWhite is inverted; a
     palette gives its colours, but the stored values where it is a display table over gray.
@@ -54,10 +55,12 @@ def read_tiff(path: Path, stream: BinaryIO) -> tuple[np.ndarray, int]:
     Raises:
         InputError: the file is damaged, or stored in a way that nothing that is installed reads right.
     """
-    directory = next(tiff_directories(stream))
+    directory = next(islice(tiff_directories(stream), page, None), None)
+    if directory is None:
+        raise InputError(f"the TIFF is damaged: it has no page {page}, counted from 0")
     layout = check_segments(read_layout(directory), stream.seek(0, io.SEEK_END))
     check_jpeg_depth(stream, layout)
-    values = decode_samples(path, stream, directory, layout)
+    values = decode_samples(path, stream, directory, layout, page)
     alpha = sum(extra in ALPHA_KINDS for extra in directory.values(TiffTag.EXTRA_SAMPLES))
     if layout.samples - alpha > layout.colours:
         LOG.warning("%s has %d channels: only the first %d used", path.name, layout.samples - alpha, layout.colours)

@@ -40,14 +40,16 @@ DECODER_ERRORS = (
 READ_BYTES = 1 << 24
 
 
-def decode_samples(path: Path, stream: BinaryIO, directory: TiffDirectory, layout: TiffLayout) -> np.ndarray:
-    """The samples of the first page as (H, W, S), as stored: by tifffile if it reads them, else by OpenCV.
+def decode_samples(
+    path: Path, stream: BinaryIO, directory: TiffDirectory, layout: TiffLayout, page: int = 0
+) -> np.ndarray:
+    """The samples of a page as (H, W, S), as stored: by tifffile if it reads them, else by OpenCV.
 
     Raises:
-        InputError: they are damaged, or nothing that is installed decodes them right.
+        InputError: they are damaged, or nothing that is installed decodes them right. OpenCV reads first pages alone.
     """
     by_tifffile = tifffile_reads(layout)
-    if not by_tifffile and not opencv_reads(layout):
+    if not by_tifffile and (page or not opencv_reads(layout)):
         raise InputError(
             f"the TIFF is stored in a way ({layout.describe()}) that needs the packages tifffile and imagecodecs, or "
             "that these do not read: install both (pip install tifffile imagecodecs), or save it without compression"
@@ -56,7 +58,7 @@ def decode_samples(path: Path, stream: BinaryIO, directory: TiffDirectory, layou
         for offset, count, size in zip(layout.offsets, layout.counts, layout.segment_sizes(), strict=False):
             stream.seek(offset)
             check_segment(layout.compression, stream.read(count), 0 if layout.subsampled else size)
-    return decode_by_tifffile(path, layout) if by_tifffile else decode_strips_by_opencv(stream, directory, layout)
+    return decode_by_tifffile(path, layout, page) if by_tifffile else decode_strips_by_opencv(stream, directory, layout)
 
 
 def is_installed(package: str) -> bool:
@@ -77,7 +79,7 @@ def tifffile_reads(layout: TiffLayout) -> bool:
     )
 
 
-def decode_by_tifffile(path: Path, layout: TiffLayout) -> np.ndarray:
+def decode_by_tifffile(path: Path, layout: TiffLayout, page: int = 0) -> np.ndarray:
     """`decode_samples` by that package.
 
     Raises:
@@ -87,8 +89,7 @@ def decode_by_tifffile(path: Path, layout: TiffLayout) -> np.ndarray:
 
     try:
         with tifffile.TiffFile(path) as file:
-            page = file.pages.first
-            values = page.asarray(maxworkers=1, buffersize=READ_BYTES, squeeze=False)
+            values = file.pages[page].asarray(maxworkers=1, buffersize=READ_BYTES, squeeze=False)
     except DECODER_ERRORS as error:
         reason = str(error) or type(error).__name__
         raise InputError(f"the TIFF is damaged, or of an uncommon kind ({layout.describe()}): {reason}") from error

@@ -6,13 +6,16 @@ Every edit goes the same way: the text is changed in its place, read as a manife
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+import stat
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from kernel.errors import InputError, RunError
-from kernel.files import file_sha256, whole_file
+from kernel.files import file_sha256, whole_file, writing
+from kernel.locks import sole_writer
 from kernel.manifest.json_text import set_value
 from kernel.manifest.member_text import put_member, set_member, set_uses
 from kernel.manifest.reader import parse_manifest, read_manifest
@@ -58,9 +61,16 @@ def changed_text(path: Path, change: Callable[[str], str], change_name: str) -> 
 
 
 def change_manifest(path: Path, change: Callable[[str], str], change_name: str) -> str:
-    """Change a manifest file, whole or not at all; returns how it differs. Arguments and errors as `changed_text`."""
-    text, difference = changed_text(path, change, change_name)
-    write_manifest(path, text)
+    """Change a manifest file, whole or not at all; returns how it differs. Arguments as `changed_text`.
+
+    Raises:
+        InputError: as `changed_text` and `replaced_manifest` do.
+    """
+    read_manifest(path)  # one that is missing is told as such
+    with sole_writer(path.resolve()):
+        text, difference = changed_text(path, change, change_name)
+        with _staged(path, text):
+            pass
     return difference
 
 
@@ -169,7 +179,36 @@ def check_addition(path: Path, entry: Mapping[str, Any]) -> None:
     changed_text(path, lambda text: put_member(text, entry), "the new member")
 
 
+@contextmanager
+def replaced_manifest(path: Path, text: str) -> Iterator[None]:
+    """Write a manifest file in UTF-8, and put it in its place at the end of the block; where that fails, it stays.
+
+    What a link leads to is written, and keeps its permissions.
+
+    Raises:
+        InputError: the file is read-only, its folder cannot be written, or another process writes it just now.
+    """
+    with sole_writer(path.resolve()), _staged(path, text):
+        yield
+
+
+@contextmanager
+def _staged(path: Path, text: str) -> Iterator[None]:
+    """As `replaced_manifest`, by who has the lock."""
+    place = path.resolve()
+    mode = stat.S_IMODE(place.stat().st_mode) if place.exists() else 0o644
+    if not mode & (stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH):
+        raise InputError(f"{path} is read-only and stays as it is: allow writing it, or name a copy by --manifest")
+    with ExitStack() as stack:
+        with writing(path):
+            stack.enter_context(whole_file(place)).write_bytes(text.encode("utf-8"))
+        yield
+        with writing(path):
+            stack.close()
+            place.chmod(mode)
+
+
 def write_manifest(path: Path, text: str) -> None:
-    """Write a manifest file in UTF-8, whole or not at all."""
-    with whole_file(path) as temporary:
-        temporary.write_bytes(text.encode("utf-8"))
+    """Write a manifest file, whole or not at all. Errors as `replaced_manifest`."""
+    with replaced_manifest(path, text):
+        pass

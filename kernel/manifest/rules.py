@@ -12,6 +12,7 @@ from kernel.manifest.types import (
     DOCKER_PINNING_NAMES,
     ENCODER_NAMES,
     KIND_NAMES,
+    TIMM_PREFIX,
     WEIGHT_SUFFIXES,
 )
 from kernel.settings import CELL_TYPES, NETWORK_DTYPES, StageWeights
@@ -21,6 +22,7 @@ DATASET_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_-]*/[a-z0-9][a-z0-9-]{5,49}"
 COMPETITION_PATTERN = r"[a-z0-9][a-z0-9-]*"
 MEMBER_NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
 DOCKER_IMAGE_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._/:@-]*"
+TIMM_ENCODER_PATTERN = TIMM_PREFIX + r"[a-z0-9_]+(\.[a-z0-9_]+)?"
 SHA256_PATTERN = r"[0-9a-f]{64}"
 
 
@@ -87,6 +89,13 @@ RULE_DATASET = rule_pattern(
     "a dataset as owner/slug, as in its address kaggle.com/datasets/owner/slug (slug: 6 to 50 lower-case "
     "letters, digits and hyphens)",
 )
+RULE_ENCODER = FieldRule(
+    lambda value: (
+        isinstance(value, str) and (value in ENCODER_NAMES or re.fullmatch(TIMM_ENCODER_PATTERN, value) is not None)
+    ),
+    f"one of {', '.join(ENCODER_NAMES)}, or {TIMM_PREFIX}NAME for a network of timm, {TIMM_PREFIX}convnext_tiny say",
+    ENCODER_NAMES,
+)
 RULE_WEIGHT_FILE = FieldRule(
     is_weight_path,
     f"a file's path inside its dataset, ending in {', '.join(WEIGHT_SUFFIXES)}",
@@ -113,7 +122,7 @@ KERNEL_RULES: dict[str, FieldRule] = {
 MEMBER_RULES: dict[str, FieldRule] = {
     "name": rule_pattern(MEMBER_NAME_PATTERN, "letters, digits, dots, hyphens and underscores"),
     "kind": rule_choice(KIND_NAMES),
-    "encoder": rule_choice(ENCODER_NAMES),
+    "encoder": RULE_ENCODER,
     "dataset": rule_or_null(RULE_DATASET),
     "file": rule_or_null(RULE_WEIGHT_FILE),
     "sha256": rule_or_null(rule_pattern(SHA256_PATTERN, "the file's SHA-256 as 64 lower-case hexadecimal digits")),

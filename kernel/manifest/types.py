@@ -27,11 +27,16 @@ ENCODER_NAMES = (
     "efficientnet_lite0",  # small: for the demo and for tests
     "resnet18_narrow",  # small: for the demo and for tests
 )
+#: Before the name of any network of timm, which then is the encoder: "timm:convnext_tiny".
+TIMM_PREFIX = "timm:"
 #: Kaggle's accelerators that this kernel can use; its P100 is retired.
 ACCELERATOR_NAMES = ("NvidiaTeslaT4",)
 #: Which image Kaggle takes for later versions of a kernel.
 DOCKER_PINNING_NAMES = ("original", "latest")
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+#: Under which our weight files tell of themselves in their metadata; of several keys safetensors would write the order
+#: by chance.
+METADATA_KEY = "in_network_ensemble"
 #: In a member's `file`: the number of the fold that its training left out. Only out-of-fold validation allows it.
 FOLD_PLACEHOLDER = "{fold}"
 
@@ -55,7 +60,7 @@ class MemberEntry:
 
     name: str
     kind: str  # the detector's, one of KIND_NAMES
-    encoder: str  # one of ENCODER_NAMES
+    encoder: str  # one of ENCODER_NAMES, or a name of timm's after TIMM_PREFIX
     use_for: tuple[str, ...]  # cell types whose images it is run on, and "cls"
     dataset: str | None = None  # "owner/slug"; None: any of the manifest's weight_datasets
     file: str | None = None  # path inside the dataset, "{fold}" in it for a file per fold; None: not known yet

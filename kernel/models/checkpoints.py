@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,22 @@ from kernel.errors import InputError
 from kernel.files import file_sha256, reading
 from kernel.manifest.types import WEIGHT_SUFFIXES
 from kernel.models.configs import NECK_NORM_GROUPS, DetectorSpec
+from kernel.models.configurations import PixelRule, configured_encoder, configured_pixels, configured_stem_stride
 from kernel.models.detectors import Detector, build_detector
 from kernel.models.encoders import ENCODER_SIGNATURES, encoder_signature
 from kernel.models.pickles import DAMAGED_FILE_ERRORS, first_line, foreign_classes, refuse_torchscript
-from kernel.models.stem_strides import configured_stem_stride
 from kernel.models.wrappers import StateDict, find_state
 
-#: Keys that a checkpoint may lack or have in excess: of timm's classifier, which no detector runs.
-OPTIONAL_KEY_PREFIXES = (
+#: Keys of timm's classifier, which no detector runs: a checkpoint may hold or lack them, and our own files lack them.
+NEVER_RUN_PREFIXES = (
     "backbone.effnet.conv_head.",
     "backbone.effnet.bn2.",
     "backbone.effnet.classifier.",
 )
+#: Keys of an encoder that is a network of timm, `TimmFeatures`.
+TIMM_KEYS = "backbone.timm."
+#: Keys of tensors that may be all zero: some networks of timm begin so with layers that add to others.
+MAY_BE_ZERO = (*NEVER_RUN_PREFIXES, TIMM_KEYS)
 #: Buffers that only training uses; older checkpoints lack them.
 OPTIONAL_KEY_SUFFIXES = (".num_batches_tracked",)
 #: What weights may be stored as; counters may be whole numbers.
@@ -43,6 +47,9 @@ class Checkpoint:
     state: StateDict  # dense tensors of real numbers on the CPU, by the detector's own keys
     stem_stride: int | None  # as its configuration has it, if it has one
     told: tuple[str, ...] = ()  # what it holds besides, and is not used
+    encoder: str | None = None  # of timm, as its configuration names it
+    pixels: PixelRule | None = None  # how its network was given them, by its configuration
+    metadata: Mapping[str, str] = field(default_factory=dict)  # of safetensors
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -59,7 +66,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise InputError(f"{path}: not a weight file; allowed are {', '.join(WEIGHT_SUFFIXES)}")
     if path.suffix == ".safetensors":
         content, metadata = load_safetensors(path)
-        return checkpoint_of(content, metadata, str(path))
+        return replace(checkpoint_of(content, metadata, str(path)), metadata=metadata)
     content = load_pytorch(path)
     return checkpoint_of(content, content, str(path))
 
@@ -72,7 +79,13 @@ def checkpoint_of(content: Any, configuration: Any, source: str, take: str | Non
     """
     state, told = find_state(content, source, take)
     refuse_odd_tensors(state, source)
-    return Checkpoint(state, configured_stem_stride(configuration), tuple(told))
+    return Checkpoint(
+        state,
+        configured_stem_stride(configuration),
+        tuple(told),
+        configured_encoder(configuration),
+        configured_pixels(configuration),
+    )
 
 
 def read_state_dict(path: Path) -> StateDict:
@@ -144,20 +157,30 @@ def oddity_of(tensor: torch.Tensor) -> str:
     return ""
 
 
-def recognise_state_dict(shapes: Mapping[str, tuple[int, ...]], source: str) -> DetectorSpec:
+def recognise_state_dict(
+    shapes: Mapping[str, tuple[int, ...]], source: str, timm_encoder: str | None = None
+) -> DetectorSpec:
     """Recognise the detector that a state dict belongs to.
 
     Args:
         shapes: its tensors' shapes by key, without "module.".
         source: what messages call it.
+        timm_encoder: the encoder that the file names, where it is a network of timm.
 
     Raises:
         InputError: it belongs to no detector of ours.
     """
     encoder = ENCODER_SIGNATURES.get(encoder_signature(shapes))
+    if any(key.startswith(TIMM_KEYS) for key in shapes):
+        encoder = timm_encoder
+        if encoder is None:
+            raise InputError(
+                f"{source}: its encoder is a network of timm, and nothing in the file names it, as the metadata of "
+                "files trained here does: `python -m kernel convert FILE OUT --encoder timm:NAME` notes it"
+            )
     if encoder is None:
         known = ", ".join(sorted(ENCODER_SIGNATURES.values()))
-        raise InputError(f"{source}: unknown encoder; known are {known}")
+        raise InputError(f"{source}: unknown encoder; known are {known}, and networks of timm (timm:NAME)")
     if any(key.startswith("roi_head.semantic_head.") for key in shapes):
         kind, head = "htc", "0."
     elif "roi_head.bbox_head.0.fc_cls.weight" in shapes:
@@ -209,15 +232,20 @@ def recognise_checkpoint(path: Path) -> DetectorSpec:
     Raises:
         InputError: as `read_checkpoint`, `recognise_state_dict` and `refuse_worthless` do.
     """
-    state = read_state_dict(path)
-    spec = recognise_state_dict(shapes_of(state), str(path))
-    refuse_worthless(state, str(path))
+    checkpoint = read_checkpoint(path)
+    spec = recognise_detector(checkpoint, str(path))
+    refuse_worthless(checkpoint.state, str(path))
     return spec
+
+
+def recognise_detector(checkpoint: Checkpoint, source: str) -> DetectorSpec:
+    """Recognise the detector that a checkpoint belongs to; arguments and errors as of `recognise_state_dict`."""
+    return recognise_state_dict(shapes_of(checkpoint.state), source, checkpoint.encoder)
 
 
 def is_optional_key(key: str) -> bool:
     """Whether a checkpoint may lack `key`, or hold it though the detector has no use for it."""
-    return key.startswith(OPTIONAL_KEY_PREFIXES) or key.endswith(OPTIONAL_KEY_SUFFIXES)
+    return key.startswith(NEVER_RUN_PREFIXES) or key.endswith(OPTIONAL_KEY_SUFFIXES)
 
 
 def load_strictly(detector: Detector, state: Mapping[str, torch.Tensor], source: str) -> None:
@@ -260,7 +288,7 @@ def refuse_worthless(state: Mapping[str, torch.Tensor], source: str) -> None:
         "all zero": [
             key
             for key, value in state.items()
-            if value.ndim > 1 and not is_optional_key(key) and not bool(value.count_nonzero())
+            if value.ndim > 1 and not key.startswith(MAY_BE_ZERO) and not bool(value.count_nonzero())
         ],
     }
     if any(problems.values()):
@@ -328,7 +356,7 @@ def read_claimed(
                 "the change is meant, put the new sum into the manifest"
             )
     checkpoint = read_checkpoint(path)
-    spec = recognise_state_dict(shapes_of(checkpoint.state), str(path))
+    spec = recognise_detector(checkpoint, str(path))
     refuse_other_detector(spec, kind, encoder, path)
     return replace(spec, stem_stride=agreed_stem_stride(stem_stride, checkpoint.stem_stride, path)), checkpoint
 

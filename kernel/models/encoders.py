@@ -15,7 +15,9 @@ import timm
 import torch
 from torch import nn
 
+from kernel.manifest.types import TIMM_PREFIX
 from kernel.models.mmdet_imports import import_mmdet
+from kernel.models.timm_encoders import TimmFeatures, timm_plan
 
 #: Strides of the four feature maps after the first convolution's stride is removed.
 ENCODER_STRIDES = (2, 4, 8, 16)
@@ -88,13 +90,19 @@ def build_encoder(name: str, stem_stride: int = 1) -> tuple[nn.Module, tuple[int
     """Build an encoder with random weights.
 
     Args:
-        name: one of `RESNET_PLANS` or `TIMM_NAMES`.
+        name: one of `RESNET_PLANS` or `TIMM_NAMES`, or a name of timm's after "timm:".
         stem_stride: of the first convolution, 1 or 2.
 
     Returns:
         The module, which maps (B, 3, H, W) to four feature maps of `stem_stride` times the strides `ENCODER_STRIDES`;
         and their channels.
+
+    Raises:
+        InputError: as `timm_plan`, or the stem does not allow the stride.
     """
+    if name.startswith(TIMM_PREFIX):
+        plan = timm_plan(name.removeprefix(TIMM_PREFIX))
+        return TimmFeatures(plan, stem_stride), plan.channels
     if name in TIMM_NAMES:
         encoder = TimmEncoder(TIMM_NAMES[name], stem_stride)
         return encoder, encoder.channels
@@ -119,6 +127,15 @@ def build_encoder(name: str, stem_stride: int = 1) -> tuple[nn.Module, tuple[int
     resnet.conv1.stride = (stem_stride, stem_stride)
     expansion = resnet.block.expansion
     return resnet, tuple(plan.base_channels * expansion * 2**stage for stage in range(4))
+
+
+def smallest_stem_stride(name: str) -> int:
+    """The smallest stride that an encoder's stem allows: 1, or 2 for some of timm's.
+
+    Raises:
+        InputError: as `timm_plan`.
+    """
+    return timm_plan(name.removeprefix(TIMM_PREFIX)).stem_stride if name.startswith(TIMM_PREFIX) else 1
 
 
 def encoder_signature(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Any, ...]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from kernel.errors import InputError
-from kernel.models.checkpoints import Checkpoint, checkpoint_of, load_safetensors, recognise_state_dict, shapes_of
+from kernel.manifest.types import TIMM_PREFIX
+from kernel.models.checkpoints import TIMM_KEYS, Checkpoint, checkpoint_of, load_safetensors, recognise_detector
+from kernel.models.configurations import OUR_PIXELS, configured_encoder, configured_stem_stride
 from kernel.models.pickles import CodeFreeReader, module_tensors
 
 
@@ -19,7 +22,7 @@ def read_foreign(path: Path, take: str | None) -> tuple[Checkpoint, tuple[str, .
         raise InputError(f"no file {path}")
     if path.suffix == ".safetensors":
         content, metadata = load_safetensors(path)
-        return checkpoint_of(content, metadata, str(path), take), ()
+        return replace(checkpoint_of(content, metadata, str(path), take), metadata=metadata), ()
     reader = CodeFreeReader()
     content = reader.read(path)
     for_module = module_tensors(content)
@@ -28,11 +31,45 @@ def read_foreign(path: Path, take: str | None) -> tuple[Checkpoint, tuple[str, .
     return checkpoint_of(for_module or content, content, str(path), take), tuple(reader.strangers)
 
 
-def describe(checkpoint: Checkpoint, stem_stride: int | None, path: Path) -> str:
+def noted(checkpoint: Checkpoint, source: str, stem_stride: int | None, encoder: str | None) -> Checkpoint:
+    """A checkpoint as a file of ours tells it: with metadata from which its stem's stride and encoder are read again.
+
+    Args:
+        checkpoint: what was read.
+        source: what messages call it.
+        stem_stride, encoder: to be noted; None: as its own configuration has them.
+
+    Raises:
+        InputError: its own record tells otherwise, or it has not the keys of an encoder of timm.
+    """
+    has_timm = any(key.startswith(TIMM_KEYS) for key in checkpoint.state)
+    if encoder is not None and not (has_timm and encoder.startswith(TIMM_PREFIX)):
+        raise InputError(
+            f"--encoder {encoder}: it notes a network of timm, {TIMM_PREFIX}NAME, in the file of a detector whose "
+            f"encoder is one (keys {TIMM_KEYS}...); any other is recognised by its weights"
+        )
+    stem_stride, encoder = stem_stride or checkpoint.stem_stride, encoder or checkpoint.encoder
+    metadata = dict(checkpoint.metadata) or {"format": "pt"}
+    if stem_stride is not None and configured_stem_stride(metadata) != stem_stride:
+        metadata["stem_stride"] = str(stem_stride)
+    if encoder is not None and configured_encoder(metadata) != encoder:
+        metadata["encoder"] = encoder
+    if checkpoint.pixels not in (None, OUR_PIXELS):  # a training that starts from the file must know
+        metadata["img_norm_cfg"] = str(checkpoint.pixels)
+    for what, wanted, told in (
+        ("stem_stride", stem_stride, configured_stem_stride(metadata)),
+        ("encoder", encoder, configured_encoder(metadata)),
+    ):
+        if wanted != told:
+            raise InputError(f"{source}: its own record tells another {what} than {wanted}, and that stays")
+    return replace(checkpoint, stem_stride=stem_stride, encoder=encoder, metadata=metadata)
+
+
+def describe(checkpoint: Checkpoint, path: Path) -> str:
     """What a manifest says of a member with this file, or why it can have none."""
     try:
-        spec = recognise_state_dict(shapes_of(checkpoint.state), str(path))
+        spec = recognise_detector(checkpoint, str(path))
     except InputError as error:
         return f"no member of an ensemble: {error}"
-    stem = "not known: state `stem_stride` in the manifest, 1 or 2" if stem_stride is None else str(stem_stride)
+    stem = str(checkpoint.stem_stride or "not known: state `stem_stride` in the manifest, 1 or 2")
     return f"kind {spec.kind}, encoder {spec.encoder}, {spec.num_classes} classes, stride of the stem {stem}"

@@ -33,6 +33,31 @@ def _picture(plot: DrawnPlot) -> str:
     )
 
 
+def tiles(entries: Sequence[tuple[str, str, str]]) -> str:
+    """Figures side by side, each with its name and a line of more below it, in HTML."""
+    shown = "".join(f"<div><dt>{name}</dt><dd>{value}<small>{more}</small></dd></div>" for name, value, more in entries)
+    return f'<dl class="tiles">{shown}</dl>'
+
+
+def sortable_head(headings: Sequence[tuple[str, str]], first: str) -> str:
+    """The headings of a table that sorts: of each its name and what it sorts by, "text" or "number".
+
+    Args:
+        headings: of all columns.
+        first: the heading by which the rows are sorted, rising, when the page opens.
+    """
+    return "".join(
+        f'<th scope="col" data-sort="{order}"{" class=text" if order == "text" else ""}'
+        f"{' aria-sort=ascending' if name == first else ''}>{name}</th>"
+        for name, order in headings
+    )
+
+
+def number_cell(value: float, digits: int) -> str:
+    """A number as a table's cell, which sorts by all its digits."""
+    return f'<td data-value="{"" if math.isnan(value) else f"{value:.6g}"}">{show_number(value, digits)}</td>'
+
+
 def data_uri(media_type: str, content: bytes) -> str:
     """The content itself as an address, for `src`."""
     return f"data:{media_type};base64,{base64.b64encode(content).decode()}"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from html import escape
 
+from kernel.export.svg import encode_jpeg
 from kernel.report.data import ImageRecord, ReportData
-from kernel.report.html_parts import data_uri, ordinal, plural, show_number, table
-from kernel.report.pictures import OUTLINE_STYLES, Example, to_jpeg, to_svg
+from kernel.report.html_parts import data_uri, number_cell, ordinal, plural, sortable_head, table
+from kernel.report.pictures import OUTLINE_STYLES, Example, to_svg
 from kernel.scoring.mask_quality import summarise_quality
 
 #: Heading and what the column sorts by.
@@ -29,21 +29,14 @@ def image_table(data: ReportData) -> str:
             (summary.found_cells - hits, 0), (summary.average_precision[0], 3), (summary.mean_iou, 3),
             (summary.boundary_f, 3), (record.seconds, 1),
         )  # fmt: skip
-        cells = "".join(
-            f'<td data-value="{"" if math.isnan(value) else f"{value:.6g}"}">{show_number(value, digits)}</td>'
-            for value, digits in numbers
-        )
+        cells = "".join(number_cell(value, digits) for value, digits in numbers)
         found = record.found_type or "nothing"
         mark = "text" if record.found_type == record.cell_type else "text wrong"
         rows.append(
             f'<tr id="row-{record.number}" tabindex="-1"><th scope="row">{image_link(data, record)}</th>'
             f'<td class="text">{escape(record.cell_type)}</td><td class="{mark}">{escape(found)}</td>{cells}</tr>'
         )
-    head = "".join(
-        f'<th scope="col" data-sort="{order}"{" class=text" if order == "text" else ""}'
-        f"{' aria-sort=ascending' if name == 'score' else ''}>{name}</th>"
-        for name, order in IMAGE_HEADINGS
-    )
+    head = sortable_head(IMAGE_HEADINGS, "score")
     caption = (
         "Worst first; a click on a heading sorts. Hits, misses and false alarms at an IoU of 0.5. Linked images are "
         "shown below."
@@ -103,6 +96,6 @@ def _article(record: ImageRecord, example: Example, rank: int, images: int) -> s
         f'<p>{outcome}. <a href="#row-{number}">Row in the table'
         f'<span class="unseen">: {escape(record.image_id)}</span></a></p>'
         f'<div class="view" tabindex="0" role="region" aria-label="Picture of {escape(record.image_id)}">'
-        f'<div class="layers"><img src="{data_uri("image/jpeg", to_jpeg(example.pixels))}" alt="{escape(alt)}" '
+        f'<div class="layers"><img src="{data_uri("image/jpeg", encode_jpeg(example.pixels))}" alt="{escape(alt)}" '
         f'width="{width}" height="{height}">{to_svg(example)}</div></div></article>\n'
     )

@@ -1,20 +1,15 @@
-"""The report's page: one HTML file that needs nothing else, neither network nor neighbours.
-
-Styles, the few lines of script, plots and pictures are in it; a content security policy forbids whatever is not.
-"""
+"""The page of a report on scored images: its sections."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import astuple
 from html import escape
-from pathlib import Path
 
 from kernel.report.data import ReportData
-from kernel.report.html_parts import plot_figures, plural, show_number, show_percent, table
+from kernel.report.html_parts import plot_figures, plural, show_number, show_percent, table, tiles
 from kernel.report.image_sections import image_link, image_pictures, image_table
+from kernel.report.shell import html_page
 from kernel.scoring.lost_points import FOUND_ABOVE
 from kernel.scoring.mask_quality import BOUNDARY_TOLERANCE, QualitySummary
 from kernel.tuning.surface import AXES
@@ -22,47 +17,11 @@ from kernel.tuning.surface import AXES
 
 def render_page(data: ReportData) -> str:
     """The page as HTML text."""
-    style = _beside("report.css")
-    script = _beside("report.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    sections = [(name, heading, body) for name, heading, body in _sections(data) if body]
-    links = "".join(f'<li><a href="#{name}">{heading}</a></li>' for name, heading, _ in sections)
-    parts = "\n".join(
-        f'<section id="{name}" aria-labelledby="{name}-heading"><h2 id="{name}-heading">{heading}</h2>{body}</section>'
-        for name, heading, body in sections
+    footer = (
+        "This page is complete in itself. The folder <code>report</code> beside it holds its tables as CSV and its\n"
+        "plots and pictures as PNG."
     )
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(data.title)}</title>
-<link rel="icon" href="data:,">
-<style>
-{style}</style>
-</head>
-<body>
-<a class="skip" href="#main">Skip to the report</a>
-<header>
-<h1>{escape(data.title)}</h1>
-<p class="soft">{_subtitle(data)}</p>
-<nav aria-label="Contents"><ul>{links}</ul></nav>
-</header>
-<main id="main" tabindex="-1">
-{parts}
-</main>
-<footer><p>This page is complete in itself. The folder <code>report</code> beside it holds its tables as CSV and its
-plots and pictures as PNG.</p></footer>
-<script>{script}</script>
-</body>
-</html>
-"""
-
-
-def _beside(name: str) -> str:
-    return Path(__file__).with_name(name).read_text(encoding="utf-8")
+    return html_page(data.title, _subtitle(data), _sections(data), footer)
 
 
 def _subtitle(data: ReportData) -> str:
@@ -98,7 +57,7 @@ def _score_tiles(data: ReportData, overall: QualitySummary) -> str:
     right = sum(record.found_type == record.cell_type for record in data.records)
     seconds = sum(record.seconds for record in data.records) / len(data.records)
     worst = min(data.records, key=lambda record: record.quality.score)
-    tiles = (
+    entries = (
         ("Score", show_number(overall.score, 4), f"mean of {plural(overall.images, 'image')}"),
         ("AP at IoU 0.5", show_number(ap[0]), f"at 0.75: {show_number(ap[5])}"),
         ("Cells found", f"{overall.found_cells}", f"of {overall.cells} annotated"),
@@ -107,8 +66,7 @@ def _score_tiles(data: ReportData, overall: QualitySummary) -> str:
         ("Time", f"{seconds:.1f} s", "per image"),
         ("Worst image", show_number(worst.quality.score), image_link(data, worst)),
     )
-    shown = "".join(f"<div><dt>{name}</dt><dd>{value}<small>{more}</small></dd></div>" for name, value, more in tiles)
-    return f'<dl class="tiles">{shown}</dl>'
+    return tiles(entries)
 
 
 def _rows_of(summaries: Mapping[str, QualitySummary]) -> Iterator[tuple[str, QualitySummary]]:

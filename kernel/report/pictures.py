@@ -13,12 +13,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from kernel.errors import RunError
+from kernel.export.svg import FOUND_COLOUR, contours_of, encode_picture, svg_path
 from kernel.masks.instances import CellMasks
 from kernel.postprocess.pictures import PICTURE_SIDE, stretch_gray
 from kernel.scoring.mask_quality import ImageQuality
-
-JPEG_QUALITY = 82
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class OutlineStyle:
 #: Drawn in this order, the last on top.
 OUTLINE_STYLES = (
     OutlineStyle("truth", "annotated outline of a hit", "#ffffff", 1, 1),
-    OutlineStyle("hit", "hit: found, IoU with an annotated cell at least 0.5", "#56b4e9", 0, 2),
+    OutlineStyle("hit", "hit: found, IoU with an annotated cell at least 0.5", FOUND_COLOUR, 0, 2),
     OutlineStyle("miss", "miss: annotated, not found", "#f0e442", 4, 2),
     OutlineStyle("false", "false alarm: found, nothing annotated fits", "#e4572e", 0, 2, crossed=True),
 )
@@ -82,26 +80,14 @@ class Example:
 
 
 def _outline(style: OutlineStyle, masks: CellMasks, index: int, label: str) -> Iterator[Outline]:
-    crop = np.ascontiguousarray(masks.crops[index], dtype=np.uint8)
+    crop = masks.crops[index]
     if not crop.any():
         return
-    top, left = masks.offsets_yx[index].tolist()
-    contours, _ = cv2.findContours(crop, cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE, offset=(left, top))
+    top, left = offset = masks.offsets_yx[index].tolist()
     rows, columns = np.nonzero(crop)
     middle = int(np.argmin((rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2))  # a pixel of the cell
     centre = int(columns[middle]) + left, int(rows[middle]) + top
-    yield Outline(style, tuple(contour[:, 0] for contour in contours), centre, label)
-
-
-def to_jpeg(pixels: np.ndarray) -> bytes:
-    """The pixels, stretched, as a JPEG of at most PICTURE_SIDE on the longer side; one channel if they are gray."""
-    picture = stretch_gray(pixels)
-    if (picture == picture[..., :1]).all():
-        picture = picture[..., 0]
-    scale = PICTURE_SIDE / max(picture.shape[:2])
-    if scale < 1:
-        picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    return _encode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    yield Outline(style, tuple(contours_of(crop, offset)), centre, label)
 
 
 def to_svg(example: Example) -> str:
@@ -109,7 +95,7 @@ def to_svg(example: Example) -> str:
     height, width = example.pixels.shape[:2]
     paths = []
     for outline in example.outlines():
-        path = "".join(_svg_ring(ring) for ring in outline.rings)
+        path = svg_path(outline.rings)
         if outline.style.crossed:
             x, y = outline.centre_xy
             path += f"M{x - 2} {y - 2}l4 4m0 -4l-4 4"
@@ -117,12 +103,6 @@ def to_svg(example: Example) -> str:
     return (
         f'<svg viewBox="-0.5 -0.5 {width} {height}" aria-hidden="true" focusable="false">' + "".join(paths) + "</svg>"
     )
-
-
-def _svg_ring(ring: np.ndarray) -> str:
-    """Relative steps take half the space of places. A ring of one pixel is a dot."""
-    steps = np.diff(ring, axis=0).tolist() or [(0, 0)]
-    return f"M{ring[0][0]} {ring[0][1]}l" + " ".join(f"{x} {y}" for x, y in steps) + "z"
 
 
 def write_png(path: Path, example: Example) -> None:
@@ -134,7 +114,7 @@ def write_png(path: Path, example: Example) -> None:
         x, y = (value * scale + scale // 2 for value in outline.centre_xy)
         rings = [ring * scale + scale // 2 for ring in outline.rings]
         _draw_outline(picture, outline.style, rings, (x, y), scale)
-    path.write_bytes(_encode(".png", np.vstack([picture, _legend(picture.shape[1])]), []))
+    path.write_bytes(encode_picture(".png", np.vstack([picture, _legend(picture.shape[1])])))
 
 
 def _draw_outline(
@@ -174,10 +154,3 @@ def _legend(width: int) -> np.ndarray:
         place = (16 + 2 * line, y)
         cv2.putText(strip, style.meaning, place, cv2.FONT_HERSHEY_SIMPLEX, size, (240, 240, 240), 1, cv2.LINE_AA)
     return strip
-
-
-def _encode(suffix: str, picture: np.ndarray, parameters: list[int]) -> bytes:
-    written, encoded = cv2.imencode(suffix, picture, parameters)
-    if not written:
-        raise RunError(f"OpenCV could not encode a picture of shape {picture.shape} as {suffix}")
-    return encoded.tobytes()

@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from kernel.errors import InputError, RunError
-from kernel.files import writing
+from kernel.files import is_full, writing
 from kernel.log import LOG
 from kernel.postprocess.submission import SubmissionWriter
 from kernel.runtime.failures import FailedImage
-from kernel.runtime.journal import Journal, put_aside, read_journal, sample_digest
+from kernel.runtime.journal import Journal, content_digest, is_written, put_aside, read_journal
 from kernel.runtime.results import RunResults
 
 #: submission.csv is made anew at most so often, in multiples of the time that this takes: what it costs is bounded.
 SAVING_SHARE = 400
+#: Of a journal's record of an image that has a result.
+RECORD_NAMES = ("device", "rles", "image_shape", "summary", "peaks")
 #: How long a thread waits for the one that writes, where the process is to end soon.
 LOCK_SECONDS = 3.0
 
@@ -31,20 +33,18 @@ class SavedRun:
     their files are the same. Others are not, those that had failed last. A journal with another head is put aside.
 
     From its start on, the working folder holds a submission.csv that is valid, with an empty row for every image that
-    is not done. It is made anew now and then; a killed run loses at most what came since from that file, and nothing
-    from the journal.
+    is not done; one that an earlier run has left stays until `go_on`. It is made anew now and then; a killed run loses
+    at most what came since from that file, and nothing from the journal.
 
     Args:
         working: the folder of the results.
         paths: all images of the run.
         share: those of them that this process does.
-        head: what the results are made of; None for what is not known.
         rank: this process's, where there are several. Only the first one writes submission.csv.
         absent: ids without an image, which have an empty row.
 
     Raises:
         InputError: the folder cannot be written, or an image's name cannot stand in submission.csv.
-        RunError: its disk is full, by the journal.
     """
 
     def __init__(
@@ -52,14 +52,16 @@ class SavedRun:
         working: Path,
         paths: Sequence[Path],
         share: Sequence[Path],
-        head: Mapping[str, Any],
         rank: int = 0,
         absent: Sequence[str] = (),
     ):
         self.results = RunResults()
         self.submission = working / "submission.csv"
-        self._paths, self._share, self._head, self._rank = list(paths), list(share), head, rank
+        self._paths, self._share, self._rank = list(paths), list(share), rank
+        self._head: Mapping[str, Any] = {}
         self._journal_path = working / f"journal{f'-{rank:04}' if rank else ''}.log"
+        self._journal: Journal | None = None
+        self._unwritten: list[dict[str, Any]] = []  # records that the journal lacks
         self._lock = threading.RLock()
         self._failed_before: set[str] = set()
         self._warned: set[str] = set()
@@ -67,13 +69,29 @@ class SavedRun:
         self._writer = SubmissionWriter([*(path.stem for path in paths), *absent])
         if self.submission.is_dir():
             raise InputError(f"{self.submission} is a folder, and a file is to be written there: move it away")
-        with writing(self.submission):
-            for leftover in working.glob(".submission.csv.*.partial"):  # of a run that was killed while it wrote
-                leftover.unlink(missing_ok=True)
-            self._read_journals()
+        if not self.submission.is_file():
             self._save()
-        with writing(self._journal_path):
-            self._journal = Journal(self._journal_path, head)
+
+    def go_on(self, head: Mapping[str, Any]) -> None:
+        """Take over what is done already, and keep what comes from now on.
+
+        Args:
+            head: what the results are made of; None for what is not known.
+
+        Raises:
+            InputError: the folder cannot be written, or another process does.
+            RunError: its disk is full, by the journal.
+        """
+        if is_written(self._journal_path):
+            raise InputError(f"another run writes {self._journal_path}: wait for its end, or choose another folder")
+        with self._lock:
+            self._head = head
+            with writing(self._journal_path):
+                self._read_journals()
+                self._journal = Journal(self._journal_path, head)
+                for leftover in self.submission.parent.glob(".submission.csv.*.partial"):  # of a killed run
+                    leftover.unlink(missing_ok=True)
+            self._save()
 
     @property
     def todo(self) -> list[Path]:
@@ -85,20 +103,22 @@ class SavedRun:
         """Take over what journals in the folder have of this run, and put those of another run aside."""
         paths = {path.stem: path for path in self._share}
         for journal in sorted(self.submission.parent.glob("journal*.log")):
+            is_own = journal == self._journal_path
             try:
                 content = read_journal(journal)
             except OSError as error:
-                if journal == self._journal_path:
-                    LOG.warning(
-                        "cannot read %s (%s): put aside as %s", journal, error.strerror, put_aside(journal).name
-                    )
+                if is_own:
+                    LOG.warning("cannot read %s (%s): put aside as %s", journal, error.strerror, put_aside(journal))
                 continue
             if not content.is_of(self._head):
-                if content.head is not None or (journal == self._journal_path and content.damaged):
-                    LOG.warning(
-                        "%s is of another script, manifest or weights: put aside as %s",
-                        journal.name, put_aside(journal).name,
-                    )  # fmt: skip
+                if (is_own and content.damaged) or (
+                    content.head is not None and (is_own or not (self._rank or is_written(journal)))
+                ):
+                    with contextlib.suppress(FileNotFoundError):  # its own process was quicker
+                        LOG.warning(
+                            "%s is of another script, manifest or weights: put aside as %s",
+                            journal.name, put_aside(journal).name,
+                        )  # fmt: skip
                 continue
             if content.damaged:
                 LOG.warning("%s: %d damaged line(s) are not used", journal.name, content.damaged)
@@ -109,16 +129,21 @@ class SavedRun:
             LOG.info("%d of %d images are done already, by the journal", len(self.results.summaries), len(self._share))
 
     def _take_over(self, record: Mapping[str, Any], path: Path) -> None:
-        """Take over a journal's record of an image, unless it was made of another file."""
-        digest = sample_digest(path)
-        if None not in (digest, record["digest"]) and digest != record["digest"]:
-            return
-        if record["failure"] is not None:
+        """Take over a journal's record of an image, unless it was made of another file, or is none."""
+        if record.get("failure", "") is not None:
             self._failed_before.add(path.stem)
             return
-        if path.stem not in self.results.summaries:
+        if path.stem in self.results.summaries or not {"digest", *RECORD_NAMES} <= set(record):
+            return
+        digest = content_digest(path)
+        if None not in (digest, record["digest"]) and digest != record["digest"]:
+            return
+        try:
             self._writer.add(path.stem, record["rles"], tuple(record["image_shape"]))
-            self.results.succeed(path.stem, record, record["device"])
+        except InputError as error:
+            LOG.warning("%s: the journal's result is not used", error)
+            return
+        self.results.succeed(path.stem, record, record["device"])
 
     def succeed(self, path: Path, answer: Mapping[str, Any], device: str) -> None:
         """Keep an image's result, as `ImageWorker` answers it.
@@ -130,8 +155,8 @@ class SavedRun:
             height, width = answer["image_shape"]
             self._writer.add(path.stem, answer["rles"], (height, width))
             self.results.succeed(path.stem, answer, device)
-            names = ("rles", "image_shape", "summary", "peaks")
-            self._append(path, {"failure": None, "device": device, **{name: answer[name] for name in names}})
+            record = {**answer, "device": device}
+            self._append(path, {"failure": None, **{name: record[name] for name in RECORD_NAMES}})
             self.save_now_and_then()
 
     def fail(self, path: Path, failure: FailedImage) -> None:
@@ -141,33 +166,55 @@ class SavedRun:
             self._append(path, {"failure": asdict(failure)})
 
     def _append(self, path: Path, record: Mapping[str, Any]) -> None:
-        """Add a record to the journal; where that cannot be, the run goes on without, and the log says so."""
+        """Add a record to the journal; where that cannot be, the run goes on without, and the log says so.
+
+        Such records are added as soon as it can be written again.
+        """
+        self._unwritten.append({"image": path.stem, "digest": content_digest(path), **record})
         try:
-            if self._journal.is_lost:
+            if self._journal is not None and self._journal.is_lost:
+                LOG.warning("%s was deleted, and is written again", self._journal_path)
                 self._begin_anew()
-            self._journal.append({"image": path.stem, "digest": sample_digest(path), **record})
-        except OSError as error:
-            self._warn_once(f"cannot write {self._journal_path} ({error.strerror}): a killed run would lose its images")
+            elif self._journal is None:
+                self._begin_anew()
+            self._add_unwritten()
+        except (OSError, InputError) as error:
+            wrong = error.strerror if isinstance(error, OSError) else error
+            self._warn_once(f"cannot write {self._journal_path} ({wrong}): a killed run would lose its images")
+
+    def _add_unwritten(self) -> None:
+        """Add what the journal lacks, as far as that can be."""
+        assert self._journal is not None
+        while self._unwritten:
+            self._journal.append(self._unwritten[0])
+            del self._unwritten[0]
 
     def _begin_anew(self) -> None:
-        """Write the journal again, which somebody has deleted. The other processes' are theirs."""
-        LOG.warning("%s was deleted, and is written again", self._journal_path)
-        self._journal.close()
+        """Write the journal again, which somebody has deleted, moved or replaced. The other processes' are theirs."""
+        self.close()
         self._journal_path.parent.mkdir(parents=True, exist_ok=True)
+        if self._journal_path.exists():
+            LOG.warning("what is there now is put aside as %s", put_aside(self._journal_path).name)
         self._journal = Journal(self._journal_path, self._head)
-        for path in self._share:
-            if path.stem in self.results.summaries:
-                summary = dict(self.results.summaries[path.stem])
-                device = summary.pop("device")
-                rles, shape = self.results.rows[path.stem]
-                self._journal.append(
-                    {"image": path.stem, "digest": sample_digest(path), "failure": None, "device": device,
-                     "rles": rles, "image_shape": shape, "summary": summary, "peaks": self.results.peaks[device]}
-                )  # fmt: skip
+        self._unwritten = [self._record(path) for path in self._share if path.stem in self.results.rows]
+        self._add_unwritten()
+
+    def _record(self, path: Path) -> dict[str, Any]:
+        """The journal's record of an image that has a result, or failed."""
+        record = {"image": path.stem, "digest": content_digest(path), "failure": None}
+        if path.stem in self.results.failed:
+            return {**record, "failure": asdict(self.results.failed[path.stem])}
+        summary = dict(self.results.summaries[path.stem])
+        device = summary.pop("device")
+        rles, shape = self.results.rows[path.stem]
+        peaks = self.results.peaks[device]
+        return {**record, "device": device, "rles": rles, "image_shape": shape, "summary": summary, "peaks": peaks}
 
     def save_now_and_then(self) -> None:
-        """Make submission.csv anew, if that was not done just before."""
-        if time.monotonic() - self._last_save >= SAVING_SHARE * self._save_seconds:
+        """Make submission.csv anew, with what other processes have done by now, if that was not done just before."""
+        with self._lock:
+            if time.monotonic() - self._last_save < SAVING_SHARE * self._save_seconds:
+                return
             try:
                 self._save()
             except InputError as error:
@@ -182,6 +229,8 @@ class SavedRun:
         if self._rank:
             return
         begun = time.monotonic()
+        if len(self._share) < len(self._paths):
+            self.add_others()
         self._writer.write(self.submission, so_far=True)
         self._last_save = time.monotonic()
         self._save_seconds = self._last_save - begun
@@ -202,15 +251,32 @@ class SavedRun:
                 self.submission.parent.mkdir(parents=True, exist_ok=True)
                 if self.submission.is_dir():
                     LOG.error("%s is a folder: put aside as %s", self.submission, put_aside(self.submission).name)
-            if not self._journal.is_lost:  # it has the same rows: its space is most likely enough
-                self._journal_path.unlink(missing_ok=True)
-                self._journal.close()
             try:
                 self._save()
             except InputError as error:
-                with contextlib.suppress(OSError):
-                    self._begin_anew()
-                raise RunError(f"{error}; {self._journal_path} has what is done") from error
+                if not (is_full(error.__cause__) and self._save_over_journal()):
+                    raise RunError(
+                        f"{error}; it is as it was written last, {self._journal_path} may have more"
+                    ) from error
+
+    def _save_over_journal(self) -> bool:
+        """Make submission.csv anew in the room of the journal, where that has enough; whether that was so.
+
+        A killed run would lose its images in these moments; the next one would have no room either.
+        """
+        content = self._writer.content(so_far=True)
+        if self._rank or self._journal is None or self._journal.is_lost:
+            return False
+        if self._journal_path.stat().st_size < len(content):
+            return False
+        with writing(self.submission, RunError):
+            with self._journal_path.open("r+b") as file:
+                file.write(content)
+                file.truncate()
+            self._journal_path.replace(self.submission)
+        with contextlib.suppress(OSError, InputError):  # as far as there is room for it beside
+            self._begin_anew()
+        return True
 
     def take_for_good(self) -> bool:
         """Keep all other threads from changing the results, for a process that ends; whether that could be had."""
@@ -247,6 +313,12 @@ class SavedRun:
                     journal.unlink(missing_ok=True)
             except OSError as error:
                 LOG.warning("cannot delete %s: %s", journal, error.strerror)
+
+    def close(self) -> None:
+        """Let other runs have the folder."""
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
 
     def _warn_once(self, text: str) -> None:
         if text not in self._warned:

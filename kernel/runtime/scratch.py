@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from kernel.files import lock_descriptor
 from kernel.log import LOG
 
 #: What the names of these folders begin with.
@@ -70,17 +70,15 @@ def locked_folder(folder: Path) -> int | None:
 
     None: it is locked, or not ours, or the system has no such locks.
     """
-    if sys.platform == "win32":
-        return None
-    import fcntl
-
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except OSError:
+    except (OSError, AttributeError):  # Windows opens no folders
         return None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        return None
-    return descriptor
+        is_locked = lock_descriptor(descriptor)
+    except BlockingIOError:
+        is_locked = False
+    if is_locked:
+        return descriptor
+    os.close(descriptor)
+    return None

@@ -65,7 +65,7 @@ def this_shard(environment: Mapping[str, str] = os.environ) -> Shard:
             f"RANK {rank} of WORLD_SIZE {count}, LOCAL_RANK {local_rank} of LOCAL_WORLD_SIZE {local_count}: ranks go "
             "from 0 to one less than the number of processes"
         )
-    names = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT")
+    names = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "MASTER_ADDR", "MASTER_PORT")
     parent = [str(os.getppid())] if local_count == count else []
     return Shard(
         rank, count, local_rank, local_count, " ".join([*(environment.get(name, "") for name in names), *parent])
@@ -84,6 +84,7 @@ def segment_in_processes(
     hard_deadline: float,
     results: RunResults,
     segment_share: Callable[[], None],
+    while_waiting: Callable[[], None] = lambda: None,
 ) -> RunResults | None:
     """Do this process's share of the images, and in the first process wait for the others.
 
@@ -97,6 +98,7 @@ def segment_in_processes(
         hard_deadline: when the first process stops waiting, by `time.monotonic`.
         results: those of the share, so far.
         segment_share: segments the images of the share that are left, and adds to `results`.
+        while_waiting: called now and then while the first process waits.
 
     Returns:
         The results of all images in the first process, None in the others.
@@ -113,7 +115,9 @@ def segment_in_processes(
         LOG.error("%s", error)
         results.fail_rest(shard.share(paths), f"process {shard.rank}: {error}")
     write_shard(working, shard, results)
-    return gather_shards(working, shard, paths, hard_deadline) if shard.rank == 0 else None
+    if shard.rank:
+        return None
+    return gather_shards(working, shard, paths, hard_deadline, while_waiting=while_waiting)
 
 
 def begin_shard(working: Path, shard: Shard) -> None:
@@ -146,6 +150,7 @@ def gather_shards(
     paths: Sequence[Path],
     hard_deadline: float,
     clock: Callable[[], float] = time.monotonic,
+    while_waiting: Callable[[], None] = lambda: None,
 ) -> RunResults:
     """Wait for the results of all processes, delete their files, and join them in the order of the images `paths`.
 
@@ -157,6 +162,7 @@ def gather_shards(
             if rank not in found and (results := read_shard(working, shard, rank)) is not None:
                 found[rank] = results
         if len(found) < shard.count:
+            while_waiting()
             time.sleep(SHARD_POLL_SECONDS)
     for rank in sorted(set(range(shard.count)) - set(found)):
         LOG.error("process %d of %d has not written its share in time", rank, shard.count)

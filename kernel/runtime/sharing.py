@@ -12,10 +12,10 @@ from typing import Any
 
 from kernel.errors import InputError, RunError
 from kernel.log import LOG
-from kernel.patience import patience_pauses
 from kernel.runtime.budget import TimeBudget
 from kernel.runtime.device_workers import DeviceWorker, Message, WorkerQueue
 from kernel.runtime.failures import FailedImage
+from kernel.runtime.rereading import Rereading
 
 #: An image is given up after this many attempts that ended with the worker's death: it may be the cause.
 MAX_ATTEMPTS = 2
@@ -65,6 +65,7 @@ def share_images(
     )
     is_past = False
     while dispatcher.has_images_left():
+        dispatcher.end_hung()
         if dispatcher.give_up_waiting() or dispatcher.send_next():
             continue
         due = dispatcher.next_attempt()
@@ -98,31 +99,27 @@ class Dispatcher:
     attempts: Counter[Path] = field(default_factory=Counter)  # that ended with the worker's death
     was_ready: bool = False  # any worker
     start_error: InputError | RunError | None = None  # of a worker, before any was ready
-    unread: dict[Path, FailedImage] = field(default_factory=dict)  # to be tried again after all others
-    rereads: Counter[Path] = field(default_factory=Counter)  # how often each was
-    pauses: tuple[float, ...] = field(default_factory=lambda: (0.0, *patience_pauses(4)))  # before each attempt
+    rereading: Rereading[Path] = field(default_factory=Rereading)
     attempt_at: float | None = None  # when the unread ones are tried again
 
     def has_images_left(self) -> bool:
         """Whether any image waits or runs, or is to be read again."""
-        return bool(self.waiting or self.unread) or any(self.running.values())
+        return bool(self.waiting or self.rereading.unread) or any(self.running.values())
 
     def next_attempt(self) -> float | None:
         """When the images that could not be read are tried again; None while others wait or run, or there are none."""
-        if not self.unread or self.waiting or any(self.running.values()):
+        if not self.rereading.unread or self.waiting or any(self.running.values()):
             return None
         if self.attempt_at is None:
-            self.attempt_at = self.clock() + self.pauses[min(self.rereads[path] for path in self.unread)]
+            self.attempt_at = self.clock() + self.rereading.pause()
         return self.attempt_at
 
     def read_again(self) -> None:
         """Let all images that could not be read wait again."""
         self.attempt_at = None
-        for path in self.unread:
-            self.rereads[path] += 1
+        for path in self.rereading.release():
             self.budget.drop(path.stem, wait=True)
             self.waiting.append(path)
-        self.unread.clear()
 
     def give_up_waiting(self) -> bool:
         """Fail all waiting images where there is no time or no worker for them; returns whether that was so."""
@@ -182,6 +179,13 @@ class Dispatcher:
             self.start_error = self.start_error or error
             worker.close()
 
+    def end_hung(self) -> None:
+        """End workers that hang, by what their images take; these are tried again."""
+        for worker, running in self.running.items():
+            if any(self.budget.is_overdue(path.stem, self.clock()) for path in running):
+                LOG.error("%s hangs, for its image takes far longer than any before, and is ended", worker.name)
+                worker.end_hung()
+
     def end_running(self) -> None:
         """End all workers that still run images; these fail when the worker's end is received."""
         for worker, late in self.running.items():
@@ -206,12 +210,7 @@ class Dispatcher:
 
     def _image_failed(self, path: Path, failure: FailedImage) -> None:
         """Have an image that cannot be read tried again after all others, so often as may help; let others fail."""
-        attempts = len(self.pauses) if failure.may_pass else 1
-        if failure.wrong_input and self.rereads[path] < attempts and self.clock() <= self.budget.deadline:
-            if not self.rereads[path]:
-                LOG.warning("image %s is tried again after all others: %s", path.stem, failure.reason)
-            self.unread[path] = failure
-        else:
+        if self.clock() > self.budget.deadline or not self.rereading.takes(path, failure):
             self.on_failure(path.stem, failure)
 
     def _worker_died(self, worker: DeviceWorker) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 
+from kernel.log import LOG
 from kernel.manifest.types import Manifest
 from kernel.runtime.memory import peak_host_memory
 from kernel.runtime.results import RunResults
@@ -19,7 +22,7 @@ from kernel.runtime.results import RunResults
 def summarise(
     manifest: Manifest, dtype: torch.dtype, results: RunResults, seconds: float, machine: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The object that summary.json holds. `seconds` is the duration of the whole run, `machine` its `machine_facts`."""
+    """The object that summary.json holds. `seconds` is the duration of the whole run, `machine` its `MachineFacts`."""
     images, failed = results.summaries, results.failed
     stages: dict[str, float] = {}
     for image in images.values():
@@ -53,18 +56,33 @@ def largest_known(figures: Iterable[float | None]) -> float | None:
     return max((figure for figure in figures if figure is not None), default=None)
 
 
-def machine_facts() -> dict[str, Any]:
+class MachineFacts:
     """What the run stands on: Kaggle's image (None elsewhere), Python, torch, its CUDA (None: none), the GPUs' names.
 
-    The names are asked of the driver: torch would take memory of each GPU to say them.
+    The names are asked of the driver, since torch would take memory of each GPU to say them. It may take its time, or
+    never answer: a thread waits for it, and logs what there is.
     """
-    return {
-        "docker_image": os.environ.get("KAGGLE_DOCKER_IMAGE"),
-        "python": sys.version.split()[0],
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "gpus": gpu_names(),
-    }
+
+    def __init__(self) -> None:
+        self._gpus: list[str] | None = None  # not known yet
+        self._thread = threading.Thread(target=self._ask, name="asks for the GPUs", daemon=True)
+        self._thread.start()
+
+    def _ask(self) -> None:
+        self._gpus = gpu_names()
+        LOG.info("machine: %s", json.dumps(self.told()))
+
+    def told(self, seconds: float = 0.0) -> dict[str, Any]:
+        """The facts, for summary.json; `gpus` is None where the driver has not answered after so many more seconds."""
+        if threading.current_thread() is not self._thread:
+            self._thread.join(seconds)
+        return {
+            "docker_image": os.environ.get("KAGGLE_DOCKER_IMAGE"),
+            "python": sys.version.split()[0],
+            "torch": torch.__version__,
+            "cuda": torch.version.cuda,
+            "gpus": self._gpus,
+        }
 
 
 def gpu_names() -> list[str]:

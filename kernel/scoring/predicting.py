@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
 import sys
-import threading
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -22,9 +16,10 @@ from kernel.data.annotated import AnnotatedImage
 from kernel.ensemble.ensemble import Ensemble
 from kernel.ensemble.fallbacks import predict_image
 from kernel.ensemble.load import load_ensemble
-from kernel.errors import InputError, RunError
+from kernel.errors import InputError
 from kernel.log import LOG, show_log
 from kernel.manifest.types import Manifest
+from kernel.processes import map_in_processes
 from kernel.runtime.memory import free_memory, plan_tiling
 from kernel.scoring.predictions import (
     SoftPrediction,
@@ -105,7 +100,7 @@ def predict_jobs(
     Raises:
         InputError: at once, a damaged stored file or a folder that cannot be made; when its turn comes, an image that
             cannot be read.
-        RunError: a process dies. What is stored by then stays, and is not predicted again.
+        RunError: a process dies or hangs. What is stored by then stays, and is not predicted again.
     """
     stored = [False] * len(jobs)
     if folder is not None:
@@ -208,62 +203,31 @@ def map_on_devices(
 ) -> Iterator[SoftPrediction]:
     """`Predictor.predict` of each job, in order: in this process, or with several devices in a process for each.
 
-    A process takes the next job when it is free. At most four jobs per device are begun and not yet handed out, so that
-    no device waits and finished predictions do not pile up.
-
     Raises:
-        RunError: a process dies. What `Predictor.predict` raises is raised here too.
+        RunError: as `map_in_processes`. What `Predictor.predict` raises is raised here too.
     """
     if len(devices) == 1:
         predictor = Predictor(devices[0])
         for job, folder in work:
             yield predictor.predict(job, folder)
         return
-    context = multiprocessing.get_context("spawn")  # CUDA cannot be used in a fork
-    names = context.Queue()
-    for device in devices:
-        names.put(device)
     threads = max(1, torch.get_num_threads() // len(devices))
-    pool = ProcessPoolExecutor(len(devices), context, start_worker, (names, threads))
-    pending: deque[Future[SoftPrediction]] = deque()
-    try:
-        for job, folder in work:
-            pending.append(pool.submit(predict_in_worker, job, folder))
-            if len(pending) >= 4 * len(devices):
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    except BrokenProcessPool as error:
-        raise RunError(
-            f"a process of those on {', '.join(devices)} died, of too little memory perhaps; what --predictions has "
-            "stored is kept: run the same again, on fewer devices if need be"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
+    starts = [partial(start_worker, device, threads) for device in devices]
+    advice = "what --predictions has stored is kept: run the same again, on fewer devices if need be"
+    yield from map_in_processes(predict_in_worker, work, starts, advice)
 
 
 #: Of a worker process: its predictor, made by `start_worker`. A pool keeps nothing else between two jobs.
 _WORKER: list[Predictor] = []
 
 
-def start_worker(names: Any, threads: int) -> None:
-    """Prepare this worker process: it predicts on the next device of the queue `names`, with so many threads."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted as well, and ends the pool
-    threading.Thread(target=end_with_parent, daemon=True).start()
+def start_worker(device: str, threads: int) -> None:
+    """Prepare this worker process: it predicts on the device, with so many threads."""
     torch.set_num_threads(threads)
-    device = names.get()
     show_log(sys.stderr, f"{device}: %(message)s")
     _WORKER.append(Predictor(device))
 
 
-def end_with_parent() -> None:
-    """End this process when its parent has ended, however that came: a pool's workers would wait for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def predict_in_worker(job: PredictionJob, folder: Path | None) -> SoftPrediction:
+def predict_in_worker(work: tuple[PredictionJob, Path | None]) -> SoftPrediction:
     """`Predictor.predict` of this process's own."""
-    return _WORKER[0].predict(job, folder)
+    return _WORKER[0].predict(*work)

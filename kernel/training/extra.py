@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from kernel.data.annotated import AnnotatedImage, list_annotated
+from kernel.data.splits import belongs_to
 from kernel.errors import InputError
 from kernel.log import LOG
 from kernel.training.samples import TrainingImage, read_entries
@@ -60,6 +61,7 @@ def read_extra_images(
     classes: Sequence[str],
     num_classes: int,
     held_out: Collection[str] = (),
+    held_out_groups: Collection[str] = (),
 ) -> list[TrainingImage]:
     """At most `count` annotated images of `folders`, drawn by `seed`, with labels of `label_table`.
 
@@ -70,6 +72,7 @@ def read_extra_images(
         classes: those of the data trained on, in the order of their labels.
         num_classes: of the detector.
         held_out: ids of the validation images: an extra image of the same id is left out, whoever annotated it.
+        held_out_groups: their wells and samples (`belongs_to`): an extra image of one of these is left out as well.
 
     Raises:
         InputError: as `list_annotated` and `read_image` do; or no image is left of a folder.
@@ -84,6 +87,8 @@ def read_extra_images(
             foreign = {entry.class_names[label] for label in set(entry.labels.tolist()) if table[label] is None}
             if entry.image_id in held_out:
                 left_out["the validation fold has them too"] += 1
+            elif belongs_to(entry.annotations.sample_id) in held_out_groups:
+                left_out["the validation fold has their wells or samples"] += 1
             elif foreign:
                 left_out[f"the detector's {num_classes} classes have no place for {', '.join(sorted(foreign))}"] += 1
             else:

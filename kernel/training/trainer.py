@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from kernel.data.locks import sole_writer
 from kernel.ensemble.fallbacks import means_out_of_memory
 from kernel.errors import InputError, RunError
 from kernel.files import writing
+from kernel.locks import sole_writer
 from kernel.log import LOG
 from kernel.models.checkpoints import load_detector, recognise_checkpoint
 from kernel.models.detectors import Detector

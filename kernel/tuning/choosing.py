@@ -25,7 +25,7 @@ that the folds share training images, they do not know: they are rather too narr
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Generic, TypeVar
@@ -215,13 +215,27 @@ def scores_of_choice(candidates: Candidates, choice: Choice, images: np.ndarray 
     return candidates.current[rows] if choice.point is None else candidates.scores[rows, choice.point]
 
 
-def draw_folds(images: int, seed: int, folds: int = FOLDS, repeats: int = REPEATS) -> np.ndarray:
+def draw_folds(
+    images: int, seed: int, folds: int = FOLDS, repeats: int = REPEATS, groups: Sequence[str] = ()
+) -> np.ndarray:
     """Distribute images at random over folds of equal size, anew for each repeat.
+
+    Args:
+        images: how many.
+        seed: of the draw.
+        folds: how many.
+        repeats: how many draws.
+        groups: what each image belongs to, which is held out as one; none: each is alone.
 
     Returns:
         (repeats, images) int64, the fold of each image. With no more images than folds there is one repeat, and each
         image is held out alone.
     """
+    if groups:
+        _, place = np.unique(np.array(groups), return_inverse=True)
+        units = int(place.max()) + 1
+        if units < images:
+            return draw_folds(units, seed, folds, repeats)[:, place]
     if images <= folds:
         return np.arange(images)[None]
     rng = np.random.default_rng(seed)

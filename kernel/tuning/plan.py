@@ -26,6 +26,8 @@ class TuningPlan:
     seed: int = 0  # of everything that is drawn: folds, sign flips, bootstrap, optuna
     significance: float = SIGNIFICANCE  # the chance to report a gain where there is none
     folds: Mapping[str, int] | None = None  # by image id; None: drawn
+    #: What an image belongs to, by its id, as its well: held out as one. Images that are not there are alone.
+    groups: Mapping[str, str] = field(default_factory=dict)
 
     def grid_for(self, cell_type: str) -> ThresholdGrid:
         """What to try for a cell type."""
@@ -42,13 +44,20 @@ def folds_of(image_ids: Sequence[str], plan: TuningPlan) -> tuple[np.ndarray, bo
     Raises:
         InputError: the plan's folds lack an image.
     """
+    groups = [f"of {plan.groups[image_id]}" if image_id in plan.groups else image_id for image_id in image_ids]
+    if len(set(groups)) == 1:
+        groups = list(image_ids)  # nothing else can be held out: `tune` tells it
     if plan.folds is not None:
         lacking = [image_id for image_id in image_ids if image_id not in plan.folds]
         if lacking:
             raise InputError(
                 f"the folds lack {len(lacking)} of the images, '{lacking[0]}' first: give the folds.csv of these images"
             )
-        folds = np.array([plan.folds[image_id] for image_id in image_ids], dtype=np.int64)
+        of_group: dict[str, int] = {}  # the fold of the first one's: a folds.csv made elsewhere may tear a well
+        for image_id, group in zip(image_ids, groups, strict=True):
+            of_group.setdefault(group, plan.folds[image_id])
+        folds = np.array([of_group[group] for group in groups], dtype=np.int64)
         if len(np.unique(folds)) > 1:
             return folds[None], True
-    return draw_folds(len(image_ids), plan.seed, repeats=REPEATS if plan.search == "grid" else 1), False
+    repeats = REPEATS if plan.search == "grid" else 1
+    return draw_folds(len(image_ids), plan.seed, repeats=repeats, groups=groups), False

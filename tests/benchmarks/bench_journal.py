@@ -35,7 +35,8 @@ def main() -> None:
         working = folder / "working"
         working.mkdir()
         begun = time.perf_counter()
-        saved = SavedRun(working, paths, paths, {"script": "benchmark"})
+        saved = SavedRun(working, paths, paths)
+        saved.go_on({"journal": "benchmark"})
         start = time.perf_counter() - begun
         spent, checks, saves, slowest_save = 0.0, 0.0, 0, 0.0
         checked = SubmissionWriter(path.stem for path in paths)
@@ -54,7 +55,9 @@ def main() -> None:
         saved.write()
         end = time.perf_counter() - begun
         begun = time.perf_counter()
-        again = SavedRun(working, paths, paths, {"script": "benchmark"})
+        saved.close()
+        again = SavedRun(working, paths, paths)
+        again.go_on({"journal": "benchmark"})
         resumed = time.perf_counter() - begun
         assert not again.todo
         total = options.images * options.seconds

@@ -6,11 +6,16 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from bundle import datasets
 from bundle.checks import is_slip
 from bundle.datasets import parse_sums, read_sums, sums_of, write_weights_datasets
+from kernel.__main__ import main
+from kernel.data.learned import MemberRecord, read_member_record
+from kernel.data.pictures import Picture
 from kernel.errors import InputError
 from kernel.files import file_sha256
 from kernel.local_weights import FoundWeights
@@ -111,6 +116,33 @@ def test_a_folder_of_somebody_else_is_never_replaced(tmp_path: Path) -> None:
     (folder / "thesis.tex").rename(folder / "mine.pt")
     with pytest.raises(InputError, match=r"holds other files \(mine.pt\)"):
         write_weights_datasets(DEMO, found(tmp_path / "files"), tmp_path / "dist")
+
+
+def test_weights_that_no_build_has_put_there_are_not_lost(tmp_path: Path) -> None:
+    weights = found(tmp_path / "files")
+    (folder,) = write_weights_datasets(DEMO, weights[:1], tmp_path / "dist").values()
+    (folder / "fold1.safetensors").write_bytes(b"mine")
+    with pytest.raises(InputError, match=r"holds other files \(fold1\.safetensors\)"):
+        write_weights_datasets(DEMO, weights, tmp_path / "dist")
+    (folder / "fold1.safetensors").unlink()
+    write_weights_datasets(DEMO, weights, tmp_path / "dist")
+    write_weights_datasets(DEMO, weights[:1], tmp_path / "dist")  # an earlier build's may go
+    assert not (folder / weights[1].path.name).exists()
+
+
+def test_what_members_have_learned_from_goes_with_them(wheels_site: Path, tmp_path: Path) -> None:
+    """The learned ids and pixel hashes lie in the files' metadata; `convert` keeps them too."""
+    weights = found(tmp_path / "files")
+    pictures = (Picture("0030fd0e6378", "0123456789abcdef", "f" * 256), Picture("cellule é", "fedcba9876543210", ""))
+    record = MemberRecord("a run", 7, 9, pictures)
+    save_file({"weight": np.zeros(3, np.float32)}, weights[0].path, record.metadata())
+    (folder,) = write_weights_datasets(DEMO, weights, tmp_path / "dist").values()
+    built = folder / Path(str(weights[0].member.file)).name
+    assert read_member_record(built) == record
+    write_weights_datasets(DEMO, [replace(weights[0], path=built), *weights[1:]], tmp_path / "dist")  # from itself
+    assert read_member_record(built) == record
+    assert main(["convert", str(built), str(tmp_path / "converted.safetensors")]) == 0
+    assert read_member_record(tmp_path / "converted.safetensors") == record
 
 
 def test_a_file_in_a_folder_is_told(tmp_path: Path) -> None:

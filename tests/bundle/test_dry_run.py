@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -237,3 +239,13 @@ def test_a_file_is_never_replaced_by_a_folder(tmp_path: Path) -> None:
 
 def test_removing_nothing(tmp_path: Path) -> None:
     remove_folder(tmp_path / "gone")
+
+
+def test_a_script_without_end_is_ended(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So is one that has stopped itself, which hears no other signal."""
+    quick = replace(MANIFEST, time_limit_hours=2 / 3600)
+    monkeypatch.setattr(sys.modules[__name__], "MANIFEST", quick)
+    for script in ("import time; time.sleep(1e6)", "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)"):
+        with pytest.raises(RunError, match=r"has not ended after 0\.000555556 h, the manifest's time_limit_hours"):
+            run_with(here, script=script)
+        assert leftovers(here / "out") == []

@@ -17,9 +17,9 @@ from bundle.kaggle import (
     KERNEL_METADATA_NAME,
     check_dataset_folder,
     kernel_metadata,
-    slug_of_title,
     unverified_points,
 )
+from bundle.names import slug_of_title
 from kernel.errors import InputError
 from kernel.manifest.reader import parse_manifest
 

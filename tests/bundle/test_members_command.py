@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +16,11 @@ from safetensors.torch import load_file, save_file
 
 import build_kernel
 from bundle.commands import common
+from bundle.kaggle import dataset_metadata, kernel_metadata
 from bundle.member_table import parameter_count
 from kernel.data.synthetic.generate import generate_image
 from kernel.files import file_sha256
+from kernel.locks import sole_writer
 from kernel.manifest.reader import read_manifest
 from kernel.models.checkpoints import read_state_dict
 
@@ -143,7 +148,15 @@ def test_what_was_measured_of_a_swapped_member_goes(tmp_path: Path, other: Path)
         (["add", str(WEIGHTS / "htc.safetensors")], "is the file of htc already: the same detector counted twice"),
         (["add", "OTHER", "--name", "htc"], "has a member 'htc' already: give another --name, or `members swap htc"),
         (["add", "OTHER", "--dataset", "nobody"], "expected a dataset as owner/slug"),
-        (["add", "gone.safetensors"], "no weight file gone.safetensors"),
+        (["add", "gone.safetensors"], "no weight file gone.safetensors: . has no weight file"),
+        (["add", "NEAR"], "htd.safetensors: did you mean 'htc.safetensors'?"),
+        (["add", "FOLDER"], "is a folder: give one of its files, cascade.safetensors, htc.safetensors, maskrcnn"),
+        (["add", "DANGLING"], "it is a link to nowhere.pt, which is not there"),
+        (["add", "BRACES"], "braces stand for folds in a manifest: rename the file"),
+        (["add", "OTHER", "--dataset", "ada/cells-1-"], "'ada/cells-1-' is no Kaggle dataset"),
+        (["add", "OTHER", "--dataset", "ada/mmdet-pure-python-wheels"], "is to hold the wheels and weights as well"),
+        (["swap", "htc", "OTHER", "--dataset", "cells-1"], "expected a dataset as owner/slug, ada/in-network-ensemble"),
+        (["swap", "htc", "OTHER", "--name", ""], 'name: found "", expected letters'),
         (["add", "MANIFEST"], "not a weight file"),
         (["add", "A&B"], "Kaggle takes no & or @ in a file's name"),
         (["add", "EIGHT"], "tells 8 classes apart, the ensemble 3"),
@@ -151,7 +164,13 @@ def test_what_was_measured_of_a_swapped_member_goes(tmp_path: Path, other: Path)
     ],
 )
 def test_refused_with_the_reason(
-    manifest: Path, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], told: str
+    manifest: Path,
+    other: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    told: str,
 ) -> None:
     shutil.copy(other, tmp_path / "a&b.safetensors")
     if "EIGHT" in words:
@@ -161,12 +180,118 @@ def test_refused_with_the_reason(
         save_file(state, tmp_path / "eight.safetensors")
     files = {
         "OTHER": other, "MANIFEST": manifest, "A&B": tmp_path / "a&b.safetensors",
-        "EIGHT": tmp_path / "eight.safetensors",
+        "EIGHT": tmp_path / "eight.safetensors", "NEAR": WEIGHTS / "htd.safetensors", "FOLDER": WEIGHTS,
+        "DANGLING": tmp_path / "dangling.pt", "BRACES": tmp_path / "a{1}.safetensors",
     }  # fmt: skip
+    (tmp_path / "dangling.pt").symlink_to("nowhere.pt")
+    shutil.copy(other, tmp_path / "a{1}.safetensors")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
     before = manifest.read_bytes()
     assert members(manifest, *(str(files.get(word, word)) for word in words)) == 2
     assert told in capsys.readouterr().err
     assert manifest.read_bytes() == before
+
+
+def test_the_dashes_of_the_table_are_explained(
+    manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = json.loads(manifest.read_bytes())
+    data["members"][0] |= {"file": None, "sha256": None}
+    data["members"][1] |= {"sha256": None}
+    manifest.write_text(json.dumps(data), encoding="utf-8")
+    assert members(manifest, "--out", str(tmp_path)) == 0
+    told = capsys.readouterr().out
+    assert "- no `file` yet, found by its content when you build with --weights-dir: maskrcnn\n" in told
+    assert f"- not in {tmp_path}, so that parameters and size are unknown: cascade, htc; name the folder" in told
+    assert "- no `sha256` yet, which a build with --weights-dir fills in: cascade\n" in told
+    assert "- no seconds an image: `members time --images DIR` measures them" in told
+    manifest.write_text(json.dumps(data | {"members": data["members"][2:]}), encoding="utf-8")
+    sha256 = data["members"][2]["sha256"]
+    (tmp_path / "member-seconds.json").write_text(json.dumps({sha256: 1.5}), encoding="utf-8")
+    assert members(manifest, "--out", str(tmp_path), "--weights-dir", str(WEIGHTS)) == 0
+    assert "\n- " not in capsys.readouterr().out
+
+
+def test_where_to_build_with_a_new_file(manifest: Path, other: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (manifest.parent / "weights").mkdir()
+    assert members(manifest, "add", str(other), "--use-for", "cort", "cort") == 2
+    assert "the cell types use different members" in capsys.readouterr().err
+    assert members(manifest, "add", str(other), "--use-for", "cort", "cls", "cort") == 0
+    assert f"next: put {other} into {manifest.parent / 'weights'}, where the other" in capsys.readouterr().out
+    assert read_manifest(manifest).members[-1].use_for == ("cort", "cls")
+    assert members(manifest, "remove", "htc_v2_best_") == 0
+    assert members(manifest, "add", str(other), "--weights-dir", str(other.parent)) == 0
+    assert f"next: build with --weights-dir {other.parent}\n" in capsys.readouterr().out
+
+
+def test_a_file_for_nobodys_dataset(manifest: Path, other: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = manifest.read_bytes().replace(b"ada/", b"your-kaggle-name/")
+    manifest.write_bytes(text)
+    assert members(manifest, "add", str(other)) == 2
+    assert (
+        "the manifest names no user yet, but your-kaggle-name: `python build_kernel.py init" in capsys.readouterr().err
+    )
+    assert manifest.read_bytes() == text
+
+
+def test_a_linked_manifest_stays_a_link_and_keeps_its_rights(manifest: Path, tmp_path: Path) -> None:
+    manifest.chmod(0o664)
+    (tmp_path / "elsewhere").mkdir()
+    link = tmp_path / "elsewhere" / "link.json"
+    link.symlink_to(manifest)
+    assert members(link, "remove", "htc") == 0
+    assert link.is_symlink() and [member.name for member in read_manifest(manifest).members] == ["maskrcnn", "cascade"]
+    assert manifest.stat().st_mode & 0o777 == 0o664
+
+
+def test_a_manifest_that_is_read_only_or_in_use_stays(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = manifest.read_bytes()
+    manifest.chmod(0o444)
+    assert members(manifest, "remove", "htc") == 2
+    assert "is read-only and stays as it is: allow writing it" in capsys.readouterr().err
+    manifest.chmod(0o644)
+    with sole_writer(manifest):
+        assert members(manifest, "remove", "htc") == 2
+    assert f"another run (its process is {os.getpid()}) writes {manifest}: wait" in capsys.readouterr().err
+    assert manifest.read_bytes() == before
+    assert members(manifest, "remove", "htc") == 0 and not list(manifest.parent.glob(".*"))
+
+
+def test_a_folder_that_cannot_be_written_is_told(
+    manifest: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = manifest.read_bytes()
+
+    def refuse(**keywords: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.mkstemp", refuse)
+    assert members(manifest, "remove", "htc") == 2
+    assert f"cannot write {manifest} (Permission denied)" in capsys.readouterr().err
+    assert manifest.read_bytes() == before
+
+
+def test_commands_at_once_lose_nothing(manifest: Path) -> None:
+    """Each is whole: done, or refused because another one writes."""
+    words = [
+        sys.executable,
+        str(ROOT / "build_kernel.py"),
+        "members",
+        "use",
+        "htc",
+        "--manifest",
+        str(manifest),
+        "--for",
+    ]
+    uses = [["shsy5y", "astro", "cort"], ["shsy5y", "astro", "cort", "cls"]] * 2
+    running = [subprocess.Popen([*words, *use], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) for use in uses]
+    told = [process.communicate()[1].decode() for process in running]
+    for process, line in zip(running, told, strict=True):
+        assert process.returncode == 0 or (process.returncode == 2 and "another run" in line), line
+    assert any(process.returncode == 0 for process in running)
+    assert read_manifest(manifest).members[2].use_for[:3] == ("shsy5y", "astro", "cort")
+    assert [path.name for path in manifest.parent.iterdir()] == [manifest.name]
 
 
 def test_the_last_member_of_a_type_stays(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -234,19 +359,105 @@ def test_init_takes_a_folders_own_manifest_over(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--user", "you"], "give your Kaggle user name"),
-        (["--user", "a b"], "give your Kaggle user name"),
+        (["--user", "you"], "--user 'you' stands for a name: give your Kaggle user name"),
+        (["--user", "a b"], "--user 'a b' is no user name: give your Kaggle user name"),
+        (["--user", ""], "give your Kaggle user name"),
         (["--user", "ada", "--from", "gone"], "--from gone: no such folder"),
-        (["--user", "ada", "--from", "."], "no weight file of ours in it"),
-        (["--user", "ada", "--title", "abc"], "a title of at least 5"),
+        (["--user", "ada", "--from", "file.pt"], "--from file.pt: is a file: give its folder"),
+        (["--user", "ada", "--from", "empty"], "no weight file of ours in it: no name ends in .safetensors, .pt"),
+        (["--user", "ada", "--from", "."], "no weight file of ours in it:\n  - file.pt"),
+        (["--user", "ada", "--from", "outer"], "in its folder(s) inner there are some: give one of these"),
+        (["--user", "ada", "--title", "abc"], "'abc' has 3 characters, Kaggle takes 5 to 50"),
+        (["--user", "ada", "--title", ""], "'' has 0 characters"),
+        (["--user", "ada", "--title", "x" * 51], "has 51 characters, Kaggle takes 5 to 50"),
+        (["--user", "ada", "--title", "!!! a b !!!"], "has the slug 'a-b', of which Kaggle takes 5 characters or more"),
+        (
+            ["--user", "ada", "--title", "Zellen f\u00fcr alle"],
+            "holds '\u00fc', for which Kaggle's slug cannot",
+        ),
+        (["--user", "ada", "--title", "Cells &amp; more"], "holds '&amp;', which Kaggle reads as another character"),
+        (["--user", "ada", "--competition", "A b"], "--competition 'A b' is no competition: give its slug"),
+        (["--user", "ada", "--from", ".", "--dataset", "My W"], "no dataset's name: give 6 to 50 small letters"),
+        (["--user", "ada", "--from", ".", "--dataset", "cells-1-"], "like cells-1"),
+        (["--user", "ada", "--from", ".", "--dataset", "bob/cells-1"], "'bob/cells-1' is not ada's"),
+        (["--user", "ada", "--dataset", "cells-1"], "--dataset belongs to --from, which is not given"),
     ],
 )
 def test_init_refuses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], told: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "outer" / "inner").mkdir(parents=True)
+    (tmp_path / "empty").mkdir()
+    for place in ("file.pt", "outer/inner/file.pt"):
+        (tmp_path / place).write_bytes(b"no weights")
     assert init(tmp_path / "mine.json", *words) == 2
     assert told in capsys.readouterr().err and not (tmp_path / "mine.json").exists()
+
+
+def test_init_tells_all_that_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert init(tmp_path / "mine.json", "--user", "you", "--title", "abc", "--competition", "A b") == 2
+    assert [line.split()[0] for line in capsys.readouterr().err.removeprefix("error: ").splitlines()] == [
+        "--user", "--title", "--competition",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "title", ["x" * 5, "X" * 50, "A title that has forty-six letters and some more", "1,000 cells!"]
+)
+def test_what_init_takes_the_build_takes(tmp_path: Path, title: str) -> None:
+    words = ["--user", "ada", "--from", str(WEIGHTS), "--title", title]
+    assert init(tmp_path / "mine.json", *words) == 0
+    mine = read_manifest(tmp_path / "mine.json")
+    assert kernel_metadata(mine)["title"] == title
+    assert [dataset_metadata(name)["id"] for name in mine.all_weight_datasets] == [mine.weight_datasets[0]]
+
+
+@pytest.mark.parametrize("dataset", ["cells-1", "ada/cells-1", "ADA/cells-1"])
+def test_init_gives_all_weights_the_dataset_that_is_named(tmp_path: Path, dataset: str) -> None:
+    """Also members that name another one."""
+    folder = tmp_path / "members"
+    shutil.copytree(WEIGHTS, folder)
+    data = json.loads((ROOT / "bundle" / "demo" / "manifest.json").read_text(encoding="utf-8"))
+    data["members"][0]["dataset"] = "bob/other-cells"
+    data["weight_datasets"] = ["your-kaggle-name/one-cells", "your-kaggle-name/two-cells"]
+    (folder / "manifest.json").write_text(json.dumps(data), encoding="utf-8")
+    assert init(tmp_path / "mine.json", "--user", "ada", "--from", str(folder), "--dataset", dataset) == 0
+    assert read_manifest(tmp_path / "mine.json").all_weight_datasets == ("ada/cells-1",)
+
+
+def test_init_refuses_a_manifest_that_would_not_build(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = json.loads((ROOT / "bundle" / "demo" / "manifest.json").read_text(encoding="utf-8"))
+    for change, told in (
+        ({"kernel": data["kernel"] | {"title": "Other title"}}, "make them agree in the manifest"),
+        ({"wheels_dataset": "your-kaggle-name/in-network-ensemble-demo-weights"}, "the wheels and weights as well"),
+        ({"members": [data["members"][0] | {"file": "a_{fold}.pt", "sha256": None}]}, "here each needs one file"),
+    ):  # fmt: skip
+        (tmp_path / "manifest.json").write_text(json.dumps(data | change), encoding="utf-8")
+        assert init(tmp_path / "mine.json", "--user", "ada", "--from", str(tmp_path)) == 2
+        assert told in capsys.readouterr().err and not (tmp_path / "mine.json").exists()
+    words = ["--user", "ada", "--from", str(tmp_path), "--title", "A title that agrees"]
+    other = json.dumps(data | {"kernel": data["kernel"] | {"title": "Other title"}})
+    (tmp_path / "manifest.json").write_text(other, encoding="utf-8")
+    assert init(tmp_path / "mine.json", *words) == 0
+    assert "the build needs these files in" in capsys.readouterr().out
+
+
+def test_files_that_would_be_called_alike_become_two_members(
+    tmp_path: Path, other: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "members"
+    folder.mkdir()
+    for source, name in (("htc", "z\u00fcrich"), ("cascade", "z-rich"), ("maskrcnn", "z{1}")):
+        shutil.copy(WEIGHTS / f"{source}.safetensors", folder / f"{name}.safetensors")
+    shutil.copy(other, folder / "z_rich.safetensors")
+    assert init(tmp_path / "mine.json", "--user", "ada", "--from", str(folder)) == 0
+    assert "passed over: z{1}.safetensors: braces stand for folds" in capsys.readouterr().out
+    mine = read_manifest(tmp_path / "mine.json").members
+    assert [member.name for member in mine] == ["z-rich", "z_rich", "z_rich_2"]
+    assert [member.file for member in mine] == [
+        "z-rich.safetensors", "z_rich.safetensors", "z\u00fcrich.safetensors",
+    ]  # fmt: skip
 
 
 def test_init_overwrites_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,8 +27,9 @@ import pytest
 
 import bundle.repack
 from bundle.fetch import FetchError, cache_dir, fetch
-from bundle.kaggle import DEFAULT_DATASET_ID, dataset_metadata
+from bundle.kaggle import dataset_metadata
 from bundle.lock import load_lock, update_lock
+from bundle.names import DEFAULT_DATASET_ID
 from bundle.repack import BUNDLE_DIR, write_wheel
 from bundle.vendor import build_wheels, main
 from kernel.errors import InputError
@@ -652,15 +653,24 @@ def test_other_files_are_never_replaced(shop: Shop, tmp_path: Path, foreign: str
     (out / foreign).parent.mkdir(parents=True)
     (out / foreign).write_text("mine", encoding="utf-8")
     (out / "old.whl").touch()
-    with pytest.raises(InputError, match=rf"holds other files than wheels \({foreign.split('/')[0]}\)"):
+    with pytest.raises(InputError, match=rf"holds other files \({foreign.split('/')[0]}\)"):
         shop.build(out)
     assert tree(out) == {foreign: b"mine", "old.whl": b""}
+
+
+def test_wheels_of_somebody_else_are_never_replaced(shop: Shop, tmp_path: Path) -> None:
+    out = tmp_path / "wheels"
+    out.mkdir()
+    (out / "numpy-2.0-cp311-none-any.whl").write_bytes(b"mine")
+    with pytest.raises(InputError, match=r"holds other files \(numpy-2\.0-cp311-none-any\.whl\)"):
+        shop.build(out)
+    assert tree(out) == {"numpy-2.0-cp311-none-any.whl": b"mine"}
 
 
 def test_a_file_is_no_folder(shop: Shop, tmp_path: Path) -> None:
     out = tmp_path / "wheels"
     out.write_text("mine", encoding="utf-8")
-    with pytest.raises(InputError, match="is a file, and the wheels need a folder"):
+    with pytest.raises(InputError, match="is a file, and a folder is to be written there"):
         shop.build(out)
     assert out.read_text(encoding="utf-8") == "mine"
 

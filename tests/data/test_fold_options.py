@@ -15,16 +15,17 @@ import pytest
 import kernel.training.trainer
 from kernel.__main__ import main
 from kernel.commands.common import list_fold
-from kernel.data.annotated import AnnotatedImage
+from kernel.data.annotated import AnnotatedImage, list_annotated
 from kernel.data.annotations import ImageAnnotations
 from kernel.data.livecell import LIVECELL_CLASSES
 from kernel.data.prepare import prepare
 from kernel.data.prepared import PreparedDataset, read_prepared, write_prepared
 from kernel.data.sources import read_competition
-from kernel.data.splits import read_folds
+from kernel.data.splits import FoldRow, belongs_to, read_folds, write_folds
 from kernel.data.synthetic.generate import write_dataset
 from kernel.errors import InputError
 from kernel.log import LOG
+from kernel.training.extra import read_extra_images
 from kernel.training.run import TrainingRun
 from kernel.training.samples import TrainingImage, check_classes, read_training_images
 from kernel.tuning.threshold_tuning import tune_ensemble
@@ -142,3 +143,65 @@ def test_thresholds_of_other_cell_types_are_not_tuned(folders: tuple[Path, Path]
     ensemble: Any = SimpleNamespace(settings=SimpleNamespace(thresholds={"shsy5y": None, "cort": None}))
     with pytest.raises(InputError, match="the images are of astro, and there are thresholds for shsy5y, cort"):
         tune_ensemble(ensemble, held_out(folders[1], None))
+
+
+def torn_folds(data: Path, path: Path) -> dict[str, int]:
+    """A folds.csv made elsewhere that puts the images of each well into two folds, but for the last well's."""
+    images = list_annotated(data)
+    wells = list(dict.fromkeys(belongs_to(image.annotations.sample_id) for image in images))
+    assert len(wells) >= 3 and None not in wells
+    folds = {}
+    for number, image in enumerate(images):
+        well = belongs_to(image.annotations.sample_id)
+        folds[image.image_id] = 1 if well == wells[-1] else number % 2
+    write_folds(path, [FoldRow(image_id, fold, "", "") for image_id, fold in folds.items()])
+    return folds
+
+
+def test_wells_that_folds_made_elsewhere_tear_are_not_on_both_sides(
+    folders: tuple[Path, Path],
+    trained_on: list[list[TrainingImage]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    raw, _ = folders
+    folds_csv, out = tmp_path / "folds.csv", tmp_path / "member.safetensors"
+    folds = torn_folds(raw, folds_csv)
+    wells = {image.image_id: belongs_to(image.annotations.sample_id) for image in list_annotated(raw)}
+    assert train_command(raw, out, "--fold", "0", "--folds-csv", folds_csv) == 0
+    (trained,) = trained_on
+    names = {image.name for image in trained}
+    validated = {image_id for image_id, fold in folds.items() if fold == 0}
+    assert names and not {wells[name] for name in names} & {wells[name] for name in validated}
+    left_out = {name for name, fold in folds.items() if fold == 1 and name not in names}
+    assert f"{len(left_out)} images are not trained on, as their wells or samples are in fold 0 too" in (
+        told := capsys.readouterr().err
+    )
+    assert "lie in several folds of" in told
+
+
+def test_where_no_image_of_another_well_is_left_it_is_told(
+    folders: tuple[Path, Path],
+    trained_on: list[list[TrainingImage]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    raw, _ = folders
+    images = list_annotated(raw)
+    rows = [FoldRow(image.image_id, number % 2, "", "") for number, image in enumerate(images)]
+    write_folds(tmp_path / "folds.csv", rows)
+    out = tmp_path / "member.safetensors"
+    assert train_command(raw, out, "--fold", "0", "--folds-csv", tmp_path / "folds.csv") == 2
+    assert "none is left to train on: make folds by `prepare --split group`" in capsys.readouterr().err
+    assert not trained_on
+
+
+def test_extra_images_of_held_out_wells_are_left_out(folders: tuple[Path, Path]) -> None:
+    raw, _ = folders
+    images = list_annotated(raw)
+    group = belongs_to(images[0].annotations.sample_id)
+    assert group is not None
+    classes = images[0].class_names
+    extra = read_extra_images([raw], 100, 0, classes, 3, {images[0].image_id}, {group})
+    expected = {image.image_id for image in images if belongs_to(image.annotations.sample_id) != group}
+    assert {image.name for image in extra} == expected and expected

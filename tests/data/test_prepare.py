@@ -61,8 +61,9 @@ def small_folder(tmp_path: Path, rows: str, images: tuple[str, ...] = ("a", "b")
     folder = tmp_path / "small"
     (folder / "train").mkdir(parents=True)
     (folder / "train.csv").write_text(HEADER + rows)
-    for name in images:
-        cv2.imwrite(str(folder / "train" / f"{name}.png"), np.arange(60, dtype=np.uint8).reshape(6, 10))
+    for number, name in enumerate(images):
+        pixels = np.random.default_rng(number).integers(0, 255, (6, 10)).astype(np.uint8)
+        cv2.imwrite(str(folder / "train" / f"{name}.png"), pixels)
     return folder
 
 
@@ -279,8 +280,8 @@ def test_where_nothing_is_left_an_earlier_preparation_stays(folder: Path, tmp_pa
 
 
 def test_an_impossible_split_tells_what_was_left_out(tmp_path: Path) -> None:
-    rows = "".join(f"{name},{rle},10,6,cort,,,s,\n" for name, rle in zip("abcd", (FAR, FAR, "x", "99 9"), strict=True))
-    folder = small_folder(tmp_path, rows + f"z,{FAR},10,6,cort,,,s,\n", tuple("abcd"))
+    rows = "".join(f"{name},{rle},10,6,cort,,,,\n" for name, rle in zip("abcd", (FAR, FAR, "x", "99 9"), strict=True))
+    folder = small_folder(tmp_path, rows + f"z,{FAR},10,6,cort,,,,\n", tuple("abcd"))
     with pytest.raises(InputError) as told:
         prepare(read_competition(folder), tmp_path / "out", "stratified", 3)
     assert "2 images cannot be split into 3 folds" in str(told.value)

@@ -107,7 +107,8 @@ def test_livecell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "images").mkdir()
     for number, well in enumerate(("A1", "A2", "B1"), start=1):
         name = f"BV2_Phase_{well}_1_00d00h00m_1.tif"
-        cv2.imwrite(str(tmp_path / "images" / name), np.arange(60, dtype=np.uint8).reshape(6, 10))
+        pixels = np.random.default_rng(number).integers(0, 255, (6, 10)).astype(np.uint8)
+        cv2.imwrite(str(tmp_path / "images" / name), pixels)
         images.append({"id": number, "file_name": name, "height": 6, "width": 10})
     square = [[2, 1, 6, 1, 6, 4, 2, 4]]
     cells = [{"id": n, "image_id": n, "category_id": 1, "segmentation": square, "iscrowd": 0} for n in (1, 2, 3)]

@@ -14,11 +14,13 @@ from kernel.data.splits import (
     SPLIT_NAMES,
     FoldRow,
     SampledImage,
+    belongs_to,
     make_split,
     other_folds,
     plate_and_well,
     read_folds,
     select_folds,
+    torn_groups,
     write_folds,
 )
 from kernel.errors import InputError
@@ -77,9 +79,12 @@ def test_no_group_is_in_two_folds(name: str, group_of) -> None:
     assert all(len(folds) == 1 for folds in folds_of.values())
 
 
-@pytest.mark.parametrize(("name", "slack"), [("stratified", 1), ("stratified-group", 3)])
-def test_cell_types_are_balanced(name: str, slack: int) -> None:
-    rows = make_split(sampled(), name, 5).rows
+@pytest.mark.parametrize(("name", "slack", "samples"), [("stratified", 1, False), ("stratified", 5, True),
+                                                       ("stratified-group", 5, True)])  # fmt: skip
+def test_cell_types_are_balanced_as_far_as_wells_allow(name: str, slack: int, samples: bool) -> None:
+    """Wells have five images, and the rare types three wells for five folds."""
+    images = sampled() if samples else [replace(image, sample_id="") for image in sampled()]
+    rows = make_split(images, name, 5).rows
     for cell_type in ("shsy5y", "astro", "cort"):
         counts = Counter(row.fold for row in rows if row.cell_type == cell_type)
         per_fold = [counts[fold] for fold in range(5)]
@@ -126,7 +131,11 @@ def test_too_few_groups() -> None:
     with pytest.raises(InputError, match="only 3 for 5 folds"):
         make_split(images, "group", 5)
     assert make_split(images, "group", 3).name == "group"
-    assert make_split(images, "group", 5, or_next_best=True).name == "stratified"
+    for name in SPLIT_NAMES:
+        for or_next_best in (False, True):
+            with pytest.raises(InputError, match="together, and there are only 3 for 5 folds"):
+                make_split(images, name, 5, or_next_best=or_next_best)
+        assert len({row.fold for row in make_split(images, name, 3).rows}) == 3
 
 
 def test_a_rare_cell_type_is_told(caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder) -> None:
@@ -201,15 +210,46 @@ def test_copies_lie_in_the_fold_of_their_picture(name: str) -> None:
     }
 
 
-def test_copies_stay_together_where_wells_cannot(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("name", SPLIT_NAMES)
+def test_no_split_tears_what_is_known_to_belong_together(name: str) -> None:
+    """Wells of several places; samples that say no well; images without a sample, where the split allows them."""
+    images = sampled()
+    if name != "group":
+        images += [SampledImage(f"mouse{index:02d}", "cort", f"mouse {index // 4}") for index in range(40)]
+    if name == "stratified":
+        images += [SampledImage(f"alone{index:02d}", "astro", "") for index in range(15)]
+    folds_of = defaultdict(set)
+    split = make_split(images, name, 5)
+    for image, row in zip(sorted(images, key=lambda image: image.image_id), split.rows, strict=True):
+        folds_of[belongs_to(image.sample_id) or image.image_id].add(row.fold)
+    assert len(folds_of) == 18 + 10 * (name != "group") + 15 * (name == "stratified")
+    assert all(len(folds) == 1 for folds in folds_of.values())
+    assert not torn_groups(
+        {image.image_id: image.sample_id for image in images}, {row.image_id: row.fold for row in split.rows}
+    )
+
+
+def test_torn_groups_of_folds_made_elsewhere() -> None:
+    samples = {
+        "a": "cort_A1-1_Vessel-1_Ph_1",
+        "b": "cort_A1-2_Vessel-1_Ph_1",
+        "c": "mouse 3",
+        "d": "mouse 3",
+        "e": "",
+        "f": "",
+    }
+    folds = {"a": 0, "b": 1, "c": 2, "d": 2, "e": 0, "f": 1}
+    assert torn_groups(samples, folds) == {"Vessel-1_A1": {0, 1}}
+    assert torn_groups(samples, {"a": 0}) == {} == torn_groups({}, {})
+
+
+def test_copies_are_never_parted() -> None:
     images = [SampledImage(f"i{index}", "cort", "cort_A1-1_Vessel-1_Ph_1") for index in range(6)]
     copies = [replace(image, image_id=f"z{image.image_id}", same_as=image.image_id) for image in images]
-    split = make_split([*images, *copies], "group", 3)
-    fold_of = {row.image_id: row.fold for row in split.rows}
-    assert set(fold_of.values()) == {0, 1, 2} and split.name == "stratified"
-    assert all(fold_of[copy.image_id] == fold_of[copy.same_as] for copy in copies)
-    assert "1 of 1 wells lie in several folds, Vessel-1_A1" in caplog.text
-    # Two pictures, three folds: one is torn apart, and named.
-    few = [replace(image, same_as=("i0", "i1")[number % 2]) for number, image in enumerate(images)]
-    assert len({row.fold for row in make_split(few, "stratified", 3).rows}) == 3
-    assert "4 images are pictures that others are too" in caplog.text and "i2 is i0" in caplog.text
+    with pytest.raises(InputError, match="there are only 1 for 3 folds"):
+        make_split([*images, *copies], "group", 3)
+    # Two pictures, three folds.
+    few = [replace(image, sample_id="", same_as=("i0", "i1")[number % 2]) for number, image in enumerate(images)]
+    with pytest.raises(InputError, match="only 2 of the pictures are different, and 3 folds are asked for"):
+        make_split(few, "stratified", 3)
+    assert len({row.fold for row in make_split(few, "stratified", 2).rows}) == 2

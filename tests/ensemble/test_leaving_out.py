@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import random
+from dataclasses import replace
+from pathlib import Path
 
-from kernel.ensemble.leaving_out import take_over_uses, with_uses_taken_over
+import pytest
+
+from kernel.ensemble.leaving_out import lacks_files, take_over_uses, with_uses_taken_over
+from kernel.manifest.reader import read_manifest
 from kernel.manifest.types import MemberEntry
+from kernel.mounts import INPUT_ROOT_VARIABLE
 from kernel.settings import CELL_TYPES, CLS_USE, STAGES, StageWeights, needed_stages
 
 
@@ -37,3 +44,36 @@ def test_members_that_suffice_stay_as_they_are() -> None:
     for gone in itertools.chain(uses):
         (left,) = take_over_uses({name: own for name, own in uses.items() if name != gone}, weights).values()
         assert left >= set(CELL_TYPES)
+
+
+@pytest.mark.parametrize(
+    ("mounted", "sha256", "lacks"),
+    [
+        ({"datasets/me/weights/a.pt": b"a"}, None, False),
+        ({"weights/a.pt": b"a"}, "a", False),
+        ({"weights/b.pt": b"a"}, "a", True),
+        ({"datasets/you/weights/run/a.pt": b"a"}, "a", False),  # found by its checksum: nothing to wait for
+        ({"datasets/you/weights/a.pt": b"other"}, "a", True),  # the right one may still come
+        ({"datasets/you/weights/a.pt": b"a"}, None, True),
+        ({"datasets/me/weights/b.pt": b"a", "datasets/you/weights/a.pt": b"a"}, "a", False),
+        ({"datasets/me/second/a.pt": b"a"}, None, False),  # one of the two datasets suffices
+        ({}, None, True),
+    ],
+)
+def test_what_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mounted: dict[str, bytes], sha256: str | None, lacks: bool
+) -> None:
+    monkeypatch.setenv(INPUT_ROOT_VARIABLE, str(tmp_path))
+    for name, content in mounted.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    total = None if sha256 is None else hashlib.sha256(sha256.encode()).hexdigest()
+    member = MemberEntry("one", "htc", "resnet50", CELL_TYPES, file="a.pt", sha256=total)
+    published = read_manifest(Path(__file__).parents[2] / "weights_manifest.json")
+    manifest = replace(published, members=(member,), weight_datasets=("me/weights", "me/second"))
+    assert lacks_files(manifest) is lacks
+    nameless = replace(manifest, members=(replace(member, file=None, sha256=None),))
+    assert lacks_files(nameless)  # its file may be in either, and only one is there
+    (tmp_path / "datasets" / "me" / "weights").mkdir(parents=True, exist_ok=True)
+    (tmp_path / "datasets" / "me" / "second").mkdir(parents=True, exist_ok=True)
+    assert not lacks_files(nameless)

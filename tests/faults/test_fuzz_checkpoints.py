@@ -17,8 +17,8 @@ from odd_weights import save_with_class
 
 from kernel.errors import InputError
 from kernel.models.checkpoints import Checkpoint, checkpoint_of, read_checkpoint, recognise_state_dict, shapes_of
+from kernel.models.configurations import configured_stem_stride
 from kernel.models.pickles import CodeFreeReader
-from kernel.models.stem_strides import configured_stem_stride
 
 STATE = {
     "backbone.conv1.weight": torch.arange(24.0).view(2, 3, 2, 2),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -12,45 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from built_script import WHEELS_FOLDER, BuiltRun
-
-from kernel.main import SCORING_RUN_VARIABLE
-from kernel.postprocess.submitted import read_submission
+from built_script import SCORED, WHEELS_FOLDER, BuiltRun, done, end_of, summary_of, wait_for
 
 MakeRun = Callable[[str, int], BuiltRun]
-SCORED = {SCORING_RUN_VARIABLE: "1"}
 
 pytestmark = [
     pytest.mark.torture,
     pytest.mark.xdist_group("guards"),
     pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="processes are found in /proc"),
 ]
-
-
-def wait_for(told: list[str], script: subprocess.Popen[str], text: str, count: int = 1) -> None:
-    """Read the script's log until so many lines of it hold a text."""
-    assert script.stdout is not None
-    for line in script.stdout:
-        told.append(line)
-        count -= text in line
-        if not count:
-            return
-    raise AssertionError(f"no {text!r} in:\n{''.join(told)}")
-
-
-def end_of(told: list[str], script: subprocess.Popen[str]) -> tuple[int, str]:
-    """Read the log to its end; returns the exit code, and all of the log."""
-    told.append(script.communicate()[0])
-    return script.returncode, "".join(told)
-
-
-def done(run: BuiltRun) -> dict[str, int]:
-    """How many masks each image has in the submission."""
-    return {image_id: len(rles) for image_id, rles in read_submission(run.submission).items()}
-
-
-def summary_of(run: BuiltRun) -> dict[str, dict[str, str]]:
-    return json.loads((run.working / "summary.json").read_text(encoding="utf-8"))
 
 
 # Devices

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
@@ -19,26 +18,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from built_script import BuiltRun
+from built_script import BuiltRun, images_done, journalled
 
 from kernel.postprocess.submitted import read_submission
 from kernel.runtime.journal import Journal, journal_line, parse_line, put_aside, read_journal
 
 KILLS, IMAGES = int(os.environ.get("JOURNAL_KILLS", "2")), int(os.environ.get("JOURNAL_IMAGES", "8"))
 SEED = int(os.environ.get("JOURNAL_SEED", str(random.SystemRandom().randrange(10**6))))
-DONE = re.compile(r" INFO image (\w+): ")
 
 pytestmark = [
     pytest.mark.xdist_group("faults"),
     pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="processes are found in /proc"),
 ]
 MakeRun = Callable[[str, int], BuiltRun]
-
-
-def journalled(run: BuiltRun) -> set[str]:
-    """The images that the run's journal has a result for."""
-    records = read_journal(run.working / "journal.log").records
-    return {record["image"] for record in records if record["failure"] is None}
 
 
 def wait_for_images(run: BuiltRun, script: subprocess.Popen[str], count: int) -> None:
@@ -75,7 +67,7 @@ def test_a_run_that_is_killed_goes_on_from_its_journal(make_run: MakeRun, capsys
             script.kill()
         script.wait()
         logs.append(log.read_text(encoding="utf-8"))
-        again = before & set(DONE.findall(logs[-1]))
+        again = before & set(images_done(logs[-1]))
         assert not again, f"done twice: {again}"
         assert "Traceback" not in logs[-1], logs[-1]
         if killed.submission.exists():  # a kill may come while Python still imports
@@ -125,13 +117,14 @@ def test_a_journal_that_is_damaged_costs_the_damaged_lines(make_run: MakeRun) ->
     assert code == 2, told
     first, journal = run.submission.read_bytes(), run.working / "journal.log"
     lines = journal.read_bytes().splitlines(keepends=True)
-    assert len(lines) == 1 + 5
-    lines[2] = lines[2].replace(b'"quality"', b'"qualitY"')
-    lines[5] = lines[5][:-40]
+    assert len(lines) == 2 + 5
+    lines[0] = lines[0][:9] + b"?" + lines[0][10:]  # one of the two heads
+    lines[3] = lines[3].replace(b'"quality"', b'"qualitY"')
+    lines[6] = lines[6][:-40]
     journal.write_bytes(b"".join(lines))
     code, told = run.run()
-    assert code == 2 and "journal.log: 2 damaged line(s) are not used" in told, told
-    assert len(DONE.findall(told)) == 1 and "3 of 5 images are done already" in told
+    assert code == 2 and "journal.log: 3 damaged line(s) are not used" in told, told
+    assert len(images_done(told)) == 1 and "3 of 5 images are done already" in told
     assert run.submission.read_bytes() == first
 
     (run.images / "image0000.png").write_bytes((run.images / "image0001.png").read_bytes())  # another image, same name
@@ -139,7 +132,7 @@ def test_a_journal_that_is_damaged_costs_the_damaged_lines(make_run: MakeRun) ->
     (run.images / "broken.png").unlink()
     code, told = run.run()
     assert code == 0 and "journal.log is of another script, manifest or weights: put aside as journal.log.old" in told
-    assert len(DONE.findall(told)) == 4
+    assert len(images_done(told)) == 4
     assert left_behind(run) == ["journal.log.old", "submission.csv", "summary.json"]
     rows = read_submission(run.submission)
     assert rows["image0000"] == rows["image0001"]
@@ -149,7 +142,7 @@ def test_any_damage_to_a_journal_leaves_the_other_records(tmp_path: Path) -> Non
     """Bytes changed, cut off or put in at random: what is read is a part of what was written, and can be added to."""
     moments = random.Random(SEED)
     head, records = (
-        {"script": "a", "weights": None},
+        {"journal": 1, "script": "a", "weights": None},
         [{"image": str(number), "rles": ["1 2"] * number} for number in range(9)],
     )
     whole = b"".join(map(journal_line, [head, *records]))
@@ -172,15 +165,16 @@ def test_any_damage_to_a_journal_leaves_the_other_records(tmp_path: Path) -> Non
         assert all(record in records for record in read.records), (SEED, number)
         journal = Journal(path, head)
         journal.append({"image": "last"})
+        journal.close()
         again = read_journal(path).records
         assert again[-1] == {"image": "last"} and again[: len(read.records)] == read.records, (SEED, number)
 
 
 def test_what_a_head_does_not_know_fits(tmp_path: Path) -> None:
     path = tmp_path / "journal.log"
-    Journal(path, {"script": "a", "weights": None})
-    assert read_journal(path).is_of({"script": "a", "weights": "b"})
-    assert not read_journal(path).is_of({"script": "b", "weights": None})
+    Journal(path, {"journal": 1, "script": "a", "weights": None})
+    assert read_journal(path).is_of({"journal": 1, "script": "a", "weights": "b"})
+    assert not read_journal(path).is_of({"journal": 1, "script": "b", "weights": None})
     assert not read_journal(tmp_path / "none.log").is_of({})
     assert parse_line(journal_line({"a": 1})[:-1]) is None
     assert [put_aside(path).name, put_aside(path.with_name("journal.log.old")).name] == [

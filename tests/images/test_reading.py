@@ -249,6 +249,31 @@ def test_a_jpeg_that_lacks_more_is_refused(tmp_path: Path, gray: np.ndarray, opt
             read_image(path)
 
 
+@pytest.mark.parametrize("options", [(), (cv2.IMWRITE_JPEG_PROGRESSIVE, 1), (cv2.IMWRITE_JPEG_RST_INTERVAL, 2)])
+def test_a_jpeg_with_an_end_and_rows_missing_is_refused(
+    tmp_path: Path, gray: np.ndarray, options: tuple[int, ...]
+) -> None:
+    """The decoder fills them by itself, and says nothing. What stands behind whole data, does not matter."""
+    whole = cv2.imencode(".jpg", np.dstack([gray, gray[::-1], 255 - gray]), options)[1].tobytes()
+    path, data, end = tmp_path / "a.jpg", whole[:-2], whole[-2:]
+    path.write_bytes(whole)
+    expected = read_image(path)
+    for behind in (bytes(9), b"\xff" * 5, b"\xff\xfe\x00\x06film", b"\xff\xe1\x00\x08Exif\0\0"):
+        path.write_bytes(data + behind + end)
+        np.testing.assert_array_equal(read_image(path), expected)
+    last_scan = whole.rfind(b"\xff\xda") + 14
+    for kept in range(last_scan, len(data) - 6, max(1, (len(data) - last_scan) // 9)):
+        for behind in (b"", b"\xff\xfe\x00\x06film", b"\xff\xe1\x00\x08Exif\0\0"):
+            path.write_bytes(data[:kept] + behind + end)
+            with pytest.raises(InputError, match="the JPEG is damaged: its data end before its last rows"):
+                read_image(path)
+    if not options:  # a marker in the midst of the data ends them
+        middle = (last_scan + len(data)) // 2
+        path.write_bytes(data[:middle] + b"\xff\xfe\x00\x06film" + data[middle:] + end)
+        with pytest.raises(InputError, match="its data end before its last rows"):
+            read_image(path)
+
+
 @pytest.mark.parametrize("side", [600, 5000, 60000])
 @pytest.mark.parametrize("size", [(40, 50), (500, 700)])
 def test_a_png_that_tells_of_more_than_it_holds(tmp_path: Path, side: int, size: tuple[int, int]) -> None:

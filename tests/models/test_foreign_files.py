@@ -18,10 +18,10 @@ from kernel.__main__ import main
 from kernel.errors import InputError
 from kernel.models.checkpoints import load_detector, read_checkpoint, recognise_checkpoint
 from kernel.models.configs import DetectorSpec
+from kernel.models.configurations import configured_stem_stride
 from kernel.models.detectors import build_detector, compute_features
 from kernel.models.mmdet_imports import UNUSED_MODULES, UnusedModule, stand_ins
 from kernel.models.pickles import CodeFreeReader
-from kernel.models.stem_strides import configured_stem_stride
 
 pytestmark = pytest.mark.usefixtures("wheels_site")
 

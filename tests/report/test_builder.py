@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from report.example_report import GRID, SHAPE, example_report, report_image, squares, surface
 
+from kernel.export.svg import encode_jpeg
 from kernel.masks.instances import CellMasks
 from kernel.report.builder import ReportBuilder
-from kernel.report.pictures import OUTLINE_STYLES, Example, to_jpeg, to_svg, write_png
+from kernel.report.pictures import OUTLINE_STYLES, Example, to_svg, write_png
 from kernel.report.plots import DARK, LIGHT
 from kernel.report.surfaces import surface_plots
 from kernel.scoring.mask_quality import measure_image
@@ -195,9 +196,9 @@ def test_pngs_show_each_style_in_its_colour(tmp_path: Path) -> None:
 
 def test_pictures_of_the_page_are_of_sane_size() -> None:
     large = np.random.default_rng(0).integers(0, 255, (3000, 2000, 3)).astype(np.uint8)
-    decoded = cv2.imdecode(np.frombuffer(to_jpeg(large), np.uint8), cv2.IMREAD_UNCHANGED)
+    decoded = cv2.imdecode(np.frombuffer(encode_jpeg(large), np.uint8), cv2.IMREAD_UNCHANGED)
     assert decoded.shape == (1400, 933, 3)
-    gray = cv2.imdecode(np.frombuffer(to_jpeg(np.full((40, 50, 3), 7, np.uint8)), np.uint8), cv2.IMREAD_UNCHANGED)
+    gray = cv2.imdecode(np.frombuffer(encode_jpeg(np.full((40, 50, 3), 7, np.uint8)), np.uint8), cv2.IMREAD_UNCHANGED)
     assert gray.shape == (40, 50)
 
 

@@ -12,7 +12,7 @@ import torch
 from kernel.errors import InputError
 from kernel.mounts import find_competition, find_dataset, find_weights
 from kernel.runtime.remedies import REMEDY_MARK, remedy_for, with_remedy
-from kernel.runtime.summary import machine_facts
+from kernel.runtime.summary import MachineFacts
 
 
 def failure_of(root: Path, what: str) -> str:
@@ -49,14 +49,14 @@ def test_there_is_always_a_last_line() -> None:
 def test_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("KAGGLE_DOCKER_IMAGE", raising=False)
-    facts = machine_facts()
+    facts = MachineFacts().told(30)
     assert facts["docker_image"] is None and facts["gpus"] == [] and facts["torch"] == torch.__version__
     tool = tmp_path / "nvidia-smi"
     tool.write_text(f"#!{sys.executable}\nprint('Tesla T4\\nTesla T4')\n", encoding="utf-8")
     tool.chmod(0o755)
     monkeypatch.setenv("KAGGLE_DOCKER_IMAGE", "kaggle/python:v3")
-    assert machine_facts() == facts | {"docker_image": "kaggle/python:v3", "gpus": ["Tesla T4", "Tesla T4"]}
+    assert MachineFacts().told(30) == facts | {"docker_image": "kaggle/python:v3", "gpus": ["Tesla T4", "Tesla T4"]}
     tool.write_text(f"#!{sys.executable}\nraise SystemExit('no driver')\n", encoding="utf-8")
-    assert machine_facts()["gpus"] == []
+    assert MachineFacts().told(30)["gpus"] == []
     tool.write_bytes(os.urandom(16))
-    assert machine_facts()["gpus"] == []
+    assert MachineFacts().told(30)["gpus"] == []

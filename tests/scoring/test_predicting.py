@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pickle
 import signal
@@ -15,6 +16,7 @@ from safetensors.torch import save_file
 from same_predictions import assert_same
 from tiny_detectors import tiny_detector
 
+from kernel import processes
 from kernel.data.annotated import list_annotated
 from kernel.data.synthetic.generate import write_dataset
 from kernel.ensemble.tiles import needs_tiles
@@ -22,7 +24,15 @@ from kernel.errors import InputError, RunError
 from kernel.files import file_sha256
 from kernel.manifest.types import KernelIdentity, Manifest, MemberEntry
 from kernel.scoring import predicting
-from kernel.scoring.predicting import EnsembleFiles, FoldEnsembles, LastEnsemble, PredictionJob, Predictor, predict_jobs
+from kernel.scoring.predicting import (
+    EnsembleFiles,
+    FoldEnsembles,
+    LastEnsemble,
+    PredictionJob,
+    Predictor,
+    predict_in_worker,
+    predict_jobs,
+)
 from kernel.scoring.predictions import SoftPrediction
 from kernel.scoring.scores import validate_ensemble, validate_jobs
 from kernel.settings import CELL_TYPES, CLS_USE, EnsembleSettings, Thresholds
@@ -174,16 +184,38 @@ def test_what_fails_in_a_process_is_told(jobs: list[PredictionJob], tmp_path: Pa
         list(predict_jobs([bad, bad], ["cpu", "cpu"]))
 
 
-def die(job: PredictionJob, folder: Path | None) -> SoftPrediction:
+def die(work: tuple[PredictionJob, Path | None]) -> SoftPrediction:
     """In the place of `predict_in_worker`: what the system does to a process that takes all memory."""
     os.kill(os.getpid(), signal.SIGKILL)
-    raise AssertionError(job, folder)
+    raise AssertionError(work)
+
+
+def stop_at_the_third(work: tuple[PredictionJob, Path | None]) -> SoftPrediction:
+    """The same: a process is stopped while it has work."""
+    assert work[1] is not None
+    if len(list(work[1].glob("*.npz"))) >= 2:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return predict_in_worker(work)
 
 
 def test_a_process_that_dies_is_told(jobs: list[PredictionJob], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(predicting, "predict_in_worker", die)
-    with pytest.raises(RunError, match=r"a process of those on cpu, cpu died.*run the same again"):
+    with pytest.raises(RunError, match=r"a process died.*run the same again"):
         list(predict_jobs(jobs[:2], ["cpu", "cpu"]))
+
+
+def test_a_process_that_is_stopped_is_told_and_what_is_stored_stays(
+    jobs: list[PredictionJob], expected: list[SoftPrediction], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "LONGEST_SILENCE", 4.0)
+    with monkeypatch.context() as patched:
+        patched.setattr(predicting, "predict_in_worker", stop_at_the_third)
+        with pytest.raises(RunError, match=r"no process has moved for 4 s.*what --predictions has stored is kept"):
+            list(predict_jobs(jobs, ["cpu", "cpu"], tmp_path))
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.npz")}
+    assert len(kept) >= 2 and not multiprocessing.active_children()
+    assert_predicted(list(predict_jobs(jobs, ["cpu"], tmp_path)), jobs, expected)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
 
 KILLED_RUN = """

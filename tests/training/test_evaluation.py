@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +16,16 @@ import torch
 from tiny_detectors import tiny_spec
 
 from kernel.data.annotated import AnnotatedImage, list_annotated
+from kernel.data.learned import read_member_record
 from kernel.data.synthetic.generate import write_dataset
+from kernel.ensemble.ensemble import Ensemble
 from kernel.errors import InputError, RunError
 from kernel.models.checkpoints import load_detector
+from kernel.training import evaluation
 from kernel.training.run import TrainingRun
 from kernel.training.samples import read_training_images
 from kernel.training.settings import TrainSettings
+from kernel.training.state import read_state
 from kernel.training.trainer import train_detector
 
 pytestmark = pytest.mark.usefixtures("wheels_site")
@@ -50,6 +56,43 @@ def test_a_run_is_evaluated_and_keeps_its_best_weights(tmp_path: Path, ema_decay
     # Detectors that have learnt nothing score equally, so the first evaluation stays the best.
     if scores[0]["score"] >= scores[1]["score"]:
         assert any(not torch.equal(best[key], written[key]) for key in best)
+
+
+def test_a_run_stopped_in_an_evaluation_has_its_state_and_evaluates_when_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The state is on disk before the first image is scored; the signal is heard between two images."""
+    write_dataset(tmp_path / "data", {"cort": 3}, seed=1, shape=(96, 128))
+    out, images = tmp_path / "run" / "member.safetensors", list_annotated(tmp_path / "data")
+    run = TrainingRun(
+        tiny_spec("maskrcnn"), TINY, read_training_images(tmp_path / "data"), out, validation=images, resume=True
+    )
+    validate, scored = evaluation.validate_ensemble, []
+
+    def stop_in_the_first(
+        ensemble: Ensemble, entries: list[AnnotatedImage], draw: object, is_stopped: Callable[[], bool]
+    ) -> object:
+        state = read_state(run.state_path, run.fingerprint)
+        assert state.step == 2 and not state.is_evaluated and read_member_record(out) == run.record(2)
+
+        def is_stopped_then() -> bool:
+            scored.append(is_stopped())
+            if len(scored) == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return scored[-1]
+
+        return validate(ensemble, entries, draw, is_stopped_then)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(evaluation, "validate_ensemble", stop_in_the_first)
+        with pytest.raises(RunError, match="stopped after step 2 of 4; the same command goes on from there"):
+            train_detector(run)
+    assert scored == [False, True]  # asked before the first image, and before the second, which is not begun
+    log = out.with_suffix(".jsonl")
+    assert "score" not in log.read_text(encoding="utf-8") and not run.best_path.exists()
+    train_detector(run)
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    assert [line["step"] for line in lines if "score" in line] == [2, 4]
 
 
 def truncated(image: AnnotatedImage) -> AnnotatedImage:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from cases import forget_samples
 from slow_samples import assert_equal_samples
 from tiny_detectors import tiny_spec
 
@@ -48,6 +49,7 @@ def competition(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two images of each type in two folds, as the competition has them, with folds.csv."""
     folder = tmp_path_factory.mktemp("competition")
     write_dataset(folder, dict.fromkeys(CELL_TYPES, 2), seed=1, shape=SHAPE)
+    forget_samples(folder)
     rows = [FoldRow(image.image_id, n % 2, image.cell_type, "") for n, image in enumerate(list_annotated(folder))]
     write_folds(folder / "folds.csv", rows)
     return folder

@@ -9,10 +9,13 @@ from pathlib import Path
 import cv2
 import pytest
 import torch
+from cases import forget_samples
 from safetensors.torch import load_file, save_file
 from tiny_detectors import tiny_detector
 
 from kernel.__main__ import main
+from kernel.data.prepare import prepare
+from kernel.data.sources import read_competition
 from kernel.data.splits import read_folds
 from kernel.data.synthetic.generate import write_dataset
 from kernel.manifest.reader import read_manifest
@@ -47,6 +50,7 @@ def raw(tmp_path_factory: pytest.TempPathFactory, wheels_site: Path) -> Path:
     """A competition folder, LIVECell of one image, an encoder's weights and a recipe."""
     folder = tmp_path_factory.mktemp("raw")
     write_dataset(folder / "competition", dict.fromkeys(CELL_TYPES, 2), seed=3, shape=(64, 96))
+    forget_samples(folder / "competition")
     (image,) = sorted((folder / "competition" / "train").glob("*.png"))[:1]
     (folder / "livecell").mkdir()
     # Another picture: one of the fold left out would not be trained on.
@@ -191,8 +195,7 @@ def test_other_inputs_are_never_taken_for_those_that_were_trained_on(
 
 def test_an_interrupted_preparation_is_done_again(raw: Path, tmp_path: Path) -> None:
     prepared = tmp_path / "members" / "prepared"
-    prepared.mkdir(parents=True)
-    (prepared / "annotations.json").write_text("{}", encoding="utf-8")
+    prepare(read_competition(raw / "competition"), prepared, None)  # without what `train-members` writes at its end
     words = [*words_for(raw, tmp_path / "members"), "--kinds", "maskrcnn", "--all-images"]
     assert main(["train-members", *words]) == 0
     assert len(read_folds(prepared / "folds.csv")) == 6

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 
 from kernel.__main__ import main
 from kernel.data.learned import read_member_record
-from kernel.data.locks import sole_writer
 from kernel.data.splits import FoldRow, write_folds
 from kernel.errors import InputError
+from kernel.locks import sole_writer
 
 pytestmark = [pytest.mark.usefixtures("wheels_site", "one_thread"), pytest.mark.xdist_group("runs")]
 
@@ -68,7 +68,7 @@ def test_weights_to_start_from_are_not_written_over(
     for path in (out, best):
         shutil.copy("bundle/demo/weights/maskrcnn.safetensors", path)
         assert main([*words, "--init", str(path), "--replace"]) == 2
-        assert "is the file that the training writes" in capsys.readouterr().err
+        assert "is read, and would be lost: this command writes" in capsys.readouterr().err
         path.unlink()
 
 

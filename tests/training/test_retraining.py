@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import THREE, competition
+from cases import GRID, THREE, competition
 from safetensors.torch import load_file, save_file
 from tiny_detectors import tiny_detector
 
@@ -109,18 +109,9 @@ def test_the_shipped_members_and_the_recipe_for_few_images(start: Path, tmp_path
 
 
 def test_a_fold_and_other_images_are_scored(start: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name, seed in (("mine", 3), ("others", 4)):
-        write_dataset(tmp_path / name, {"cort": 2}, seed=seed, shape=(64, 96))
-    words = [
-        "--competition",
-        tmp_path / "mine",
-        "--split",
-        "stratified",
-        "--folds",
-        "2",
-        "--out",
-        tmp_path / "prepared",
-    ]
+    write_dataset(tmp_path / "others", {"cort": 2}, seed=4, shape=(64, 96))
+    mine = competition(tmp_path / "mine", [("a", "cort", GRID), ("b", "cort", GRID)])
+    words = ["--competition", mine, "--split", "stratified", "--folds", "2", "--out", tmp_path / "prepared"]
     assert main(["prepare", *map(str, words), "--workers", "1"]) == 0
     capsys.readouterr()
     out = tmp_path / "out"
@@ -146,8 +137,14 @@ def test_where_members_are() -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["train", "--from", "START", "--member", "a", "--out", "a.safetensors"], "give it without --member"),
-        (["train", "--from", "START", "--init", "a.pth", "--out", "a.safetensors"], "give it without --init"),
+        (
+            ["train", "--from", "START", "--member", "a", "--out", "a.safetensors"],
+            "--member does nothing beside",
+        ),
+        (
+            ["train", "--from", "START", "--init", "a.pth", "--out", "a.safetensors"],
+            "--init does nothing beside",
+        ),
         (["train", "--from", "START", "--kind", "htc", "--out", "a.safetensors"], "there is no htc among its members"),
         (["train", "--from", "nowhere", "--out", "a.safetensors"], "no manifest.json in nowhere"),
         (["train-members", "--from", "START", "--kinds", "htc", "--out", "mine"], "there is no htc among its members"),

@@ -16,10 +16,10 @@ from slow_samples import assert_equal_samples, crowded_image, decoded_sample, en
 from torch.utils.data import DataLoader
 
 from kernel.data.synthetic.generate import write_dataset
-from kernel.ensemble.views import ALL_VIEWS, PIXEL_MEAN, PIXEL_STD, view_images
+from kernel.ensemble.views import ALL_VIEWS, view_images
 from kernel.errors import InputError
 from kernel.postprocess.clean import binarise
-from kernel.settings import CELL_TYPES
+from kernel.settings import CELL_TYPES, PIXEL_MEAN, PIXEL_STD
 from kernel.training.crops import CropDataset
 from kernel.training.samples import (
     MIN_CELL_PIXELS,

@@ -20,12 +20,12 @@ from torch import nn
 import kernel.training.batches
 import kernel.training.learner
 import kernel.training.trainer
-from kernel.ensemble.views import PIXEL_MEAN, PIXEL_STD
 from kernel.errors import InputError, RunError
 from kernel.manifest.types import KIND_NAMES
 from kernel.models.checkpoints import is_optional_key, load_detector, read_state_dict
 from kernel.models.configs import DetectorSpec
 from kernel.models.detectors import Detector, build_detector
+from kernel.settings import PIXEL_MEAN, PIXEL_STD
 from kernel.training.augment import Augmentation
 from kernel.training.crops import CropDataset
 from kernel.training.initialise import draw_weights, rename_lite0, take_weights

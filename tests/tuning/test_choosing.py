@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -21,6 +22,7 @@ from kernel.tuning.choosing import (
     scores_of_choice,
     smooth,
 )
+from kernel.tuning.plan import TuningPlan, folds_of
 
 SHAPE = (5, 7)
 POSITIONS = np.array(list(product(*map(range, SHAPE))), dtype=float)
@@ -179,6 +181,13 @@ def test_folds_are_drawn_of_equal_size_and_anew() -> None:
     assert len({tuple(repeat) for repeat in folds}) == 4
     np.testing.assert_array_equal(folds, draw_folds(13, seed=1, folds=5, repeats=4))
     assert draw_folds(3, seed=0).tolist() == [[0, 1, 2]]
+    alone = [f"image {number}" for number in range(13)]
+    np.testing.assert_array_equal(folds, draw_folds(13, seed=1, folds=5, repeats=4, groups=alone))
+    wells = [f"well {number // 2}" for number in range(24)]
+    folds_of_wells = draw_folds(24, seed=1, folds=5, repeats=4, groups=wells)
+    assert folds_of_wells.shape == (4, 24) and {len(set(repeat)) for repeat in folds_of_wells.tolist()} == {5}
+    np.testing.assert_array_equal(folds_of_wells[:, ::2], folds_of_wells[:, 1::2])
+    assert draw_folds(4, seed=0, groups=["b", "a", "b", "b"]).tolist() == [[1, 0, 1, 1]]
     assert draw_folds(0, seed=0).shape == (1, 0)
 
 
@@ -254,3 +263,18 @@ def test_an_assessment_is_paired() -> None:
     assert found.expected.high - found.expected.low > 0.1
     alone = assess(np.array([0.5]), np.array([0.6]), np.array([0.5]))
     assert (alone.expected.mean, alone.gain.mean) == (0.5, 0) and np.isnan(alone.gain.low)
+
+
+def test_images_of_one_well_are_held_out_together() -> None:
+    """In folds of a file made elsewhere that tears it, too: the first image's fold is the well's."""
+    names = ["a", "b", "c", "d", "e"]
+    wells = {"a": "one", "d": "one", "b": "two"}
+    plan = TuningPlan(folds={"a": 0, "b": 1, "c": 1, "d": 1, "e": 2}, groups=wells)
+    folds, given = folds_of(names, plan)
+    assert given and folds.tolist() == [[0, 1, 1, 0, 2]]
+    drawn, given = folds_of(names, replace(plan, folds=None))
+    assert not given and all(repeat[0] == repeat[3] for repeat in drawn.tolist())
+    assert len(np.unique(drawn[0])) == 4
+    # Where all are of one well, nothing else can be held out than images.
+    drawn, _ = folds_of(names, TuningPlan(groups=dict.fromkeys(names, "one")))
+    assert drawn.tolist() == [[0, 1, 2, 3, 4]]

@@ -122,9 +122,10 @@ def write_dataset(out: Path, counts: dict[str, int], seed: int, shape: tuple[int
                 picture = generate_image(cell_type, _image_seed(seed, index), shape)
                 name = _image_id(cell_type, picture.seed)
                 write_image_file(out / "train" / f"{name}.png", picture.image)
-                # Four pictures per well, as fields of one vessel: what the folds are grouped by.
+                # Four pictures per well, as fields of one vessel, which has one cell type: what folds are grouped by.
                 well, place = f"{'ABCDEFGH'[index // 4 % 8]}{1 + index // 32 % 12}", 1 + index % 4
-                sample = f"{cell_type}[synthetic]_{well}-{place}_Vessel-{1 + index // 384}_Ph_{place}"
+                vessel = 1 + CELL_TYPES.index(cell_type) + index // 384 * len(CELL_TYPES)
+                sample = f"{cell_type}[synthetic]_{well}-{place}_Vessel-{vessel}_Ph_{place}"
                 after = (shape[1], shape[0], cell_type, "11h30m00s", "2019-06-16", sample, "0 days 11:30:00")
                 for crop, corner in picture.masks:
                     rows.writerow((name, encode_rle(crop, corner, shape), *after))

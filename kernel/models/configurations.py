@@ -1,6 +1,6 @@
-"""The stride of a detector's first convolution, as the configuration that its trainer saved has it.
+"""What the configuration in a weight file tells, and its weights do not: the stem's stride, an encoder's name, pixels.
 
-Weights of either stride have the same keys and shapes, so nothing else in a file tells them apart.
+Weights of either stride have the same keys and shapes, and many networks of timm have keys that are alike.
 """
 
 from __future__ import annotations
@@ -8,11 +8,17 @@ from __future__ import annotations
 import ast
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from kernel.manifest.types import METADATA_KEY, TIMM_PREFIX
+from kernel.settings import PIXEL_MEAN, PIXEL_STD
+
 #: Where trainers put their configuration: mmdet 2, mmengine, Lightning, safetensors written by us.
-CONFIGURATION_NAMES = ("meta", "config", "cfg", "hyper_parameters", "stem_stride")
+CONFIGURATION_NAMES = (
+    "meta", "config", "cfg", "hyper_parameters", "stem_stride", "encoder", "img_norm_cfg", METADATA_KEY
+)  # fmt: skip
 #: Names under which a configuration lists the strides of a detector's levels.
 LEVEL_STRIDE_NAMES = ("strides", "featmap_strides")
 #: The stride of the stem by that of the first level.
@@ -21,15 +27,50 @@ STEM_STRIDE_OF_FIRST_LEVEL = {2: 1, 4: 2}
 CONFIGURATION_DEPTH = 30
 
 
+@dataclass(frozen=True)
+class PixelRule:
+    """How a network was given its pixels, in the terms of mmdet's `img_norm_cfg`."""
+
+    mean: tuple[float, ...]  # taken off each channel, on the 0 to 255 scale
+    std: tuple[float, ...]  # by which each is then divided
+    to_rgb: bool  # whether the channels are red, green, blue; False: blue, green, red
+
+    def __str__(self) -> str:
+        return f"dict(mean={list(self.mean)}, std={list(self.std)}, to_rgb={self.to_rgb})"
+
+
+#: How ours are.
+OUR_PIXELS = PixelRule(PIXEL_MEAN, PIXEL_STD, True)
+
+
+def configured_pixels(content: Any) -> PixelRule | None:
+    """How pixels were given, by the same as `configured_stem_stride`; None: it says nothing, or several things."""
+    found: dict[str, set[Any]] = {"mean": set(), "std": set(), "to_rgb": set()}
+    for name, value in configured_values(content):
+        name = {"bgr_to_rgb": "to_rgb"}.get(name, name)  # mmdet 3
+        if name == "to_rgb" and isinstance(value, bool):
+            found[name].add(value)
+        elif name in ("mean", "std") and is_colour(value):
+            found[name].add(tuple(map(float, value)))
+    if any(len(values) != 1 for values in found.values()):
+        return None
+    (mean,), (std,), (to_rgb,) = found.values()
+    return PixelRule(mean, std, to_rgb) if all(std) else None
+
+
+def is_colour(value: Any) -> bool:
+    """Whether a value is a number for each of three channels."""
+    is_three = isinstance(value, list | tuple) and len(value) == 3
+    return is_three and all(isinstance(number, int | float) for number in value)
+
+
 def configured_stem_stride(content: Any) -> int | None:
     """The stride by what a weight file holds beside its tensors; None: it says nothing, or several things.
 
     `stem_stride` counts where it is given; else the first of the strides of the anchors and of the RoI extractors,
     which is 4 for a stem of stride 2, and 2 for one of stride 1.
     """
-    if not isinstance(content, Mapping):
-        return None
-    pairs = list(named_values({name: content[name] for name in CONFIGURATION_NAMES if name in content}))
+    pairs = configured_values(content)
     stated = {value for name, value in pairs if name == "stem_stride" and value in (1, 2)}
     if not stated:
         stated = {
@@ -38,6 +79,23 @@ def configured_stem_stride(content: Any) -> int | None:
             if name in LEVEL_STRIDE_NAMES and is_level_strides(value) and value[0] in STEM_STRIDE_OF_FIRST_LEVEL
         }
     return stated.pop() if len(stated) == 1 else None
+
+
+def configured_encoder(content: Any) -> str | None:
+    """The encoder of timm that a weight file names beside its tensors, as "timm:convnext_tiny"; None: it names none."""
+    named = {
+        value
+        for name, value in configured_values(content)
+        if name == "encoder" and isinstance(value, str) and value.startswith(TIMM_PREFIX)
+    }
+    return named.pop() if len(named) == 1 else None
+
+
+def configured_values(content: Any) -> list[tuple[str, Any]]:
+    """All names with their values in the configuration that a weight file holds."""
+    if not isinstance(content, Mapping):
+        return []
+    return list(named_values({name: content[name] for name in CONFIGURATION_NAMES if name in content}))
 
 
 def is_level_strides(value: Any) -> bool:

@@ -1,0 +1,125 @@
+"""What a command's options are to each other: which do nothing together, and which name what would be written over.
+
+Every command says it by a `CommandRules`, and the command line keeps to it before the command begins.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from kernel.errors import InputError
+from kernel.folders import refuse_to_lose
+
+
+def flag(name: str) -> str:
+    """An option as it is written on the command line; `from_` is called so because Python has a word for itself."""
+    return "--" + name.rstrip("_").replace("_", "-")
+
+
+def join_flags(names: Sequence[str], word: str) -> str:
+    """Options in a sentence, `word` between them."""
+    return f" {word} ".join(map(flag, names))
+
+
+def is_given(options: argparse.Namespace, name: str, default: Any = None) -> bool:
+    """Whether an option is on the command line, with another value than its default."""
+    value = getattr(options, name, default)
+    return value is not None and value is not False and value != [] and value != default
+
+
+def no_default(name: str) -> None:
+    """The default of options that have none before `CommandRules` gives it to them."""
+
+
+class Effect(Protocol):
+    """What options need to do anything."""
+
+    def check(self, options: argparse.Namespace, default_of: Callable[[str], Any] = no_default) -> None:
+        """Raises InputError where one of them is given, that is not its default, and does nothing."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Options that do nothing without another one, one of `needed`; the message ends with the hint."""
+
+    names: Sequence[str]
+    needed: Sequence[str]
+    hint: str = ""
+
+    def check(self, options: argparse.Namespace, default_of: Callable[[str], Any] = no_default) -> None:
+        given = [name for name in self.names if is_given(options, name, default_of(name))]
+        if given and not any(is_given(options, name, default_of(name)) for name in self.needed):
+            belong = "belongs" if len(given) == 1 else "belong"
+            lacking = "which is not given" if len(self.needed) == 1 else "and none of these is given"
+            raise InputError(
+                f"{join_flags(given, 'and')} {belong} to {join_flags(self.needed, 'or')}, {lacking}{self.hint}"
+            )
+
+
+@dataclass(frozen=True)
+class Excludes:
+    """Options that do nothing beside those of `others`; the message ends with the hint."""
+
+    names: Sequence[str]
+    others: Sequence[str]
+    hint: str = ""
+
+    def check(self, options: argparse.Namespace, default_of: Callable[[str], Any] = no_default) -> None:
+        given = [name for name in self.names if is_given(options, name, default_of(name))]
+        others = [name for name in self.others if is_given(options, name, default_of(name))]
+        if given and others:
+            do = "does" if len(given) == 1 else "do"
+            raise InputError(f"{join_flags(given, 'and')} {do} nothing beside {join_flags(others, 'and')}{self.hint}")
+
+
+@dataclass(frozen=True)
+class Idle:
+    """Options that do nothing in some case; the message says why, or what to do."""
+
+    names: Sequence[str]
+    where: Callable[[argparse.Namespace], object]
+    why: str
+
+    def check(self, options: argparse.Namespace, default_of: Callable[[str], Any] = no_default) -> None:
+        given = [name for name in self.names if is_given(options, name, default_of(name))]
+        if given and self.where(options):
+            raise InputError(f"{join_flags(given, 'or')} {self.why}")
+
+
+def writes_nothing(options: argparse.Namespace) -> Iterator[Path]:
+    """Of a command that writes no file over another."""
+    yield from ()
+
+
+@dataclass(frozen=True)
+class CommandRules:
+    """What one command's options are to each other."""
+
+    effects: Sequence[Effect] = ()
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # of options that the parser leaves at None
+    reads: Sequence[str] = ()  # the options that name files and folders which are read
+    #: The files, and the folders replaced as a whole, that it writes.
+    writes: Callable[[argparse.Namespace], Iterable[Path]] = writes_nothing
+
+    def checked(self, options: argparse.Namespace) -> argparse.Namespace:
+        """The options with their defaults.
+
+        Raises:
+            InputError: an option does nothing, or what is read would be written over.
+        """
+        for effect in self.effects:
+            effect.check(options)
+        refuse_to_lose(self._read_paths(options), self.writes(options))
+        given = {name: value for name, value in vars(options).items() if value is not None}
+        return argparse.Namespace(**{**vars(options), **self.defaults, **given})
+
+    def _read_paths(self, options: argparse.Namespace) -> Iterator[tuple[str, Path]]:
+        for name in self.reads:
+            value = getattr(options, name)
+            for path in value if isinstance(value, list) else [value]:
+                if path is not None:
+                    yield flag(name), Path(path)

@@ -1,0 +1,286 @@
+"""Files of many dimensions are read by their axes, with the size of their pixels, as the programs write them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+
+from kernel.errors import InputError
+from kernel.images.pixel_size import PixelSize, ome_pixel_size, pixel_size
+from kernel.images.planes import PlaneChoice
+from kernel.images.reading import read_image
+from kernel.images.stacks import BIOIO_READERS, open_stack, read_picture
+
+ANY = PlaneChoice()
+#: T, C, Z, Y, X; 8 bits, so that planes are shown as they are stored.
+VALUES = np.random.default_rng(0).integers(0, 255, (2, 3, 4, 11, 13)).astype(np.uint8)
+
+
+def write_imagej(path: Path, **more: Any) -> None:
+    tifffile.imwrite(
+        path, VALUES.transpose(0, 2, 1, 3, 4), imagej=True, resolution=(1 / 0.65, 1 / 0.65),
+        metadata={"axes": "TZCYX", "unit": "um"}, **more,
+    )  # fmt: skip
+
+
+def write_ome(path: Path, **more: Any) -> None:
+    size = {"PhysicalSizeX": 650, "PhysicalSizeXUnit": "nm", "PhysicalSizeY": 0.65}
+    tifffile.imwrite(
+        path,
+        VALUES,
+        ome=True,
+        metadata={"axes": "TCZYX", **size, "Channel": {"Name": ["DAPI", "Phase", "GFP"]}},
+        **more,
+    )
+
+
+def write_zarr(path: Path, zarr_format: int = 2) -> None:
+    """OME-Zarr 0.4, as zarr's format 2 has it, or 0.5, as its format 3."""
+    import zarr
+    from ome_zarr.format import FormatV04, FormatV05
+    from ome_zarr.writer import write_image
+
+    group = zarr.open_group(str(path), mode="w", zarr_format=zarr_format)
+    axes = [{"name": "t", "type": "time"}, {"name": "c", "type": "channel"}]
+    axes += [{"name": name, "type": "space"} for name in "zyx"]
+    write_image(
+        VALUES, group, axes=axes, scale_factors=[], scale={"z": 2.0, "y": 0.65, "x": 0.65},
+        axes_units=dict.fromkeys("zyx", "micrometer"), fmt=FormatV04() if zarr_format == 2 else FormatV05(),
+    )  # fmt: skip
+
+
+WRITERS = {
+    "imagej.tif": write_imagej,
+    "imagej in one page.tif": lambda path: write_imagej(path, truncate=True),
+    "big.tif": lambda path: write_ome(path, bigtiff=True, byteorder=">"),
+    "packed.ome.tif": lambda path: write_ome(path, compression="zlib", tile=(16, 16)),
+    "image.ome.zarr": write_zarr,
+    "newer.zarr": lambda path: write_zarr(path, 3),
+}
+
+
+@pytest.mark.parametrize("name", list(WRITERS))
+def test_every_plane_is_the_one_that_was_written(tmp_path: Path, name: str) -> None:
+    WRITERS[name](tmp_path / name)
+    for t, c, z in np.ndindex(VALUES.shape[:3]):
+        picture = read_picture(tmp_path / name, PlaneChoice(c, z, t))
+        np.testing.assert_array_equal(picture.image_bgr, np.repeat(VALUES[t, c, z][..., None], 3, axis=2))
+        assert picture.told == ""
+        assert picture.pixel is not None
+        assert (picture.pixel.y_um, picture.pixel.x_um) == pytest.approx((0.65, 0.65), rel=1e-6)
+    largest = read_picture(tmp_path / name, PlaneChoice(1, "max", "all"), frame=1)
+    np.testing.assert_array_equal(largest.image_bgr[..., 0], VALUES[1, 1].max(axis=0))
+    default = read_picture(tmp_path / name, ANY)
+    np.testing.assert_array_equal(default.image_bgr[..., 0], VALUES[0, 0, 2])
+    assert all(text in default.told for text in ("frame 0 of 2", "channel 0 of 3", "z 2 of 4"))
+    with pytest.raises(InputError, match=f"{name}.*no channel 3"):
+        read_picture(tmp_path / name, PlaneChoice(channel=3))
+
+
+def test_channels_by_the_names_of_ome(tmp_path: Path) -> None:
+    write_ome(tmp_path / "a.ome.tif")
+    picture = read_picture(tmp_path / "a.ome.tif", PlaneChoice("phase", 0, 0))
+    np.testing.assert_array_equal(picture.image_bgr[..., 0], VALUES[0, 1, 0])
+
+
+@pytest.mark.parametrize("bits", [np.uint8, np.uint16, np.float32])
+def test_one_plane_is_read_as_ever(tmp_path: Path, bits: type) -> None:
+    plane = (VALUES[0, 0, 0].astype(bits) * (1 if bits == np.uint8 else 7)).astype(bits)
+    tifffile.imwrite(tmp_path / "plane.tif", plane)
+    tifffile.imwrite(tmp_path / "white.tif", plane, photometric="miniswhite")
+    cv2.imwrite(str(tmp_path / "plane.png"), VALUES[0, 0, 0])
+    for name in ("plane.tif", "white.tif", "plane.png"):
+        picture = read_picture(tmp_path / name, ANY)
+        np.testing.assert_array_equal(picture.image_bgr, read_image(tmp_path / name))
+        assert picture.pixel is None or not picture.pixel.is_likely
+        assert picture.told == ""
+
+
+def test_planes_of_zero_is_white_and_of_colours(tmp_path: Path) -> None:
+    colours = np.moveaxis(VALUES[0, :, :3], 0, -1)
+    tifffile.imwrite(tmp_path / "rgb.tif", colours, photometric="rgb")
+    picture = read_picture(tmp_path / "rgb.tif", PlaneChoice(z=1))
+    np.testing.assert_array_equal(picture.image_bgr[..., ::-1], colours[1])
+    tifffile.imwrite(tmp_path / "white.tif", VALUES[0, 0], photometric="miniswhite", metadata={"axes": "ZYX"})
+    np.testing.assert_array_equal(read_picture(tmp_path / "white.tif", ANY).image_bgr[..., 0], ~VALUES[0, 0, 2])
+
+
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+def test_samples_are_channels_where_one_is_asked_for(tmp_path: Path, planar: str) -> None:
+    samples = VALUES[0, :, 0] if planar == "separate" else np.moveaxis(VALUES[0, :, 0], 0, -1)
+    tifffile.imwrite(tmp_path / "samples.tif", samples, photometric="rgb", planarconfig=planar)
+    for channel in range(3):
+        picture = read_picture(tmp_path / "samples.tif", PlaneChoice(channel))
+        np.testing.assert_array_equal(picture.image_bgr[..., 2], VALUES[0, channel, 0])
+    colours = read_picture(tmp_path / "samples.tif", ANY).image_bgr
+    np.testing.assert_array_equal(colours[..., ::-1], np.moveaxis(VALUES[0, :, 0], 0, -1))
+
+
+def test_pages_without_a_meaning(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "pages.tif") as file:
+        for plane in VALUES[0, 0]:
+            file.write(plane, metadata=None, contiguous=False)
+    first = read_picture(tmp_path / "pages.tif", ANY)
+    np.testing.assert_array_equal(first.image_bgr[..., 0], VALUES[0, 0, 0])
+    for choice in (PlaneChoice(frame=3), PlaneChoice(z=3), PlaneChoice(channel=3)):
+        picture = read_picture(tmp_path / "pages.tif", choice)
+        np.testing.assert_array_equal(picture.image_bgr[..., 0], VALUES[0, 0, 3])
+
+
+def test_without_tifffile_the_first_page_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_imagej(tmp_path / "stack.tif")
+    monkeypatch.setattr("kernel.images.stacks.is_installed", lambda package: False)
+    monkeypatch.setattr("kernel.images.tiff_decoding.is_installed", lambda package: False)
+    picture = read_picture(tmp_path / "stack.tif", ANY)
+    np.testing.assert_array_equal(picture.image_bgr[..., 0], VALUES[0, 0, 0])
+    assert "tifffile" in picture.told and picture.pixel is None
+    with pytest.raises(InputError, match="pip install tifffile"):
+        read_picture(tmp_path / "stack.tif", PlaneChoice(z=1))
+
+
+def test_a_damaged_plane_is_refused(tmp_path: Path) -> None:
+    write_ome(tmp_path / "a.ome.tif", compression="zlib")
+    with tifffile.TiffFile(tmp_path / "a.ome.tif") as file:
+        where = file.pages[7].dataoffsets[0]
+    data = bytearray((tmp_path / "a.ome.tif").read_bytes())
+    data[where : where + 20] = bytes(20)
+    (tmp_path / "a.ome.tif").write_bytes(data)
+    places = np.unravel_index(7, VALUES.shape[:3])
+    with pytest.raises(InputError, match=r"a\.ome\.tif"):
+        read_picture(tmp_path / "a.ome.tif", PlaneChoice(int(places[1]), int(places[2]), int(places[0])))
+    assert read_picture(tmp_path / "a.ome.tif", PlaneChoice(0, 0, 0)).image_bgr.any()
+    (tmp_path / "cut.tif").write_bytes(data[: len(data) // 2])
+    (tmp_path / "head.tif").write_bytes(b"II*\0")
+    for name in ("cut.tif", "head.tif"):
+        with pytest.raises(InputError, match=name):
+            read_picture(tmp_path / name, PlaneChoice(2, 3, 1))
+
+
+@pytest.mark.parametrize(
+    ("told", "size"),
+    [
+        (dict(resolution=(8000, 8000), resolutionunit="CENTIMETER"), (1.25, 1.25)),
+        (dict(resolution=(25400, 12700), resolutionunit="INCH"), (2.0, 1.0)),
+        (dict(resolution=(2, 2), imagej=True, metadata={"unit": "micron"}), (0.5, 0.5)),
+        (dict(resolution=(2, 2), imagej=True, metadata={"unit": "\\u00B5m"}), (0.5, 0.5)),
+        (dict(resolution=(2000, 2000), imagej=True, metadata={"unit": "mm"}), (0.5, 0.5)),
+        (dict(resolution=(2, 2), imagej=True, metadata={"unit": "pixel"}), None),
+        (dict(resolution=(2, 2), imagej=True), None),
+        (dict(resolution=(2, 2), resolutionunit="NONE"), None),
+        (dict(resolution=(0, 0), resolutionunit="INCH"), None),
+        (dict(ome=True), None),
+        (dict(ome=True, metadata={"PhysicalSizeX": 0.3}), (0.3, 0.3)),
+        (dict(ome=True, metadata={"PhysicalSizeX": 0.3, "PhysicalSizeXUnit": "pixel"}), None),
+    ],
+)
+def test_the_size_of_a_pixel(tmp_path: Path, told: dict[str, Any], size: tuple[float, float] | None) -> None:
+    """Rows and columns, in micrometres."""
+    tifffile.imwrite(tmp_path / "a.tif", VALUES[0, 0, 0], **told)
+    pixel = open_stack(tmp_path / "a.tif", ANY).pixel
+    assert (None if pixel is None else (pixel.y_um, pixel.x_um)) == (None if size is None else pytest.approx(size))
+
+
+def test_a_pixel_of_a_printer_is_no_microscopes(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", VALUES[0, 0, 0], resolution=(300, 300), resolutionunit="INCH")
+    pixel = open_stack(tmp_path / "a.tif", ANY).pixel
+    assert pixel is not None and not pixel.is_likely and PixelSize(0.6, 0.6, "").is_likely
+
+
+def test_sizes_that_are_none() -> None:
+    for value in ("x", None, "nan", "inf", 0, -1, ""):
+        assert pixel_size(value, 1, "um", "um", "a test") is None
+    assert pixel_size(1, 1, "", "um", "a test") is None
+    for xml in ("", "<OME/>", "<OME", "<OME><Image><Pixels/></Image></OME>"):
+        assert ome_pixel_size(xml) is None
+    assert str(PixelSize(0.5, 0.5, "")) == "0.5 um" and str(PixelSize(1, 0.5, "")) == "0.5 x 1 um"
+
+
+def test_folders_of_zarr_that_are_no_image(tmp_path: Path) -> None:
+    import zarr
+
+    group = zarr.open_group(str(tmp_path / "plate.zarr"), mode="w")
+    group.attrs["plate"] = {"wells": []}
+    with pytest.raises(InputError, match="plate of many images"):
+        read_picture(tmp_path / "plate.zarr", ANY)
+    zarr.open_group(str(tmp_path / "other.zarr"), mode="w")
+    with pytest.raises(InputError, match="no multiscales"):
+        read_picture(tmp_path / "other.zarr", ANY)
+    (tmp_path / "empty.zarr").mkdir()
+    with pytest.raises(InputError, match=r"empty\.zarr"):
+        read_picture(tmp_path / "empty.zarr", ANY)
+
+
+def test_several_images_as_bioformats2raw_lays_them_out(tmp_path: Path) -> None:
+    import zarr
+
+    zarr.open_group(str(tmp_path / "a.zarr"), mode="w", zarr_format=2).attrs["bioformats2raw.layout"] = 3
+    write_zarr(tmp_path / "a.zarr" / "0")
+    picture = read_picture(tmp_path / "a.zarr", PlaneChoice(1, 2, 0))
+    np.testing.assert_array_equal(picture.image_bgr[..., 0], VALUES[0, 1, 2])
+    assert "its first image" in picture.told
+
+
+@pytest.mark.parametrize("ending", list(BIOIO_READERS))
+def test_what_to_install_for_a_microscopes_own_format(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    (tmp_path / f"cells{ending}").write_bytes(b"anything")
+    monkeypatch.setattr("kernel.images.stacks.is_installed", lambda package: package == "bioio")
+    with pytest.raises(InputError, match=f"pip install bioio {BIOIO_READERS[ending]}"):
+        read_picture(tmp_path / f"cells{ending}", ANY)
+
+
+class FakeImage:
+    """As `bioio.BioImage`: of its attributes those that are used, with the types that it has there."""
+
+    scenes = ("Image:0", "Image:1")
+    channel_names = [np.str_("DAPI"), np.str_("Phase"), np.str_("GFP")]  # noqa: RUF012
+    physical_pixel_sizes = SimpleNamespace(Z=1.0, Y=0.62, X=0.62)
+
+    class dims:
+        order = "TCZYX"
+
+        def __class_getitem__(cls, letter: str) -> tuple[int, ...]:
+            return (VALUES.shape["TCZYX".index(letter)],)
+
+    def __init__(self, path: Path, reader: object):
+        if path.read_bytes() == b"damaged":
+            raise UnsupportedFileFormatError("bioio-czi does not support the image")
+
+    def get_image_dask_data(self, order: str, **places: int) -> Any:
+        assert order == "YX"
+        return SimpleNamespace(compute=lambda: VALUES[places["T"], places["C"], places["Z"]])
+
+
+class UnsupportedFileFormatError(Exception):
+    pass
+
+
+def test_a_microscopes_own_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By stand-ins of bioio, which is not among what tests need."""
+    for name, content in {
+        "bioio": {"BioImage": FakeImage},
+        "bioio_base": {},
+        "bioio_base.exceptions": {"UnsupportedFileFormatError": UnsupportedFileFormatError},
+        "bioio_czi": {"Reader": object},
+    }.items():
+        module = ModuleType(name)
+        vars(module).update(content)
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr("kernel.images.stacks.is_installed", lambda package: True)
+    (tmp_path / "a.CZI").write_bytes(b"whole")
+    picture = read_picture(tmp_path / "a.CZI", PlaneChoice("phase", "max", 1))
+    np.testing.assert_array_equal(picture.image_bgr[..., 0], VALUES[1, 1].max(axis=0))
+    assert picture.pixel == PixelSize(0.62, 0.62, "bioio-czi") and "first of its 2 scenes" in picture.told
+    (tmp_path / "b.czi").write_bytes(b"damaged")
+    with pytest.raises(InputError, match=r"b\.czi by bioio-czi"):
+        read_picture(tmp_path / "b.czi", ANY)

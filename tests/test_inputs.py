@@ -1,0 +1,172 @@
+"""What people name is found, each image once, and each has a name of its own that every file can be called by."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kernel.errors import InputError
+from kernel.export.inputs import InputImage, list_inputs, named, same_file
+from kernel.images.planes import PlaneChoice
+
+ANY = PlaneChoice()
+PNG = cv2.imencode(".png", np.zeros((4, 5), np.uint8))[1].tobytes()
+
+
+def write(*paths: Path) -> None:
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(PNG)
+
+
+def names(images: list[InputImage]) -> list[str]:
+    return [image.name for image in images]
+
+
+@pytest.fixture
+def plates(tmp_path: Path) -> Path:
+    home = tmp_path / "plates"
+    write(home / "top.png", home / "p1" / "a.png", home / "p1" / "b.png", home / "p2" / "a.png")
+    return home
+
+
+def test_a_file_several_a_folder_and_a_pattern(plates: Path) -> None:
+    assert names(list_inputs([str(plates / "p1" / "a.png")], ANY)) == ["a"]
+    both = [str(plates / "p2" / "a.png"), str(plates / "p1" / "a.png")]
+    assert names(list_inputs(both, ANY)) == ["p2/a", "p1/a"]
+    assert names(list_inputs([str(plates)], ANY)) == ["top"]
+    assert names(list_inputs([str(plates)], ANY, recursive=True)) == ["p1/a", "p1/b", "p2/a", "top"]
+    assert names(list_inputs([str(plates / "p1"), str(plates / "p2")], ANY)) == ["p1/a", "p1/b", "p2/a"]
+    assert names(list_inputs([str(plates / "p*" / "a.png")], ANY)) == ["p1/a", "p2/a"]
+    assert names(list_inputs([str(plates / "p*")], ANY)) == ["p1/a", "p1/b", "p2/a"]  # folders match as well
+    assert names(list_inputs([str(plates / "**" / "*.png")], ANY)) == ["p1/a", "p1/b", "p2/a", "top"]
+    assert names(list_inputs([str(plates / "p[2]" / "?.png")], ANY)) == ["a"]
+
+
+def test_what_is_named_twice_is_taken_once(plates: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(plates)
+    given = ["p1/a.png", str(plates / "p1"), "p2/../p1/a.png", "p1/*.png"]
+    assert names(list_inputs(given, ANY)) == ["a", "b"]
+    assert names(list_inputs(["."], ANY, recursive=True)) == ["p1/a", "p1/b", "p2/a", "top"]
+
+
+def test_a_path_with_the_signs_of_a_pattern_is_a_path(tmp_path: Path) -> None:
+    write(tmp_path / "well[1]" / "a*.png" if os.name == "posix" else tmp_path / "well[1]" / "a.png")
+    write(tmp_path / "well1" / "other.png")
+    (image,) = list_inputs([str(tmp_path / "well[1]")], ANY)
+    assert image.name.startswith("a")
+    assert list_inputs([str(image.path)], ANY)[0].path == image.path
+
+
+def test_the_same_stem_twice_keeps_its_endings(tmp_path: Path) -> None:
+    write(
+        tmp_path / "a.png", tmp_path / "a.tif", tmp_path / "a.png.jpg", tmp_path / "b.PNG", tmp_path / "sub" / "a.png"
+    )
+    images = list_inputs([str(tmp_path)], ANY, recursive=True)
+    assert {image.file: image.name for image in images} == {
+        "a.png": "a.png",
+        "a.tif": "a.tif",
+        "a.png.jpg": "a.png.jpg",  # its stem is the other's whole name
+        "b.PNG": "b",
+        "sub/a.png": "sub/a",
+    }
+
+
+FILE_NAMES = st.lists(
+    st.sampled_from(["a", "A", "ä", "a\u0308", "a.png", "a.tif", "b/a", "a_t1", "a~2"]).flatmap(
+        lambda stem: st.sampled_from([f"{stem}.png", f"{stem}.tif", f"{stem}.PNG"])
+    ),
+    unique=True,
+    max_size=12,
+)
+
+
+@given(files=FILE_NAMES, framed=st.sets(st.integers(0, 11)))
+def test_no_two_images_have_the_same_name(files: list[str], framed: set[int]) -> None:
+    images = []
+    for number, file in enumerate(files):
+        frames = range(3) if number in framed else [None]
+        images += [InputImage(Path(file), file, "", frame) for frame in frames]
+    result = named(images)
+    assert len({same_file(image.name) for image in result}) == len(images)
+    for image in result:
+        assert Path(image.name).parent == Path(image.file).parent
+    assert named(images) == result
+
+
+def test_frames_are_images_of_their_own(tmp_path: Path) -> None:
+    stack = np.zeros((12, 6, 7), np.uint8)
+    tifffile.imwrite(tmp_path / "movie.tif", stack, imagej=True, metadata={"axes": "TYX"})
+    write(tmp_path / "still.png", tmp_path / "movie_t03.png")
+    (tmp_path / "broken.tif").write_bytes(b"II*\0")
+    every = PlaneChoice(frame="all")
+    images = list_inputs([str(tmp_path)], every)
+    frames = [image for image in images if image.path.name == "movie.tif"]
+    assert [image.frame for image in frames] == list(range(12))
+    assert names(frames)[:3] == ["movie_t00", "movie_t01", "movie_t02"]
+    assert frames[3].name == "movie.tif_t03"  # as a file is called as the frame would be
+    assert {"still", "broken", "movie_t03.png"} <= set(names(images))
+    assert names(list_inputs([str(tmp_path / "movie.tif")], ANY)) == ["movie"]
+
+
+def test_results_inside_the_images_are_no_images(
+    plates: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = plates / "out"
+    write(out / "pictures" / "top.png", out / "labels" / "top.tif")
+    (out / "cells.csv").touch()
+    caplog.set_level(logging.INFO, "kernel")
+    assert names(list_inputs([str(plates)], ANY, recursive=True, leave_out=[out])) == ["p1/a", "p1/b", "p2/a", "top"]
+    assert "cells.csv" not in caplog.text
+    monkeypatch.chdir(plates)
+    assert names(list_inputs(["**/*.png"], ANY, leave_out=[Path("out")])) == ["p1/a", "p1/b", "p2/a", "top"]
+
+
+def test_a_folder_of_zarr_is_one_image(tmp_path: Path) -> None:
+    write(tmp_path / "a.ome.zarr" / "thumbnail.png", tmp_path / "b.png")
+    (tmp_path / "a.ome.zarr" / ".zattrs").write_text("{}", encoding="utf-8", newline="\n")
+    assert names(list_inputs([str(tmp_path)], ANY, recursive=True)) == ["a.ome", "b"]
+    assert names(list_inputs([str(tmp_path)], ANY)) == ["a.ome", "b"]
+    assert names(list_inputs([str(tmp_path / "a.ome.zarr")], ANY)) == ["a.ome"]
+    assert names(list_inputs([str(tmp_path / "**" / "*.*")], ANY)) == ["a.ome", "b"]
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("gone", "no file or folder gone"),
+        ("gone.png", "no file or folder"),
+        ("*.png", "no image matches '*.png': 0 file"),
+        ("*.txt", "no image matches '*.txt': 1 file"),
+        ("empty", "no image in empty: it is empty"),
+        ("deep", "--recursive looks into sub-folders"),
+        ("", "an empty text"),
+    ],
+)
+def test_what_names_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, told: str) -> None:
+    (tmp_path / "empty").mkdir()
+    write(tmp_path / "deep" / "er" / "a.png")
+    (tmp_path / "notes.txt").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError) as error:
+        list_inputs([given], ANY)
+    assert told in str(error.value)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names are bytes on POSIX alone")
+def test_a_name_that_is_no_text(tmp_path: Path) -> None:
+    path = Path(os.fsdecode(bytes(tmp_path) + b"/a\xff.png"))
+    try:
+        write(path)
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    with pytest.raises(InputError, match="no text in UTF-8"):
+        list_inputs([str(path)], ANY)

@@ -1,0 +1,190 @@
+"""Where a training starts from: mmdet's COCO checkpoints, of any stride, layout and pixels, with a report of it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_detectors import tiny_spec
+
+from kernel.__main__ import main, parse_arguments
+from kernel.commands.train import choose_recipe
+from kernel.errors import InputError
+from kernel.models.checkpoints import read_checkpoint
+from kernel.models.configs import DetectorSpec
+from kernel.models.configurations import OUR_PIXELS, configured_pixels
+from kernel.models.detectors import Detector, build_detector
+from kernel.settings import PIXEL_MEAN, PIXEL_STD
+from kernel.training.initialise import draw_weights, find_weights_to_start_from, take_weights
+
+pytestmark = pytest.mark.usefixtures("wheels_site", "one_thread")
+
+#: As in the configurations that mmdet's checkpoints carry as a text.
+RGB = "img_norm_cfg = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)\n"
+CAFFE = "img_norm_cfg = dict(mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0], to_rgb=False)\n"
+DETECTRON = "img_norm_cfg = dict(mean=[103.530, 116.280, 123.675], std=[57.375, 57.120, 58.395], to_rgb=False)\n"
+MMDET3 = (
+    "model = dict(data_preprocessor=dict(type='DetDataPreprocessor', mean=[103.53, 116.28, 123.675], "
+    "std=[1.0, 1.0, 1.0], bgr_to_rgb=False, pad_size_divisor=32))\n"
+)
+STRIDES = "model = dict(rpn_head=dict(anchor_generator=dict(type='AnchorGenerator', strides=[4, 8, 16, 32, 64])))\n"
+
+
+def coco_detector(kind: str, encoder: str = "resnet18_narrow", seed: int = 1) -> Detector:
+    """A detector of COCO's 80 classes, as mmdet has it: its stem of stride 2."""
+    torch.manual_seed(seed)
+    detector = build_detector(DetectorSpec(kind, encoder, 80, 16, 16, 16, stem_stride=2))
+    draw_weights(detector)
+    return detector
+
+
+def save_as_mmdet(detector: Detector, path: Path, config: str = STRIDES + RGB, state: Any = None) -> Path:
+    """As mmdet saves: the state dict, and what it was trained by."""
+    meta = {"mmdet_version": "2.3.0", "CLASSES": ("person", "bicycle"), "config": config, "epoch": 12, "iter": 87972}
+    torch.save({"meta": meta, "state_dict": detector.state_dict() if state is None else state}, path)
+    return path
+
+
+def fresh(kind: str, encoder: str = "resnet18_narrow") -> Detector:
+    torch.manual_seed(0)
+    spec = tiny_spec(kind)
+    detector = build_detector(DetectorSpec(kind, encoder, 8, 16, spec.fc_channels, spec.mask_channels))
+    draw_weights(detector)
+    return detector
+
+
+@pytest.mark.parametrize("kind", ["maskrcnn", "cascade", "htc"])
+def test_a_coco_checkpoint_starts_a_training_and_is_reported(kind: str, tmp_path: Path) -> None:
+    source = coco_detector(kind)
+    path = save_as_mmdet(source, tmp_path / "coco.pth")
+    detector = fresh(kind)
+    taken = take_weights(detector, path, keep_classes=False)
+    given, state = source.state_dict(), detector.state_dict()
+    class_layers = ("fc_cls.", "fc_reg.", "conv_logits.", "conv_seg.")
+    kept = {key for key in state if not any(layer in key for layer in class_layers)}
+    assert set(taken.taken) == kept == {key for key in kept if torch.equal(state[key], given[key])}
+    assert taken.unused == () and taken.not_in_file == ()
+    report = taken.describe("coco.pth")
+    assert report.startswith(f"coco.pth: {len(kept)} tensors taken\n")
+    assert f"the file holds a {kind} resnet18_narrow of 80 classes, its stem of stride 2" in report
+    assert "they tell other classes apart" in report
+    assert detector.backbone.conv1.stride == (1, 1)  # the stride is the training's, not the file's
+
+
+@pytest.mark.parametrize("encoder", ["resnext50", "resnet50"])
+def test_the_published_encoders_start_from_coco(encoder: str, tmp_path: Path) -> None:
+    source = coco_detector("maskrcnn", encoder)
+    detector = fresh("maskrcnn", encoder)
+    taken = take_weights(detector, save_as_mmdet(source, tmp_path / "a.pth"), keep_classes=False)
+    encoders = [key for key in detector.state_dict() if key.startswith("backbone.")]
+    assert len(encoders) == 318 and set(encoders) <= set(taken.taken)
+
+
+def test_another_encoder_is_told(tmp_path: Path) -> None:
+    path = save_as_mmdet(coco_detector("maskrcnn", "resnext50"), tmp_path / "a.pth")
+    report = take_weights(fresh("maskrcnn", "resnet50"), path, keep_classes=False).describe("a.pth")
+    assert "holds a maskrcnn resnext50 of 80 classes" in report
+    assert "to be trained is a resnet50: little of it fits" in report
+
+
+def test_heads_go_between_a_cascade_and_a_mask_rcnn(tmp_path: Path) -> None:
+    source = coco_detector("cascade")
+    detector = fresh("maskrcnn")
+    taken = take_weights(detector, save_as_mmdet(source, tmp_path / "a.pth"), keep_classes=False)
+    given, state = source.state_dict(), detector.state_dict()
+    for name in ("bbox_head.{}shared_fcs.1.weight", "mask_head.{}convs.3.conv.weight", "mask_head.{}upsample.weight"):
+        key, first = (f"roi_head.{name.format(stage)}" for stage in ("", "0."))
+        assert key in taken.taken and torch.equal(state[key], given[first])
+    assert any(key.startswith("roi_head.bbox_head.1.") for key in taken.unused)
+
+
+def test_the_layout_of_mmdet_1_is_taken(tmp_path: Path) -> None:
+    """There the heads stand beside each other, without roi_head."""
+    source = coco_detector("maskrcnn")
+    old = {key.removeprefix("roi_head."): value for key, value in source.state_dict().items()}
+    detector = fresh("maskrcnn")
+    taken = take_weights(detector, save_as_mmdet(source, tmp_path / "a.pth", state=old), keep_classes=False)
+    state = detector.state_dict()
+    assert taken.unused == () and "roi_head.bbox_head.shared_fcs.0.weight" in taken.taken
+    assert all(torch.equal(state[key], source.state_dict()[key]) for key in taken.taken)
+
+
+@pytest.mark.parametrize("config", [CAFFE, DETECTRON, MMDET3])
+def test_other_pixels_are_made_up_for_in_the_first_layer(config: str, tmp_path: Path) -> None:
+    """Of an image, the first layer with its norm answers as the checkpoint's does on the pixels that it knows."""
+    source = coco_detector("maskrcnn").eval()
+    torch.nn.init.uniform_(source.backbone.bn1.running_var, 0.5, 2.0)
+    torch.nn.init.normal_(source.backbone.bn1.running_mean)
+    path = save_as_mmdet(source, tmp_path / "a.pth", STRIDES + config)
+    theirs = configured_pixels({"meta": {"config": config}})
+    assert theirs is not None and theirs == read_checkpoint(path).pixels != OUR_PIXELS and not theirs.to_rgb
+    detector = fresh("maskrcnn").eval()
+    taken = take_weights(detector, path, keep_classes=False)
+    assert "its first layer is changed from its pixels, dict(mean=[103.53" in taken.describe("a.pth")
+
+    rgb = torch.randint(0, 256, (1, 3, 32, 32)).float()
+    ours_mean, ours_std, mean, std = (
+        torch.tensor(values)[:, None, None] for values in (PIXEL_MEAN, PIXEL_STD, theirs.mean, theirs.std)
+    )
+    with torch.inference_mode():
+        source.backbone.conv1.stride = (1, 1)
+        expected = source.backbone.bn1(source.backbone.conv1((rgb.flip(1) - mean) / std))
+        found = detector.backbone.bn1(detector.backbone.conv1((rgb - ours_mean) / ours_std))
+    inside = (..., slice(3, -3), slice(3, -3))  # the padding is black in another gray
+    torch.testing.assert_close(found[inside], expected[inside], rtol=1e-3, atol=1e-2)
+
+    out = tmp_path / "b.safetensors"  # as `convert` hands it on
+    assert main(["convert", str(path), str(out)]) == 0
+    assert read_checkpoint(out).pixels == theirs and read_checkpoint(out).stem_stride == 2
+
+
+@pytest.mark.parametrize("config", ["", RGB, "mean = 3\nstd = [1, 2]\n", CAFFE + RGB, CAFFE.replace("1.0", "0.0")])
+def test_pixels_that_are_ours_or_not_told_change_nothing(config: str, tmp_path: Path) -> None:
+    source = coco_detector("maskrcnn")
+    detector = fresh("maskrcnn")
+    taken = take_weights(detector, save_as_mmdet(source, tmp_path / "a.pth", config), keep_classes=False)
+    assert torch.equal(detector.backbone.conv1.weight, source.backbone.conv1.weight)
+    assert "first layer" not in taken.describe("a")
+
+
+def options_of(*words: str) -> argparse.Namespace:
+    return parse_arguments(["train", "--data", "cells", "--out", "a.safetensors", *words])
+
+
+def test_kind_and_encoder_are_as_in_the_file_where_nothing_else_says_them(tmp_path: Path) -> None:
+    path = save_as_mmdet(coco_detector("cascade", "resnext50"), tmp_path / "a.pth")
+    recipe, _ = choose_recipe(options_of("--init", str(path)))
+    assert (recipe.detector.kind, recipe.detector.encoder, recipe.detector.num_classes) == ("cascade", "resnext50", 8)
+    assert recipe.detector.stem_stride == 1
+    recipe, _ = choose_recipe(options_of("--init", str(path), "--kind", "htc"))
+    assert (recipe.detector.kind, recipe.detector.encoder) == ("htc", "resnext50")
+    toml = tmp_path / "recipe.toml"
+    toml.write_text('[detector]\nkind = "maskrcnn"\nencoder = "resnet50"\n', encoding="utf-8")
+    recipe, _ = choose_recipe(options_of("--init", str(path), "--recipe", str(toml)))
+    assert (recipe.detector.kind, recipe.detector.encoder) == ("maskrcnn", "resnet50")
+    with pytest.raises(InputError, match="kind, encoder must be given"):
+        choose_recipe(options_of())
+
+
+def test_a_checkpoint_is_found_by_the_name_of_its_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    folder = tmp_path / "checkpoints"
+    name = Path("mask_rcnn_r50_fpn_1x_coco")
+    with pytest.raises(InputError, match=r"--init mask_rcnn_r50_fpn_1x_coco: no such file, and none in .*checkpoints"):
+        find_weights_to_start_from(name)
+    folder.mkdir()
+    first = folder / "mask_rcnn_r50_fpn_1x_coco_20200205-d4b0c5d6.pth"
+    for path in (first, folder / "mask_rcnn_r50_fpn_1x_cocoon.pth", folder / f"{name}_notes.txt"):
+        path.touch()
+    assert find_weights_to_start_from(name) == first
+    (folder / "mask_rcnn_r50_fpn_1x_coco_20210101-00000000.pth").touch()
+    with pytest.raises(InputError, match=r"which of mask_rcnn_r50_fpn_1x_coco_20200205-d4b0c5d6.pth, .*name the file"):
+        find_weights_to_start_from(name)
+    for given in (tmp_path / "none", Path("none.pth")):
+        with pytest.raises(InputError, match=r"--init .*none.*: no such file$"):
+            find_weights_to_start_from(given)
