@@ -39,7 +39,7 @@ from kernel.masks.labels import label_image
 from kernel.postprocess.outlines import mask_polygons
 
 #: The exports of `predict` that hold masks.
-MASK_EXPORTS = tuple(name for name in IMAGE_EXPORTS if name != "pictures")
+MASK_EXPORTS = ("labels", "geojson", "rois", "seg-npy", "ome-tiff", "ome-zarr")
 
 
 def frames_of(found: FoundMasks, shape: tuple[int, int] = SHAPE) -> list[np.ndarray]:

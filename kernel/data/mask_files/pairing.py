@@ -36,7 +36,7 @@ IMAGE_FOLDERS = frozenset({"image", "images", "img", "imgs"})
 #: What Cellpose's training data have behind an image's name.
 IMAGE_MARKS = ("_img", "_image", "_raw")
 #: Folders of `predict` that hold neither images nor masks.
-OTHER_FOLDERS = frozenset({"pictures"})
+OTHER_FOLDERS = frozenset({"pictures", "report"})
 
 
 @dataclass(frozen=True)
