@@ -58,7 +58,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
         names = archive.namelist()
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"inside_ensemble"}
-    assert {"inside_ensemble/py.typed", "inside_ensemble/bundle/wheels.lock.json"} <= set(names)
+    for name in ("py.typed", "napari.yaml", "bundle/wheels.lock.json"):
+        assert f"inside_ensemble/{name}" in names
     assert not [name for name in names if "__pycache__" in name or "/demo/" in name or "test" in Path(name).stem]
 
 

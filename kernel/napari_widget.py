@@ -1,0 +1,237 @@
+"""The widget for napari: the cells of an image layer as a labels layer, with a row of its features table for each cell.
+
+`napari.yaml` beside this file names it. It calls `kernel.api` in a thread of its own, a plane of the image at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from napari.layers import Image
+from napari.qt.threading import thread_worker
+from qtpy.QtWidgets import (
+    QComboBox,
+    QDoubleSpinBox,
+    QFileDialog,
+    QFormLayout,
+    QHBoxLayout,
+    QLabel,
+    QProgressBar,
+    QPushButton,
+    QWidget,
+)
+from skimage.measure import regionprops_table
+
+from kernel.api import Cells, Segmenter, load
+from kernel.errors import InputError, RunError
+from kernel.shipped import MANIFEST_NAME, SHIPPED, WEIGHTS_NAME, members_folder
+
+#: The choice of members by their folder.
+OTHER_MEMBERS = "other members ..."
+#: Columns of the table, by scikit-image's names of them.
+MEASURED = {
+    "label": "index",  # by which napari finds a label's row
+    "area": "area_px",
+    "centroid-0": "centre_y",
+    "centroid-1": "centre_x",
+    "equivalent_diameter_area": "diameter_px",
+    "eccentricity": "eccentricity",
+    "solidity": "solidity",
+}
+#: How napari calls the unit of a layer that knows its size.
+MICROMETRE = "micrometer"
+
+
+class CellsWidget(QWidget):
+    """Choose image, members and pixel size; run, watch, cancel.
+
+    Args:
+        viewer: napari's.
+        load_members: as `kernel.api.load`; for tests.
+    """
+
+    def __init__(self, viewer: Any, load_members: Callable[..., Segmenter] = load) -> None:
+        super().__init__()
+        self.viewer, self.load_members = viewer, load_members
+        self.loaded: tuple[Path, Segmenter] | None = None  # the members of the last run
+        self.worker: Any = None
+        self.images, self.members = QComboBox(), QComboBox()
+        self.members.addItems([SHIPPED, OTHER_MEMBERS])
+        self.pixel_size = QDoubleSpinBox()
+        self.pixel_size.setDecimals(4)
+        self.pixel_size.setRange(0, 1000)
+        self.pixel_size.setSuffix(" µm")
+        self.pixel_size.setSpecialValueText("not known")
+        self.run_button, self.cancel_button = QPushButton("Run"), QPushButton("Cancel")
+        self.cancel_button.setEnabled(False)
+        self.progress, self.told = QProgressBar(), QLabel()
+        self.told.setWordWrap(True)
+        layout, buttons = QFormLayout(self), QHBoxLayout()
+        for name, field in (("Image", self.images), ("Members", self.members), ("Pixel size", self.pixel_size)):
+            layout.addRow(name, field)
+        for button in (self.run_button, self.cancel_button):
+            buttons.addWidget(button)
+        layout.addRow(buttons)
+        layout.addRow(self.progress)
+        layout.addRow(self.told)
+        self.images.currentTextChanged.connect(self.take_pixel_size)
+        self.members.activated.connect(self.choose_members)
+        self.run_button.clicked.connect(self.run)
+        self.cancel_button.clicked.connect(self.cancel)
+        for changed in (viewer.layers.events.inserted, viewer.layers.events.removed):
+            changed.connect(self.list_images)
+        self.list_images()
+
+    def list_images(self, _event: object = None) -> None:
+        """Let the choice of images be the viewer's image layers."""
+        chosen = self.images.currentText()
+        names = [layer.name for layer in self.viewer.layers if isinstance(layer, Image)]
+        self.images.clear()
+        self.images.addItems(names)
+        if chosen in names:
+            self.images.setCurrentText(chosen)
+
+    def take_pixel_size(self, name: str) -> None:
+        """Show the pixel size that an image layer knows."""
+        if name in self.viewer.layers:
+            self.pixel_size.setValue(layer_pixel_um(self.viewer.layers[name]) or 0)
+
+    def choose_members(self) -> None:
+        """Ask for a folder of members, where others than those listed are wanted."""
+        if self.members.currentText() != OTHER_MEMBERS:
+            return
+        folder = QFileDialog.getExistingDirectory(self, f"A folder of {MANIFEST_NAME} and {WEIGHTS_NAME}")
+        if folder:
+            self.members.insertItem(0, folder)
+        self.members.setCurrentIndex(0)
+
+    def run(self) -> None:
+        """Segment the chosen image, in a thread."""
+        if self.worker is not None:
+            return
+        name = self.images.currentText()
+        if name not in self.viewer.layers:
+            self.told.setText("open an image first")
+            return
+        layer = self.viewer.layers[name]
+        planes = Planes(layer)
+        self.progress.setRange(0, len(planes))
+        self.progress.setValue(0)
+        self.told.setText("loading the members")
+        self.run_button.setEnabled(False)
+        self.cancel_button.setEnabled(True)
+        pixel_um = self.pixel_size.value() or None
+        self.worker = self.segment(planes, self.members.currentText(), pixel_um)
+        self.worker.yielded.connect(self.show_progress)
+        self.worker.returned.connect(lambda found: self.take_result(layer, found))
+        self.worker.errored.connect(lambda error: self.told.setText(f"failed: {error}"))
+        self.worker.aborted.connect(lambda: self.told.setText("cancelled"))
+        self.worker.finished.connect(self.end)
+        self.worker.start()
+
+    def cancel(self) -> None:
+        """End the run after the plane that the networks are at; nothing is added."""
+        if self.worker is not None:
+            self.told.setText("cancelling, after this plane")
+            self.worker.quit()
+
+    @thread_worker
+    def segment(self, planes: Planes, members: str, pixel_um: float | None) -> Any:
+        """Yields how many planes are done; returns the label image and its table, or what the user can mend."""
+        try:
+            return (yield from self.segment_planes(planes, members, pixel_um))
+        except (InputError, RunError, ValueError) as error:
+            return str(error)  # raised, it would be shown once more, with its traceback
+
+    def segment_planes(
+        self, planes: Planes, members: str, pixel_um: float | None
+    ) -> Generator[int, None, tuple[np.ndarray, dict[str, np.ndarray]]]:
+        """As `segment`; errors as `members_folder`, `kernel.api.load` and `Segmenter.segment`."""
+        folder = members_folder(members)
+        if self.loaded is None or self.loaded[0] != folder:
+            self.loaded = folder, self.load_members(folder / MANIFEST_NAME, folder / WEIGHTS_NAME)
+        segmenter = self.loaded[1]
+        yield 0
+        wanted = {} if pixel_um is None else {"pixel_um": pixel_um}
+        labels = np.zeros(planes.shape, np.uint32)
+        tables = []
+        count = 0
+        for number, (place, pixels) in enumerate(planes, start=1):
+            cells = segmenter.segment(pixels, **wanted)
+            found = cells.labels.astype(np.uint32)
+            labels[place] = found + np.uint32(count) * (found > 0)  # a number is one cell of one plane
+            tables.append(cell_table(cells, place, count, pixel_um))
+            count += len(cells)
+            yield number
+        return labels, {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
+
+    def show_progress(self, done: int) -> None:
+        """Show how many planes are done."""
+        self.progress.setValue(done)
+        if done < self.progress.maximum():
+            self.told.setText(f"segmenting plane {done + 1} of {self.progress.maximum()}")
+
+    def take_result(self, layer: Any, found: tuple[np.ndarray, dict[str, np.ndarray]] | str) -> None:
+        """Add the labels over the image, where and as large as it is; or show what is wrong."""
+        if isinstance(found, str):
+            self.told.setText(found)
+            return
+        labels, table = found
+        placed = {name: getattr(layer, name) for name in ("scale", "translate", "rotate", "shear", "affine", "units")}
+        self.viewer.add_labels(labels, name=f"{layer.name} cells", features=table, **placed)
+        count = len(table["index"])
+        self.told.setText(f"{count} cell{'' if count == 1 else 's'}")
+
+    def end(self) -> None:
+        """Be ready for the next run."""
+        self.worker = None
+        self.run_button.setEnabled(True)
+        self.cancel_button.setEnabled(False)
+
+
+class Planes:
+    """The planes of an image layer, each with its place along the axes before rows and columns."""
+
+    def __init__(self, layer: Any) -> None:
+        self.data = layer.data[0] if layer.multiscale else layer.data
+        self.is_rgb = bool(layer.rgb)
+        self.shape = tuple(self.data.shape[:-1] if self.is_rgb else self.data.shape)
+
+    def __len__(self) -> int:
+        return int(np.prod(self.shape[:-2]))
+
+    def __iter__(self) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
+        for place in np.ndindex(self.shape[:-2]):
+            plane = np.asarray(self.data[place])
+            yield place, plane[..., :3] if self.is_rgb else plane  # without alpha
+
+
+def layer_pixel_um(layer: Any) -> float | None:
+    """The side of a layer's pixels, where it says that in micrometres."""
+    is_known = str(layer.units[-1]) == MICROMETRE
+    return float(layer.scale[-1]) if is_known else None
+
+
+def cell_table(cells: Cells, place: tuple[int, ...], count: int, pixel_um: float | None) -> dict[str, np.ndarray]:
+    """A plane's part of the table: a row for each cell, by columns.
+
+    Args:
+        cells: of the plane.
+        place: of the plane in the image, for a column of each axis.
+        count: cells of the planes before, by which numbers are raised.
+        pixel_um: for areas in micrometres, where known.
+    """
+    properties = tuple(dict.fromkeys(name.removesuffix("-0").removesuffix("-1") for name in MEASURED))
+    measured = regionprops_table(cells.labels, properties=properties)
+    table = {shown: np.asarray(measured[name]) for name, shown in MEASURED.items()}
+    table["index"] = table["index"] + count
+    table["score"] = np.asarray(cells.scores, float)
+    table["cell_type"] = np.array([cells.cell_type or ""] * len(cells), dtype=object)
+    if pixel_um is not None:
+        table["area_um2"] = table["area_px"] * pixel_um**2
+    for axis, at in enumerate(place):
+        table[f"axis_{axis}"] = np.full(len(cells), at)
+    return table

@@ -1,0 +1,609 @@
+"""Masks of other programs are read with the pixels that these mean, and paired with their images by what lies there."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+from cases import GRID, draw_image
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracles import full_frames
+from skimage.draw import polygon2mask
+from test_export_formats import NOTHING, SHAPE, random_cells
+
+from kernel.__main__ import main
+from kernel.data.annotated import list_annotated
+from kernel.data.annotated_folder import DEFAULT_CELL_TYPE, read_annotated_folder
+from kernel.data.mask_files.found import FoundMasks
+from kernel.data.mask_files.geojson import read_geojson
+from kernel.data.mask_files.imagej_rois import read_imagej_rois
+from kernel.data.mask_files.label_arrays import cells_of_labels
+from kernel.data.mask_files.label_images import read_label_image
+from kernel.data.mask_files.ome_zarr import read_ome_zarr
+from kernel.data.mask_files.rings import fill_rings
+from kernel.data.mask_files.seg_npy import read_seg_npy
+from kernel.errors import InputError
+from kernel.export.folder import image_file, write_image
+from kernel.export.kinds import IMAGE_EXPORTS, FoundCells
+from kernel.masks.instances import CellMasks
+from kernel.masks.labels import label_image
+from kernel.postprocess.outlines import mask_polygons
+
+#: The exports of `predict` that hold masks.
+MASK_EXPORTS = ("labels", "geojson", "rois", "seg-npy", "ome-tiff", "ome-zarr")
+
+
+def frames_of(found: FoundMasks, shape: tuple[int, int] = SHAPE) -> list[np.ndarray]:
+    """The cells' masks (H, W)."""
+    frames = []
+    for cell in found.cells:
+        frame = np.zeros(shape, bool)
+        (y, x), (height, width) = cell.offset_yx, cell.crop.shape
+        frame[y : y + height, x : x + width] = cell.crop
+        frames.append(frame)
+    return frames
+
+
+def grid_labels(side: int = 160) -> np.ndarray:
+    """(side, side) uint16: the cells of GRID, numbered."""
+    labels = np.zeros((side, side), np.uint16)
+    for number, (y, x, height, width) in enumerate(GRID, start=1):
+        labels[y : y + height, x : x + width] = number
+    return labels
+
+
+def write_png(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), pixels)
+
+
+def prepared_cells(*words: object) -> dict[str, int]:
+    """Run prepare --annotated; how many cells each image then has."""
+    *words, out = words
+    assert main(["prepare", *map(str, words), "--out", str(out), "--workers", "1"]) == 0
+    return {image.image_id: len(image.labels) for image in list_annotated(Path(str(out)))}
+
+
+@pytest.fixture
+def export(tmp_path: Path) -> Callable[[CellMasks, str], Path]:
+    """Writes an export of `predict`, and gives the file."""
+
+    def write(masks: CellMasks, name: str) -> Path:
+        (tmp_path / IMAGE_EXPORTS[name].folder).mkdir(exist_ok=True)
+        found = FoundCells(tmp_path / "a.png", "a", np.zeros((*SHAPE, 3), np.uint8), masks)
+        write_image(found, [name], tmp_path)
+        return image_file(name, "a", tmp_path)
+
+    return write
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_every_export_is_read_back_pixel_for_pixel(tmp_path: Path, export: Any, seed: int) -> None:
+    masks = random_cells(seed)
+    write_png(tmp_path / "images" / "a.png", np.zeros(SHAPE, np.uint8))
+    expected = sorted(image.tobytes() for image in full_frames(masks))
+    for name in MASK_EXPORTS:
+        file = export(masks, name)
+        source = read_annotated_folder(tmp_path / "images", file.parent, cell_types="cort")
+        (image,) = source.images
+        from kernel.masks.rle import decode_rle_crop
+
+        found = []
+        for cell in image.cells:
+            crop, (y, x) = decode_rle_crop(cell.outline, SHAPE)
+            frame = np.zeros(SHAPE, bool)
+            frame[y : y + crop.shape[0], x : x + crop.shape[1]] = crop
+            found.append(frame.tobytes())
+        assert sorted(found) == expected, name
+    # All of them at once say the same.
+    assert len(read_annotated_folder(tmp_path / "images", tmp_path, cell_types="cort").images[0].cells) == len(masks)
+
+
+def test_an_export_without_cells(tmp_path: Path, export: Any) -> None:
+    write_png(tmp_path / "images" / "a.png", np.zeros(SHAPE, np.uint8))
+    for name in MASK_EXPORTS:
+        folder = export(NOTHING, name).parent
+        source = read_annotated_folder(tmp_path / "images", folder)
+        assert not source.images and "--keep-empty" in source.dropped_images[0].reason
+        (image,) = read_annotated_folder(tmp_path / "images", folder, keep_empty=True).images
+        assert image.cells == ()
+
+
+# Outlines
+
+
+@settings(max_examples=60)
+@given(seed=st.integers(0, 2**32 - 1), scale=st.sampled_from([1.0, 3.7, 40.0]))
+def test_polygons_hold_the_pixels_whose_centres_lie_inside(seed: int, scale: float) -> None:
+    rng = np.random.default_rng(seed)
+    ring = rng.normal(20, scale, (rng.integers(3, 9), 2))
+    crop, (y, x) = fill_rings([ring], SHAPE)
+    frame = np.zeros(SHAPE, bool)
+    frame[y : y + crop.shape[0], x : x + crop.shape[1]] = crop
+    np.testing.assert_array_equal(frame, polygon2mask(SHAPE, ring[:, ::-1] - 0.5))
+
+
+def test_cells_with_a_common_outline_share_no_pixel() -> None:
+    left = np.array([[2.5, 3.5], [9.5, 3.5], [6.5, 20.5], [2.5, 20.5]])
+    right = np.array([[9.5, 3.5], [15.5, 3.5], [15.5, 20.5], [6.5, 20.5]])
+    both = np.array([[2.5, 3.5], [15.5, 3.5], [15.5, 20.5], [2.5, 20.5]])
+    one, two, all_of_them = (fill_rings([ring], SHAPE)[0].sum() for ring in (left, right, both))
+    assert one + two == all_of_them == 13 * 17
+
+
+def test_rings_beyond_the_image_and_without_area() -> None:
+    assert fill_rings([np.array([[-5, -5], [500, -5], [500, 500], [-5, 500]])], SHAPE)[0].all()
+    for ring in ([[100, 100], [120, 100], [120, 130]], [[1, 1], [5, 5]], np.zeros((0, 2))):
+        assert fill_rings([np.array(ring, float)], SHAPE)[0].size == 0
+    assert fill_rings([], SHAPE)[0].size == 0
+
+
+# ImageJ
+
+
+def write_zip(path: Path, rois: list[Any]) -> Path:
+    from roifile import roiwrite
+
+    roiwrite(path, rois, name=[f"{number:04}" for number in range(len(rois))], mode="w")
+    return path
+
+
+def test_imagej_shapes(tmp_path: Path) -> None:
+    from roifile import ROI_TYPE, ImagejRoi
+
+    corners = np.array([[3, 4], [20, 8], [16, 22], [6, 18]])
+    rois, expected = [], []
+    for kind in (ROI_TYPE.POLYGON, ROI_TYPE.FREEHAND, ROI_TYPE.TRACED):
+        roi = ImagejRoi.frompoints(corners)
+        roi.roitype = kind
+        rois.append(roi)
+        expected.append(polygon2mask(SHAPE, corners[:, ::-1] - 0.5))
+    finer = corners + np.array([[0.3, 0.4], [0.1, -0.2], [0.6, 0.7], [-0.9, 0.2]])
+    rois.append(ImagejRoi.frompoints(finer.astype(np.float32)))
+    expected.append(polygon2mask(SHAPE, finer[:, ::-1] - 0.5))
+    rois.append(ImagejRoi(roitype=ROI_TYPE.RECT, left=5, top=6, right=17, bottom=20))
+    rectangle = np.zeros(SHAPE, bool)
+    rectangle[6:20, 5:17] = True
+    expected.append(rectangle)
+    rois.append(ImagejRoi(roitype=ROI_TYPE.OVAL, left=5, top=6, right=30, bottom=20))
+    ys, xs = np.mgrid[: SHAPE[0], : SHAPE[1]] + 0.5
+    expected.append(((xs - 17.5) / 12.5) ** 2 + ((ys - 13) / 7) ** 2 < 1)
+    found = read_imagej_rois(write_zip(tmp_path / "RoiSet.zip", rois), SHAPE)
+    assert found.flaws == () and len(found.cells) == len(expected)
+    for frame, mask in zip(frames_of(found), expected, strict=True):
+        np.testing.assert_array_equal(frame, mask)
+
+
+def test_imagej_shapes_without_area_and_of_other_slices_are_named(tmp_path: Path) -> None:
+    from roifile import ROI_TYPE, ImagejRoi
+
+    rois = []
+    for kind in (ROI_TYPE.POINT, ROI_TYPE.POLYLINE, ROI_TYPE.FREELINE, ROI_TYPE.ANGLE):
+        roi = ImagejRoi.frompoints(np.array([[1, 2], [10, 12], [20, 3]]))
+        roi.roitype = kind
+        rois.append(roi)
+    rois.append(ImagejRoi(roitype=ROI_TYPE.RECT, left=5, top=6, right=17, bottom=20, position=3))
+    rois.append(ImagejRoi(roitype=ROI_TYPE.RECT, left=5, top=6, right=17, bottom=20, position=1))
+    path = write_zip(tmp_path / "rois.zip", rois)
+    found = read_imagej_rois(path, SHAPE)
+    assert len(found.cells) == 1 and len(found.flaws) == 5
+    assert "which has no area" in found.flaws[0][1] and "slice 3" in found.flaws[4][1]
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(InputError, match="no readable zip"):
+        read_imagej_rois(path, SHAPE)
+    (tmp_path / "one.roi").write_bytes(rois[-1].tobytes())
+    assert len(read_imagej_rois(tmp_path / "one.roi", SHAPE).cells) == 1
+    (tmp_path / "bad.roi").write_bytes(b"Iout" + bytes(10))
+    assert len(read_imagej_rois(tmp_path / "bad.roi", SHAPE).flaws) == 1
+
+
+# GeoJSON
+
+
+def feature(mask: np.ndarray, **properties: Any) -> dict[str, Any]:
+    polygons = mask_polygons(mask)
+    geometry = {"type": "MultiPolygon", "coordinates": polygons}
+    if len(polygons) == 1:
+        geometry = {"type": "Polygon", "coordinates": polygons[0]}
+    return {"type": "Feature", "geometry": geometry, "properties": properties}
+
+
+def disc(y: int, x: int, radius: int) -> np.ndarray:
+    ys, xs = np.mgrid[: SHAPE[0], : SHAPE[1]]
+    return (ys - y) ** 2 + (xs - x) ** 2 <= radius**2
+
+
+def test_geojson_forms_classes_and_holes(tmp_path: Path) -> None:
+    ring = disc(15, 15, 9) & ~disc(15, 15, 4)
+    pair = disc(30, 10, 4) | disc(30, 40, 4)
+    features = [
+        feature(ring, objectType="annotation", classification={"name": "Astro", "colorRGB": -3140401}),
+        feature(pair, objectType="annotation", classification={"names": ["cort"], "color": [1, 2, 3]}),
+        feature(disc(8, 40, 3), classification="shsy5y"),
+        feature(disc(20, 40, 3)),
+    ]
+    path = tmp_path / "a.geojson"
+    for content in ({"type": "FeatureCollection", "features": features}, features):
+        path.write_text(json.dumps(content), encoding="utf-8")
+        found = read_geojson(path, SHAPE)
+        for frame, mask in zip(frames_of(found), [ring, pair, disc(8, 40, 3), disc(20, 40, 3)], strict=True):
+            np.testing.assert_array_equal(frame, mask)
+        assert [cell.class_name for cell in found.cells] == ["Astro", "cort", "shsy5y", ""]
+    path.write_text(json.dumps(features[0]), encoding="utf-8")
+    assert len(read_geojson(path, SHAPE).cells) == 1
+    write_png(tmp_path / "a.png", np.zeros(SHAPE, np.uint8))
+    path.write_text(json.dumps(features), encoding="utf-8")
+    (image,) = read_annotated_folder(tmp_path).images
+    assert image.cell_type == "shsy5y" and [cell.label for cell in image.cells] == [1, 2, 0, 0]
+    (image,) = read_annotated_folder(tmp_path, cell_types="cort").images
+    assert image.cell_type == "cort" and {cell.label for cell in image.cells} == {2}
+
+
+def test_what_is_no_cell_in_geojson_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.geojson"
+    region = feature(disc(20, 20, 19), objectType="annotation")
+    features = [
+        region,
+        feature(disc(15, 15, 3), objectType="detection"),
+        feature(disc(25, 25, 3), objectType="cell"),
+        feature(disc(10, 42, 3), objectType="annotation"),  # drawn by hand, where none was detected
+        {"type": "Feature", "geometry": {"type": "Point", "coordinates": [1, 2]}, "properties": None},
+        {"type": "Feature", "geometry": None},
+        {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [[[1, "a"], [2, 3], [4, 5]]]}},
+        {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [[[1e400, 1], [2, 3], [4, 5]]]}},
+        7,
+        {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [[[10**400, 1], [2, 3], [4, 5]]]}},
+    ]
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": features}), encoding="utf-8")
+    found = read_geojson(path, SHAPE)
+    assert [cell.place for cell in found.cells] == ["feature 2", "feature 3", "feature 4"]
+    assert {place for place, _ in found.flaws} == {"feature 1", *(f"feature {n}" for n in range(5, 11))}
+    path.write_text(json.dumps([region]), encoding="utf-8")
+    assert len(read_geojson(path, SHAPE).cells) == 1
+    for content in ("{", '{"type": "Polygon"}', "[1]", '{"type": "FeatureCollection"}'):
+        path.write_text(content, encoding="utf-8")
+        with pytest.raises(InputError):
+            read_geojson(path, SHAPE)
+
+
+# Label images
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.uint32, np.float32, np.int64])
+def test_label_tiffs_of_any_type(tmp_path: Path, dtype: Any) -> None:
+    labels = label_image(random_cells(1)).astype(dtype)
+    tifffile.imwrite(tmp_path / "a.tif", labels, compression="zlib")
+    frames = frames_of(read_label_image(tmp_path / "a.tif", SHAPE))
+    assert len(frames) == labels.max()
+    for number, frame in enumerate(frames, start=1):
+        np.testing.assert_array_equal(frame, labels == number)
+
+
+def test_labels_are_the_stored_values_whatever_the_palette(tmp_path: Path) -> None:
+    from PIL import Image
+
+    labels = label_image(random_cells(2)).astype(np.uint8)
+    colours = np.random.default_rng(0).integers(0, 255, (256, 3)).astype(np.uint8)
+    picture = Image.fromarray(labels)
+    picture.putpalette(colours.ravel().tolist())
+    picture.save(tmp_path / "palette.png")
+    tifffile.imwrite(
+        tmp_path / "palette.tif", labels, photometric="palette", colormap=colours.T.astype(np.uint16) * 257
+    )
+    tifffile.imwrite(tmp_path / "white.tif", labels, photometric="miniswhite")
+    for name in ("palette.png", "palette.tif", "white.tif"):
+        frames = frames_of(read_label_image(tmp_path / name, SHAPE))
+        assert len(frames) == labels.max()
+        np.testing.assert_array_equal(sum(frame * number for number, frame in enumerate(frames, start=1)), labels)
+
+
+def test_label_values_may_be_anything_but_background() -> None:
+    labels = np.zeros((9, 9), np.uint32)
+    labels[:3, :3], labels[5:, 5:], labels[0, 8] = 4_000_000_000, 17, 17
+    found = cells_of_labels(labels, (9, 9))
+    assert [cell.place for cell in found.cells] == ["value 17", "value 4000000000"]
+    assert [int(cell.crop.sum()) for cell in found.cells] == [17, 9]
+    assert len(cells_of_labels(np.full((4, 5), 3), (4, 5)).cells) == 1
+    assert cells_of_labels(np.zeros((4, 5)), (4, 5)).cells == ()
+    assert len(cells_of_labels(labels[None, ..., None], (9, 9)).cells) == 2
+    assert len(cells_of_labels(np.repeat(labels[..., None], 3, axis=2), (9, 9)).cells) == 2
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.zeros((5, 4), int), "it is 5 x 4"),
+        (np.full((4, 5), 0.5), "no whole numbers"),
+        (np.full((4, 5), np.nan), "no whole numbers"),
+        (np.full((4, 5), -3), "negative"),
+        (np.eye(4, 5, dtype=np.uint8)[[0, 3, 1, 3]] * 255, "number them"),
+        (np.zeros((2, 4, 5), int), "single plane"),
+        (np.random.default_rng(0).integers(0, 9, (4, 5, 3)), "colours"),
+        (np.zeros(20, int), "single plane"),
+    ],
+)
+def test_what_is_no_label_image_is_refused(labels: np.ndarray, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        cells_of_labels(labels, (4, 5))
+
+
+def test_files_that_are_no_label_images(tmp_path: Path) -> None:
+    write_png(tmp_path / "a.jpg", np.zeros(SHAPE, np.uint8))
+    tifffile.imwrite(tmp_path / "stack.tif", np.zeros((5, *SHAPE), np.uint8))
+    (tmp_path / "empty.png").touch()
+    for name, message in (("a.jpg", "JPEG"), ("stack.tif", "5 pages"), ("empty.png", "empty")):
+        with pytest.raises(InputError, match=message):
+            read_label_image(tmp_path / name, SHAPE)
+
+
+def test_odd_ome_zarrs(tmp_path: Path, export: Any) -> None:
+    import zarr
+
+    path = export(random_cells(1), "ome-zarr")
+    labels = zarr.open_group(str(path), mode="a")["labels"]
+    shutil.copytree(path / "labels" / "cells", path / "labels" / "nuclei")
+    assert len(read_ome_zarr(path, SHAPE).cells) == len(random_cells(1))
+    shutil.move(path / "labels" / "cells", path / "labels" / "other")
+    with pytest.raises(InputError, match="several label images"):
+        read_ome_zarr(path, SHAPE)
+    del labels.attrs["labels"]
+    for odd in ("nothing.zarr", "text.zarr"):
+        (tmp_path / odd).mkdir()
+        (tmp_path / odd / ".zgroup").write_text("{", encoding="utf-8")
+        with pytest.raises(InputError, match="no OME-Zarr with labels"):
+            read_ome_zarr(tmp_path / odd, SHAPE)
+    array = zarr.create_array(str(tmp_path / "array.zarr" / "labels"), shape=SHAPE, dtype="u2")
+    array[:] = 1
+    with pytest.raises(InputError, match="no OME-Zarr with labels"):
+        read_ome_zarr(tmp_path / "array.zarr", SHAPE)
+
+
+# Cellpose
+
+
+def save_seg(path: Path, **content: Any) -> Path:
+    np.save(path, content, allow_pickle=True)  # type: ignore[arg-type]  (a dict, as Cellpose does it)
+    return path
+
+
+def strokes_around(y: int, x: int, size: int) -> np.ndarray:
+    """(N, 4) points of plane, row, column and pen around a square."""
+    edge = np.arange(size)
+    rows = np.concatenate([0 * edge, edge, 0 * edge + size, size - edge]) + y
+    columns = np.concatenate([edge, 0 * edge + size, size - edge, 0 * edge]) + x
+    return np.stack([0 * rows, rows, columns, 0 * rows + 1], axis=1)
+
+
+def test_cellpose_layouts_of_all_times(tmp_path: Path) -> None:
+    masks = random_cells(3)
+    labels = label_image(masks)
+    expected = [frame.tobytes() for frame in full_frames(masks)]
+    common = {"outlines": labels, "filename": "a.png", "flows": [[], [], [], [], [[]]], "est_diam": np.float64(3)}
+    layouts: Mapping[str, Mapping[str, Any]] = {
+        "4": {**common, "masks": labels, "normalize_params": {"lowhigh": None}, "ratio": 1.0, "diameter": None},
+        "plane of one": {**common, "masks": labels[None].astype(np.uint32)},
+        "background of -1": {**common, "masks": labels.astype(np.int32) - 1},
+        "objects of other packages": {**common, "masks": labels, "model": tmp_path, "flows": [Stranger()]},
+    }
+    for name, content in layouts.items():
+        found = read_seg_npy(save_seg(tmp_path / "a_seg.npy", **content), SHAPE)
+        assert [frame.tobytes() for frame in frames_of(found)] == expected, name
+    np.save(tmp_path / "a_seg.npy", labels)
+    assert len(read_seg_npy(tmp_path / "a_seg.npy", SHAPE).cells) == len(masks)
+    (tmp_path / "a_seg.npy").write_bytes(numpy_one_pickle(labels))
+    assert len(read_seg_npy(tmp_path / "a_seg.npy", SHAPE).cells) == len(masks)
+
+
+def numpy_one_pickle(labels: np.ndarray) -> bytes:
+    """A `_seg.npy` as numpy 1 writes it: its names of modules differ."""
+    header = b"\x93NUMPY\x01\x00v\x00" + b"{'descr': '|O', 'fortran_order': False, 'shape': (), }".ljust(117) + b"\n"
+    array = np.array({"masks": labels, "outlines": labels}, dtype=object)
+    return header + pickle.dumps(array, protocol=2).replace(b"numpy._core.", b"numpy.core.")
+
+
+class Stranger:
+    """An object of a package that is not there."""
+
+    def __reduce__(self) -> Any:
+        return (print, ("code of the file ran",))
+
+
+def test_cellpose_outlines_of_the_first_time(tmp_path: Path) -> None:
+    outlines = [[[point] for point in strokes_around(3, 4, 8)], [strokes_around(20, 10, 10)], strokes_around(8, 8, 9)]
+    outlines += [np.array([[1, 2, 3, 4]]), "none"]
+    path = tmp_path / "a_seg.npy"
+    np.save(path, np.array({"outlines": outlines, "colors": []}, dtype=object), allow_pickle=True)
+    found = read_seg_npy(path, SHAPE)
+    first, second, third = frames_of(found)
+    assert first[3:12, 4:13].all() and first.sum() == 81 and second[20:31, 10:21].all() and second.sum() == 121
+    assert third.sum() == 100 - 4 * 5 and not (third & first).any()
+    assert [place for place, _ in found.flaws] == ["outline 4", "outline 5"]
+
+
+def test_no_code_of_a_seg_npy_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = save_seg(tmp_path / "a_seg.npy", masks=Stranger(), outlines=Stranger())
+    with pytest.raises(InputError, match="no array of numbers"):
+        read_seg_npy(path, SHAPE)
+    assert capsys.readouterr().out == ""
+    for content in (b"", b"\x93NUMPY\x01\x00", path.read_bytes()[:200], b"\x93NUMPY\x07\x00" + bytes(50)):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"no readable \.npy file"):
+            read_seg_npy(path, SHAPE)
+    with pytest.raises(InputError, match="neither masks nor outlines"):
+        read_seg_npy(save_seg(path, img=np.zeros(3)), SHAPE)
+    stack = np.zeros((4, *SHAPE), np.uint16)
+    with pytest.raises(InputError, match="single plane"):
+        read_seg_npy(save_seg(path, masks=stack, outlines=stack), SHAPE)
+
+
+def test_cellpose_reads_our_file(tmp_path: Path, export: Any) -> None:
+    cellpose_io = pytest.importorskip("cellpose.io")
+    masks = random_cells(4)
+    shutil.copyfile(export(masks, "seg-npy"), tmp_path / "a_seg.npy")
+    write_png(tmp_path / "a.png", np.zeros(SHAPE, np.uint8))
+    names, _ = cellpose_io.get_label_files([str(tmp_path / "a.png")], "_seg.npy")
+    told = np.load(names[0], allow_pickle=True).item()
+    np.testing.assert_array_equal(told["masks"], label_image(masks))
+    # Its own file, made of the same masks, is read as ours is.
+    shape = (*SHAPE, 3)
+    cellpose_io.masks_flows_to_seg(
+        np.zeros(shape, np.uint8), told["masks"], [np.zeros(shape), np.zeros((2, *SHAPE)), np.zeros(SHAPE)],
+        str(tmp_path / "b.png"),
+    )  # fmt: skip
+    for frame, mask in zip(frames_of(read_seg_npy(tmp_path / "b_seg.npy", SHAPE)), full_frames(masks), strict=True):
+        np.testing.assert_array_equal(frame, mask)
+
+
+# Pairing
+
+
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [
+        ("a.png", "a_masks.tif"),
+        ("a.tif", "a_cp_masks.png"),
+        ("a.tif", "a_mask.TIF"),
+        ("a_img.png", "a_masks.png"),
+        ("images/a.png", "masks/a.tif"),
+        ("images/a.png", "labels/a.png"),
+        ("Images/plate 1/a.png", "Labels/plate 1/a_label.png"),
+        ("images/a.ome.tif", "masks/a.tif"),
+        ("images/a.png", "masks/a.ome.tif"),
+        ("images/a.png", "masks/a.png.tif"),
+        ("train/a.png", "train/masks/a.png"),
+        ("café.png", "cafe\u0301_masks.png"),
+    ],
+)
+def test_names_that_belong_together(tmp_path: Path, image: str, mask: str) -> None:
+    write_png(tmp_path / "in" / image, draw_image(1, GRID))
+    write_png(tmp_path / "in" / mask, grid_labels())
+    cells = prepared_cells("--annotated", tmp_path / "in", tmp_path / "out")
+    assert cells == {Path(image).stem: len(GRID)}
+
+
+def test_what_was_found_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "in"
+    for number, name in enumerate(("a", "b", "alone")):
+        write_png(folder / "images" / f"{name}.png", draw_image(number, GRID))
+    for name in ("a", "b", "lost"):
+        write_png(folder / "masks" / f"{name}.png", grid_labels())
+    write_png(folder / "originals" / "a.png", draw_image(0, GRID))  # neither an image nor a mask
+    assert prepared_cells("--annotated", folder, "--cell-type", "astro", tmp_path / "out") == dict.fromkeys(
+        "ab", len(GRID)
+    )
+    told = capsys.readouterr().out
+    assert (
+        "pairing: 2 images with label images (a.png with masks/a.png); images without masks: 1; masks without image: 1"
+    ) in told
+    assert "alone" in told and "lost.png: no image of this name" in told
+    assert {image.cell_type for image in list_annotated(tmp_path / "out")} == {"astro"}
+    assert not (tmp_path / "out" / "folds.csv").exists()
+
+
+def test_all_that_cellpose_writes_beside_an_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "in"
+    write_png(folder / "a.tif", draw_image(0, GRID))
+    write_png(folder / "a_cp_masks.png", grid_labels())
+    save_seg(folder / "a_seg.npy", masks=grid_labels(), outlines=grid_labels())
+    for name in ("a_flows.tif", "a_cp_output.png", "a_outlines.png"):
+        write_png(folder / name, draw_image(1, GRID))
+    (folder / "a_cp_outlines.txt").write_text("1,2,3,4", encoding="utf-8")
+    assert prepared_cells("--annotated", folder, tmp_path / "out") == {"a": len(GRID)}
+    assert "images without masks: 0; masks without image: 0" in capsys.readouterr().out
+
+
+def test_types_by_folder_by_table_and_by_default(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "in"
+    for number, name in enumerate(("Astro/a", "cort/b", "other/c")):
+        write_png(folder / f"{name}.png", draw_image(number, GRID))
+        write_png(folder / f"{name}_masks.png", grid_labels())
+
+    def types(*words: object) -> dict[str, str]:
+        prepared_cells("--annotated", folder, *words, tmp_path / "out")
+        return {image.image_id: image.cell_type for image in list_annotated(tmp_path / "out")}
+
+    assert types() == {"a": "astro", "b": "cort", "c": DEFAULT_CELL_TYPE}
+    assert f"so they count as {DEFAULT_CELL_TYPE}" in capsys.readouterr().out
+    table = tmp_path / "types.csv"
+    table.write_text("id,cell_type\na.png,cort\nb,astro\nc,cort\n", encoding="utf-8")
+    assert types("--cell-types", table) == {"a": "cort", "b": "astro", "c": "cort"}
+    table.write_text("image,cell_type\na,cort\nb,neuron\n", encoding="utf-8")
+    assert types("--cell-types", table) == {"a": "cort"}
+    assert "'neuron'" in capsys.readouterr().out
+    (folder / "images.csv").write_text("image,file,cell_type\na,a.png,cort\nc,c.png,astro\n", encoding="utf-8")
+    assert types() == {"a": "astro", "b": "cort", "c": "astro"}
+    table.write_text("name,cell_type\na,cort\n", encoding="utf-8")
+    assert main(["prepare", "--annotated", str(folder), "--cell-types", str(table), "--out", str(tmp_path / "no")]) == 2
+
+
+def test_several_masks_of_one_image_must_say_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "in"
+    write_png(folder / "a.png", draw_image(0, GRID))
+    write_png(folder / "a_cp_masks.png", grid_labels())
+    (folder / "a.json").write_text('{"exposure": 3}', encoding="utf-8")  # of a microscope
+    save_seg(folder / "a_seg.npy", masks=grid_labels(), outlines=grid_labels())
+    assert prepared_cells("--annotated", folder, tmp_path / "out") == {"a": len(GRID)}
+    corrected = grid_labels()
+    corrected[corrected == 3] = 0
+    save_seg(folder / "a_seg.npy", masks=corrected, outlines=corrected)
+    capsys.readouterr()
+    assert main(["prepare", "--annotated", str(folder), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "a_seg.npy" in error and "a_cp_masks.png" in error and "--mask-form" in error
+    assert prepared_cells("--annotated", folder, "--mask-form", "seg-npy", tmp_path / "out") == {"a": len(GRID) - 1}
+
+
+def test_the_roi_manager_s_own_name_beside_the_only_image(tmp_path: Path) -> None:
+    from roifile import ROI_TYPE, ImagejRoi
+
+    rois = [ImagejRoi(roitype=ROI_TYPE.RECT, left=5, top=6, right=30, bottom=30)]
+    for number, name in enumerate("ab"):
+        write_png(tmp_path / "in" / name / f"{name}.png", draw_image(number, GRID))
+        write_zip(tmp_path / "in" / name / "RoiSet.zip", rois)
+    assert prepared_cells("--annotated", tmp_path / "in", tmp_path / "out") == {"a": 1, "b": 1}
+
+
+def test_a_file_that_cannot_be_used_costs_its_image_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "in"
+    for number, name in enumerate("abc"):
+        write_png(folder / f"{name}.png", draw_image(number, GRID))
+        write_png(folder / f"{name}_masks.png", grid_labels())
+    (folder / "b_masks.png").write_bytes(b"nothing")
+    write_png(folder / "c_masks.png", grid_labels()[:100])
+    assert prepared_cells("--annotated", folder, tmp_path / "out") == {"a": len(GRID)}
+    told = capsys.readouterr().out
+    assert "b_masks.png: it is no PNG or TIFF" in told and "it is 100 x 160, and its image 160 x 160" in told
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--annotated", "nowhere"),
+        ("--annotated", "empty"),
+        ("--annotated", "images"),
+        ("--annotated", "images", "--masks", "nowhere"),
+        ("--annotated", "images", "--mask-form", "rois"),
+        ("--annotated", "images", "--cell-types", "neuron"),
+        ("--competition", "images", "--masks", "images"),
+        ("--competition", "images", "--cell-type", "astro"),
+        ("--pseudo-labels", "s.csv", "--images", "images"),
+    ],
+)
+def test_wrong_words_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    write_png(Path("images/a.png"), draw_image(0, GRID))
+    write_png(Path("images/b.png"), draw_image(1, GRID))
+    if "--cell-types" in words:
+        write_png(Path("images/a_masks.png"), grid_labels())
+    assert main(["prepare", *words, "--out", "out"]) == 2
+    assert not Path("out").exists()

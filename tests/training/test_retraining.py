@@ -1,0 +1,174 @@
+"""Members that are there already, trained on: from their own weights, into a manifest like theirs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from cases import GRID, THREE, competition
+from safetensors.torch import load_file, save_file
+from tiny_detectors import tiny_detector
+
+from kernel.__main__ import main
+from kernel.data.synthetic.generate import write_dataset
+from kernel.errors import InputError
+from kernel.manifest.reader import read_manifest
+from kernel.models.checkpoints import recognise_checkpoint
+from kernel.shipped import MEMBER_FOLDERS, members_folder, shipped_members
+
+pytestmark = [pytest.mark.usefixtures("wheels_site", "one_thread"), pytest.mark.xdist_group("members")]
+
+ROOT = Path(__file__).resolve().parents[2]
+DEMO = ROOT / "bundle" / "demo"
+#: Moves nothing, so that each member still shows what it started from.
+RECIPE = """
+[training]
+iterations = 1
+batch_size = 2
+learning_rate = 1e-9
+crop_size = 64
+rpn_nms_pre = 50
+rois_per_image = 16
+norm_eval = true
+"""
+CLASSES = "roi_head.bbox_head.fc_cls.weight"
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory, wheels_site: Path) -> Path:
+    """A folder of two tiny members, a recipe, and images to train on."""
+    folder = tmp_path_factory.mktemp("start")
+    (folder / "weights").mkdir()
+    data = json.loads((DEMO / "manifest.json").read_text(encoding="utf-8"))
+    data["members"] = [member for member in data["members"] if member["kind"] != "htc"]
+    for member in data["members"]:
+        del member["sha256"]
+        save_file(tiny_detector(member["kind"]).state_dict(), folder / "weights" / member["file"])
+    (folder / "manifest.json").write_text(json.dumps(data), encoding="utf-8")
+    (folder / "recipe.toml").write_text(RECIPE, encoding="utf-8")
+    competition(folder / "cells", THREE)
+    return folder
+
+
+def test_all_members_into_a_manifest(start: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "mine"
+    words = ["--from", start, "--data", start / "cells", "--recipe", start / "recipe.toml", "--out", out]
+    assert main(["train-members", *map(str, words), "--device", "cpu"]) == 0
+    assert f"weights and manifest: {out}" in capsys.readouterr().out
+    before, after = read_manifest(start / "manifest.json"), read_manifest(out / "manifest.json")
+    assert after.ensemble == before.ensemble
+    assert [(member.name, member.kind, member.use_for) for member in after.members] == [
+        (member.name, member.kind, member.use_for) for member in before.members
+    ]
+    for member in after.members:
+        trained = out / "weights" / str(member.file)
+        assert recognise_checkpoint(trained) == recognise_checkpoint(start / "weights" / str(member.file))
+        old, new = load_file(start / "weights" / str(member.file)), load_file(trained)
+        for key in (key for key in old if "fc_cls.weight" in key or "conv_logits.weight" in key):
+            torch.testing.assert_close(new[key].float(), old[key], atol=1e-3, rtol=1e-3)  # written as float16
+    # What is done is not done again.
+    kept = {path.name: path.read_bytes() for path in out.rglob("*.safetensors")}
+    (out / "manifest.json").unlink()
+    (out / "weights" / "cascade.safetensors").unlink()
+    assert main(["train-members", *map(str, words)]) == 0
+    assert {path.name: path.read_bytes() for path in out.rglob("*.safetensors")} == kept
+    assert read_manifest(out / "manifest.json") == after
+
+
+def test_one_kind_alone(start: Path, tmp_path: Path) -> None:
+    out = tmp_path / "mine"
+    words = ["--from", start, "--data", start / "cells", "--recipe", start / "recipe.toml", "--out", out]
+    assert main(["train-members", *map(str, words), "--kinds", "cascade", "--iterations", "2"]) == 0
+    (member,) = read_manifest(out / "manifest.json").members
+    assert member.kind == "cascade"
+    settings = json.loads((out / "weights" / "cascade.json").read_text(encoding="utf-8"))
+    assert settings["training"]["iterations"] == 2
+
+
+def test_train_takes_one_member(start: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "cascade.safetensors"
+    words = ["--from", start, "--data", start / "cells", "--recipe", start / "recipe.toml", "--out", out]
+    assert main(["train", *map(str, words), "--kind", "cascade"]) == 0
+    assert recognise_checkpoint(out).kind == "cascade"
+    key = "roi_head.bbox_head.2.fc_cls.weight"
+    torch.testing.assert_close(load_file(out)[key], load_file(start / "weights" / "cascade.safetensors")[key])
+    assert '"kind": "cascade"' in capsys.readouterr().out
+
+
+def test_the_shipped_members_and_the_recipe_for_few_images(start: Path, tmp_path: Path) -> None:
+    out = tmp_path / "mine.safetensors"
+    words = ["--from", "shipped", "--data", start / "cells", "--out", out]
+    assert main(["train", *map(str, words), "--iterations", "1", "--batch-size", "1"]) == 0
+    folder = shipped_members()
+    first = read_manifest(folder / "manifest.json").members[0]
+    settings = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
+    assert settings["detector"]["kind"] == first.kind and settings["training"]["norm_eval"] is True
+    assert recognise_checkpoint(out) == recognise_checkpoint(folder / "weights" / str(first.file))
+
+
+def test_a_fold_and_other_images_are_scored(start: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_dataset(tmp_path / "others", {"cort": 2}, seed=4, shape=(64, 96))
+    mine = competition(tmp_path / "mine", [("a", "cort", GRID), ("b", "cort", GRID)])
+    words = ["--competition", mine, "--split", "stratified", "--folds", "2", "--out", tmp_path / "prepared"]
+    assert main(["prepare", *map(str, words), "--workers", "1"]) == 0
+    capsys.readouterr()
+    out = tmp_path / "out"
+    words = ["--from", "shipped", "--kinds", "maskrcnn", "--data", tmp_path / "prepared", "--fold", "0", "--out", out]
+    words += ["--recipe", start / "recipe.toml", "--score", tmp_path / "others", "--device", "cpu"]
+    assert main(["train-members", *map(str, words)]) == 0
+    told = capsys.readouterr().out
+    assert "fold 0, which was left out" in told
+    for folder, images in (("report", 1), ("score-report", 2)):
+        assert len((out / folder / "scores.csv").read_text(encoding="utf-8").splitlines()) == 1 + images
+    settings = json.loads((out / "weights" / "maskrcnn.json").read_text(encoding="utf-8"))
+    assert settings["images"] == 1
+
+
+def test_where_members_are() -> None:
+    shipped = shipped_members()
+    assert shipped == next(ROOT / name for name in MEMBER_FOLDERS if (ROOT / name / "manifest.json").is_file())
+    assert members_folder("shipped") == shipped and members_folder(str(DEMO)) == DEMO
+    with pytest.raises(InputError, match=r"no manifest\.json in nowhere"):
+        members_folder("nowhere")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            ["train", "--from", "START", "--member", "a", "--out", "a.safetensors"],
+            "--member does nothing beside",
+        ),
+        (
+            ["train", "--from", "START", "--init", "a.pth", "--out", "a.safetensors"],
+            "--init does nothing beside",
+        ),
+        (["train", "--from", "START", "--kind", "htc", "--out", "a.safetensors"], "there is no htc among its members"),
+        (["train", "--from", "nowhere", "--out", "a.safetensors"], "no manifest.json in nowhere"),
+        (["train-members", "--from", "START", "--kinds", "htc", "--out", "mine"], "there is no htc among its members"),
+        (
+            ["train-members", "--from", "START", "--all-images", "--out", "mine"],
+            "--all-images belongs to --competition",
+        ),
+        (["train-members", "--from", "START", "--iterations", "1", "2", "--out", "mine"], "one number for all"),
+        (["train-members", "--from", "START", "--out", "START"], "is the folder of the members to start from"),
+        (["train-members", "--from", "START", "--fold", "0", "--out", "mine"], "folds"),
+        (["train-members", "--competition", "cells", "--out", "mine"], "--data belongs to --from"),
+    ],
+)
+def test_wrong_words_are_refused(
+    start: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], told: str
+) -> None:
+    def placed(word: str) -> str:
+        return str(start) if word == "START" else str(tmp_path / word) if word in ("mine", "a.safetensors") else word
+
+    assert main([*map(placed, words), "--data", str(start / "cells")]) == 2
+    assert told in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_data_is_needed(start: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train-members", "--from", str(start), "--out", str(tmp_path / "mine")]) == 2
+    assert "--from needs --data" in capsys.readouterr().err
