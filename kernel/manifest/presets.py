@@ -25,6 +25,9 @@ from kernel.text import name_hint, parse_json, parse_toml, read_any_text
 #: Folders of the members, in `bundle`, which is beside `kernel` in a checkout and in the installed package: the first
 #: that is there counts. The demo's know synthetic cells alone.
 MEMBERS_FOLDERS = ("bundle/members", "bundle/demo")
+MANIFEST_NAME, WEIGHTS_NAME = "manifest.json", "weights"
+#: How options call the folder of the members.
+SHIPPED = "shipped"
 #: The preset that is taken where none is named.
 DEFAULT_PRESET = "balanced"
 #: What a preset may state.
@@ -43,11 +46,11 @@ class ShippedMembers:
 
     @property
     def manifest_path(self) -> Path:
-        return self.folder / "manifest.json"
+        return self.folder / MANIFEST_NAME
 
     @property
     def weights(self) -> Path:
-        inner = self.folder / "weights"
+        inner = self.folder / WEIGHTS_NAME
         return inner if inner.is_dir() else self.folder
 
 
@@ -89,6 +92,22 @@ def shipped_members() -> ShippedMembers:
         "no members come with this installation: name your own by --manifest and --weights-dir (in Python: "
         'load("manifest.json"))'
     )
+
+
+def members_folder(name: str) -> Path:
+    """The folder of the shipped members, or another one like it, of a manifest and `weights`, by its path.
+
+    Raises:
+        InputError: as `shipped_members`, or that folder is none of members.
+    """
+    if name == SHIPPED:
+        return shipped_members().folder
+    folder = Path(name)
+    if not (folder / MANIFEST_NAME).is_file():
+        raise InputError(
+            f"no {MANIFEST_NAME} in {folder}: give {SHIPPED!r}, or a folder of {MANIFEST_NAME} and {WEIGHTS_NAME}"
+        )
+    return folder
 
 
 def read_presets(shipped: ShippedMembers) -> dict[str, Preset]:
