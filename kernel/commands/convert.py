@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,13 @@ def add_parser(commands: Any) -> None:
         choices=(1, 2),
         help="the stride of the first convolution, to be noted in the file (default: as its configuration has it)",
     )
+    parser.add_argument(
+        "--pixel-size",
+        type=float,
+        metavar="UM",
+        help="side of a pixel, in micrometres, of the images that it has learned from, to be noted in the file "
+        "(default: as the file says)",
+    )
     parser.set_defaults(run=run_convert)
 
 
@@ -33,6 +41,10 @@ def run_convert(options: argparse.Namespace) -> None:
     from safetensors.torch import save_file
 
     from kernel.models.foreign import describe, read_foreign
+    from kernel.scale import PIXEL_SIZE_KEY, told_pixel_um
+
+    if options.pixel_size is not None and not (math.isfinite(options.pixel_size) and options.pixel_size > 0):
+        raise InputError(f"--pixel-size {options.pixel_size:g}: it must be above 0")
 
     if options.out.suffix != ".safetensors":
         raise InputError(f"{options.out}: what is written is a safetensors file: give it a name ending in .safetensors")
@@ -41,6 +53,8 @@ def run_convert(options: argparse.Namespace) -> None:
     checkpoint, left_behind = read_foreign(options.file, options.take)
     stem_stride = options.stem_stride or checkpoint.stem_stride
     metadata = {"format": "pt"} | ({} if stem_stride is None else {"stem_stride": str(stem_stride)})
+    pixel_size = options.pixel_size or told_pixel_um(options.file)
+    metadata |= {} if pixel_size is None else {PIXEL_SIZE_KEY: f"{pixel_size:g}"}
     with written_file(options.out) as temporary:
         # Clones, for safetensors refuses tensors that share their numbers.
         state = {key: value.detach().clone().contiguous() for key, value in checkpoint.state.items()}
