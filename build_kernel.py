@@ -70,6 +70,8 @@ DEMO_IMAGES = ROOT / "bundle" / "demo" / "images"
 #: What an earlier build is known by, whose folders are replaced as a whole.
 KERNEL_FOLDER = ResultFolder("a build", (SCRIPT_NAME, KERNEL_METADATA_NAME), (KERNEL_METADATA_NAME,))
 DRY_RUN_FOLDER = ResultFolder("a dry run", RESULT_NAMES, ("submission.csv",))
+#: The manifest with what was found in the weights.
+FILLED_NAME = "manifest.json"
 #: What the script does not bring along, and names at its start where it is missing.
 IMAGE_NEEDS = sorted(IMAGE_PACKAGES | VENDORED_NEEDS, key=str.lower)
 
@@ -168,6 +170,7 @@ def run_build(options: argparse.Namespace) -> int:
         refuse_to_replace(options.out / "dry-run", DRY_RUN_FOLDER)
         check_device(options.device)
         choose_images(options.images or DEMO_IMAGES, options.limit)
+    refuse_to_lose_manifest(options.out / FILLED_NAME, options.manifest)
     refuse_to_lose(read_paths(options), (options.out / name for name in ("kernel", "wheels", "dry-run")))
     lock = load_lock(LOCK_PATH)
     given = read_manifest(options.manifest)
@@ -190,7 +193,7 @@ def run_build(options: argparse.Namespace) -> int:
     print(f"wheels: {options.out / 'wheels'}")
     for dataset, path in write_weights_datasets(manifest, weights, options.out, options.license).items():
         print(f"weights: {path}, for {dataset}")
-    filled = options.out / "manifest.json"
+    filled = options.out / FILLED_NAME
     if filled.resolve() == options.manifest.resolve():
         print(f"{filled} is the manifest that was given, and stays as it is")
     elif manifest == given:
@@ -213,6 +216,18 @@ def refuse_idle_license(manifest: Manifest, license_name: str | None) -> None:
         raise InputError(
             f"--license: no dataset of weights is {owner}'s, so that none is written ({', '.join(datasets)}): leave it "
             "out"
+        )
+
+
+def refuse_to_lose_manifest(filled: Path, given: Path) -> None:
+    """Refuse to replace a manifest that no earlier build has written: beside one lies the kernel that it built.
+
+    Raises:
+        InputError: there is one.
+    """
+    if filled.exists() and filled.resolve() != given.resolve() and not (filled.parent / "kernel").is_dir():
+        raise InputError(
+            f"{filled} was not written by a build, and would be replaced: give another --out, or name it by --manifest"
         )
 
 

@@ -25,6 +25,8 @@ PACKAGE, COMMAND = "inside_ensemble", "inside-ensemble"
 BUNDLE_ENTRY = "bundle.site"
 #: The package's own `__init__.py`. In the checkout that of `kernel` holds nothing, as it is inlined into the script.
 PUBLIC_NAMES = "bundle/public_names.py"
+#: The members that know real cells, where there are any; the demo's know synthetic ones, and are not installed.
+MEMBERS = "bundle/members"
 #: Read as they are, and packed into the vendored wheels, whose hashes are in the lock.
 VERBATIM = ("bundle/mmcv_ops.py", "bundle/fcn_mask_head.py", "bundle/wheels.lock.json")
 #: A module's name as a whole string, as for `python -m`.
@@ -60,6 +62,8 @@ def write_package(out: Path) -> None:
     (out / "bundle").mkdir()
     for name in ("bundle/__init__.py", *VERBATIM, *bundle_modules([BUNDLE_ENTRY])):
         shutil.copyfile(ROOT / name, out / name)
+    if (ROOT / MEMBERS).is_dir():
+        shutil.copytree(ROOT / MEMBERS, out / MEMBERS)
     shutil.copyfile(ROOT / PUBLIC_NAMES, out / "__init__.py")
     (out / "py.typed").touch()
     verbatim = {out / name for name in VERBATIM}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bundle.dry_run import read_summary
 from kernel.errors import InputError
-from kernel.local_weights import locate_named
+from kernel.local_weights import can_read_weights, locate_named
 from kernel.manifest.types import Manifest, MemberEntry
 from kernel.settings import StageWeights
 from kernel.text import first_names
@@ -35,7 +35,8 @@ def member_row(manifest: Manifest, member: MemberEntry, folder: Path, timed: Map
         else:
             size = f"{path.stat().st_size / 1e6:.1f} MB"
             try:
-                count = f"{parameter_count(path) / 1e6:.2f} M"
+                if path.suffix == ".safetensors" or can_read_weights():
+                    count = f"{parameter_count(path) / 1e6:.2f} M"
             except InputError:
                 count = "damaged"
     alone = timed.get(member.sha256 or "")
@@ -63,6 +64,9 @@ def explain_blanks(rows: Sequence[Sequence[str]], folder: Path) -> list[str]:
             f"- not in {folder}, so that parameters and size are unknown: {first_names(absent, 5)}; name the folder of "
             "the files by --weights-dir"
         )
+    torchless = [row["member"] for row in cells if row["size"] != "-" and row["parameters"] == "-"]
+    if torchless:
+        lines.append(f"- parameters of PyTorch files, which take the environment to read: {first_names(torchless, 5)}")
     if unsummed:
         lines.append(f"- no `sha256` yet, which a build with --weights-dir fills in: {first_names(unsummed, 5)}")
     if any(row["s/image"] == "-" for row in cells):
@@ -112,10 +116,13 @@ def seconds_an_image(summary_path: Path, manifest: Manifest) -> str:
     summary = read_summary(summary_path)
     if not summary:
         return "seconds an image: not measured yet; a dry run does (--dry-run)"
-    images, names = summary.get("images", {}), [member.name for member in manifest.members]
+    images, names = summary.get("images"), [member.name for member in manifest.members]
     if not images or summary.get("members") != names:
         return f"seconds an image: {summary_path} is of other members; a dry run measures these"
-    spent = sum(sum(image.get("seconds", {}).values()) for image in images.values()) / len(images)
+    try:
+        spent = sum(sum(image.get("seconds", {}).values()) for image in images.values()) / len(images)
+    except (AttributeError, TypeError):
+        return f"seconds an image: {summary_path} is damaged; a dry run writes it anew"
     return (
         f"seconds an image: {spent:.2f} of all {len(names)} members together, by the dry run of {len(images)} image(s)"
     )

@@ -2,7 +2,7 @@
 
     from inside_ensemble import load
 
-    segmenter = load("manifest.json", weights="weights")
+    segmenter = load("manifest.json", weights="weights")  # or load(preset="fast"), by the members that come with it
     cells = segmenter.segment(image)
     cells.labels, cells.scores, cells.cell_types, cells.outlines
 
@@ -185,35 +185,47 @@ class Segmenter:
 
 
 def load(
-    manifest: str | os.PathLike[str],
+    manifest: str | os.PathLike[str] | None = None,
     weights: str | os.PathLike[str] | None = None,
     *,
+    preset: str | None = None,
     device: str | None = None,
-    dtype: str = "float32",
+    dtype: str | None = None,
 ) -> Segmenter:
-    """Load the ensemble of a manifest. The first call on a machine prepares mmdet's packages, which needs a network.
+    """Load the ensemble of a manifest, or a preset of the members that come with the program.
+
+    The first call on a machine prepares mmdet's packages, which needs a network.
 
     Args:
-        manifest: its file.
+        manifest: its file; None: the members that come with the program.
         weights: folder with the members' files; None: `weights` beside the manifest.
+        preset: of the members that come with the program: "best", "balanced" or "fast"; None: "balanced".
         device: "cpu", "cuda", "cuda:1", ...; None: the first GPU, or the CPU.
-        dtype: of the networks: float32, float16 or bfloat16.
+        dtype: of the networks: float32, float16 or bfloat16; None: the preset's, or float32.
 
     Raises:
-        InputError: the manifest, a weight file or the device cannot be used.
+        InputError: the manifest, a preset, a weight file or the device cannot be used.
         RunError: mmdet's packages cannot be prepared.
     """
-    from kernel.commands.common import check_device, find_ensemble
+    from kernel.commands.common import check_device, find_ensemble, shipped_ensemble
     from kernel.manifest.reader import read_manifest
     from kernel.scale import ScaledEnsemble, member_pixel_um
     from kernel.settings import NETWORK_DTYPES
     from kernel.vendored import use_vendored_packages
 
-    if dtype not in NETWORK_DTYPES:
+    if dtype is not None and dtype not in NETWORK_DTYPES:
         raise InputError(f"dtype {dtype!r} is not one of {', '.join(NETWORK_DTYPES)}")
-    path = Path(manifest)
     use_vendored_packages()
-    files = find_ensemble(read_manifest(path), path.parent / "weights" if weights is None else Path(weights), dtype)
+    if manifest is None:
+        if weights is not None:
+            raise InputError(f"weights {weights} without a manifest, which says what they are")
+        files = shipped_ensemble(preset, dtype).files()
+    else:
+        if preset is not None:
+            raise InputError(f"preset {preset!r} is of the members that come with the program: give no manifest")
+        path = Path(manifest)
+        folder = path.parent / "weights" if weights is None else Path(weights)
+        files = find_ensemble(read_manifest(path), folder, dtype or NETWORK_DTYPES[0])
     return Segmenter(ScaledEnsemble(files.load(check_device(device)), member_pixel_um(files.paths)))
 
 

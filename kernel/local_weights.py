@@ -16,7 +16,7 @@ from kernel.errors import InputError
 from kernel.files import file_sha256, reading
 from kernel.images.listing import is_hidden
 from kernel.manifest.reader import same_sums
-from kernel.manifest.types import Manifest, MemberEntry, refuse_fold_files
+from kernel.manifest.types import WEIGHT_SUFFIXES, Manifest, MemberEntry, refuse_fold_files
 from kernel.signals import ended_at_once
 
 
@@ -52,7 +52,7 @@ def resolve_weights(manifest: Manifest, folder: Path) -> tuple[Manifest, tuple[F
             try:
                 found[member.name] = locate_named(manifest, member, folder)
             except InputError as error:
-                problems.append(str(error))
+                problems.append(f"{error}{renamed_hint(manifest, member, folder)}")
     nameless = [member for member in manifest.members if member.file is None]
     if nameless:
         with ended_at_once():
@@ -116,11 +116,7 @@ def locate_named(manifest: Manifest, member: MemberEntry, folder: Path) -> Found
     tried: list[Path] = []
     altered: list[str] = []
     for dataset in (*manifest.datasets_for(member), None):
-        if dataset is None:
-            candidates = [folder / member.file]
-        else:
-            owner, slug = dataset.split("/")
-            candidates = [folder / slug / member.file, folder / owner / slug / member.file]
+        candidates = [home / member.file for home in dataset_homes(folder, dataset)]
         tried.extend(candidates)
         for path in filter(Path.is_file, candidates):
             with reading(path):
@@ -137,6 +133,26 @@ def locate_named(manifest: Manifest, member: MemberEntry, folder: Path) -> Found
         f"member {member.name}: no file {member.file} (sha256 {member.sha256 or 'not given'}): put it in one of these "
         "places, or correct the member's `file`: " + ", ".join(map(str, tried))
     )
+
+
+def dataset_homes(folder: Path, dataset: str | None) -> list[Path]:
+    """Where below `folder` the files of a dataset may lie; of None: of any."""
+    if dataset is None:
+        return [folder]
+    owner, slug = dataset.split("/")
+    return [folder / slug, folder / owner / slug]
+
+
+def renamed_hint(manifest: Manifest, member: MemberEntry, folder: Path) -> str:
+    """Which files, called otherwise, have the checksum of a member's that was not found, to end a message with."""
+    if member.sha256 is None:
+        return ""
+    homes = [home for dataset in (*manifest.datasets_for(member), None) for home in dataset_homes(folder, dataset)]
+    files = [path for home in homes if home.is_dir() for path in sorted(home.iterdir())]
+    named = [path for path in files if path.suffix in WEIGHT_SUFFIXES and path.is_file()]
+    with reading(folder):
+        same = [path for path in named if file_sha256(path) == member.sha256]
+    return f"; {same[0]} is that file under another name: rename it, or correct `file`" if same else ""
 
 
 def describe_weights(manifest: Manifest, member: MemberEntry, path: Path, folder: Path) -> FoundWeights:

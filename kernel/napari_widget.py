@@ -27,7 +27,7 @@ from skimage.measure import regionprops_table
 
 from kernel.api import Cells, Segmenter, load
 from kernel.errors import InputError, RunError
-from kernel.shipped import MANIFEST_NAME, SHIPPED, WEIGHTS_NAME, members_folder
+from kernel.manifest.presets import MANIFEST_NAME, SHIPPED, WEIGHTS_NAME, members_folder
 
 #: The choice of members by their folder.
 OTHER_MEMBERS = "other members ..."
@@ -155,12 +155,11 @@ class CellsWidget(QWidget):
             self.loaded = folder, self.load_members(folder / MANIFEST_NAME, folder / WEIGHTS_NAME)
         segmenter = self.loaded[1]
         yield 0
-        wanted = {} if pixel_um is None else {"pixel_um": pixel_um}
         labels = np.zeros(planes.shape, np.uint32)
         tables = []
         count = 0
         for number, (place, pixels) in enumerate(planes, start=1):
-            cells = segmenter.segment(pixels, **wanted)
+            cells = segmenter.segment(pixels, pixel_um=pixel_um)
             found = cells.labels.astype(np.uint32)
             labels[place] = found + np.uint32(count) * (found > 0)  # a number is one cell of one plane
             tables.append(cell_table(cells, place, count, pixel_um))

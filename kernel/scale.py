@@ -159,7 +159,7 @@ class ScaledEnsemble:
         prediction = replace(prediction, boxes_xyxy=prediction.boxes_xyxy * stretch, image_shape=(height, width))
         grown = height * width / (rows * columns)  # a pixel that the members see is so many of the image's
         thresholds = {
-            cell_type: replace(each, min_size=round(each.min_size * grown))
+            cell_type: replace(each, min_size=int(each.min_size * grown))
             for cell_type, each in self.ensemble.settings.thresholds.items()
         }
         return finish_prediction(prediction, thresholds)

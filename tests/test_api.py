@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,6 +39,76 @@ def test_the_cells_of_an_array(segmenter: Segmenter) -> None:
     many = segmenter.segment_many(iter([gray, np.full((40, 50), 128, np.uint8)]))
     np.testing.assert_array_equal(next(many).labels, cells.labels)
     assert len(next(many)) == 0
+
+
+def test_planes_of_an_array_with_axes(segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The networks see the very plane; a stack in memory and in a file is the same to them."""
+    seen: list[np.ndarray] = []
+
+    def segment(ensemble: object, image: np.ndarray, zoom: tuple[float, float]) -> SimpleNamespace:
+        seen.append(image)
+        return SimpleNamespace(masks=CellMasks.empty(image.shape[:2]))
+
+    monkeypatch.setattr("kernel.scale.ScaledEnsemble.segment", segment)
+    stack = np.random.default_rng(0).integers(0, 255, (2, 3, 4, 6, 7)).astype(np.uint8)
+    segmenter.segment(stack, axes="TCZYX", channel=2, z=1, frame=1)
+    segmenter.segment(stack.transpose(4, 3, 2, 1, 0), axes="xyzct", channel=2, z="max", frame=0)
+    segmenter.segment(stack, axes="TCZYX")
+    segmenter.segment(np.moveaxis(stack[0, :, 0], 0, -1), axes="YXS")
+    for image, expected in zip(seen, (stack[1, 2, 1], stack[0, 2].max(axis=0), stack[0, 0, 2]), strict=False):
+        np.testing.assert_array_equal(image, np.repeat(expected[..., None], 3, axis=2))
+    np.testing.assert_array_equal(seen[3][..., 2], stack[0, 0, 0])  # red comes last
+    seen.clear()
+    every = list(segmenter.segment_many([stack, stack[:1]], axes="TCZYX", frame="all", z=0))
+    assert len(every) == 3
+    for image, frame in zip(seen, (0, 1, 0), strict=True):
+        np.testing.assert_array_equal(image[..., 0], stack[frame, 0, 0])
+
+
+def test_the_scale_and_the_choice_of_cells(segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
+    zooms: list[tuple[float, float]] = []
+    squares = tuple(np.ones((side, side), bool) for side in (4, 2, 4))
+    masks = CellMasks(
+        squares, np.array([[0, 0], [9, 9], [4, 14]]), np.zeros((3, 4)), [1] * 3, [2] * 3, (20, 30), "cort"
+    )
+
+    def segment(ensemble: object, image: np.ndarray, zoom: tuple[float, float]) -> SimpleNamespace:
+        zooms.append(zoom)
+        return SimpleNamespace(masks=masks)
+
+    monkeypatch.setattr("kernel.scale.ScaledEnsemble.segment", segment)
+    image = np.zeros((20, 30), np.uint8)
+    assert segmenter.segment(image, pixel_um=0.62).zoom == (0.5, 0.5)
+    assert [len(segmenter.segment(image, **wanted)) for wanted in ({}, {"exclude_edges": True}, {"min_area": 5})] == [
+        3,
+        2,
+        2,
+    ]
+    segmenter.segment(image, pixel_um=0.62, zoom=4)
+    assert zooms == [(0.5, 0.5), *[(1, 1)] * 3, (4, 4)]
+    for wrong in ({"zoom": 0}, {"pixel_um": -1}, {"zoom": float("nan")}):
+        with pytest.raises(ValueError, match="above 0"):
+            segmenter.segment(image, **wrong)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "error", "told"),
+    [
+        ({"axes": "ZYX"}, ValueError, "do not fit the image's shape (4, 5)"),
+        ({"axes": "YY"}, ValueError, "none twice"),
+        ({"axes": "CZ"}, ValueError, "with Y and X"),
+        ({"channel": 1}, ValueError, "axes='CZYX'"),
+        ({"axes": "YX", "channel": 1}, InputError, "no channel 1"),
+        ({"axes": "YX", "z": "top"}, InputError, "z 'top'"),
+        ({"axes": "YX", "frame": "all"}, ValueError, "segment_many"),
+    ],
+)
+def test_axes_that_an_array_has_not(
+    segmenter: Segmenter, wanted: dict[str, Any], error: type[Exception], told: str
+) -> None:
+    with pytest.raises(error) as raised:
+        segmenter.segment(np.zeros((4, 5), np.uint8), **wanted)
+    assert told in str(raised.value)
 
 
 def ring_area(ring: list[list[int]]) -> float:

@@ -182,6 +182,37 @@ def test_a_folder_of_somebody_else_is_never_replaced(
     assert (tmp_path / folder / "main.py").read_text(encoding="utf-8") == "mine" and not built_wheels
 
 
+def test_a_manifest_of_somebody_else_is_never_replaced(
+    tmp_path: Path, built_wheels: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--out . where the user's own manifest.json lies; named by --manifest, it stays as it is."""
+    mine = tmp_path / "manifest.json"
+    mine.write_bytes((ROOT / "weights_manifest.json").read_bytes())
+    before = mine.read_bytes()
+    assert build_kernel.main(["--out", str(tmp_path)]) == 2
+    assert "was not written by a build" in capsys.readouterr().err and not built_wheels
+    for _ in range(2):
+        assert build_kernel.main(["--out", str(tmp_path), "--manifest", str(mine)]) == 0
+        assert "is the manifest that was given, and stays as it is" in capsys.readouterr().out
+    (tmp_path / "link.json").symlink_to(mine)
+    assert build_kernel.main(["--out", str(tmp_path), "--manifest", str(tmp_path / "link.json")]) == 0
+    assert mine.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["kernel/manifest.json", "wheels/mine.json"])
+def test_a_manifest_in_a_folder_that_is_replaced_is_kept(
+    tmp_path: Path, built_wheels: list[Path], capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    mine = tmp_path / name
+    mine.parent.mkdir()
+    mine.write_bytes((ROOT / "weights_manifest.json").read_bytes())
+    (tmp_path / "elsewhere").symlink_to(mine.parent)
+    for out in (tmp_path, tmp_path / "elsewhere" / ".."):
+        given = str(tmp_path / "elsewhere" / mine.name)
+        assert build_kernel.main(["--out", str(out), "--manifest", given]) == 2
+        assert mine.is_file() and not built_wheels
+
+
 def test_what_is_not_installed_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -554,7 +554,7 @@ def test_a_failure_without_fault_of_the_user_is_another_exit_code(
         ([], "the following arguments are required: command"),
         (["segment"], "invalid choice: 'segment'"),
         (["train"], "required: --data, --out"),
-        (["validate", "--manifest", "a", "--data", "b"], "required: --weights-dir"),
+        (["select", "--manifest", "a", "--data", "b"], "required: --weights-dir"),
         (["train", "--data", "a", "--recipe", "b", "--out", "c", "--kind", "yolo"], "--kind: invalid choice: 'yolo'"),
         (["synthesize", "a", "--images", "few"], "--images: 'few' is not a whole number"),
     ],

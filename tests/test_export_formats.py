@@ -150,7 +150,8 @@ def test_coco_is_read_back_pixel_for_pixel(seed: int) -> None:
     masks = random_cells(seed)
     told = COCO()
     pairs = (("a.png", NOTHING), ("b.png", masks))
-    told.dataset = coco_file([({"file_name": name}, coco_cells(each)) for name, each in pairs])
+    size = {"height": SHAPE[0], "width": SHAPE[1]}
+    told.dataset = coco_file([({"file_name": name, **size}, coco_cells(each)) for name, each in pairs])
     told.createIndex()
     assert [image["file_name"] for image in told.loadImgs([1, 2])] == ["a.png", "b.png"]
     assert told.getAnnIds(imgIds=1) == []

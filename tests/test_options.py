@@ -88,7 +88,6 @@ def test_numbers_are_read() -> None:
         (["submit", "--ref", "3", "--message", "hi"], "--message does nothing beside --ref"),
         (["push", "--offline", "--no-run"], "--no-run does nothing beside --offline"),
         (["push", "--check", "--timeout", "3"], "--timeout does nothing beside --check"),
-        (["push", "--no-run", "--timeout", "3"], "--timeout does nothing beside --no-run"),
         (["init", "--user", "ada", "--dataset", "cells"], "--dataset belongs to --from"),
         (["members", "--out", "x", "remove", "htc"], "--out: of no use to `members remove`"),
         (["members", "--weights-dir", "x", "use", "htc", "--for", "cort"], "--weights-dir: of no use to `members use`"),

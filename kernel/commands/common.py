@@ -9,15 +9,18 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kernel.commands.options import whole_number
+from kernel.commands.rules import flag
 from kernel.data.annotated import AnnotatedImage, list_annotated
 from kernel.data.splits import FOLDS_NAME
 from kernel.errors import InputError
 from kernel.folders import replace_folder, scratch_folder
 from kernel.local_weights import resolve_weights
+from kernel.manifest.presets import Preset, choose_preset, describe_presets, shipped_members
 from kernel.manifest.reader import read_manifest
 from kernel.manifest.types import Manifest
 from kernel.settings import NETWORK_DTYPES
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
 ENSEMBLE_DEFAULTS = {"dtype": NETWORK_DTYPES[0]}
 #: The options of `add_ensemble_arguments` that name what is read.
 ENSEMBLE_READS = ("manifest", "weights_dir", "data", "folds_csv")
+#: Stands in a help text for what `describe_presets` says.
+PRESETS_PLACE = "(presets)"
 
 
 def add_replace(parser: argparse.ArgumentParser, help_text: str) -> None:
@@ -52,22 +57,32 @@ def add_data_arguments(parser: argparse.ArgumentParser, fold_help: str) -> None:
     )
 
 
-def add_ensemble_arguments(parser: argparse.ArgumentParser, stored: bool = False) -> None:
-    """The options that name an ensemble and annotated images; `stored` as for `add_member_arguments`."""
-    add_member_arguments(parser, stored)
+def add_ensemble_arguments(parser: argparse.ArgumentParser, stored: bool = False, shipped: bool = False) -> None:
+    """The options that name an ensemble and annotated images; `stored`, `shipped` as for `add_member_arguments`."""
+    add_member_arguments(parser, stored, shipped)
     add_data_arguments(parser, "take the images of this fold alone: those that train --fold left out")
 
 
-def add_member_arguments(parser: argparse.ArgumentParser, stored: bool = False) -> None:
-    """The options that name an ensemble and where it runs, for `load_options_ensemble`.
+def add_member_arguments(parser: argparse.ArgumentParser, stored: bool = False, shipped: bool = False) -> None:
+    """The options that name an ensemble and where it runs, for `choose_members` and `load_options_ensemble`.
 
     Args:
         parser: of a command.
         stored: whether stored predictions may be given in the weights' place.
+        shipped: whether the members that come with the program may be taken.
     """
-    parser.add_argument("--manifest", type=Path, required=True, help="the ensemble")
+    parser.add_argument("--manifest", type=Path, required=not shipped, help="the ensemble")
     source = parser.add_mutually_exclusive_group(required=True) if stored else parser
-    source.add_argument("--weights-dir", type=Path, required=not stored, help="folder of its members' weight files")
+    source.add_argument(
+        "--weights-dir", type=Path, required=not (stored or shipped), help="folder of its members' weight files"
+    )
+    if shipped:
+        parser.add_argument(
+            "--members", choices=("shipped",), help="in the place of --manifest: those that come with the program"
+        )
+        parser.add_argument("--preset", metavar="NAME", help="of the shipped members: see below")
+        parser.formatter_class = PresetsHelpFormatter
+        parser.epilog = PRESETS_PLACE
     if stored:
         source.add_argument(
             "--predictions", type=Path, metavar="FOLDER", help="what `validate --predictions` has stored, for weights"
@@ -76,8 +91,63 @@ def add_member_arguments(parser: argparse.ArgumentParser, stored: bool = False) 
     parser.add_argument(
         "--dtype",
         choices=NETWORK_DTYPES,
-        help=f"of the networks' arithmetic; the short ones are faster and less exact (default: {NETWORK_DTYPES[0]})",
+        help="of the networks' arithmetic; the short ones are faster and less exact (default: "
+        f"{'as the preset, else ' if shipped else ''}{NETWORK_DTYPES[0]})",
     )
+
+
+class PresetsHelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Describes the presets where a help text is to have them; they are read only then."""
+
+    def add_text(self, text: str | None) -> None:
+        super().add_text("\n".join(describe_presets()).replace("%", "%%") if text == PRESETS_PLACE else text)
+
+
+@dataclass(frozen=True)
+class ChosenMembers:
+    """An ensemble as the command line names it."""
+
+    manifest: Manifest
+    weights_dir: Path
+    dtype: str
+    preset: Preset | None = None  # of the shipped members
+    told: str = ""  # which members these are, where nobody has named them
+
+    def files(self) -> EnsembleFiles:
+        """Its weight files. Raises InputError as `find_ensemble`."""
+        return find_ensemble(self.manifest, self.weights_dir, self.dtype)
+
+
+def choose_members(options: argparse.Namespace) -> ChosenMembers:
+    """The ensemble that the options of `add_member_arguments` name; without a manifest, the shipped members.
+
+    Raises:
+        InputError: as `read_manifest` and `choose_preset`; or options that contradict each other.
+    """
+    if options.manifest is not None:
+        for name in ("members", "preset"):
+            if getattr(options, name, None) is not None:
+                raise InputError(f"{flag(name)} is of the members that come with the program: leave out --manifest")
+        if options.weights_dir is None:
+            raise InputError("--manifest needs --weights-dir, the folder of its members' weight files")
+        return ChosenMembers(read_manifest(options.manifest), options.weights_dir, options.dtype or NETWORK_DTYPES[0])
+    if options.weights_dir is not None:
+        raise InputError("--weights-dir belongs to --manifest, which is not given")
+    return shipped_ensemble(options.preset, options.dtype)
+
+
+def shipped_ensemble(preset_name: str | None, dtype: str | None) -> ChosenMembers:
+    """The shipped members by a preset; None: the default one, in its own dtype.
+
+    Raises:
+        InputError: as `shipped_members` and `choose_preset`.
+    """
+    shipped = shipped_members()
+    preset = choose_preset(shipped, preset_name)
+    told = f"members: shipped, {shipped.name}; preset {preset.name}: {preset.describe()}"
+    if dtype is not None and dtype != preset.manifest.dtype:
+        told += f", here {dtype}"
+    return ChosenMembers(preset.manifest, shipped.weights, dtype or preset.manifest.dtype, preset, told)
 
 
 def list_fold(options: argparse.Namespace) -> list[AnnotatedImage]:
@@ -131,10 +201,9 @@ def load_options_ensemble(options: argparse.Namespace) -> Ensemble:
     """The ensemble that the command line names, on its device.
 
     Raises:
-        InputError: as `read_manifest`, `find_ensemble` and `check_device`; or a weight file cannot be used.
+        InputError: as `choose_members`, `find_ensemble` and `check_device`; or a weight file cannot be used.
     """
-    files = find_ensemble(read_manifest(options.manifest), options.weights_dir, options.dtype)
-    return files.load(check_device(options.device))
+    return choose_members(options).files().load(check_device(options.device))
 
 
 @contextmanager

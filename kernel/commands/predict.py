@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kernel.commands.common import ENSEMBLE_DEFAULTS, add_member_arguments, add_replace, check_device, find_ensemble
+from kernel.commands.common import add_member_arguments, add_replace, check_device, choose_members
 from kernel.commands.options import number, whole_number
 from kernel.commands.results import refuse_to_replace_result
 from kernel.commands.resuming import resumed_folder
@@ -18,7 +18,6 @@ from kernel.commands.rules import CommandRules, flag
 from kernel.errors import InputError, RunError
 from kernel.images.planes import choice_of_texts
 from kernel.log import LOG
-from kernel.manifest.reader import read_manifest
 from kernel.manifest.types import manifest_to_json
 from kernel.vendored import use_vendored_packages
 
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from kernel.scale import ScaledEnsemble
     from kernel.scoring.predicting import EnsembleFiles
 RULES = CommandRules(
-    defaults=ENSEMBLE_DEFAULTS,
     reads=("images", "manifest", "weights_dir"),
     writes=lambda options: [options.out],
 )
@@ -41,8 +39,8 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "predict",
         help="write the masks of images: label images, outlines, a table, pictures",
-        description="Write the masks of images: label images, outlines, a table, pictures. Where it is "
-        "stopped, the same command goes on from there.",
+        description="Write the masks of images: label images, outlines, a table, pictures. Where it is\n"
+        "stopped, the same command goes on from there. Without --manifest, by the members that come with the program.",
     )
     parser.add_argument(
         "images",
@@ -91,7 +89,7 @@ def add_parser(commands: Any) -> None:
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("-q", "--quiet", action="store_true", help="tell only what is wrong")
     shown.add_argument("-v", "--verbose", action="store_true", help="tell more, and a line for each image")
-    add_member_arguments(parser)
+    add_member_arguments(parser, shipped=True)
     parser.set_defaults(run=run_predict, rules=RULES)
 
 
@@ -115,8 +113,11 @@ def run_predict(options: argparse.Namespace) -> None:
     if any(is_inside(image.path, [out.resolve()]) for image in images):
         raise InputError(f"--out {out} holds the images themselves, and is replaced as a whole: name another")
     refuse_to_replace_result(out, "predict", {image.name for image in images}, replace=options.replace)
-    files = find_ensemble(read_manifest(options.manifest), options.weights_dir, options.dtype)
-    made_of = [manifest_to_json(files.manifest), options.dtype, repr(wanted)]
+    chosen = choose_members(options)
+    if chosen.told and not options.quiet:
+        print(chosen.told)
+    files = chosen.files()
+    made_of = [manifest_to_json(files.manifest), files.dtype, repr(wanted)]
     with (
         resumed_folder(out, made_of, images) as (folder, finished),
         shown_progress(len(images), quiet=options.quiet, verbose=options.verbose) as progress,

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kernel.commands.common import find_ensemble, folds_file, whole_folder
+from kernel.commands.common import choose_members, folds_file, whole_folder
 from kernel.commands.results import SCORES_TABLE
 from kernel.data.annotated import AnnotatedImage
 from kernel.data.splits import read_folds
-from kernel.manifest.reader import read_manifest
 
 if TYPE_CHECKING:
     from kernel.scoring.predicting import PredictionJob
@@ -42,18 +41,18 @@ def list_jobs(
         folds: of --out-of-fold, by image id, where they were read already.
 
     Raises:
-        InputError: as `read_manifest`, `find_ensemble`, `read_folds` and `out_of_fold_jobs`.
+        InputError: as `choose_members`, `find_ensemble`, `read_folds` and `out_of_fold_jobs`.
     """
     from kernel.scoring.out_of_fold import out_of_fold_jobs
     from kernel.scoring.predicting import PredictionJob
 
-    manifest = read_manifest(options.manifest)
+    chosen = choose_members(options)
     if not options.out_of_fold:
-        files = find_ensemble(manifest, options.weights_dir, options.dtype)
+        files = chosen.files()
         return [PredictionJob(entry, files) for entry in images]
     folds = read_folds(folds_file(options)) if folds is None else folds
-    jobs = out_of_fold_jobs(manifest, options.weights_dir, images, folds, options.data)
-    return [job.in_dtype(options.dtype) for job in jobs]
+    jobs = out_of_fold_jobs(chosen.manifest, chosen.weights_dir, images, folds, options.data)
+    return [job.in_dtype(chosen.dtype) for job in jobs]
 
 
 def tell_seen(jobs: Sequence[PredictionJob]) -> SeenImages:

@@ -18,9 +18,9 @@ from kernel.data.pictures import PictureIndex, picture_of
 from kernel.data.prepared import PREPARED_NAME
 from kernel.data.splits import FOLDS_NAME
 from kernel.errors import InputError
+from kernel.manifest.presets import WEIGHTS_NAME
 from kernel.manifest.reader import read_manifest
 from kernel.manifest.types import KIND_NAMES
-from kernel.shipped import WEIGHTS_NAME
 from kernel.vendored import use_vendored_packages
 
 if TYPE_CHECKING:

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from kernel.commands.common import (
-    ENSEMBLE_DEFAULTS,
     ENSEMBLE_READS,
     add_ensemble_arguments,
     add_replace,
     check_device,
+    choose_members,
     list_fold,
 )
+from kernel.commands.model_card import card_of, describe_card, write_card
 from kernel.commands.results import refuse_to_replace_result
 from kernel.commands.resuming import unfinished_folder
 from kernel.commands.rules import CommandRules, Idle, Needs
@@ -26,6 +27,7 @@ from kernel.commands.scoring import (
     score_jobs,
     tell_seen,
 )
+from kernel.errors import InputError
 from kernel.folders import remove_folder
 from kernel.vendored import use_vendored_packages
 
@@ -40,6 +42,8 @@ is there already, made of the same weights, settings and pixels, is not predicte
 goes on; `tune --predictions` needs no weights. With --out alone they are kept until the end, for the same command to go
 on.
 
+The members that come with the program (--members shipped) are scored beside what their model card says.
+
 Several devices (--device cuda:0,cuda:1) share the images."""
 
 RULES = CommandRules(
@@ -48,7 +52,6 @@ RULES = CommandRules(
         Needs(["folds_csv"], ["fold", "out_of_fold"]),
         Needs(["replace"], ["out"]),
     ),
-    defaults=ENSEMBLE_DEFAULTS,
     reads=(*ENSEMBLE_READS, "predictions", "tuning"),
     writes=lambda options: [] if options.out is None else [options.out],
 )
@@ -62,7 +65,7 @@ def add_parser(commands: Any) -> None:
         description=VALIDATE_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_ensemble_arguments(parser)
+    add_ensemble_arguments(parser, shipped=True)
     parser.add_argument("--out", type=Path, help="folder for report.html, scores.csv and a picture of each image")
     add_replace(parser, "replace what --out holds of another command, or of other images")
     parser.add_argument(
@@ -76,6 +79,9 @@ def add_parser(commands: Any) -> None:
         metavar="FOLDER",
         help="store the predictions there, a file per image, and use those that are there",
     )
+    parser.add_argument(
+        "--card", type=Path, metavar="JSON", help="write the scores by type, with intervals, as a model card has them"
+    )
     parser.set_defaults(run=run_validate, rules=RULES)
 
 
@@ -85,6 +91,11 @@ def run_validate(options: argparse.Namespace) -> None:
     from kernel.scoring.scores import describe_folds, describe_scores
     from kernel.tuning.threshold_evidence import read_surfaces
 
+    if options.manifest is None and options.members is None and options.preset is None:
+        raise InputError("which members? give --manifest with --weights-dir, or --members shipped")
+    chosen = choose_members(options)
+    if chosen.preset is not None and options.out_of_fold:
+        raise InputError("--out-of-fold needs weights of each fold, which the shipped members are not: give --manifest")
     images = list_fold(options)
     if options.out is not None:
         ids = {entry.image_id for entry in images}
@@ -102,6 +113,12 @@ def run_validate(options: argparse.Namespace) -> None:
         print(describe_scores("ensemble", results))
         for line in seen.describe_results(results):
             print(line)
+        if chosen.preset is not None or options.card is not None:
+            card = card_of(results)
+            if chosen.preset is not None:
+                print("\n".join([chosen.told, *describe_card(card, chosen.preset.measured)]))
+            if options.card is not None:
+                write_card(card, options.card)
         if options.out is not None:
             print(f"report.html, scores.csv and pictures: {options.out}")
         if options.each_member:

@@ -31,7 +31,7 @@ class Picture:
 
     image_id: str
     pixels: str  # 16 hexadecimal digits of the SHA-256 of size and pixels
-    look: str  # 256 hexadecimal digits; "" where the picture is flat
+    look: str  # 256 hexadecimal digits; "" where the picture is flat, or of no more than 32 pixels a side
 
 
 def picture_of(image_id: str, image_bgr: np.ndarray) -> Picture:
@@ -40,8 +40,9 @@ def picture_of(image_id: str, image_bgr: np.ndarray) -> Picture:
     gray = cv2.cvtColor(image_bgr, cv2.COLOR_BGR2GRAY).astype(np.float32)
     small = cv2.resize(gray, (_LOOK_SIDE + 1, _LOOK_SIDE), interpolation=cv2.INTER_AREA)
     steps = np.diff(small, axis=1)
-    is_flat = bool(np.abs(steps).mean() < _FLAT)
-    return Picture(image_id, digest.hexdigest()[:16], "" if is_flat else np.packbits(steps > 0).tobytes().hex())
+    # A smaller picture is stretched: its steps lie in few columns, and most bits are equal of any two.
+    says_nothing = min(gray.shape) <= _LOOK_SIDE or bool(np.abs(steps).mean() < _FLAT)
+    return Picture(image_id, digest.hexdigest()[:16], "" if says_nothing else np.packbits(steps > 0).tobytes().hex())
 
 
 class PictureIndex:

@@ -130,7 +130,7 @@ def with_corrections(source: Source, folder: Path) -> Source:
     """The same source, its astro images with their corrected masks from `folder`, <id>.png.
 
     Raises:
-        InputError: no images in the folder, or none of an astro image.
+        InputError: no images in the folder, none of an astro image, or there is no astro image to correct.
     """
     paths = images_by_name(list_images(folder))
     images = tuple(
@@ -138,6 +138,8 @@ def with_corrections(source: Source, folder: Path) -> Source:
         for image in source.images
     )
     astro = [image for image in images if image.cell_type == "astro"]
+    if source.images and not astro:
+        raise InputError(f"{folder} corrects astro images, and there are none: leave --astro-fix away")
     if astro and not any(image.correction for image in astro):
         raise InputError(
             f"{folder} has a corrected mask of none of the {len(astro)} astro images, {astro[0].image_id}.png for one: "

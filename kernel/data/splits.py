@@ -102,7 +102,26 @@ def make_split(images: Sequence[SampledImage], name: str, folds: int, *, or_next
         )
     images = sorted(images, key=lambda image: image.image_id)
     copies = [image for image in images if image.same_as not in ("", image.image_id)]
-    return _with_copies(_split_different(set(images) - set(copies), name, folds, or_next_best), copies)
+    try:
+        return _with_copies(_split_different(set(images) - set(copies), name, folds, or_next_best), copies)
+    except InputError as error:
+        if not copies:
+            raise
+        try:  # with copies counted, a cell type may have images enough to be balanced
+            return _split_different(_in_samples(images), name, folds, or_next_best)
+        except InputError:
+            raise error from None
+
+
+def _in_samples(images: Sequence[SampledImage]) -> list[SampledImage]:
+    """The images, those that are one picture being of one sample: the first one's, or one of their own."""
+    sample_of = {image.image_id: image.sample_id for image in images}
+    first = {image.same_as for image in images if image.same_as not in ("", image.image_id)}
+    return [
+        replace(image, sample_id=sample_of.get(own, "") or f"picture {own}") if own in first else image
+        for image in images
+        for own in [image.same_as or image.image_id]
+    ]
 
 
 def _with_copies(split: Split, copies: Sequence[SampledImage]) -> Split:

@@ -76,7 +76,9 @@ def parse_manifest(text: str, source: str) -> Manifest:
     try:
         data = parse_json(text, reader.object_of_pairs, reader.refuse_constant)
     except json.JSONDecodeError as error:
-        raise InputError(f"{source}:{error.lineno}:{error.colno}: not JSON: {error.msg}") from error
+        rest = text[error.pos :].lstrip()
+        hint = "; JSON has no comments, they go into `notes`" if rest.startswith(("//", "/*", "#")) else ""
+        raise InputError(f"{source}:{error.lineno}:{error.colno}: not JSON: {error.msg}{hint}") from error
     except ValueError as error:
         raise InputError(f"{source}: no manifest: {error}") from error
     try:
@@ -166,6 +168,8 @@ class ManifestReader:
             if key not in known:
                 nearest = self.nearest(key, known)
                 hint = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(known)}"
+                if "notes" in known and key.lower().startswith(("_", "#", "//", "comment")):
+                    hint = "words for people go into `notes`"
                 self.problems.append(f"{join_path(path, key)}: unknown key; {hint}")
         for part in fields(target):
             if part.name in data:

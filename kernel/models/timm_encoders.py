@@ -210,5 +210,6 @@ def refuse_unknown_network(name: str) -> None:
 def near_names(name: str) -> list[str]:
     """Names of networks that have the four feature maps, the nearest first."""
     known = [model for family in PYRAMID_FAMILIES for model in timm.list_models(module=family)]
-    known = [model for model in dict.fromkeys(known) if not model.startswith("test_")]
-    return difflib.get_close_matches(name.partition(".")[0], known, n=5, cutoff=0)
+    base = name.partition(".")[0]
+    known = [model for model in dict.fromkeys(known) if model != base and not model.startswith("test_")]
+    return difflib.get_close_matches(base, known, n=5, cutoff=0)

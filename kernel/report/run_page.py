@@ -68,7 +68,7 @@ def run_images(images: Sequence[InputImage], result: RunResult, out: Path) -> li
         if record is None:
             told.append(RunImage(name, failure=printable_name(result.failed[image.name].reason)))
             continue
-        pixel = PixelSize(*record["pixel"], "").side_um if record["pixel"] else None
+        pixel = PixelSize(record["pixel"][0], record["pixel"][1], "").side_um if record["pixel"] else None
         picture = image_file("report", image.name, out)
         told.append(RunImage(name, record["areas"], record["cell_type"], record["confluence"], pixel, picture))
     return told

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from pathlib import Path
 from pickle import PickleError
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from kernel.errors import InputError, RunError
 from kernel.log import LOG
@@ -65,7 +65,7 @@ def map_on_cluster(
     client = connect(address)
     with client:
         waiting = iter(items)
-        running: dict[str, Item] = {}
+        running: dict[Any, Item] = {}  # by the key of the future
         answers = as_completed(loop=client.loop)
 
         def fill(threads: int) -> None:

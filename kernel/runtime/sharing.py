@@ -99,7 +99,7 @@ class Dispatcher:
     attempts: Counter[Path] = field(default_factory=Counter)  # that ended with the worker's death
     was_ready: bool = False  # any worker
     start_error: InputError | RunError | None = None  # of a worker, before any was ready
-    rereading: Rereading[Path] = field(default_factory=Rereading)
+    rereading: Rereading[Path] = field(default_factory=Rereading[Path])
     attempt_at: float | None = None  # when the unread ones are tried again
 
     def has_images_left(self) -> bool:

@@ -7,14 +7,15 @@ processes and accumulation, each one's crops and random numbers follow from its 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from kernel.errors import InputError
+from kernel.errors import InputError, RunError
 
 #: The others wait while the first process evaluates and saves; torch's 10 (NCCL) or 30 minutes would end the run there.
 LONGEST_WAIT = timedelta(hours=12)
@@ -23,6 +24,25 @@ LONGEST_WAIT = timedelta(hours=12)
 def is_first_process() -> bool:
     """Whether this process writes files and messages; true for one that is alone."""
     return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def with_the_others() -> Iterator[None]:
+    """What the processes do together: where another one does not take part, that is told.
+
+    Raises:
+        RunError: another process has ended or was stopped, or the network between them is gone.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # also NCCL's and gloo's own
+        reason = str(error).strip().splitlines()[0][:200]
+        raise RunError(
+            f"another process of this training has ended, was stopped, or cannot be reached ({reason}): look for its "
+            "message, and start all again with --resume"
+        ) from error
 
 
 class ProcessGroup:
@@ -73,7 +93,8 @@ class ProcessGroup:
                 for parameter in trained
             ]
         )
-        dist.all_reduce(flat)
+        with with_the_others():
+            dist.all_reduce(flat)
         flat /= self.size
         start = 0
         for parameter in trained:
@@ -87,14 +108,16 @@ class ProcessGroup:
         """Give all processes the first one's weights."""
         if self.size > 1:
             for value in detector.state_dict().values():
-                dist.broadcast(value, 0)
+                with with_the_others():
+                    dist.broadcast(value, 0)
 
     def share_buffers(self, detector: nn.Module) -> None:
         """Give all processes the mean of their BatchNorm statistics, which each has of its own crops."""
         if self.size > 1:
             for value in detector.buffers():
                 if value.is_floating_point():
-                    dist.all_reduce(value)
+                    with with_the_others():
+                        dist.all_reduce(value)
                     value /= self.size
 
     def any_of(self, flag: bool) -> bool:
@@ -102,14 +125,16 @@ class ProcessGroup:
         if self.size == 1:
             return flag
         highest = torch.tensor(int(flag), device=self.device)
-        dist.all_reduce(highest, dist.ReduceOp.MAX)
+        with with_the_others():
+            dist.all_reduce(highest, dist.ReduceOp.MAX)
         return bool(highest)
 
     def all_of(self, number: int) -> list[int]:
         """Every process's `number`, by rank."""
         numbers = [number] * self.size
         if self.size > 1:
-            dist.all_gather_object(numbers, number)
+            with with_the_others():
+                dist.all_gather_object(numbers, number)
         return numbers
 
     def close(self) -> None:

@@ -15,10 +15,10 @@ from kernel.errors import InputError
 from kernel.files import file_sha256
 from kernel.local_weights import resolve_weights
 from kernel.log import LOG
+from kernel.manifest.presets import MANIFEST_NAME, WEIGHTS_NAME, members_folder
 from kernel.manifest.reader import parse_manifest, read_manifest
 from kernel.manifest.types import MemberEntry
 from kernel.models.checkpoints import recognise_checkpoint
-from kernel.shipped import MANIFEST_NAME, WEIGHTS_NAME, members_folder
 from kernel.training.recipe import Recipe, recipe_of_tables
 from kernel.training.run import TrainingRun
 from kernel.training.samples import TrainingImage

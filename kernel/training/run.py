@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -82,8 +82,10 @@ class TrainingRun:
 
     def record(self, step: int) -> MemberRecord:
         """The history of its weights after a step."""
-        told = (self.spec.encoder, self.spec.stem_stride) if self.spec.encoder.startswith(TIMM_PREFIX) else ()
-        return MemberRecord(self.fingerprint, step, self.settings.iterations, self.learned, *told)
+        record = MemberRecord(self.fingerprint, step, self.settings.iterations, self.learned)
+        if not self.spec.encoder.startswith(TIMM_PREFIX):
+            return record
+        return replace(record, encoder=self.spec.encoder, stem_stride=self.spec.stem_stride)
 
     @property
     def is_complete(self) -> bool:

@@ -20,9 +20,9 @@ from kernel.__main__ import main as run_command
 from kernel.commands.common import find_ensemble
 from kernel.data.annotated import list_annotated
 from kernel.images.reading import list_images
+from kernel.manifest.presets import MANIFEST_NAME, WEIGHTS_NAME, members_folder
 from kernel.manifest.reader import read_manifest
 from kernel.manifest.types import Manifest
-from kernel.shipped import MANIFEST_NAME, WEIGHTS_NAME, members_folder
 from kernel.vendored import use_vendored_packages
 
 #: How many images are corrected.

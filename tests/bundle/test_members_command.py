@@ -68,6 +68,10 @@ def test_listing(manifest: Path, capsys: pytest.CaptureFixture[str], tmp_path: P
     summary.write_text(json.dumps({"members": ["maskrcnn", "cascade", "htc"], "images": images}), encoding="utf-8")
     assert members(manifest, "--out", str(tmp_path)) == 0
     assert "4.00 of all 3 members together" in capsys.readouterr().out
+    for odd in (["a"], {"a": 3}, {"a": {"seconds": {"masks": "long"}}}):
+        summary.write_text(json.dumps({"members": ["maskrcnn", "cascade", "htc"], "images": odd}), encoding="utf-8")
+        assert members(manifest, "--out", str(tmp_path)) == 0
+        assert "summary.json is damaged; a dry run writes it anew" in capsys.readouterr().out
     summary.write_text(json.dumps({"members": ["others"], "images": images}), encoding="utf-8")
     assert members(manifest, "--out", str(tmp_path)) == 0
     assert "is of other members" in capsys.readouterr().out
@@ -211,6 +215,34 @@ def test_the_dashes_of_the_table_are_explained(
     (tmp_path / "member-seconds.json").write_text(json.dumps({sha256: 1.5}), encoding="utf-8")
     assert members(manifest, "--out", str(tmp_path), "--weights-dir", str(WEIGHTS)) == 0
     assert "\n- " not in capsys.readouterr().out
+
+
+def test_pytorch_files_are_listed_without_torch(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = json.loads(manifest.read_bytes())
+    data["members"] = [data["members"][0] | {"file": "a.pt", "sha256": None}]
+    manifest.write_text(json.dumps(data), encoding="utf-8")
+    (tmp_path / "a.pt").write_bytes(b"whatever")
+    monkeypatch.setattr("bundle.member_table.can_read_weights", lambda: False)
+    assert members(manifest, "--out", str(tmp_path)) == 0
+    assert "- parameters of PyTorch files, which take the environment to read: maskrcnn" in capsys.readouterr().out
+
+
+def test_a_renamed_file_is_found_by_its_checksum(
+    manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(WEIGHTS, tmp_path / "files" / "in-network-ensemble-demo-weights")
+    home = tmp_path / "files" / "in-network-ensemble-demo-weights"
+    (home / "htc.safetensors").rename(home / "htc_best.safetensors")
+    assert members(manifest, "verify", "--weights-dir", str(tmp_path / "files")) == 2
+    assert f"{home / 'htc_best.safetensors'} is that file under another name: rename it" in capsys.readouterr().err
+    (home / "htc.safetensors").symlink_to("htc_best.safetensors")
+    assert members(manifest, "verify", "--weights-dir", str(tmp_path / "files")) == 0
+    (home / "htc.safetensors").unlink()
+    (home / "htc_best.safetensors").unlink()
+    assert members(manifest, "verify", "--weights-dir", str(tmp_path / "files")) == 2
+    assert "under another name" not in capsys.readouterr().err
 
 
 def test_where_to_build_with_a_new_file(manifest: Path, other: Path, capsys: pytest.CaptureFixture[str]) -> None:

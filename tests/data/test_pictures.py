@@ -66,3 +66,10 @@ def test_the_preparation_names_copies_and_keeps_them_together(
     assert len(folds) == 18
     for name, _, _ in images[::2]:
         assert folds[name] == folds[f"again_{name}"]
+
+
+def test_small_pictures_are_the_same_by_their_pixels_alone() -> None:
+    """Stretched to the look's size, any two would be nearly equal."""
+    noise = [np.random.default_rng(seed).integers(0, 255, (6, 10, 3)).astype(np.uint8) for seed in range(12)]
+    pictures = [picture_of(str(number), pixels) for number, pixels in enumerate([*noise, noise[3]])]
+    assert same_pictures(pictures) == [[3, 12]]

@@ -155,6 +155,12 @@ def test_corrected_masks_clear_astro_after_filling(tmp_path: Path) -> None:
     assert image.masks(fill_holes=True).sizes.tolist() == [14, 1]
 
 
+def test_corrections_without_an_image_to_correct_are_refused(folder: Path) -> None:
+    change_rows(folder, lambda row: None if row[4] == "astro" else row)
+    with pytest.raises(InputError, match="corrects astro images, and there are none: leave --astro-fix away"):
+        read_competition(folder, folder / "train")
+
+
 def test_corrections_of_other_images_are_refused(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "fix").mkdir()
     cv2.imwrite(str(tmp_path / "fix" / "unknown.png"), np.zeros(SHAPE, np.uint8))

@@ -248,6 +248,13 @@ def test_copies_are_never_parted() -> None:
     copies = [replace(image, image_id=f"z{image.image_id}", same_as=image.image_id) for image in images]
     with pytest.raises(InputError, match="there are only 1 for 3 folds"):
         make_split([*images, *copies], "group", 3)
+    # With its copy a type has two images; no other split is possible here.
+    three = [SampledImage(name, kind, "") for name, kind in (("a", "cort"), ("b", "astro"), ("c", "shsy5y"))]
+    split = make_split([*three, SampledImage("d", "cort", "", same_as="a")], "group", 2, or_next_best=True)
+    fold_of = {row.image_id: row.fold for row in split.rows}
+    assert split.name == "stratified" and fold_of["a"] == fold_of["d"] and set(fold_of.values()) == {0, 1}
+    with pytest.raises(InputError, match="none has 2 images"):
+        make_split(three, "stratified", 2)
     # Two pictures, three folds.
     few = [replace(image, sample_id="", same_as=("i0", "i1")[number % 2]) for number, image in enumerate(images)]
     with pytest.raises(InputError, match="only 2 of the pictures are different, and 3 folds are asked for"):

@@ -60,6 +60,10 @@ BROKEN = {
     **{f"short{size}.png": (WHOLE[:size], "the PNG is truncated") for size in (8, 16, 19, 20, 23, 24, 32, 40)},
     "empty.png": (b"", "the file is empty"),
     "short.jpg": (cv2.imencode(".jpg", CELLS)[1].tobytes()[:4], "the JPEG is truncated"),
+    "rows.jpg": (
+        cv2.imencode(".jpg", CELLS)[1].tobytes()[:-200] + b"\xff\xd9",
+        "the JPEG is damaged: its data end before its last rows",
+    ),
     "cut.tif": (tiff(CELLS)[:9], "the TIFF is truncated"),
     "lying.png": (lying_png(), "its header tells of 60000 x 60000 pixels, more than it can hold"),
     "text.png": (b"id,predicted\n", "it is no PNG, TIFF or JPEG"),

@@ -129,6 +129,9 @@ WRONG = [
     (changed("membres", []), "membres: unknown key; did you mean 'members'?"),
     (changed("kernel.titel", ""), "kernel.titel: unknown key; did you mean 'title'?"),
     (changed("members.1.qqq", 1), "members[1].qqq: unknown key; known are name, kind"),
+    (changed("_comment", "mine"), "_comment: unknown key; words for people go into `notes`"),
+    (changed("members.1.//", "mine"), "members[1].//: unknown key; words for people go into `notes`"),
+    (changed("kernel.remark", "mine"), "kernel.remark: unknown key; known are id"),
     (changed("members", remove=True), "members: missing"),
     (changed("members", []), "members: found [], expected a list of at least one member"),
     (changed("members", None), "members: found null"),
@@ -242,6 +245,8 @@ def test_one_file_for_two_members() -> None:
         ('{"kernel": 1, "kernel": 2}', "the key 'kernel' is given twice"),
         ('{"time_limit_hours": NaN}', "NaN is no JSON number"),
         ("", "m:1:1: not JSON"),
+        ('{\n  // mine\n  "members": []}', "m:2:3: not JSON: Expecting property name"),
+        ('{"members": [] # mine\n}', "JSON has no comments, they go into `notes`"),
     ],
 )
 def test_what_is_no_json_is_told(text: str, told: str) -> None:

@@ -14,9 +14,9 @@ from tiny_detectors import tiny_detector
 from kernel.__main__ import main
 from kernel.data.synthetic.generate import write_dataset
 from kernel.errors import InputError
+from kernel.manifest.presets import MEMBERS_FOLDERS, members_folder, shipped_members
 from kernel.manifest.reader import read_manifest
 from kernel.models.checkpoints import recognise_checkpoint
-from kernel.shipped import MEMBER_FOLDERS, members_folder, shipped_members
 
 pytestmark = [pytest.mark.usefixtures("wheels_site", "one_thread"), pytest.mark.xdist_group("members")]
 
@@ -101,7 +101,7 @@ def test_the_shipped_members_and_the_recipe_for_few_images(start: Path, tmp_path
     out = tmp_path / "mine.safetensors"
     words = ["--from", "shipped", "--data", start / "cells", "--out", out]
     assert main(["train", *map(str, words), "--iterations", "1", "--batch-size", "1"]) == 0
-    folder = shipped_members()
+    folder = shipped_members().folder
     first = read_manifest(folder / "manifest.json").members[0]
     settings = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
     assert settings["detector"]["kind"] == first.kind and settings["training"]["norm_eval"] is True
@@ -127,8 +127,8 @@ def test_a_fold_and_other_images_are_scored(start: Path, tmp_path: Path, capsys:
 
 
 def test_where_members_are() -> None:
-    shipped = shipped_members()
-    assert shipped == next(ROOT / name for name in MEMBER_FOLDERS if (ROOT / name / "manifest.json").is_file())
+    shipped = shipped_members().folder
+    assert shipped == next(ROOT / name for name in MEMBERS_FOLDERS if (ROOT / name / "manifest.json").is_file())
     assert members_folder("shipped") == shipped and members_folder(str(DEMO)) == DEMO
     with pytest.raises(InputError, match=r"no manifest\.json in nowhere"):
         members_folder("nowhere")

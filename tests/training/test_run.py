@@ -211,3 +211,46 @@ def test_settings_that_cannot_be_trained_with(changes: dict, told: str) -> None:
     with pytest.raises(InputError, match="the recipe: ") as caught:
         TrainSettings(**changes).check("the recipe")
     assert told in str(caught.value)
+
+
+ONE_OF_TWO = """
+import os, signal, sys
+from datetime import timedelta
+from kernel.errors import RunError
+from kernel.training import processes
+processes.LONGEST_WAIT = timedelta(seconds=15)
+group = processes.ProcessGroup("cpu")
+assert group.any_of(group.rank == 1)
+if group.rank == 1:
+    os.kill(os.getpid(), int(sys.argv[1]))
+try:
+    group.any_of(False)
+except RunError as error:
+    print(error, flush=True)
+    os._exit(1)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_process_that_does_not_take_part_is_told(number: signal.Signals) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    one, other = (
+        subprocess.Popen(
+            [sys.executable, "-c", ONE_OF_TWO, str(int(number))],
+            cwd=SCRIPT.parents[2],
+            env={**environment, "RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    )
+    try:
+        told, _ = one.communicate()
+    finally:
+        other.kill()
+        other.wait()
+    assert "another process of this training has ended, was stopped, or cannot be reached" in told
+    assert "start all again with --resume" in told and one.returncode == 1

@@ -1,0 +1,291 @@
+"""`predict` from its command line to its files, with networks that take no time: bright spots are its cells."""
+
+from __future__ import annotations
+
+import csv
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+from quick_predict import spots
+
+from kernel.__main__ import main
+from kernel.export.progress import readable_seconds
+
+DEMO = Path(__file__).resolve().parents[1] / "bundle" / "demo"
+MEMBERS = ["--manifest", str(DEMO / "manifest.json"), "--weights-dir", str(DEMO / "weights"), "--device", "cpu"]
+
+
+class Run:
+    """Runs of the command in a folder, and what the networks were shown."""
+
+    def __init__(self, home: Path):
+        self.home, self.zooms = home, list[tuple[float, float]]()
+
+    def __call__(self, *words: str, code: int = 0) -> None:
+        assert main(["predict", *words, "--out", str(self.home / "out"), *MEMBERS]) == code
+
+    def rows(self, table: str = "images.csv") -> list[dict[str, str]]:
+        with (self.home / "out" / table).open(encoding="utf-8", newline="") as stream:
+            return list(csv.DictReader(stream))
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    given = Run(tmp_path)
+
+    def segment(ensemble: Any, image: np.ndarray, zoom: tuple[float, float]) -> SimpleNamespace:
+        given.zooms.append(zoom)
+        return SimpleNamespace(masks=spots(image))
+
+    monkeypatch.setattr("kernel.scale.ScaledEnsemble.segment", segment)
+    monkeypatch.setattr("kernel.scale.ScaledEnsemble.plan", lambda ensemble, shape: None)
+    monkeypatch.setattr("kernel.scoring.predicting.EnsembleFiles.load", lambda files, device: None)
+    monkeypatch.setattr("kernel.commands.predict.use_vendored_packages", lambda: None)
+    monkeypatch.chdir(tmp_path)
+    return given
+
+
+def picture(*places: tuple[int, int], side: int = 4, shape: tuple[int, int] = (60, 80)) -> np.ndarray:
+    """(H, W) uint8 with a bright square at each place."""
+    image = np.full(shape, 100, np.uint8)
+    for y, x in places:
+        image[y : y + side, x : x + side] = 255
+    return image
+
+
+def write(path: Path, image: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(cv2.imencode(path.suffix, image)[1].tobytes())
+
+
+def test_folders_are_mirrored_and_equal_names_told_apart(run: Run) -> None:
+    for number, name in enumerate(("a.png", "a.tif", "p1/a.png", "p2/a.png")):
+        write(run.home / "in" / name, picture(*[(10 * (each + 1), 20) for each in range(number + 1)]))
+    run("in", "--recursive", "--export", "labels,geojson,pictures,tables,coco,submission")
+    expected = {"a.png": 1, "a.tif": 2, "p1/a": 3, "p2/a": 4}
+    assert {row["image"]: int(row["cells"]) for row in run.rows()} == expected
+    assert [row["file"] for row in run.rows()] == ["a.png", "a.tif", "p1/a.png", "p2/a.png"]
+    for name, count in expected.items():
+        assert cv2.imread(str(run.home / "out" / "labels" / f"{name}.tif"), cv2.IMREAD_UNCHANGED).max() == count
+        assert (run.home / "out" / "outlines" / f"{name}.geojson").is_file()
+        assert sum(row["image"] == name for row in run.rows("cells.csv")) == count
+        assert sum(row["id"] == name for row in run.rows("submission.csv")) == count
+
+
+def test_an_output_among_the_images_is_never_an_input(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    write(run.home / "a.png", picture((5, 5)))
+    for _ in range(2):
+        run(".", "--recursive")
+        assert [row["image"] for row in run.rows()] == ["a"]
+    run("out/pictures/a.png", code=2)
+    assert "holds the images themselves" in capsys.readouterr().err
+
+
+def test_a_zoom_from_what_the_file_tells(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    (run.home / "in").mkdir()
+    image = picture((5, 5))
+    told = {"axes": "YX", "PhysicalSizeX": 0.62, "PhysicalSizeY": 0.62}
+    tifffile.imwrite(run.home / "in" / "known.ome.tif", image, ome=True, metadata=told)
+    tifffile.imwrite(run.home / "in" / "printed.tif", image, resolution=(300, 300), resolutionunit="INCH")
+    write(run.home / "in" / "unknown.png", image)
+    run("in", "--export", "ome-tiff,tables")
+    assert run.zooms == [(0.5, 0.5), (1, 1), (1, 1)]
+    assert "known.ome: zoom 0.5, of pixels of 0.62 um" in (told_of := capsys.readouterr().err)
+    assert "as no microscope's are" in told_of
+    known, printed, _ = run.rows()
+    assert (known["pixel_um"], known["zoom"]) == ("0.62", "0.5") and (printed["pixel_um"], printed["zoom"]) == ("", "1")
+    assert float(known["density_per_mm2"]) == pytest.approx(1 / (60 * 80 * 0.62e-3**2), rel=1e-3)
+    cells = {row["image"]: row for row in run.rows("cells.csv")}
+    assert float(cells["known.ome"]["area_um2"]) == pytest.approx(16 * 0.62**2, abs=0.01)
+    for name in ("perimeter", "equivalent_diameter", "major_axis", "minor_axis"):
+        in_pixels = float(cells["known.ome"][f"{name}_px"])
+        assert float(cells["known.ome"][f"{name}_um"]) == pytest.approx(in_pixels * 0.62, abs=0.01)
+        assert cells["unknown"][f"{name}_um"] == ""
+    with tifffile.TiffFile(run.home / "out" / "ome-tiff" / "known.ome.ome.tif") as file:
+        pixels = tifffile.xml2dict(file.ome_metadata)["OME"]["Image"]["Pixels"]
+        assert pixels["PhysicalSizeX"] == 0.62 and file.asarray().shape == image.shape
+
+
+def test_a_pixel_size_and_a_zoom_that_are_given(run: Run) -> None:
+    write(run.home / "a.png", picture((5, 5)))
+    run("a.png", "--pixel-size", "2.48")
+    run("a.png", "--pixel-size", "2.48", "--zoom", "0.25")
+    assert run.zooms == [(2, 2), (0.25, 0.25)]
+    assert [(row["pixel_um"], row["zoom"]) for row in run.rows()] == [("2.48", "0.25")]
+
+
+def test_pixels_that_are_not_square(run: Run) -> None:
+    told = {"axes": "YX", "PhysicalSizeX": 0.62, "PhysicalSizeY": 1.24}
+    tifffile.imwrite(run.home / "a.ome.tif", picture((5, 5)), ome=True, metadata=told)
+    run("a.ome.tif", "--export", "tables")
+    assert run.zooms == [(1, 0.5)]
+    (cell,) = run.rows("cells.csv")
+    assert cell["perimeter_um"] == "" and float(cell["area_um2"]) == pytest.approx(16 * 0.62 * 1.24, abs=0.01)
+    assert float(cell["major_axis_um"]) == pytest.approx(2 * float(cell["minor_axis_um"]), rel=0.01)
+
+
+def test_cells_of_an_unlikely_size_are_told_in_one_line(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    places = [(5 + 20 * row, 5 + 15 * column) for row in range(3) for column in range(4)]
+    for number in range(3):
+        write(run.home / "in" / f"{number}.png", picture(*places, side=4))
+    run("in")
+    told = capsys.readouterr().err
+    assert told.count("--pixel-size in micrometres, or --zoom 3.5") == 1 and "3 of 3 image(s)" in told
+    run("in", "--zoom", "1")
+    assert "--pixel-size" not in capsys.readouterr().err
+    for number in range(3):
+        write(run.home / "in" / f"{number}.png", picture(*places, side=13))
+    run("in")
+    assert "--pixel-size" not in capsys.readouterr().err
+
+
+def test_planes_of_a_stack(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    """Frame t, channel c, depth z has t + 1 cells of height c + 2, more to the right the deeper."""
+    values = np.array(
+        [
+            [
+                [picture(*[(10 * (n + 1), 10 + 10 * z) for n in range(t + 1)], side=c + 2) for z in range(3)]
+                for c in range(2)
+            ]
+            for t in range(2)
+        ]
+    )
+    tifffile.imwrite(run.home / "movie.tif", values.transpose(0, 2, 1, 3, 4), imagej=True, metadata={"axes": "TZCYX"})
+    run("movie.tif")
+    told = capsys.readouterr().err
+    assert told.count("frame 0 of 2, z 1 of 3, channel 0 of 2 are taken") == 1
+    (cell,) = run.rows("cells.csv")
+    assert (cell["image"], cell["area_px"], cell["x1"]) == ("movie", "4", "20")
+    run("movie.tif", "--frame", "all", "--channel", "1", "--z", "max")
+    assert [(row["image"], row["frame"], row["cells"]) for row in run.rows()] == [
+        ("movie_t0", "0", "3"), ("movie_t1", "1", "6"),
+    ]  # fmt: skip
+    assert {row["area_px"] for row in run.rows("cells.csv")} == {"9"}
+    assert sorted(path.name for path in (run.home / "out" / "labels").iterdir()) == ["movie_t0.tif", "movie_t1.tif"]
+    write(run.home / "gray.png", picture((5, 5)))
+    run("movie.tif", "gray.png", "--channel", "1", code=2)  # the gray one has no second channel
+    assert "no channel 1: it has one" in capsys.readouterr().err
+    assert [(row["image"], bool(row["failure"])) for row in run.rows()] == [("movie", False), ("gray", True)]
+
+
+def test_cells_that_are_left_out(run: Run) -> None:
+    image = picture((0, 10), (30, 30), (56, 70))
+    image[45:47, 45:47] = 255
+    write(run.home / "a.png", image)
+    for words, areas in (((), [16, 16, 4, 16]), (("--exclude-edges",), [16, 4]), (("--min-area", "5"), [16, 16, 16])):
+        run("a.png", *words)
+        cells = run.rows("cells.csv")
+        assert [int(row["area_px"]) for row in cells] == areas
+        assert [int(row["cell"]) for row in cells] == list(range(1, len(areas) + 1))
+        labels = cv2.imread(str(run.home / "out" / "labels" / "a.tif"), cv2.IMREAD_UNCHANGED)
+        assert [int((labels == number + 1).sum()) for number in range(labels.max())] == areas
+    run("a.png", "--exclude-edges", "--min-area", "100")
+    assert [row["cells"] for row in run.rows()] == ["0"] and run.rows("cells.csv") == []
+
+
+def test_how_much_is_told(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "b"):
+        write(run.home / "in" / f"{name}.png", picture((5, 5)))
+    run("in")
+    shown = capsys.readouterr()
+    assert "1/2 a: 1 cells of shsy5y, " in shown.err and "2/2 b: 1 cells" in shown.err and " left" in shown.err
+    assert shown.out == "2 images: labels, geojson, pictures, tables in " + str(run.home / "out") + "\n"
+    run("in", "-q")
+    assert capsys.readouterr() == ("", "")
+    (run.home / "in" / "c.png").touch()
+    run("in", "--quiet", code=2)
+    assert "the file is empty" in (told := capsys.readouterr().err) and "1/3" not in told
+    with pytest.raises(SystemExit):
+        run("in", "-q", "-v")
+
+
+def test_a_terminal_has_a_bar_and_no_colours(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    pty: Any = pytest.importorskip("pty", reason="a terminal is POSIX's")
+    for number in range(3):
+        write(run.home / "in" / f"{number}.png", picture((5, 5)))
+    (run.home / "in" / "broken.png").touch()
+    ours, theirs = pty.openpty()
+    with os.fdopen(theirs, "w", encoding="utf-8", newline="") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        monkeypatch.setenv("NO_COLOR", "1")
+        run("in", code=2)
+        terminal.flush()
+        shown = os.read(ours, 1 << 20).decode()
+    os.close(ours)
+    assert "100%" in shown and "4/4" in shown and "2/4 0:" not in shown
+    assert "the file is empty" in shown and "\x1b[3" not in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--zoom", "0"), "--zoom 0: it must be above 0"),
+        (("--zoom", "nan"), "--zoom nan"),
+        (("--pixel-size", "-1"), "--pixel-size -1"),
+        (("--min-area", "-1"), "--min-area -1: it must be 0 or more"),
+        (("--z", "top"), "z 'top': give an index, counted from 0, or max or middle"),
+        (("--frame", "-2"), "frame -2"),
+        (("gone.png",), "no file or folder gone.png"),
+        (("--zoom", "99"), "a.png: a zoom of 99 shows no cells"),
+    ],
+)
+def test_options_that_mean_nothing(
+    run: Run, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], told: str
+) -> None:
+    write(run.home / "a.png", picture((5, 5)))
+    run("a.png", *words, code=2)
+    assert told in capsys.readouterr().err
+
+
+@pytest.fixture
+def stopped(run: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Runs the command until it has one image, as if it was stopped then."""
+
+    def stop(*words: str) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr("kernel.export.progress.Lines.done", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
+            run(*words, code=130)
+
+    return stop
+
+
+def test_what_is_asked_for_decides_what_is_gone_on_with(
+    run: Run, stopped: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b"):
+        write(run.home / "in" / f"{name}.png", picture((5, 5)))
+    for words in (
+        (),
+        ("--zoom", "2"),
+        ("--min-area", "3"),
+        ("--exclude-edges",),
+        ("--pixel-size", "1"),
+        ("--z", "max"),
+    ):
+        stopped("in")
+        capsys.readouterr()
+        run("in", *words)
+        assert ("1 of 2 images are finished already" in capsys.readouterr().err) == (not words)
+
+
+def test_images_that_are_gone_leave_nothing(run: Run, stopped: Callable[..., None]) -> None:
+    for name in ("a", "b"):
+        write(run.home / "in" / "sub" / f"{name}.png", picture((5, 5)))
+    stopped("in", "--recursive", "--export", "labels,ome-zarr")
+    (run.home / "in" / "sub" / "a.png").unlink()
+    run("in", "--recursive", "--export", "labels,ome-zarr")
+    found = [path.relative_to(run.home / "out").as_posix() for path in (run.home / "out").glob("*/*/*")]
+    assert sorted(found) == ["labels/sub/b.tif", "ome-zarr/sub/b.ome.zarr"]
+
+
+def test_durations() -> None:
+    told = [readable_seconds(seconds) for seconds in (0, 59.4, 60, 3599, 3600, 100_000)]
+    assert told == ["0 s", "59 s", "1 min 00 s", "59 min 59 s", "1 h 00 min", "27 h 46 min"]
