@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from kernel.errors import InputError
-from kernel.mounts import find_competition, find_dataset, find_weights
+from kernel.mounts import find_competition, find_weights
 from kernel.runtime.remedies import REMEDY_MARK, remedy_for, with_remedy
 from kernel.runtime.summary import MachineFacts
 
@@ -20,8 +20,6 @@ def failure_of(root: Path, what: str) -> str:
     with pytest.raises(InputError) as caught:
         if what == "competition":
             find_competition(root, "cells")
-        elif what == "dataset":
-            find_dataset(root, "ada/wheels")
         else:
             find_weights(root, ["ada/weights"], "a.pt", "0" * 64)
     return str(caught.value)
@@ -29,7 +27,7 @@ def failure_of(root: Path, what: str) -> str:
 
 @pytest.mark.parametrize(
     ("what", "told"),
-    [("competition", "accept the competition's rules"), ("dataset", "sends the dataset that is missing"),
+    [("competition", "accept the competition's rules"),
      ("weights", "sends the dataset that is missing"), ("altered", "does not hold what the manifest names")],
 )  # fmt: skip
 def test_what_is_missing(tmp_path: Path, what: str, told: str) -> None:
