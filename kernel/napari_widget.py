@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,14 @@ from skimage.measure import regionprops_table
 
 from kernel.api import Cells, Segmenter, load
 from kernel.errors import InputError, RunError
-from kernel.manifest.presets import MANIFEST_NAME, SHIPPED, WEIGHTS_NAME, members_folder
+from kernel.manifest.presets import (
+    DEFAULT_PRESET,
+    MANIFEST_NAME,
+    WEIGHTS_NAME,
+    members_folder,
+    read_presets,
+    shipped_members,
+)
 
 #: The choice of members by their folder.
 OTHER_MEMBERS = "other members ..."
@@ -46,7 +52,7 @@ MICROMETRE = "micrometer"
 
 
 class CellsWidget(QWidget):
-    """Choose image, members and pixel size; run, watch, cancel.
+    """Choose image, preset and pixel size; run, watch, cancel.
 
     Args:
         viewer: napari's.
@@ -56,10 +62,13 @@ class CellsWidget(QWidget):
     def __init__(self, viewer: Any, load_members: Callable[..., Segmenter] = load) -> None:
         super().__init__()
         self.viewer, self.load_members = viewer, load_members
-        self.loaded: tuple[Path, Segmenter] | None = None  # the members of the last run
+        self.loaded: tuple[str, Segmenter] | None = None  # the preset or folder of the last run, and its members
         self.worker: Any = None
         self.images, self.members = QComboBox(), QComboBox()
-        self.members.addItems([SHIPPED, OTHER_MEMBERS])
+        presets = list_presets()
+        self.members.addItems([*presets, OTHER_MEMBERS])
+        if DEFAULT_PRESET in presets:
+            self.members.setCurrentText(DEFAULT_PRESET)
         self.pixel_size = QDoubleSpinBox()
         self.pixel_size.setDecimals(4)
         self.pixel_size.setRange(0, 1000)
@@ -70,7 +79,7 @@ class CellsWidget(QWidget):
         self.progress, self.told = QProgressBar(), QLabel()
         self.told.setWordWrap(True)
         layout, buttons = QFormLayout(self), QHBoxLayout()
-        for name, field in (("Image", self.images), ("Members", self.members), ("Pixel size", self.pixel_size)):
+        for name, field in (("Image", self.images), ("Preset", self.members), ("Pixel size", self.pixel_size)):
             layout.addRow(name, field)
         for button in (self.run_button, self.cancel_button):
             buttons.addWidget(button)
@@ -106,7 +115,7 @@ class CellsWidget(QWidget):
         folder = QFileDialog.getExistingDirectory(self, f"A folder of {MANIFEST_NAME} and {WEIGHTS_NAME}")
         if folder:
             self.members.insertItem(0, folder)
-        self.members.setCurrentIndex(0)
+        self.members.setCurrentIndex(0)  # the folder, or where none was chosen the first preset
 
     def run(self) -> None:
         """Segment the chosen image, in a thread."""
@@ -149,10 +158,9 @@ class CellsWidget(QWidget):
     def segment_planes(
         self, planes: Planes, members: str, pixel_um: float | None
     ) -> Generator[int, None, tuple[np.ndarray, dict[str, np.ndarray]]]:
-        """As `segment`; errors as `members_folder`, `kernel.api.load` and `Segmenter.segment`."""
-        folder = members_folder(members)
-        if self.loaded is None or self.loaded[0] != folder:
-            self.loaded = folder, self.load_members(folder / MANIFEST_NAME, folder / WEIGHTS_NAME)
+        """As `segment`; errors as `kernel.api.load` and `Segmenter.segment`."""
+        if self.loaded is None or self.loaded[0] != members:
+            self.loaded = members, self.load(members)
         segmenter = self.loaded[1]
         yield 0
         labels = np.zeros(planes.shape, np.uint32)
@@ -166,6 +174,13 @@ class CellsWidget(QWidget):
             count += len(cells)
             yield number
         return labels, {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
+
+    def load(self, members: str) -> Segmenter:
+        """The members of a preset, or of a folder; errors as `kernel.api.load`."""
+        if members in list_presets():
+            return self.load_members(preset=members)
+        folder = members_folder(members)
+        return self.load_members(folder / MANIFEST_NAME, folder / WEIGHTS_NAME)
 
     def show_progress(self, done: int) -> None:
         """Show how many planes are done."""
@@ -189,6 +204,14 @@ class CellsWidget(QWidget):
         self.worker = None
         self.run_button.setEnabled(True)
         self.cancel_button.setEnabled(False)
+
+
+def list_presets() -> list[str]:
+    """The presets of the members that come with the program; none where there are no such members."""
+    try:
+        return list(read_presets(shipped_members()))
+    except InputError:
+        return []
 
 
 class Planes:

@@ -59,13 +59,13 @@ def make_widget(viewer: Any, qtbot: Any) -> tuple[Any, FakeSegmenter]:
     segmenter = FakeSegmenter()
     loaded = []
 
-    def load(manifest: Path, weights: Path) -> FakeSegmenter:
-        assert manifest.is_file() and weights.is_dir()
-        loaded.append(manifest)
-        assert len(loaded) == 1  # once, however many runs
+    def load(*words: Path, **wanted: str) -> FakeSegmenter:
+        assert (words, wanted) not in loaded  # once, however many runs
+        loaded.append((words, wanted))
         return segmenter
 
     widget = CellsWidget(viewer, load)
+    widget.asked_to_load = loaded
     qtbot.addWidget(widget)
     return widget, segmenter
 
@@ -107,14 +107,14 @@ def test_planes_of_a_stack_and_colours(viewer: Any, qtbot: Any) -> None:
     one = two_cells().labels
     np.testing.assert_array_equal(layer.data, [one, one * 0, one + 2 * (one > 0)])
     assert layer.features["index"].tolist() == [1, 2, 3, 4] and layer.features["axis_0"].tolist() == [0, 0, 2, 2]
-    assert segmenter.asked == [(SHAPE, {})] * 3 and widget.progress.value() == 3
+    assert segmenter.asked == [(SHAPE, {"pixel_um": None})] * 3 and widget.progress.value() == 3
     viewer.add_image(np.full((*SHAPE, 4), 9, np.uint8), name="colours", rgb=True)
     viewer.add_image(np.zeros(SHAPE), name="black")
     for name, count in (("colours", 2), ("black", 0)):
         widget.images.setCurrentText(name)
         run_widget(widget, qtbot)
         assert len(viewer.layers[f"{name} cells"].features) == count and widget.told.text() == f"{count} cells"
-    assert segmenter.asked[3] == ((*SHAPE, 3), {})
+    assert segmenter.asked[3] == ((*SHAPE, 3), {"pixel_um": None})
 
 
 def test_cancel_ends_after_the_plane_and_adds_nothing(viewer: Any, qtbot: Any) -> None:
@@ -126,6 +126,29 @@ def test_cancel_ends_after_the_plane_and_adds_nothing(viewer: Any, qtbot: Any) -
     segmenter.cancel = None
     run_widget(widget, qtbot)
     assert "stack cells" in viewer.layers
+
+
+def test_presets_and_other_members(viewer: Any, qtbot: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from qtpy.QtWidgets import QFileDialog
+
+    widget, _ = make_widget(viewer, qtbot)
+    viewer.add_image(np.full(SHAPE, 9, np.uint8), name="gray")
+    assert widget.members.currentText() == "balanced"
+    for _ in range(2):
+        run_widget(widget, qtbot)
+    widget.members.setCurrentText("fast")
+    run_widget(widget, qtbot)
+    (tmp_path / "manifest.json").write_text("{}", encoding="utf-8")
+    monkeypatch.setattr(QFileDialog, "getExistingDirectory", lambda *_: str(tmp_path))
+    widget.members.setCurrentText("other members ...")
+    widget.choose_members()
+    assert widget.members.currentText() == str(tmp_path)
+    run_widget(widget, qtbot)
+    assert widget.asked_to_load == [
+        ((), {"preset": "balanced"}),
+        ((), {"preset": "fast"}),
+        ((tmp_path / "manifest.json", tmp_path / "weights"), {}),
+    ]
 
 
 def test_what_is_wrong_is_shown(viewer: Any, qtbot: Any) -> None:

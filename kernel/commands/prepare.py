@@ -83,7 +83,7 @@ RULES = CommandRules(
         ),
     ),
     defaults={"folds": FOLDS},
-    reads=(*SOURCE_OPTIONS, *(other for others in SOURCE_OPTIONS.values() for other in others)),
+    reads=(*SOURCE_OPTIONS, "astro_fix", "livecell_images", "images", "masks", "cell_types"),
     writes=written,
 )
 
