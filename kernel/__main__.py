@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from kernel.commands import convert, predict, prepare, select, synthesize, train, train_members, tune, validate
 from kernel.errors import InputError, RunError
 from kernel.folders import end_on_sigterm
-from kernel.log import escape_unprintable, show_log
+from kernel.log import show_log
+from kernel.output import let_readers_leave
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     limit_threads()
     try:
         options.run(options)
+        sys.stdout.flush()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -54,7 +56,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def run() -> int:
     """The command line as a program of its own. Returns the exit code."""
-    escape_unprintable(sys.stdout)
+    let_readers_leave()
     end_on_sigterm()
     return main()
 
