@@ -5,18 +5,36 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import shutil
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from kernel.errors import InputError, RunError
+
+#: Errors of file systems that lack what is asked for: syncing, rights, renaming over a file.
+LACKING = (errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM)
+
+
+@contextmanager
+def lacking_allowed() -> Iterator[None]:
+    """Go on where the block asks for what the file system lacks, and content does not depend on it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in LACKING:
+            raise
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A new file beside `path` to write into, put in its place at the end; if anything fails, `path` stays as it was.
+
+    A file system that cannot rename over a file has the bytes copied: there, another program may see a part of them.
 
     Raises:
         OSError: the folder is missing or cannot be written, or the disk is full.
@@ -26,10 +44,16 @@ def whole_file(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        with temporary.open("r+b") as stream:  # Windows syncs only what may be written
+        with temporary.open("r+b") as stream, lacking_allowed():  # Windows syncs only what may be written
             os.fsync(stream.fileno())
-        temporary.chmod(0o644)  # mkstemp's file is for its owner only
-        temporary.replace(path)
+        with lacking_allowed():
+            temporary.chmod(0o644)  # mkstemp's file is for its owner only
+        try:
+            temporary.replace(path)
+        except OSError as error:
+            if error.errno not in LACKING:
+                raise
+            shutil.copyfile(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -65,6 +89,20 @@ def written_file(path: Path, failure: type[InputError | RunError] = InputError) 
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as temporary:
             yield temporary
+
+
+def open_plain(path: Path) -> BinaryIO:
+    """Open a file to read its bytes; a pipe or a device, which could make this wait for ever, is none.
+
+    Raises:
+        OSError: it cannot be opened, or is no plain file.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    file = os.fdopen(os.open(path, flags), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "it is no plain file", str(path))
+    return file
 
 
 def file_sha256(path: Path) -> str:

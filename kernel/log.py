@@ -6,11 +6,16 @@ import contextlib
 import io
 import logging
 import os
+import select
 import sys
 import warnings
 from typing import Any, TextIO
 
 LOG = logging.getLogger("kernel")
+#: How long a pipe or terminal that takes nothing is waited for: somebody may read on, or not.
+PATIENCE_SECONDS = 60.0
+#: So many letters fit into a pipe that takes any (4,096 bytes).
+PIECE_LETTERS = 400
 
 
 def escape_unprintable(stream: TextIO) -> None:
@@ -26,6 +31,8 @@ def escape_unprintable(stream: TextIO) -> None:
 class UnfailingStream:
     """A text stream that drops what cannot be written: a log that nobody can read must not end the work.
 
+    A pipe or terminal that takes nothing for `PATIENCE_SECONDS` is not waited for any more until it takes something.
+
     Args:
         stream: where text goes; None: nowhere, as where the process was started without this stream.
     """
@@ -36,15 +43,32 @@ class UnfailingStream:
         else:
             escape_unprintable(stream)
         self._stream = stream
+        self._patience = PATIENCE_SECONDS
 
     def write(self, text: str) -> int:
         with contextlib.suppress(OSError, ValueError):  # full, closed, a pipe or terminal that has gone
-            self._stream.write(text)
+            for start in range(0, len(text), PIECE_LETTERS):
+                if self._takes_more():
+                    self._stream.write(text[start : start + PIECE_LETTERS])
+                    self._stream.flush()
         return len(text)
 
     def flush(self) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            self._stream.flush()
+        """All is written already."""
+
+    def _takes_more(self) -> bool:
+        """Whether the stream can be written without waiting, now or soon."""
+        if os.name != "posix":
+            return True
+        try:
+            number = self._stream.fileno()
+        except (OSError, ValueError, AttributeError):  # a notebook's, or one of a test
+            return True
+        poll = select.poll()
+        poll.register(number, select.POLLOUT)
+        takes = bool(poll.poll(1000 * self._patience))
+        self._patience = PATIENCE_SECONDS if takes else 0.0
+        return takes
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

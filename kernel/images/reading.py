@@ -15,6 +15,7 @@ from typing import BinaryIO
 import numpy as np
 
 from kernel.errors import InputError
+from kernel.files import open_plain
 from kernel.images.gray_levels import to_eight_bit
 from kernel.images.jpeg import JPEG_SIGNATURE, read_jpeg, read_jpeg_shape
 from kernel.images.listing import IMAGE_SUFFIXES, search_images
@@ -75,7 +76,7 @@ def read_image(path: Path, *, only_eight_bit: bool = False) -> np.ndarray:
     """
     path = Path(path)
     try:
-        with path.open("rb") as stream:
+        with open_plain(path) as stream:
             pixels, orientation, pages = read_pixels(path, stream)
     except OSError as error:
         raise InputError(
@@ -138,7 +139,7 @@ def read_image_shape(path: Path) -> tuple[int, int] | None:
     None where these show already that `read_image` refuses it: more pixels than the file can hold, for one.
     """
     try:
-        with Path(path).open("rb") as stream:
+        with open_plain(Path(path)) as stream:
             head = stream.read(8)
             stream.seek(0)
             if head.startswith(PNG_SIGNATURE):

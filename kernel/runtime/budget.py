@@ -36,6 +36,10 @@ FEW_IMAGES = 8.0
 #: lowest quality level are mostly inferred from images done at others.
 CAUTION = 2.0
 RESERVE_FACTOR = 1.5
+#: A running image's process hangs where it takes longer than this, and than so many times the costliest image before,
+#: for its size. One that does not fit onto its GPU after all is done on the CPU, and may well take fifty times as long.
+HANG_SECONDS = 1800.0
+HANG_FACTOR = 100.0
 #: An image is a giant if it is so many times as large as the median.
 GIANT_FACTOR = 16.0
 #: Forecasts are logged at each change of the quality level, and about this many times besides.
@@ -109,6 +113,14 @@ class TimeBudget:
         self._waiting.pop(image_id, None)
         if wait:
             self._waiting[image_id] = self._sizes[image_id]
+
+    def is_overdue(self, image_id: str, now: float) -> bool:
+        """Whether a running image takes so much longer than any before it that its process must hang."""
+        begun, quality = self._running.get(image_id, (now, 0))
+        if not self._costs.images:
+            return False
+        longest = self._costs[quality].worst * self._sizes[image_id]
+        return now - begun > max(HANG_SECONDS, HANG_FACTOR * longest)
 
     def choose_level(self, image_id: str, now: float) -> int:
         """The best quality level that both rules allow for a waiting image; the lowest where they allow none."""

@@ -48,6 +48,10 @@ class DeviceWorker(Protocol):
         """Start anew after its end, where that is of use; returns whether it did."""
         ...
 
+    def end_hung(self) -> None:
+        """End the process of a worker that does not answer any more, where it has one; it may be started anew."""
+        ...
+
     def close(self, at_once: bool = False) -> None:
         """End the worker: after its images, or with `at_once` immediately."""
         ...
@@ -98,6 +102,9 @@ class LocalWorker:
 
     def restart(self) -> bool:
         return False
+
+    def end_hung(self) -> None:
+        """A thread cannot be ended."""
 
     def _run(self, path: Path, quality_level: int, next_path: Path | None) -> None:
         self._finisher.take(self._begin(path, quality_level, next_path))
@@ -193,14 +200,20 @@ class ProcessWorker:
             for line in lines:
                 try:
                     message = json.loads(line)
-                except ValueError:  # half a line of a process that was killed
-                    LOG.debug("%s: not JSON: %s", self.name, line[:80])
+                except (ValueError, RecursionError):  # half a line of a process that was killed
+                    message = None
+                if not isinstance(message, dict):
+                    LOG.debug("%s: no message: %s", self.name, line[:80])
                     continue
                 if "answer" in message:
                     self._failed_starts = 0
                 self._messages.put((self, message))
         process.wait()
         self._messages.put((self, None))
+
+    def end_hung(self) -> None:
+        if self.process is not None:
+            self.process.kill()
 
     def close(self, at_once: bool = False) -> None:
         self._closed = True

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from kernel.errors import InputError
-from kernel.files import lock_descriptor
+from kernel.files import lock_descriptor, open_plain
 
 #: Part of every head: to be raised when the records change.
 JOURNAL_FORMAT = 1
@@ -72,7 +72,7 @@ def read_journal(path: Path) -> JournalContent:
     head: Mapping[str, Any] | None = None
     records: list[dict[str, Any]] = []
     damaged = 0
-    with path.open("rb") as lines:
+    with open_plain(path) as lines:
         for line in lines:
             record = parse_line(line)
             if record is None:
@@ -179,7 +179,7 @@ def sample_digest(path: Path) -> str | None:
 def digest_of(path: Path, places: Callable[[int], Sequence[tuple[int, int]]]) -> str | None:
     """A checksum of a file's size, and of its bytes at `places` of that size: start and length of each."""
     try:
-        with path.open("rb") as file:
+        with open_plain(path) as file:
             size = file.seek(0, os.SEEK_END)
             digest = hashlib.sha256(str(size).encode("ascii"))
             for start, length in places(size):

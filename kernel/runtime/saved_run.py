@@ -69,7 +69,7 @@ class SavedRun:
         self._writer = SubmissionWriter([*(path.stem for path in paths), *absent])
         if self.submission.is_dir():
             raise InputError(f"{self.submission} is a folder, and a file is to be written there: move it away")
-        if not self.submission.exists():
+        if not self.submission.is_file():
             self._save()
 
     def go_on(self, head: Mapping[str, Any]) -> None:

@@ -65,6 +65,7 @@ def share_images(
     )
     is_past = False
     while dispatcher.has_images_left():
+        dispatcher.end_hung()
         if dispatcher.give_up_waiting() or dispatcher.send_next():
             continue
         due = dispatcher.next_attempt()
@@ -177,6 +178,13 @@ class Dispatcher:
         if not self.was_ready:
             self.start_error = self.start_error or error
             worker.close()
+
+    def end_hung(self) -> None:
+        """End workers that hang, by what their images take; these are tried again."""
+        for worker, running in self.running.items():
+            if any(self.budget.is_overdue(path.stem, self.clock()) for path in running):
+                LOG.error("%s hangs, for its image takes far longer than any before, and is ended", worker.name)
+                worker.end_hung()
 
     def end_running(self) -> None:
         """End all workers that still run images; these fail when the worker's end is received."""
