@@ -68,9 +68,14 @@ def writing(path: Path, failure: type[InputError | RunError] = InputError) -> It
         yield
     except OSError as error:
         wrong = f"cannot write {path} ({error.strerror or error})"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_full(error):
             raise RunError(f"{wrong}: free some space, and run the same again") from error
         raise failure(f"{wrong}: choose a folder that can be written") from error
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether an error is that of a disk without room, or of a used up share of it."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager

@@ -126,14 +126,16 @@ def run_kernel(manifest_json: str, wheels_lock_json: str) -> int:
         run.save_from_now_on()
         run.go_on()
         try:
-            if run.shard.count == 1:
-                run.segment_share()
-            elif not run.segment_in_processes():
-                return 0  # the first process writes the results
+            try:
+                if run.shard.count == 1:
+                    run.segment_share()
+                elif not run.segment_in_processes():
+                    return 0  # the first process writes the results
+            except Exception as error:  # noqa: BLE001 (whatever it is, what was done before must not be lost)
+                return run.conclude_after(as_failure(error))
             return run.conclude()
-        except Exception as error:  # noqa: BLE001 (whatever it is, what was done before must not be lost)
-            failure = error if isinstance(error, InputError | RunError) else unforeseen(error)
-            return run.conclude_after(failure)
+        except Exception as error:
+            raise as_failure(error) from error
         finally:
             run.close()
 
@@ -352,8 +354,10 @@ def journal_head(manifest: Manifest, dtype: str, embedded: Sequence[str]) -> dic
     }
 
 
-def unforeseen(error: Exception) -> RunError:
-    """An exception that nobody expected as one line for people: what it is, and where it comes from."""
+def as_failure(error: Exception) -> InputError | RunError:
+    """An exception as one line for people: of one that nobody expected what it is, and where it comes from."""
+    if isinstance(error, InputError | RunError):
+        return error
     frames = traceback.extract_tb(error.__traceback__)
     place = f" in {frames[-1].name}, line {frames[-1].lineno} of {Path(frames[-1].filename).name}" if frames else ""
     return RunError(f"{type(error).__name__}{place}: {error}: this is a fault of the program; what was done is kept")

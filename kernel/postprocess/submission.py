@@ -98,15 +98,14 @@ class SubmissionWriter:
         """The expected images that have not been added yet, in order."""
         return [image_id for image_id, rles in self._rows.items() if rles is None]
 
-    def write(self, path: Path, *, so_far: bool = False) -> None:
-        """Write the file, whole or not at all.
+    def content(self, *, so_far: bool = False) -> bytes:
+        """What the file holds.
 
         Args:
-            path: the file.
             so_far: whether images may be missing; they get an empty row.
 
         Raises:
-            InputError: an expected image is missing, or the file cannot be written.
+            InputError: an expected image is missing.
         """
         missing = self.missing_ids
         if missing and not so_far:
@@ -117,8 +116,21 @@ class SubmissionWriter:
         lines = [",".join(SUBMISSION_HEADER)]
         for image_id, rles in self._rows.items():
             lines.extend(f"{id_field(image_id)},{text}" for text in rles or [""])
+        return ("\n".join(lines) + "\n").encode("utf-8")
+
+    def write(self, path: Path, *, so_far: bool = False) -> None:
+        """Write the file, whole or not at all.
+
+        Args:
+            path: the file.
+            so_far: as for `content`.
+
+        Raises:
+            InputError: as `content`; or the file cannot be written.
+        """
+        content = self.content(so_far=so_far)
         try:
             with whole_file(Path(path)) as temporary:
-                temporary.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="")
+                temporary.write_bytes(content)
         except OSError as error:
             raise InputError(f"cannot write {path}: {error.strerror}; choose a folder that can be written") from error

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kernel.errors import InputError
 from kernel.files import lock_descriptor, open_plain
 
 #: Part of every head: to be raised when the records change.
@@ -75,12 +74,12 @@ def read_journal(path: Path) -> JournalContent:
     with open_plain(path) as lines:
         for line in lines:
             record = parse_line(line)
-            if record is None:
-                damaged += line != b"\n"  # an empty line follows one that was torn
-            elif HEAD_KEY not in record:
+            if record is not None and HEAD_KEY in record:
+                head = head or record
+            elif record is not None and isinstance(record.get("image"), str):
                 records.append(record)
-            elif head is None:
-                head = record
+            else:
+                damaged += line != b"\n"  # an empty line follows one that was torn
     return JournalContent(head, records, damaged)
 
 
@@ -94,7 +93,7 @@ class Journal:
         head: what the records are made of; it has `HEAD_KEY`.
 
     Raises:
-        InputError: another process writes it.
+        BlockingIOError: another process writes it.
         OSError: the file cannot be written.
     """
 
@@ -102,10 +101,7 @@ class Journal:
         self.path = path
         self._file = path.open("a+b", buffering=0)
         try:
-            try:
-                lock_descriptor(self._file.fileno())
-            except BlockingIOError as error:
-                raise InputError(f"another run writes {path}: wait for its end, or choose another folder") from error
+            lock_descriptor(self._file.fileno())
             self._size = self._file.seek(0, os.SEEK_END)
             self._is_torn = False  # whether the last line lacks its end
             if self._size:
@@ -114,7 +110,9 @@ class Journal:
             else:
                 self.append(head)
                 self.append(head)
-        except (OSError, InputError):
+            # Some file systems give a file another number each time.
+            self._has_number = os.path.samestat(path.stat(), os.fstat(self._file.fileno()))
+        except OSError:
             self._file.close()
             raise
 
@@ -140,11 +138,24 @@ class Journal:
         except FileNotFoundError:
             return True
         own = os.fstat(self._file.fileno())
-        return not os.path.samestat(there, own) or own.st_size < self._size
+        is_replaced = self._has_number and not os.path.samestat(there, own)
+        return is_replaced or own.st_size < self._size
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def is_written(path: Path) -> bool:
+    """Whether another process writes this journal; False where the system does not say."""
+    try:
+        with open_plain(path) as file:
+            lock_descriptor(file.fileno())
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def put_aside(path: Path) -> Path:

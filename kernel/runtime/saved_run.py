@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from kernel.errors import InputError, RunError
-from kernel.files import writing
+from kernel.files import is_full, writing
 from kernel.log import LOG
 from kernel.postprocess.submission import SubmissionWriter
 from kernel.runtime.failures import FailedImage
-from kernel.runtime.journal import Journal, content_digest, put_aside, read_journal
+from kernel.runtime.journal import Journal, content_digest, is_written, put_aside, read_journal
 from kernel.runtime.results import RunResults
 
 #: submission.csv is made anew at most so often, in multiples of the time that this takes: what it costs is bounded.
@@ -82,6 +82,8 @@ class SavedRun:
             InputError: the folder cannot be written, or another process does.
             RunError: its disk is full, by the journal.
         """
+        if is_written(self._journal_path):
+            raise InputError(f"another run writes {self._journal_path}: wait for its end, or choose another folder")
         with self._lock:
             self._head = head
             with writing(self._journal_path):
@@ -109,7 +111,9 @@ class SavedRun:
                     LOG.warning("cannot read %s (%s): put aside as %s", journal, error.strerror, put_aside(journal))
                 continue
             if not content.is_of(self._head):
-                if (is_own and content.damaged) or (content.head is not None and (is_own or not self._rank)):
+                if (is_own and content.damaged) or (
+                    content.head is not None and (is_own or not (self._rank or is_written(journal)))
+                ):
                     with contextlib.suppress(FileNotFoundError):  # its own process was quicker
                         LOG.warning(
                             "%s is of another script, manifest or weights: put aside as %s",
@@ -247,16 +251,32 @@ class SavedRun:
                 self.submission.parent.mkdir(parents=True, exist_ok=True)
                 if self.submission.is_dir():
                     LOG.error("%s is a folder: put aside as %s", self.submission, put_aside(self.submission).name)
-            if self._journal is not None and not self._journal.is_lost:  # it has the same rows: its space may be enough
-                self._journal_path.unlink(missing_ok=True)
-                self.close()
             try:
                 self._save()
             except InputError as error:
-                raise RunError(f"{error}; it is as it was written last") from error
-            finally:
-                with contextlib.suppress(OSError, InputError):  # as far as there is room for it beside
-                    self._begin_anew()
+                if not (is_full(error.__cause__) and self._save_over_journal()):
+                    raise RunError(
+                        f"{error}; it is as it was written last, {self._journal_path} may have more"
+                    ) from error
+
+    def _save_over_journal(self) -> bool:
+        """Make submission.csv anew in the room of the journal, where that has enough; whether that was so.
+
+        A killed run would lose its images in these moments; the next one would have no room either.
+        """
+        content = self._writer.content(so_far=True)
+        if self._rank or self._journal is None or self._journal.is_lost:
+            return False
+        if self._journal_path.stat().st_size < len(content):
+            return False
+        with writing(self.submission, RunError):
+            with self._journal_path.open("r+b") as file:
+                file.write(content)
+                file.truncate()
+            self._journal_path.replace(self.submission)
+        with contextlib.suppress(OSError, InputError):  # as far as there is room for it beside
+            self._begin_anew()
+        return True
 
     def take_for_good(self) -> bool:
         """Keep all other threads from changing the results, for a process that ends; whether that could be had."""
