@@ -116,9 +116,9 @@ class TimeBudget:
 
     def is_overdue(self, image_id: str, now: float) -> bool:
         """Whether a running image takes so much longer than any before it that its process must hang."""
-        begun, quality = self._running.get(image_id, (now, 0))
-        if not self._costs.images:
+        if image_id not in self._running or not self._costs.images:
             return False
+        begun, quality = self._running[image_id]
         longest = self._costs[quality].worst * self._sizes[image_id]
         return now - begun > max(HANG_SECONDS, HANG_FACTOR * longest)
 

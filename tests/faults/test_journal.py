@@ -21,7 +21,7 @@ import pytest
 from built_script import BuiltRun, images_done, journalled
 
 from kernel.postprocess.submitted import read_submission
-from kernel.runtime.journal import Journal, journal_line, parse_line, put_aside, read_journal
+from kernel.runtime.journal import Journal, is_written, journal_line, parse_line, put_aside, read_journal
 
 KILLS, IMAGES = int(os.environ.get("JOURNAL_KILLS", "2")), int(os.environ.get("JOURNAL_IMAGES", "8"))
 SEED = int(os.environ.get("JOURNAL_SEED", str(random.SystemRandom().randrange(10**6))))
@@ -180,3 +180,33 @@ def test_what_a_head_does_not_know_fits(tmp_path: Path) -> None:
     assert [put_aside(path).name, put_aside(path.with_name("journal.log.old")).name] == [
         "journal.log.old", "journal.log.old.old",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", ["delete", "move", "replace", "empty", "none"])
+def test_a_journal_knows_whether_it_is_lost(tmp_path: Path, change: str) -> None:
+    path = tmp_path / "journal.log"
+    journal = Journal(path, {"journal": 1})
+    journal.append({"image": "a"})
+    if change == "delete":
+        path.unlink()
+    elif change == "move":
+        path.rename(tmp_path / "elsewhere.log")
+    elif change == "replace":
+        (tmp_path / "other").write_bytes(path.read_bytes())
+        (tmp_path / "other").replace(path)
+    elif change == "empty":
+        path.write_bytes(b"")
+    assert journal.is_lost == (change != "none")
+    journal.close()
+
+
+def test_one_writes_a_journal_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "journal.log"
+    assert not is_written(path)
+    journal = Journal(path, {"journal": 1})
+    assert is_written(path)
+    with pytest.raises(BlockingIOError):
+        Journal(path, {"journal": 1})
+    journal.close()
+    assert not is_written(path)
+    Journal(path, {"journal": 1}).close()
