@@ -38,6 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RunError as error:
         print(f"failed: {error}", file=sys.stderr)
         return 1
+    except OSError as error:  # that no place expects: a name that is too long, a disk that fails
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr)
         return 130

@@ -17,6 +17,7 @@ from kernel.files import file_sha256, reading
 from kernel.images.listing import is_hidden
 from kernel.manifest.reader import same_sums
 from kernel.manifest.types import Manifest, MemberEntry, refuse_fold_files
+from kernel.mounts import is_file
 from kernel.signals import ended_at_once
 
 
@@ -122,7 +123,7 @@ def locate_named(manifest: Manifest, member: MemberEntry, folder: Path) -> Found
             owner, slug = dataset.split("/")
             candidates = [folder / slug / member.file, folder / owner / slug / member.file]
         tried.extend(candidates)
-        for path in filter(Path.is_file, candidates):
+        for path in filter(is_file, candidates):
             with reading(path):
                 sha256 = file_sha256(path)
             if member.sha256 in (None, sha256):
