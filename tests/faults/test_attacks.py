@@ -41,7 +41,7 @@ def test_an_odd_environment(make_run: MakeRun) -> None:
         bound.bind(f"/proc/self/fd/{here}/socket.png")
         os.close(here)
     odd = {
-        "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "TMPDIR": "/nonexistent", "HOME": "/nonexistent",
+        "LC_ALL": "C", "TMPDIR": "/nonexistent", "HOME": "/nonexistent",
         "PIP_REQUIRE_VIRTUALENV": "1", "PIP_TARGET": "/proc/x", "PIP_CONFIG_FILE": "/dev/full",
     }  # fmt: skip
     kept = {name: text for name, text in run.environment({}).items() if name.startswith("KERNEL") or name == "PATH"}
