@@ -45,9 +45,9 @@ with ended_at_once():  # while this imports, Ctrl-C would come out as a tracebac
     from kernel.errors import InputError, RunError
     from kernel.folders import ResultFolder, end_on_sigterm, refuse_to_lose, refuse_to_replace
     from kernel.local_weights import FoundWeights, can_read_weights, check_claims, resolve_weights
-    from kernel.log import escape_unprintable
     from kernel.manifest.reader import read_manifest
     from kernel.manifest.types import Manifest, manifest_to_json, refuse_fold_files
+    from kernel.output import let_readers_leave
     from kernel.runtime.wheels import LockedWheel, verify_wheels
     from kernel.text import name_hint
     from kernel.vendored import use_vendored_packages
@@ -83,9 +83,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        if given and not given[0].startswith("-"):
-            return run_command(given[0], given[1:])
-        return run_build(parse_arguments(given))
+        is_command = bool(given) and not given[0].startswith("-")
+        code = run_command(given[0], given[1:]) if is_command else run_build(parse_arguments(given))
+        sys.stdout.flush()
+        return code
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -312,6 +313,6 @@ def shell_word(path: Path) -> str:
 
 
 if __name__ == "__main__":
-    escape_unprintable(sys.stdout)
+    let_readers_leave()
     end_on_sigterm()
     raise SystemExit(main())

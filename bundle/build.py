@@ -14,13 +14,18 @@ from kernel.manifest.types import Manifest, manifest_to_json
 ENTRY = Path(__file__).resolve().parents[1] / "kernel" / "main.py"
 
 
-def write_kernel(manifest: Manifest, target: Path) -> None:
-    """Write the folder that `kaggle kernels push -p` takes: the script and its metadata."""
+def script_text(manifest: Manifest) -> str:
+    """The script of a manifest; always the same of the same modules."""
     embedded = {
         "MANIFEST_JSON": manifest_to_json(manifest),
         "WHEELS_LOCK_JSON": LOCK_PATH.read_text(encoding="utf-8"),
     }
-    script = inline_package(ENTRY, embedded)
+    return inline_package(ENTRY, embedded)
+
+
+def write_kernel(manifest: Manifest, target: Path) -> None:
+    """Write the folder that `kaggle kernels push -p` takes: the script and its metadata."""
+    script = script_text(manifest)
     metadata = json.dumps(kernel_metadata(manifest), indent=2) + "\n"
     with scratch_folder(target.parent, target.name) as scratch:
         new = scratch / "new"

@@ -19,9 +19,11 @@ from bundle.kaggle import (
     check_dataset_folder,
     kernel_metadata,
 )
+from bundle.lock import LOCK_PATH, load_lock
 from bundle.names import PLACEHOLDER_OWNERS, owner_of
 from kernel.errors import InputError
 from kernel.manifest.types import Manifest
+from kernel.runtime.wheels import verify_wheels
 
 USUAL_COMPETITION = "sartorius-cell-instance-segmentation"
 #: From this many bytes on, Kaggle refuses a script; ours must stay below the second.
@@ -53,6 +55,12 @@ def dataset_folders(manifest: Manifest, out: Path) -> dict[str, Path]:
     folders |= {name: out / weights_folder_name(name) for name in manifest.all_weight_datasets}
     owned = {name: path for name, path in folders.items() if owner_of(name) == owner_of(manifest.kernel.id)}
     return {name: path for name, path in owned.items() if path.is_dir()}
+
+
+def unchecked_datasets(manifest: Manifest, out: Path) -> list[str]:
+    """The kernel's datasets that are not at hand, so that only Kaggle knows of them; the weights' first."""
+    sources = dict.fromkeys([*manifest.all_weight_datasets, manifest.wheels_dataset])
+    return [name for name in sources if name not in dataset_folders(manifest, out)]
 
 
 def offline_findings(manifest: Manifest, out: Path, user: str | None = None) -> list[Finding]:
@@ -121,6 +129,7 @@ def folder_findings(manifest: Manifest, out: Path) -> list[Finding]:
             check_dataset_folder(folder, dataset)
         except InputError as wrong:
             findings.append(error(str(wrong)))
+    findings += wheels_findings(manifest, out)
     findings += lacking_findings(manifest, dataset_folders(manifest, out))
     sources = list(dict.fromkeys([*manifest.all_weight_datasets, manifest.wheels_dataset]))
     for one, other in itertools.combinations(sources, 2):
@@ -129,6 +138,24 @@ def folder_findings(manifest: Manifest, out: Path) -> list[Finding]:
                 question(f"the datasets {one} and {other} differ by one letter: is one of them misspelt? (likely yes)")
             )
     return findings
+
+
+def wheels_findings(manifest: Manifest, out: Path) -> list[Finding]:
+    """Wheels that are missing or altered in the folder that is to become their dataset."""
+    folder = dataset_folders(manifest, out).get(manifest.wheels_dataset)
+    if folder is None:
+        return []
+    try:
+        verify_wheels(folder, load_lock(LOCK_PATH))
+    except InputError as wrong:
+        problems = [line.strip() for line in str(wrong).splitlines() if line.startswith("  ")]
+        return [
+            error(
+                f"{folder} holds not all wheels as the kernel needs them ({'; '.join(problems[:3])}): build again, by "
+                "`python build_kernel.py`"
+            )
+        ]
+    return []
 
 
 def lacking_findings(manifest: Manifest, folders: Mapping[str, Path]) -> list[Finding]:
@@ -240,6 +267,8 @@ def missing_text(manifest: Manifest, dataset: str, nearest: str | None) -> str:
     """What to do about a dataset that Kaggle has not, and that cannot be made."""
     if nearest is not None:
         return f"Kaggle has no dataset {dataset} that you may use: is {nearest} meant? correct it in the manifest"
+    if dataset == manifest.wheels_dataset and owner_of(dataset) == owner_of(manifest.kernel.id):
+        return f"Kaggle has no dataset {dataset}, and the wheels are not at hand: build again, then push makes it"
     if owner_of(dataset) == owner_of(manifest.kernel.id):
         return (
             f"Kaggle has no dataset {dataset}, and its files are not at hand: build with `--weights-dir DIR`, so that "

@@ -6,25 +6,47 @@ The client finds the login by itself. Nothing here reads, prints or keeps it.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import os
 import re
+import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bundle.client_errors import LOG_IN, ForbiddenError, NotThereError, advice_on, asking, one_line, push_advice
+from bundle.client_errors import (
+    LOG_IN,
+    ForbiddenError,
+    KaggleError,
+    NotThereError,
+    asking,
+    one_line,
+    push_advice,
+    sending_once,
+    status_of,
+    submit_advice,
+)
+from bundle.kaggle import KERNEL_METADATA_NAME
 from kernel.errors import InputError, RunError
+from kernel.signals import heard_hang_up
+from kernel.text import parse_json
 
 T = TypeVar("T")
 #: The oldest client that is known to do.
 OLDEST_CLIENT = (2, 2, 5)
-#: How often a request is made that fails by its connection, or for too many requests.
+#: How often a request is made that fails by its connection, for too many requests, or as the server fails itself.
 TRIES = 4
+#: How often one is made that gets no answer, each time for so many seconds.
+SILENT_TRIES = 2
+LONGEST_SILENCE = 60.0
+#: Seconds before the second try; twice as many before each other.
+FIRST_DELAY = 1.0
 #: Seconds after which a request is made again at the latest, whatever the server asks for.
 LONGEST_DELAY = 120.0
 #: With these the client shows requests with their login: it must not.
@@ -38,6 +60,7 @@ class Pushed:
     kernel: str  # owner/slug, as Kaggle calls it
     version: int
     url: str
+    problems: tuple[str, ...] = ()  # what Kaggle has dropped or changed, and what to do about it
 
 
 @dataclass(frozen=True)
@@ -45,7 +68,7 @@ class Submission:
     """A submission as Kaggle has it now."""
 
     ref: int
-    state: str  # pending, complete or error
+    state: str  # pending, complete, error, or absent where Kaggle shows none of this number
     public_score: str | None
     private_score: str | None
     error: str | None
@@ -66,6 +89,34 @@ class KaggleClient:
 
     def __init__(self, api: Any) -> None:
         self._api = api
+        # It tries some requests again, by its own rules, and says so: ours are to hold for all.
+        api.with_retry = lambda call: lambda request: self._retried(lambda: call(request))
+        api.download_file = functools.partial(api.download_file, max_retries=1)
+        api.get_response_processor = lambda: refuse_odd_answer
+
+    def log_in(self) -> None:
+        """Log in, as the client does that by itself.
+
+        Raises:
+            InputError: nobody is logged in, or the login has expired.
+            RunError: Kaggle cannot be reached, or does not take the login.
+        """
+        talk = io.StringIO()
+        with asking("logging in", secret=True), contextlib.redirect_stdout(talk):
+            try:
+                self._retried(self._api.authenticate)
+                return
+            except SystemExit as error:
+                if error.code != 1:  # a signal's
+                    raise
+        refused = "Invalid credentials" in talk.getvalue()  # of `kaggle auth login`, which the client has deleted
+        source = "what `kaggle auth login` had kept" if refused else token_source()
+        if source is not None:
+            raise InputError(
+                f"Kaggle does not take {source}, which is expired, revoked or mistyped: take it away or replace it: "
+                f"{LOG_IN}"
+            )
+        raise InputError(f"nobody is logged in to Kaggle: {LOG_IN}")
 
     @property
     def user(self) -> str:
@@ -85,23 +136,30 @@ class KaggleClient:
     def dataset_files(self, dataset: str) -> dict[str, int | None]:
         """The files of a dataset's last version and their sizes in bytes."""
         files: dict[str, int | None] = {}
-        token = None
+        tokens = [None]
         with asking(f"listing the files of {dataset}"):
             while True:
-                page = self._retried(lambda token=token: self._api.dataset_list_files(dataset, token, 200))
+                page = self._retried(lambda: self._api.dataset_list_files(dataset, tokens[-1], 200))
                 files |= {file.name: file.total_bytes for file in page.dataset_files or ()}
-                token = page.next_page_token
-                if not token:
+                if not page.next_page_token:
                     return files
+                if page.next_page_token in tokens:
+                    raise LookupError(f"page {page.next_page_token} comes after itself")
+                tokens.append(page.next_page_token)
 
     def read_dataset_file(self, dataset: str, name: str, folder: Path) -> bytes | None:
         """The content of a small file of a dataset, downloaded into `folder`; None: it has no such file."""
         try:
-            with asking(f"reading {name} of {dataset}"), contextlib.redirect_stdout(io.StringIO()):
-                self._retried(lambda: self._api.dataset_download_file(dataset, name, str(folder), force=True))
+            with (
+                asking(f"reading {name} of {dataset}", shown=(folder, "a scratch folder")),
+                contextlib.redirect_stdout(io.StringIO()),
+            ):
+                self._retried(
+                    lambda: self._api.dataset_download_file(dataset, name, str(folder), force=True, unzip=True)
+                )
+                return (folder / name).read_bytes()
         except NotThereError:
             return None
-        return (folder / name).read_bytes()
 
     def own_datasets(self) -> list[str]:
         """The names of the user's datasets, those that were used last."""
@@ -114,14 +172,15 @@ class KaggleClient:
         Raises:
             RunError: Kaggle refuses it, or a file could not be uploaded.
         """
-        quiet = not sys.stdout.isatty()  # its progress bars are for people
-        with asking(f"sending {folder} as the dataset {dataset}"):
+        quiet = not sys.stdout.isatty()  # its progress bars are for people, and what it says of failures as well
+        talk = contextlib.redirect_stdout(io.StringIO()) if quiet else contextlib.nullcontext()
+        with asking(f"sending {folder} as the dataset {dataset}"), talk:
             if new:
                 answer = self._api.dataset_create_new(str(folder), quiet=quiet)
             else:
                 answer = self._api.dataset_create_version(str(folder), "by build_kernel.py push", quiet=quiet)
-        if answer is None or str(answer.status).lower() != "ok":
-            reason = getattr(answer, "error", None) or "no reason given"
+            status, reason = str(answer.status).lower(), str(answer.error or "no reason given")
+        if status != "ok":
             advice = (
                 "look at kaggle.com/datasets/" + dataset + ", or give the dataset another slug in the manifest"
                 if "in use" in reason
@@ -154,44 +213,50 @@ class KaggleClient:
         """Push the kernel of a folder, once: a second try could make a second version.
 
         Raises:
-            RunError: Kaggle refuses it, drops a source of it, or gives it another name.
+            UnknownOutcomeError: the answer was lost.
+            RunError: Kaggle refuses it, and has made no version.
         """
-        with asking("pushing the kernel"), push_advice():
+        look = (
+            f"look at the versions on kaggle.com/code/{kernel}, or by `python build_kernel.py status`, then push again"
+        )
+        with sending_once("a version was made", look), asking("pushing the kernel", push_advice):
             answer = self._retried(
                 lambda: self._api.kernels_push(str(folder), None if timeout is None else str(timeout), None, no_run),
-                connection=False,
+                once=True,
             )
-        if answer is None:
-            raise RunError("the client could not push the kernel: see what it printed above, and push again")
-        if answer.error:
-            raise RunError(f"Kaggle refuses the kernel: {one_line(answer.error)}; {advice_on(answer.error)}")
-        for kind, dropped in (
-            ("dataset", answer.invalid_dataset_sources),
-            ("competition", answer.invalid_competition_sources),
-            ("kernel", answer.invalid_kernel_sources),
-            ("model", answer.invalid_model_sources),
-        ):
-            if dropped:
-                raise RunError(
-                    f"version {answer.version_number} of {kernel} was pushed without the {kind} source(s) "
-                    f"{', '.join(dropped)}: correct their names in the manifest, or see that they exist and that you "
-                    "may use them, build and push again"
-                )
-        if answer.invalid_tags:
-            raise RunError(f"Kaggle does not know the tag(s) {', '.join(answer.invalid_tags)}: take them out")
-        found = "/".join([part for part in str(answer.ref).split("/") if part][-2:])
+            if answer.error:
+                raise RunError(f"Kaggle refuses the kernel: {one_line(answer.error)}; {push_advice(answer.error)}")
+            version = int(answer.version_number)
+            if version < 1:
+                raise LookupError(f"it is version {version}")
+            found = "/".join([part for part in answer.ref.split("/") if part][-2:])
+            dropped = {
+                "dataset": answer.invalid_dataset_sources,
+                "competition": answer.invalid_competition_sources,
+                "kernel": answer.invalid_kernel_sources,
+                "model": answer.invalid_model_sources,
+            }
+            problems = [
+                f"version {version} of {kernel} was pushed without the {kind} source(s) {', '.join(names)}: correct "
+                "their names in the manifest, or see that they exist and that you may use them, build and push again"
+                for kind, names in dropped.items()
+                if names
+            ]
+            if answer.invalid_tags:
+                problems.append(f"Kaggle does not know the tag(s) {', '.join(answer.invalid_tags)}: take them out")
         if found.lower() != kernel.lower():
-            raise RunError(
+            problems.append(
                 f"Kaggle has named the kernel {found}, not {kernel}: put that name and its title into the manifest as "
                 "`kernel.id` and `kernel.title`, or choose others, build and push again"
             )
-        return Pushed(found, int(answer.version_number or 0), str(answer.url))
+        return Pushed(found, version, str(answer.url), tuple(problems))
 
-    def pull(self, kernel: str, version: int, folder: Path) -> dict[str, Any]:
-        """Pull a version's script and metadata into `folder`; returns the metadata, `code_file` among it."""
-        with asking(f"pulling version {version} of {kernel}"):
+    def pull(self, kernel: str, version: int, folder: Path) -> tuple[dict[str, Any], Path]:
+        """Pull a version's script and metadata into `folder`; returns the metadata, and where the script is."""
+        with asking(f"pulling version {version} of {kernel}", shown=(folder, "a scratch folder")):
             self._retried(lambda: self._api.kernels_pull(f"{kernel}/{version}", str(folder), metadata=True))
-        return json.loads((folder / "kernel-metadata.json").read_text(encoding="utf-8"))
+            metadata = json.loads((folder / KERNEL_METADATA_NAME).read_text(encoding="utf-8"))
+            return metadata, folder / metadata["code_file"]
 
     def last_version(self, kernel: str) -> int:
         """The number of a kernel's last version.
@@ -206,22 +271,33 @@ class KaggleClient:
         try:
             with asking(f"asking for the kernel {kernel}"), self._api.build_kaggle_client() as connection:
                 found = self._retried(lambda: connection.kernels.kernels_api_client.get_kernel(request))
+                return int(found.metadata.current_version_number or 1)
         except NotThereError as error:
             raise InputError(f"there is no kernel {kernel} yet: `python build_kernel.py push` makes it") from error
-        return int(found.metadata.current_version_number or 1)
 
     def run_state(self, kernel: str, version: int) -> tuple[str, str]:
-        """The state of a version's run in small letters (queued, running, complete, error, ...), and why it failed."""
-        with asking(f"asking for version {version} of {kernel}"):
-            found = self._retried(lambda: self._api.kernels_status(f"{kernel}/{version}"))
-        return found.status.name.lower(), found.failure_message or ""
+        """The state of a version's run in small letters (queued, running, complete, error, ...), and why it failed.
+
+        Raises:
+            InputError: there is no such kernel.
+            NotThereError: it has no such version.
+        """
+        try:
+            with asking(f"asking for version {version} of {kernel}"):
+                found = self._retried(lambda: self._api.kernels_status(f"{kernel}/{version}"))
+                return found.status.name.lower(), found.failure_message or ""
+        except NotThereError as error:
+            last = self.last_version(kernel)
+            if version <= last:
+                raise
+            raise NotThereError(error.what, f"the last version is {last}: give another --version, or none") from error
 
     def log_lines(self, kernel: str, version: int) -> list[str]:
         """The log of a version's run, line by line."""
         with asking(f"reading the log of version {version} of {kernel}"):
-            text = self._retried(lambda: self._api.kernels_logs(f"{kernel}/{version}"))
+            text = str(self._retried(lambda: self._api.kernels_logs(f"{kernel}/{version}")))
         try:
-            events = json.loads(text) if text else []
+            events = parse_json(text) if text else []
         except ValueError:
             return text.splitlines()
         if not isinstance(events, list):
@@ -231,65 +307,150 @@ class KaggleClient:
 
     def fetch_outputs(self, kernel: str, version: int, folder: Path) -> None:
         """Download a version's outputs and its log into `folder`."""
-        with asking(f"downloading the outputs of version {version} of {kernel}"):
+        doing = f"downloading the outputs of version {version} of {kernel}"
+        with asking(doing, shown=(folder, "the results' folder")), contextlib.redirect_stdout(io.StringIO()):
             self._retried(lambda: self._api.kernels_output(f"{kernel}/{version}", str(folder), force=True))
 
     # Submissions
 
     def submit(self, competition: str, kernel: str, version: int, message: str) -> int:
-        """Submit a version's submission.csv, once; returns the submission's number."""
-        with asking(f"submitting version {version} of {kernel}"):
+        """Submit a version's submission.csv, once; returns the submission's number.
+
+        Raises:
+            UnknownOutcomeError: the answer was lost.
+            RunError: Kaggle refuses it.
+        """
+        look = (
+            f"look at kaggle.com/competitions/{competition}/submissions, or by `kaggle competitions submissions "
+            f"{competition}`; if it is there, wait by `python build_kernel.py submit --ref NUMBER --wait`, else submit "
+            "again"
+        )
+        doing = f"submitting version {version} of {kernel}"
+        with sending_once("it was submitted", look), asking(doing, submit_advice):
             answer = self._retried(
                 lambda: self._api.competition_submit_code(
                     "submission.csv", message, competition, kernel, version, True
                 ),
-                connection=False,
+                once=True,
             )
-        if not answer.ref:
-            raise RunError(f"Kaggle has not taken the submission: {one_line(answer.message) or 'no reason given'}")
-        return int(answer.ref)
+            ref, said = int(answer.ref or 0), one_line(answer.message)
+        if not ref:
+            raise KaggleError(f"Kaggle has not taken the submission: {said or 'no reason given'}", submit_advice(said))
+        return ref
 
     def submission(self, ref: int) -> Submission:
-        """A submission as it is now; one that cannot be seen yet is pending."""
+        """A submission as it is now."""
         try:
             with asking(f"asking for the submission {ref}"):
-                found = self._retried(lambda: self._api.get_submission(ref))
+                found = self._api.get_submission(ref)
+                return Submission(
+                    ref, found.status.name.lower(), found.public_score or None, found.private_score or None,
+                    found.error_description or None,
+                )  # fmt: skip
+        except ForbiddenError:
+            raise
         except NotThereError:
-            return Submission(ref, "pending", None, None, None)
-        return Submission(
-            ref, found.status.name.lower(), found.public_score or None, found.private_score or None,
-            found.error_description or None,
-        )  # fmt: skip
+            return Submission(ref, "absent", None, None, None)
 
     def quotas(self) -> list[Quota]:
         """The accelerators' hours of this week."""
         with asking("asking for the quota"):
             found = self._retried(self._api.quota_view)
-        renewed = "" if found.quota_refresh_time is None else f"{found.quota_refresh_time:%Y-%m-%d %H:%M} UTC"
-        return [
-            Quota(name, part.time_used.total_seconds() / 3600, part.total_time_allowed.total_seconds() / 3600, renewed)
-            for name, part in (("GPU", found.gpu_quota), ("TPU", found.tpu_quota))
-            if part is not None
-        ]
+            renewed = "" if found.quota_refresh_time is None else f"{found.quota_refresh_time:%Y-%m-%d %H:%M} UTC"
+            return [
+                Quota(
+                    name, part.time_used.total_seconds() / 3600, part.total_time_allowed.total_seconds() / 3600, renewed
+                )
+                for name, part in (("GPU", found.gpu_quota), ("TPU", found.tpu_quota))
+                if part is not None
+            ]
 
-    def _retried(self, call: Callable[[], T], connection: bool = True) -> T:
-        """Call, and again after too many requests; also after a lost connection, if `connection`."""
+    def _retried(self, call: Callable[[], T], once: bool = False) -> T:
+        """Call, and again where that failed by its connection, for too many requests, or as the server failed itself.
+
+        Args:
+            call: makes a request.
+            once: it must not arrive twice: it is made again only after too many requests, which were no arrival.
+        """
         import requests
 
         for attempt in range(1, TRIES + 1):
+            delay = FIRST_DELAY * 2.0 ** (attempt - 1)
             try:
                 return call()
             except requests.exceptions.HTTPError as error:
-                if error.response is None or error.response.status_code != 429 or attempt == TRIES:
+                status = status_of(error)
+                if error.response is None or attempt == TRIES or not (status == 429 or (status >= 500 and not once)):
                     raise
                 asked = error.response.headers.get("Retry-After", "")
-                delay = min(float(asked), LONGEST_DELAY) if asked.isdigit() else 2.0**attempt
-            except requests.exceptions.ConnectionError:
-                if not connection or attempt == TRIES:
+                delay = min(float(asked), LONGEST_DELAY) if asked.isdecimal() and status == 429 else delay
+            except requests.exceptions.ReadTimeout:
+                if once or attempt >= SILENT_TRIES:
                     raise
-                delay = 0.5 * 2.0**attempt
+            except (requests.exceptions.ConnectionError, requests.exceptions.ChunkedEncodingError):
+                if once or attempt == TRIES:
+                    raise
             time.sleep(delay)
         raise AssertionError("the last try returns or raises")
+
+
+def refuse_odd_answer(response: Any) -> None:
+    """Refuse JSON that is no object, which the client takes for one whose fields are all as usual.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if "application/json" in response.headers.get("Content-Type", "") and not isinstance(response.json(), dict):
+        raise TypeError("it is no object")
+
+
+def token_source() -> str | None:
+    """Where the client has found a token, for a message; None where there is none."""
+    from kagglesdk.kaggle_env import get_access_token_from_env
+
+    source = get_access_token_from_env()[1]
+    return None if source is None else "the token in " + ("~/.kaggle/" if source == "access_token" else "") + source
+
+
+@functools.cache
+def limit_waiting() -> None:
+    """Let no request of this process wait for ever: the client gives most requests no limit of time.
+
+    A server that says nothing for LONGEST_SILENCE seconds is then an error. Uploads try TRIES times to connect.
+    """
+    import requests
+
+    adapter = requests.adapters.HTTPAdapter
+    send = adapter.send
+
+    @functools.wraps(send)
+    def send_limited(self: Any, request: Any, stream: bool = False, timeout: Any = None, **more: Any) -> Any:
+        self.max_retries = self.max_retries.new(total=min(self.max_retries.total, TRIES))
+        shortest = min(timeout, LONGEST_SILENCE) if isinstance(timeout, int | float) else LONGEST_SILENCE
+        return send(self, request, stream, shortest, **more)
+
+    adapter.send = send_limited
+
+
+@contextmanager
+def ending_import() -> Iterator[None]:
+    """Let a signal end the import in the block, which logs in, and would swallow the exception of `end_on_sigterm`."""
+    heard: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        heard.append(number)
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, *heard_hang_up())}
+    try:
+        yield
+    except KeyboardInterrupt:
+        if heard:
+            raise SystemExit(128 + heard[0]) from None
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def log_in() -> KaggleClient:
@@ -302,7 +463,10 @@ def log_in() -> KaggleClient:
     hidden = {name: os.environ.pop(name) for name in ("VERBOSE", "VERBOSE_OUTPUT") if name in os.environ}
     talk = io.StringIO()
     try:
-        with contextlib.redirect_stdout(talk), contextlib.redirect_stderr(talk):
+        with contextlib.redirect_stdout(talk), contextlib.redirect_stderr(talk), ending_import():
+            import requests  # noqa: F401 - what the client stands on
+
+            limit_waiting()
             import kaggle
     except ModuleNotFoundError as error:
         raise InputError(
@@ -317,11 +481,7 @@ def log_in() -> KaggleClient:
             f"kaggle {kaggle.__version__} is too old, {'.'.join(map(str, OLDEST_CLIENT))} or later is needed: "
             "`python -m pip install --upgrade kaggle six`"
         )
-    api = kaggle.api
-    api.args = [word for word in api.args if word not in _VERBOSE]
-    with asking("logging in"), contextlib.redirect_stdout(talk):
-        try:
-            api.authenticate()
-        except SystemExit as error:
-            raise InputError(f"nobody is logged in to Kaggle: {LOG_IN}") from error
-    return KaggleClient(api)
+    kaggle.api.args = [word for word in kaggle.api.args if word not in _VERBOSE]
+    client = KaggleClient(kaggle.api)
+    client.log_in()
+    return client

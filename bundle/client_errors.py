@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from kernel.errors import RunError
@@ -31,9 +33,33 @@ _PUSH_ADVICE = (
     (r"phone|verif", "verify your phone number at kaggle.com/settings"),
     (r"rules|accept", "accept the competition's rules on its page, then push again"),
 )
+#: The same of submissions.
+_SUBMIT_ADVICE = (
+    (
+        r"output file|no submission|not found",
+        "the run has left no submission.csv: `python build_kernel.py logs` shows why",
+    ),
+    (r"limit|maximum|exceed|too many|per day|daily", "wait until the day is over (UTC), then submit"),
+    (r"deadline|closed|ended|late", "see on the competition's page whether it still takes submissions"),
+    (r"rules|accept", "accept the competition's rules on its page, then submit again"),
+    (r"internet|gpu|accelerator|runtime", "push a version that keeps to the competition's rules, and submit that"),
+)
 
 
-class NotThereError(RunError):
+class KaggleError(RunError):
+    """What Kaggle or its client says no to.
+
+    Args:
+        what: was tried, and how it ended.
+        advice: the next step.
+    """
+
+    def __init__(self, what: str, advice: str) -> None:
+        super().__init__(f"{what}: {advice}")
+        self.what = what
+
+
+class NotThereError(KaggleError):
     """Kaggle has no such thing, or does not show it to this user."""
 
 
@@ -41,82 +67,167 @@ class ForbiddenError(NotThereError):
     """Kaggle has it, maybe, and does not let this user at it."""
 
 
+class PassingError(KaggleError):
+    """Kaggle fails itself, does not answer or cannot be reached: the same may go well later."""
+
+
+class OddAnswerError(PassingError):
+    """Something answers that the client does not understand: not Kaggle, a page in its place, or a newer Kaggle."""
+
+
+class UnknownOutcomeError(KaggleError):
+    """Something was sent that is not to be sent twice, and whether it arrived is not known."""
+
+
 @contextmanager
-def asking(doing: str) -> Iterator[None]:
-    """Raise what the client raises in the block as one line with advice; `doing` says what was tried.
+def asking(
+    doing: str,
+    advise: Callable[[str], str] | None = None,
+    shown: tuple[Path, str] | None = None,
+    secret: bool = False,
+) -> Iterator[None]:
+    """Raise what the client raises in the block as one line with advice.
+
+    Args:
+        doing: says what is tried.
+        advise: gives the advice on a refusal, by its text.
+        shown: a folder, and what messages call it.
+        secret: what the client's errors say may hold a login, and is not told.
 
     Raises:
         NotThereError: Kaggle has no such thing, or does not show it.
-        RunError: Kaggle cannot be reached, or refuses.
+        PassingError: Kaggle cannot be reached, fails itself, or does not answer.
+        OddAnswerError: the client does not understand the answer.
+        KaggleError: Kaggle refuses.
     """
     import requests
+    import urllib3
+
+    def told(error: Exception) -> str:
+        text = one_line(str(error))
+        return text if shown is None else text.replace(str(shown[0]), shown[1])
 
     try:
         yield
     except requests.exceptions.HTTPError as error:
-        raise refusal(doing, error) from error
-    except requests.exceptions.RequestException as error:
-        raise RunError(
-            f"{doing}: Kaggle cannot be reached ({type(error).__name__}): see that the network and any proxy work, and "
-            "run the same again"
+        raise refusal(doing, error, advise) from error
+    except json.JSONDecodeError as error:  # of requests as well
+        raise OddAnswerError(
+            f"{doing}: what answers is not Kaggle, or not as it should ({told(error)})",
+            "see that no proxy or log-in page of your network answers in its place"
+            + (", and that the files in ~/.kaggle are whole" if secret else "")
+            + ", and run the same again later",
         ) from error
-    except ValueError as error:
-        cause = error.__cause__ or error.__context__
-        if isinstance(cause, requests.exceptions.HTTPError):
-            raise refusal(doing, cause) from error
-        text = one_line(str(error))
-        if "Upload unsuccessful" in text:
-            raise RunError(f"{doing}: {text}: run the same again, whole files are not sent twice") from error
-        raise RunError(f"{doing}: the client refuses: {text}: correct that, and run the same again") from error
+    except (requests.exceptions.ReadTimeout, requests.exceptions.ConnectTimeout) as error:
+        raise PassingError(f"{doing}: Kaggle does not answer", "wait some minutes, and run the same again") from error
+    except requests.exceptions.InvalidHeader as error:
+        raise KaggleError(f"{doing}: the login has characters that none can have", LOG_IN) from error
+    except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, ConnectionError, TimeoutError) as error:
+        raise PassingError(
+            f"{doing}: Kaggle cannot be reached ({type(error).__name__})",
+            "see that the network and any proxy work, and run the same again",
+        ) from error
+    except (ValueError, OSError, AttributeError, LookupError, TypeError, RecursionError) as error:
+        if secret:
+            raise KaggleError(
+                f"{doing}: the client cannot use the login that it finds, or the answer to it ({type(error).__name__})",
+                f"see that the files in ~/.kaggle can be read, and are whole; {LOG_IN}",
+            ) from error
+        raise told_refusal(doing, error, told(error), advise) from error
 
 
-def refusal(doing: str, error: Any) -> RunError:
-    """The error for an answer that is none, with what to do."""
-    status = None if error.response is None else error.response.status_code
+def told_refusal(doing: str, error: Exception, text: str, advise: Callable[[str], str] | None) -> KaggleError:
+    """The error for what the client itself says no to, or stumbles over; `text` is what it says, `advise` as above."""
+    import requests
+
+    cause = error.__cause__ or error.__context__
+    if isinstance(error, ValueError) and isinstance(cause, requests.exceptions.HTTPError):
+        return refusal(doing, cause, advise)
+    if isinstance(error, ValueError) and "Upload unsuccessful" in text:
+        return PassingError(f"{doing}: {text}", "run the same again, whole files are not sent twice")
+    if isinstance(error, ValueError) and "does not match expected size" in text:
+        return PassingError(f"{doing}: it has not arrived whole ({text})", "run the same again")
+    if isinstance(error, ValueError):
+        return KaggleError(f"{doing}: the client refuses: {text}", "correct that, and run the same again")
+    if isinstance(error, OSError):
+        advice = "see that this file or folder can be read and written, and run the same again"
+        return KaggleError(f"{doing}: {text}", advice)
+    return OddAnswerError(  # it looks into the answer for what is not there
+        f"{doing}: the client does not understand Kaggle's answer ({type(error).__name__}: {text})",
+        "update it by `python -m pip install --upgrade kaggle six`, or run the same again later",
+    )
+
+
+def refusal(doing: str, error: Any, advise: Callable[[str], str] | None = None) -> KaggleError:
+    """The error for an answer that is none, with what to do; `advise` as for `asking`."""
+    status = status_of(error)
     said = one_line(str(error))
     if status == 401:
-        return RunError(f"{doing}: Kaggle does not take the login (401): {LOG_IN}")
+        return KaggleError(f"{doing}: Kaggle does not take the login (401)", LOG_IN)
     if status == 403:
         return ForbiddenError(
-            f"{doing}: not allowed (403): see that the name is right, that it is yours or public, and that you have "
-            f"accepted the competition's rules ({said})"
+            f"{doing}: not allowed (403)",
+            "see that the name is right, that it is yours or public, and that you have accepted the competition's "
+            f"rules ({said})",
         )
     if status == 404:
-        return NotThereError(f"{doing}: not there (404): see that the name is right ({said})")
+        return NotThereError(f"{doing}: not there (404)", f"see that the name is right ({said})")
     if status == 409:
-        return RunError(
-            f"{doing}: in conflict with what is there or under way (409): wait a minute and run the same again, or "
-            f"choose another name ({said})"
+        return KaggleError(
+            f"{doing}: in conflict with what is there or under way (409)",
+            f"wait a minute and run the same again, or choose another name ({said})",
         )
     if status == 429:
-        return RunError(f"{doing}: too many requests (429): wait some minutes, and run the same again")
-    if status is not None and status >= 500:
-        return RunError(f"{doing}: Kaggle itself fails ({status}): wait some minutes, and run the same again")
-    return RunError(f"{doing}: Kaggle refuses ({status}): {said}: {advice_on(said)}")
+        return PassingError(f"{doing}: too many requests (429)", "wait some minutes, and run the same again")
+    if status >= 500:
+        return PassingError(f"{doing}: Kaggle itself fails ({status})", "wait some minutes, and run the same again")
+    advice = "see that what the manifest says is right" if advise is None else advise(said)
+    return KaggleError(f"{doing}: Kaggle refuses ({status}): {said}", advice)
+
+
+def status_of(error: Any) -> int:
+    """The status of an HTTPError; 0 where there was no answer. Kaggle may say it in the body of one that is well."""
+    if error.response is None:
+        return 0
+    status = int(error.response.status_code)
+    try:
+        return status if status >= 400 else int(error.response.json()["code"])
+    except (ValueError, LookupError, TypeError):
+        return status
 
 
 @contextmanager
-def push_advice() -> Iterator[None]:
-    """Let a lost connection say that it is not known whether a version was made."""
-    import requests
+def sending_once(what: str, look: str) -> Iterator[None]:
+    """Around `asking`, for what is not to be sent twice: an answer that is lost says that the outcome is not known.
 
+    Args:
+        what: may have been done.
+        look: how to see whether it was.
+
+    Raises:
+        UnknownOutcomeError: the answer was lost.
+    """
     try:
         yield
-    except requests.exceptions.HTTPError:
-        raise
-    except requests.exceptions.RequestException as error:
-        raise RunError(
-            f"the connection was lost while the kernel was pushed ({type(error).__name__}), and whether a version was "
-            "made is not known: look by `python build_kernel.py status`, then push again"
-        ) from error
+    except PassingError as error:
+        if "(429)" in error.what:  # which is an answer
+            raise
+        raise UnknownOutcomeError(f"{error.what}, and whether {what} is not known", look) from error
 
 
-def advice_on(refused: str) -> str:
+def push_advice(refused: str) -> str:
     """What to do about a refusal of a kernel, by what it contains."""
-    for pattern, advice in _PUSH_ADVICE:
-        if re.search(pattern, refused, re.IGNORECASE):
-            return advice
-    return "correct that in the manifest, build and push again"
+    return advice_by(_PUSH_ADVICE, refused) or "correct that in the manifest, build and push again"
+
+
+def submit_advice(refused: str) -> str:
+    """What to do about a refusal of a submission, by what it contains."""
+    return advice_by(_SUBMIT_ADVICE, refused) or "see the competition's page, under its rules, what it takes"
+
+
+def advice_by(known: tuple[tuple[str, str], ...], text: str) -> str | None:
+    """The advice of the first pattern that a text contains."""
+    return next((advice for pattern, advice in known if re.search(pattern, text, re.IGNORECASE)), None)
 
 
 def one_line(text: str | None, limit: int = 300) -> str:

@@ -86,7 +86,7 @@ def write_dataset_folder(folder: Path, dataset: str, files: Mapping[str, Path], 
             link_or_copy(path, made / name)
         (made / DATASET_METADATA_NAME).write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8", newline="\n")
         write_sums(made)
-        check_dataset_folder(made, dataset)
+        check_dataset_folder(made, dataset, shown=folder)
         replace_folder(made, folder)
     return folder
 

@@ -83,8 +83,10 @@ def refused_name(name: str) -> str | None:
     return f"{name}: Kaggle takes no {' or '.join(REFUSED_IN_NAMES)} in a file's name: rename the file"
 
 
-def check_dataset_folder(folder: Path, dataset: str) -> None:
+def check_dataset_folder(folder: Path, dataset: str, shown: Path | None = None) -> None:
     """Check a folder that `kaggle datasets create -p` is to publish as `dataset` ("owner/slug").
+
+    Messages call it `shown`, which it is to become, or else by its own name.
 
     Raises:
         InputError: lists what the client or the server would refuse, skip or change.
@@ -94,6 +96,8 @@ def check_dataset_folder(folder: Path, dataset: str) -> None:
         metadata = parse_json(read_any_text(path))
     except FileNotFoundError as error:
         raise InputError(f"no {path}: a dataset needs one") from error
+    except OSError as error:
+        raise InputError(f"cannot read {path} ({error.strerror})") from error
     except ValueError as error:
         raise InputError(f"{path}: not JSON: {error}") from error
     if not isinstance(metadata, dict):
@@ -124,7 +128,7 @@ def check_dataset_folder(folder: Path, dataset: str) -> None:
             problems.append(f"{refused}, and correct the member's `file` in the manifest")
     if problems:
         raise InputError(
-            f"{folder} cannot be published as a dataset:\n" + "\n".join(f"  - {line}" for line in problems)
+            f"{shown or folder} cannot be published as a dataset:\n" + "\n".join(f"  - {line}" for line in problems)
         )
 
 

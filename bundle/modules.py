@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bundle.scopes import top_names
 from kernel.errors import InputError
+from kernel.mounts import is_file
 
 #: Parts of the package that are never inlined: they need more than the image holds, or no kernel needs them.
 NOT_INLINED = (
@@ -146,9 +147,9 @@ class Package:
             wrong = "import of ours under another name: use the name it has"
         elif any(inner == part or inner.startswith(f"{part}.") for part in NOT_INLINED):
             wrong = f"{source} is never inlined: the kernel must not need it"
-        elif source == self.name or (self.root.joinpath(*source.split(".")) / "__init__.py").is_file():
+        elif source == self.name or is_file(self.root.joinpath(*source.split(".")) / "__init__.py"):
             wrong = f"{source} is a package: import names from the module that defines them"
-        elif not self.path_of(source).is_file():
+        elif not is_file(self.path_of(source)):
             wrong = f"no module {source}"
         if wrong:
             self.problem(module, statement, wrong)

@@ -6,23 +6,27 @@ import ast
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bundle.client import KaggleClient, Pushed
-from bundle.client_errors import NotThereError
+from bundle.build import script_text
+from bundle.client import KaggleClient
+from bundle.client_errors import NotThereError, UnknownOutcomeError
 from bundle.datasets import data_files, parse_sums, sums_of, write_sums
 from bundle.kaggle import KERNEL_METADATA_NAME, SCRIPT_NAME, SUMS_NAME, kernel_metadata
+from bundle.waiting import Waiting
 from kernel.errors import InputError, RunError
-from kernel.files import file_sha256, written_file
+from kernel.files import reading, written_file
 from kernel.folders import scratch_folder
 from kernel.manifest.reader import parse_manifest
 from kernel.manifest.types import Manifest
+from kernel.text import parse_json
 
 #: In the output folder: which version was pushed last.
 PUSHED_NAME = "pushed.json"
+BUILD_AGAIN = "build again, by `python build_kernel.py` with the same options as before"
 #: How often a version that was just pushed is asked for.
 PULL_TRIES = 5
 #: States of a dataset from which it does not get ready by itself.
@@ -31,12 +35,14 @@ LOST_STATES = ("failed", "deleted")
 
 @dataclass(frozen=True)
 class PushRecord:
-    """A version that was pushed, and found on Kaggle as it was meant."""
+    """What was pushed last, from the moment on at which it is sent."""
 
     kernel: str
-    version: int
+    version: int | None  # None: the answer is not there yet, or was lost
     url: str
-    sha256: str  # of its script
+    sha256: str  # of its script, as `text_sha256`
+    meant: dict[str, Any] | None = None  # its metadata; None in notes of earlier states of this project
+    compared: bool = True  # whether it was found on Kaggle as it was meant
 
 
 def built_manifest(script: Path) -> Manifest:
@@ -49,18 +55,23 @@ def built_manifest(script: Path) -> Manifest:
         raise InputError(f"no {script}: build the kernel first, by `python build_kernel.py`")
     try:
         tree = ast.parse(script.read_text(encoding="utf-8"))
-    except (SyntaxError, UnicodeDecodeError) as error:
-        raise InputError(f"{script} is no script of ours ({error}): build it again") from error
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # no Python, no UTF-8, or too deep
+        raise InputError(f"{script} is no script of ours ({error}): {BUILD_AGAIN}") from error
+    except OSError as error:
+        raise InputError(f"cannot read {script} ({error.strerror}): {BUILD_AGAIN}") from error
     for node in tree.body:
-        if isinstance(node, ast.Assign) and any(
-            isinstance(target, ast.Name) and target.id == "MANIFEST_JSON" for target in node.targets
-        ):
-            return parse_manifest(ast.literal_eval(node.value), f"the manifest in {script}")
-    raise InputError(f"{script} carries no manifest: build it again, by `python build_kernel.py`")
+        if isinstance(node, ast.Assign) and "MANIFEST_JSON" in map(ast.unparse, node.targets):
+            if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+                try:
+                    return parse_manifest(node.value.value, f"the manifest in {script}")
+                except InputError as error:
+                    raise InputError(f"{error}: {BUILD_AGAIN}") from error
+            break
+    raise InputError(f"{script} carries no manifest: {BUILD_AGAIN}")
 
 
 def refuse_stale(built: Manifest, given: Manifest, manifest_path: Path, folder: Path) -> None:
-    """Refuse a kernel that was built from another manifest than the one that is there now.
+    """Refuse a kernel that was built from another manifest than the one that is there now, or of other modules.
 
     What a build fills in of the members (dataset, file, sha256) may be new; all else must be the same.
 
@@ -79,17 +90,21 @@ def refuse_stale(built: Manifest, given: Manifest, manifest_path: Path, folder: 
         for now, then in zip(given.members, built.members, strict=False)
     )
     if len(given.members) != len(built.members) or replace(given, members=filled) != built:
+        raise InputError(f"{folder} was built from another state of {manifest_path}: {BUILD_AGAIN}, and then push")
+    if (folder / SCRIPT_NAME).read_bytes() != script_text(built).encode():
         raise InputError(
-            f"{folder} was built from another state of {manifest_path}: build again, by `python build_kernel.py` with "
-            "the same options as before, and then push"
+            f"{folder / SCRIPT_NAME} is not what a build gives now, for it was edited, or the project has changed "
+            f"since: {BUILD_AGAIN}, and then push"
         )
     metadata = folder / KERNEL_METADATA_NAME
     try:
-        found = json.loads(metadata.read_text(encoding="utf-8"))
+        found = parse_json(metadata.read_text(encoding="utf-8"))
     except ValueError:
         found = None  # no JSON
+    except OSError as error:
+        raise InputError(f"cannot read {metadata} ({error.strerror}): {BUILD_AGAIN}") from error
     if found != kernel_metadata(built):
-        raise InputError(f"{metadata} is not what the manifest says: build again, by `python build_kernel.py`")
+        raise InputError(f"{metadata} is not what the manifest says: {BUILD_AGAIN}")
 
 
 def needs_sending(client: KaggleClient, dataset: str, folder: Path) -> bool:
@@ -115,22 +130,14 @@ def missing_files(client: KaggleClient, dataset: str, folder: Path) -> list[str]
     ]
 
 
-def send_and_wait(
-    client: KaggleClient,
-    dataset: str,
-    folder: Path,
-    new: bool,
-    patience: float,
-    poll: float,
-    progress: Callable[[str], None],
-) -> None:
+def send_and_wait(client: KaggleClient, dataset: str, folder: Path, new: bool, waiting: Waiting) -> None:
     """Send a dataset, and wait until it is ready with all files.
 
     Raises:
-        RunError: Kaggle refuses it, it fails, it is not ready within `patience` seconds, or it lacks files.
+        RunError: Kaggle refuses it, it fails, it does not get ready, or it lacks files.
     """
     client.send_dataset(folder, dataset, new)
-    wait_for_dataset(client, dataset, patience, poll, progress, folder)
+    wait_for_dataset(client, dataset, waiting, folder)
     lacking = missing_files(client, dataset, folder)
     if lacking:
         raise RunError(
@@ -139,42 +146,68 @@ def send_and_wait(
         )
 
 
-def wait_for_dataset(
-    client: KaggleClient,
-    dataset: str,
-    patience: float,
-    poll: float,
-    progress: Callable[[str], None],
-    folder: Path | None = None,
-) -> None:
+def wait_for_dataset(client: KaggleClient, dataset: str, waiting: Waiting, folder: Path | None = None) -> None:
     """Wait until Kaggle can mount a dataset; a kernel that is pushed before that runs without it.
 
     Where `folder` was just sent, Kaggle must also show its sums: for a while it calls the version before it ready.
     Errors as `send_and_wait`.
     """
-    begin = time.monotonic()
-    while True:
-        state = client.dataset_state(dataset)
-        if state == "ready" and (folder is None or shows_sums(client, dataset, folder)):
-            progress(f"{dataset}: ready")
-            return
-        waited = time.monotonic() - begin
+
+    def state_of(state: str | None) -> str | None:
         if state in LOST_STATES:
             raise RunError(
                 f"Kaggle could not take in the dataset {dataset} (state: {state}): look at kaggle.com/datasets/"
                 f"{dataset}, and push again, which sends a new version"
             )
-        if waited >= patience:
-            raise RunError(
-                f"the dataset {dataset} is not ready after {waited:.0f} s (state: {state}), and the kernel was not "
-                "pushed: push again later, which does not send it twice, or wait longer by --ready-timeout SECONDS"
-            )
-        progress(f"{dataset}: {'the version before is ready' if state == 'ready' else state}, {waited:.0f} s")
-        time.sleep(poll)
+        if state != "ready":
+            return state or "not shown yet"
+        return None if folder is None or shows_sums(client, dataset, folder) else "the version before is ready"
+
+    waiting.until(
+        dataset,
+        lambda: client.dataset_state(dataset),
+        state_of,
+        late="the dataset {what} is not ready after {waited:.0f} s (state: {now}), and the kernel was not pushed",
+    )
+    waiting.progress(f"{dataset}: ready")
 
 
-def check_pulled(client: KaggleClient, pushed: Pushed, folder: Path, out: Path, poll: float) -> list[str]:
-    """Pull a version back, and compare it with the folder that was pushed.
+def push_kernel(
+    client: KaggleClient, kernel: str, folder: Path, out: Path, timeout: int | None, no_run: bool
+) -> PushRecord:
+    """Push the kernel of a folder, and note it: before it is sent, and as soon as its version is known.
+
+    So the other commands never take the version before for this one, whatever comes between. Where Kaggle has made no
+    version, the note is as it was.
+
+    Raises:
+        UnknownOutcomeError: the answer was lost.
+        RunError: Kaggle refuses the kernel, or has taken it otherwise than it was meant.
+    """
+    path = out / PUSHED_NAME
+    before = path.read_bytes() if path.is_file() else None
+    meant = parse_json((folder / KERNEL_METADATA_NAME).read_text(encoding="utf-8"))
+    record = PushRecord(kernel, None, "", text_sha256(folder / SCRIPT_NAME), meant, compared=False)
+    write_record(record, out)
+    try:
+        pushed = client.push(folder, kernel, timeout, no_run)
+    except UnknownOutcomeError:
+        raise
+    except RunError:
+        path.unlink()
+        if before is not None:
+            with written_file(path) as temporary:
+                temporary.write_bytes(before)
+        raise
+    record = replace(record, kernel=pushed.kernel, version=pushed.version, url=pushed.url)
+    write_record(record, out)
+    if pushed.problems:
+        raise RunError("; ".join(pushed.problems))
+    return record
+
+
+def check_pulled(client: KaggleClient, record: PushRecord, out: Path, poll: float) -> list[str]:
+    """Pull a version back, and compare it with what was meant; notes that it was compared.
 
     A version that Kaggle does not show yet is asked for again, `poll` seconds later.
 
@@ -182,27 +215,29 @@ def check_pulled(client: KaggleClient, pushed: Pushed, folder: Path, out: Path, 
         What Kaggle does not tell, and could not be compared.
 
     Raises:
-        RunError: something is not what was meant; says all of it.
+        RunError: something is not what was meant, of which it says all, or it cannot be compared.
     """
-    meant = json.loads((folder / KERNEL_METADATA_NAME).read_text(encoding="utf-8"))
+    assert record.version is not None, "the caller knows it"
     with scratch_folder(out, "pulled") as scratch:
         for attempt in range(1, PULL_TRIES + 1):
             try:
-                found = client.pull(pushed.kernel, pushed.version, scratch)
+                found, script = client.pull(record.kernel, record.version, scratch)
                 break
             except NotThereError:
                 if attempt == PULL_TRIES:
                     raise
                 time.sleep(poll)
-        sha256 = text_sha256(scratch / found["code_file"])
+        sha256 = text_sha256(script)
+    meant = record.meant or {}
     differences = metadata_differences(meant, found)
-    if sha256 != text_sha256(folder / SCRIPT_NAME):
+    if sha256 != record.sha256:
         differences.insert(0, "the script is another one (its sha256 differs)")
     if differences:
         raise RunError(
-            f"version {pushed.version} of {pushed.kernel} is on Kaggle, but not as it was meant: "
+            f"version {record.version} of {record.kernel} is on Kaggle, but not as it was meant: "
             f"{'; '.join(differences)}: do not submit it; mend that, and push again"
         )
+    write_record(replace(record, compared=True), out)
     return [key for key in ("machine_shape", "is_private", "enable_internet") if found.get(key) is None]
 
 
@@ -237,12 +272,10 @@ def metadata_differences(meant: Mapping[str, Any], found: Mapping[str, Any]) -> 
     return differences
 
 
-def write_record(pushed: Pushed, folder: Path, out: Path) -> PushRecord:
-    """Note a version that was pushed in the output folder."""
-    record = PushRecord(pushed.kernel, pushed.version, pushed.url, file_sha256(folder / SCRIPT_NAME))
+def write_record(record: PushRecord, out: Path) -> None:
+    """Note in the output folder what was pushed."""
     with written_file(out / PUSHED_NAME) as temporary:
         temporary.write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8", newline="\n")
-    return record
 
 
 def read_record(out: Path) -> PushRecord | None:
@@ -254,10 +287,27 @@ def read_record(out: Path) -> PushRecord | None:
     path = out / PUSHED_NAME
     if not path.is_file():
         return None
+    with reading(path):
+        content = path.read_bytes()
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        return PushRecord(str(data["kernel"]), int(data["version"]), str(data["url"]), str(data["sha256"]))
+        return parse_record(parse_json(content.decode("utf-8")))
     except (ValueError, LookupError, TypeError) as error:
         raise InputError(
             f"{path} is damaged ({error}): delete it; `--version N` says which version is meant"
         ) from error
+
+
+def parse_record(data: Any) -> PushRecord:
+    """The note that JSON holds.
+
+    Raises:
+        ValueError, LookupError, TypeError: it is none.
+    """
+    version, meant = data["version"], data.get("meant")
+    if version is not None and (type(version) is not int or version < 1):
+        raise ValueError(f"version is {version!r}")
+    if meant is not None and not isinstance(meant, dict):
+        raise ValueError(f"meant is {meant!r}")
+    return PushRecord(
+        str(data["kernel"]), version, str(data["url"]), str(data["sha256"]), meant, data.get("compared", True) is True
+    )

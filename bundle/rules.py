@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from bundle.modules import ImportedName, ModuleSource, Package, read_module
 from bundle.pythons import BUILTIN_NAMES, OLDEST_PYTHON, STANDARD_MODULES, newer_syntax
+from kernel.mounts import is_file, is_folder
 
 #: What Kaggle's image holds, as far as a kernel may need it.
 IMAGE_PACKAGES = frozenset(
@@ -107,7 +108,7 @@ def check_third_party(package: Package, module: ModuleSource, node: ast.Import |
     for name in sorted({name.split(".")[0] for name in names}):
         if name in STANDARD_MODULES or name in IMAGE_PACKAGES:
             continue
-        if (package.root / name).is_dir() or (package.root / f"{name}.py").is_file():
+        if is_folder(package.root / name) or is_file(package.root / f"{name}.py"):
             package.problem(module, node, f"{name} is not part of the kernel and is never inlined")
         elif name not in VENDORED_PACKAGES | OPTIONAL_PACKAGES:
             allowed = ", ".join(sorted(IMAGE_PACKAGES))

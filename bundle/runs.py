@@ -3,43 +3,41 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from bundle.client import KaggleClient, Submission
+from bundle.client_errors import one_line
+from bundle.waiting import Waiting
 from kernel.errors import InputError, RunError
+from kernel.files import written_file
 from kernel.runtime.remedies import REMEDY_MARK, remedy_for
+from kernel.text import parse_json
 
 #: States of a run that is over.
 DONE_STATES = ("complete", "error", "cancel_acknowledged", "new_script")
+#: So often a submission that was just made may not be shown.
+LONGEST_UNSEEN = 10
+#: In a folder of results: what `fetch` has found of them.
+VERDICT_NAME = "verdict.json"
+#: What some of a summary's values are.
+SUMMARY_FORMS = {"members": list, "images": dict, "failed": dict, "images_by_type": dict, "images_by_quality": dict}
 #: How much of a failed run's log is looked at, and shown.
 LAST_LINES = 15
 #: What a summary says of the machine, and what to call it.
 MACHINE_KEYS = {"docker_image": "image", "python": "Python", "torch": "torch", "cuda": "CUDA", "gpus": "GPUs"}
 
 
-def wait_for_run(
-    client: KaggleClient, kernel: str, version: int, patience: float, poll: float, progress: Callable[[str], None]
-) -> tuple[str, str]:
-    """Wait until a version's run is over; returns its state and Kaggle's message.
-
-    Raises:
-        RunError: it is not over within `patience` seconds.
-    """
-    begin = time.monotonic()
-    while True:
-        state, message = client.run_state(kernel, version)
-        waited = time.monotonic() - begin
-        if state in DONE_STATES:
-            return state, message
-        if waited >= patience:
-            raise RunError(f"version {version} of {kernel} is still {state} after {waited:.0f} s: ask again later")
-        progress(
-            f"{kernel} version {version}: {state}, {waited / 60:.1f} min{last_line(client, kernel, version, state)}"
-        )
-        time.sleep(poll)
+def wait_for_run(client: KaggleClient, kernel: str, version: int, waiting: Waiting) -> tuple[str, str]:
+    """Wait until a version's run is over; returns its state and Kaggle's message. Errors as `Waiting.until`."""
+    return waiting.until(
+        f"{kernel} version {version}",
+        lambda: client.run_state(kernel, version),
+        lambda answer: None if answer[0] in DONE_STATES else answer[0],
+        lambda answer: last_line(client, kernel, version, answer[0]),
+    )
 
 
 def last_line(client: KaggleClient, kernel: str, version: int, state: str) -> str:
@@ -62,46 +60,95 @@ def explain_failure(message: str, log: Sequence[str]) -> str:
     return next((remedy for remedy in known if remedy), "read the log's end above; if it shows no cause, push again")
 
 
-def wait_for_submission(
-    client: KaggleClient, ref: int, patience: float, poll: float, progress: Callable[[str], None]
-) -> Submission:
+def wait_for_submission(client: KaggleClient, ref: int, new: bool, waiting: Waiting) -> Submission:
     """Wait until a submission is scored or refused.
 
+    Args:
+        client: asks Kaggle.
+        ref: the submission's number.
+        new: it was just made, and may not be shown for a while.
+        waiting: how to wait.
+
     Raises:
-        RunError: neither within `patience` seconds.
+        InputError: Kaggle shows no such submission, which is not new.
+        RunError: as `Waiting.until`.
     """
-    begin = time.monotonic()
-    while True:
-        submission = client.submission(ref)
-        waited = time.monotonic() - begin
-        if submission.state != "pending":
-            return submission
-        if waited >= patience:
-            raise RunError(
-                f"submission {ref} is still not scored after {waited:.0f} s: ask again by `python build_kernel.py "
-                f"submit --ref {ref} --wait`"
-            )
-        progress(f"submission {ref}: {submission.state}, {waited / 60:.1f} min")
-        time.sleep(poll)
+    unseen = 0
+
+    def state_of(submission: Submission) -> str | None:
+        nonlocal unseen
+        if submission.state != "absent":
+            return "pending" if submission.state == "pending" else None
+        unseen += 1
+        if not new:
+            raise absent(submission)
+        if unseen == LONGEST_UNSEEN:
+            raise RunError(f"submission {ref} was made, and Kaggle does not show it: {waiting.again}")
+        return "not shown yet"
+
+    return waiting.until(
+        f"submission {ref}",
+        lambda: client.submission(ref),
+        state_of,
+        late="{what} is still not scored after {waited:.0f} s ({now})",
+    )
+
+
+def absent(submission: Submission) -> InputError:
+    """The error for a submission that Kaggle does not show."""
+    return InputError(
+        f"Kaggle shows you no submission {submission.ref}: your own are listed, with their numbers, by `kaggle "
+        "competitions submissions COMPETITION`"
+    )
 
 
 # Results
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What `fetch` has found of a version's results."""
+
+    kernel: str
+    version: int
+    problem: str | None  # why they are not to be submitted
+
+
+def write_verdict(verdict: Verdict, folder: Path) -> None:
+    """Note a verdict beside the results that it is of."""
+    with written_file(folder / VERDICT_NAME) as temporary:
+        temporary.write_text(json.dumps(asdict(verdict), indent=2) + "\n", encoding="utf-8", newline="\n")
+
+
+def read_verdict(folder: Path, kernel: str, version: int) -> Verdict | None:
+    """The verdict in a folder of results; None where there is none on this version, or it is damaged."""
+    try:
+        verdict = Verdict(**parse_json((folder / VERDICT_NAME).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+    return verdict if (verdict.kernel, verdict.version) == (kernel, version) else None
 
 
 def read_run_summary(path: Path) -> dict[str, Any]:
     """A run's summary.json.
 
     Raises:
-        RunError: there is none, or it is not JSON.
+        RunError: there is none, or it is none of ours.
     """
     try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
+        summary = parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RunError(f"the run left no {path.name}: see its log by `python build_kernel.py logs`") from error
     except ValueError as error:
         raise RunError(f"the run's {path.name} is damaged ({error}): fetch it again") from error
     if not isinstance(summary, dict):
         raise RunError(f"the run's {path.name} holds no object: fetch it again")
+    for key, form in SUMMARY_FORMS.items():
+        if not isinstance(summary.get(key, form()), form):
+            raise RunError(
+                f"the run's {path.name} is none of ours ({key} is {one_line(repr(summary[key]), 60)}): see its log by "
+                "`python build_kernel.py logs`, and push again"
+            )
     return summary
 
 
@@ -140,16 +187,19 @@ def summary_rows(summary: Mapping[str, Any]) -> list[list[str]]:
     rows = [
         ["members", str(len(summary.get("members", [])))],
         ["images", f"{len(images) + len(failed)}, {len(failed)} of them failed"],
-        ["cells", str(summary.get("cells", "-"))],
-        ["seconds", str(summary.get("seconds", "-"))],
-        ["peak memory, GB", f"{summary.get('peak_memory_gb')}, on the GPU {summary.get('peak_gpu_memory_gb')}"],
-        ["dtype", str(summary.get("dtype", "-"))],
+        ["cells", shown(summary.get("cells"))],
+        ["seconds", shown(summary.get("seconds"))],
+        [
+            "peak memory, GB",
+            f"{shown(summary.get('peak_memory_gb'))}, on the GPU {shown(summary.get('peak_gpu_memory_gb'))}",
+        ],
+        ["dtype", shown(summary.get("dtype"))],
     ]
     for key, name in (("images_by_type", "images by type"), ("images_by_quality", "images by quality")):
-        counts = summary.get(key) or {}
+        counts = summary.get(key, {})
         rows.append([name, ", ".join(f"{what} {count}" for what, count in counts.items()) or "-"])
     rows += [[name, shown(summary.get(key))] for key, name in MACHINE_KEYS.items()]
-    rows += [[f"failed: {image_id}", str(reason)] for image_id, reason in list(failed.items())[:10]]
+    rows += [[f"failed: {image_id}", shown(reason)] for image_id, reason in list(failed.items())[:10]]
     return rows
 
 
@@ -157,7 +207,7 @@ def shown(value: Any) -> str:
     """A value of the machine's for people."""
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"
-    return "-" if value is None else str(value)
+    return "-" if value is None else one_line(str(value))
 
 
 def machine_changes(summary: Mapping[str, Any], before: Mapping[str, Any], where: str) -> list[str]:

@@ -17,7 +17,8 @@ from collections.abc import Sequence
 
 from kernel.errors import InputError, RunError
 from kernel.folders import end_on_sigterm
-from kernel.log import escape_unprintable, show_log
+from kernel.log import show_log
+from kernel.output import let_readers_leave
 from kernel.signals import ended_at_once
 
 
@@ -32,10 +33,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             limit_threads()
         refuse_processes(options)
         options.run(options.rules.checked(options))
+        sys.stdout.flush()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except RunError as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:  # that no place expects: a name that is too long, a disk that fails
         print(f"failed: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -77,7 +82,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def run() -> int:
     """The command line as a program of its own. Returns the exit code."""
-    escape_unprintable(sys.stdout)
+    let_readers_leave()
     end_on_sigterm()
     return main()
 

@@ -22,8 +22,10 @@ def end_on_sigterm() -> None:
     """Let SIGTERM end this process by an exception from now on, so that scratch folders are deleted; SIGHUP as well.
 
     To be called once, when a program starts. The exit code of a terminated program stays 143, or 129. A SIGHUP that is
-    ignored, by nohup, stays so.
+    ignored, by nohup, stays so. A SIGINT is heard also where a shell started this in the background, and had it
+    ignored.
     """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for heard in (signal.SIGTERM, *heard_hang_up()):
         signal.signal(heard, lambda number, frame: sys.exit(128 + number))
 

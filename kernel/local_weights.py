@@ -17,6 +17,7 @@ from kernel.files import file_sha256, reading
 from kernel.images.listing import is_hidden
 from kernel.manifest.reader import same_sums
 from kernel.manifest.types import WEIGHT_SUFFIXES, Manifest, MemberEntry, refuse_fold_files
+from kernel.mounts import is_file
 from kernel.signals import ended_at_once
 
 
@@ -118,7 +119,7 @@ def locate_named(manifest: Manifest, member: MemberEntry, folder: Path) -> Found
     for dataset in (*manifest.datasets_for(member), None):
         candidates = [home / member.file for home in dataset_homes(folder, dataset)]
         tried.extend(candidates)
-        for path in filter(Path.is_file, candidates):
+        for path in filter(is_file, candidates):
             with reading(path):
                 sha256 = file_sha256(path)
             if member.sha256 in (None, sha256):

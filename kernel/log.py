@@ -74,16 +74,21 @@ class UnfailingStream:
         return getattr(self._stream, name)
 
 
-def guard_output() -> None:
-    """Let nothing that is printed or logged fail from now on, wherever standard output and errors lead.
+def open_closed() -> None:
+    """Open those of the standard streams to nowhere that are closed.
 
-    Those that are closed are opened to nowhere: else the next file that is opened would get what is printed.
+    Else the next file that is opened would get what is printed.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is this one
+
+
+def guard_output() -> None:
+    """Let nothing that is printed or logged fail from now on, wherever standard output and errors lead, if anywhere."""
+    open_closed()
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if not isinstance(stream, UnfailingStream):

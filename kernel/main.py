@@ -134,6 +134,8 @@ def run_kernel(manifest_json: str, wheels_lock_json: str) -> int:
             except Exception as error:  # noqa: BLE001 (whatever it is, what was done before must not be lost)
                 return run.conclude_after(as_failure(error))
             return run.conclude()
+        except (InputError, RunError):
+            raise
         except Exception as error:
             raise as_failure(error) from error
         finally:

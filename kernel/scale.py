@@ -36,6 +36,10 @@ PIXEL_SIZE_KEY = "pixel_size_um"
 UNZOOMED = 0.05
 #: A zoom beyond these, or their inverse, shows no cells.
 LARGEST_ZOOM = 32.0
+#: By how much enlarged images are sharpened, and by a mask blurred over how many of their own pixels. The demo's
+#: images, at half their pixels, find more of their cells again so than without (`resized`).
+SHARPENING = 0.6
+SHARPENED_PIXELS = 0.7
 #: Cells whose median diameter differs from the usual one by more than this factor are likely at a wrong scale ...
 FAR_FACTOR = 1.6
 #: ... where there are so many of them.
@@ -152,8 +156,7 @@ class ScaledEnsemble:
         self.plan((rows, columns))
         if (rows, columns) == (height, width):
             return segment_image(self.ensemble, image_bgr)
-        shrinks = rows * columns < height * width
-        shown = cv2.resize(image_bgr, (columns, rows), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+        shown = resized(image_bgr, (rows, columns))
         prediction = predict_image(self.ensemble, shown)
         stretch = prediction.boxes_xyxy.new_tensor([width / columns, height / rows] * 2)
         prediction = replace(prediction, boxes_xyxy=prediction.boxes_xyxy * stretch, image_shape=(height, width))
@@ -163,6 +166,23 @@ class ScaledEnsemble:
             for cell_type, each in self.ensemble.settings.thresholds.items()
         }
         return finish_prediction(prediction, thresholds)
+
+
+def resized(image_bgr: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """An image (H, W, 3) uint8 with other numbers of rows and columns.
+
+    What is shrunk is averaged. What is enlarged is sharpened: its large pixels have averaged over what members know as
+    several, and so lack contrast at edges.
+    """
+    height, width = image_bgr.shape[:2]
+    rows, columns = shape
+    if rows * columns < height * width:
+        return cv2.resize(image_bgr, (columns, rows), interpolation=cv2.INTER_AREA)
+    large = cv2.resize(image_bgr, (columns, rows), interpolation=cv2.INTER_CUBIC)
+    blurred = cv2.GaussianBlur(
+        large, (0, 0), sigmaX=SHARPENED_PIXELS * columns / width, sigmaY=SHARPENED_PIXELS * rows / height
+    )
+    return cv2.addWeighted(large, 1 + SHARPENING, blurred, -SHARPENING, 0)
 
 
 @dataclass(frozen=True)

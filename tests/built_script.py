@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import cv2
 
@@ -138,7 +139,7 @@ def done(run: BuiltRun) -> dict[str, int]:
     return {image_id: len(rles) for image_id, rles in read_submission(run.submission).items()}
 
 
-def summary_of(run: BuiltRun) -> dict[str, dict[str, str]]:
+def summary_of(run: BuiltRun) -> dict[str, Any]:
     return json.loads((run.working / "summary.json").read_text(encoding="utf-8"))
 
 

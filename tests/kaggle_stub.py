@@ -33,11 +33,14 @@ USER, KEY = "me", "made-up"
 class Failure:
     """What is to go wrong with requests to an endpoint."""
 
-    endpoint: str  # the last part of the path, "upload" for the files themselves
-    status: int = 500  # 0: the connection is reset
+    endpoint: str  # the last part of the path, "upload" for the files themselves, "download" for those of answers
+    status: int = 500  # 0: the connection is reset, -1: nothing is said
     message: str = "it failed"
     headers: dict[str, str] = field(default_factory=dict)
     times: int = 10**6  # how often it fails before it goes well
+    body: bytes | None = None  # what is answered, instead of the message
+    content_type: str = "application/json"
+    whole: bool = True  # whether all of the body comes
 
 
 @dataclass
@@ -122,6 +125,8 @@ class StubHandler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.note(self.path, {}, b"")
+        if self.failed("download"):
+            return
         content = self.server.files.get(self.path.split("localhost", 1)[-1])
         if content is None:
             self.refuse(404, "no such file")
@@ -141,10 +146,25 @@ class StubHandler(BaseHTTPRequestHandler):
                     self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                     self.connection.close()
                     self.close_connection = True
+                elif failure.status == -1:
+                    self.connection.recv(1)  # until the client hangs up
+                    self.close_connection = True
+                elif failure.body is not None:
+                    self.answer_raw(failure)
                 else:
                     self.refuse(failure.status, failure.message, failure.headers)
                 return True
         return False
+
+    def answer_raw(self, failure: Failure) -> None:
+        """Answer something else than Kaggle would."""
+        body = failure.body or b""
+        self.send_response(failure.status)
+        self.send_header("Content-Type", failure.content_type)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body if failure.whole else body[: len(body) // 2])
+        self.close_connection = not failure.whole
 
     def known_user(self) -> bool:
         """Whether the login header is one that the server knows."""
@@ -203,6 +223,8 @@ class StubServer(ThreadingHTTPServer):
             {"status": "PENDING"},
             {"status": "COMPLETE", "publicScore": "0.311"},
         ]
+        self.lost_answers = False  # whether answers to submissions are
+        self.unseen_submissions = 0  # so often one that was made is not there yet
         self.blobs: dict[str, bytes] = {}
         self.blob_names: dict[str, str] = {}
         self.files: dict[str, bytes] = {}
@@ -221,6 +243,9 @@ class StubServer(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     # Login
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of clients that hang up."""
 
     def answer_IntrospectToken(self, request: dict[str, Any]) -> dict[str, Any]:
         known = request["token"] == self.token
@@ -323,10 +348,15 @@ class StubServer(ThreadingHTTPServer):
         if request["fileName"] not in run.outputs:
             raise Refusal(400, "The kernel has no output file of this name")
         self.submissions.append(request)
+        if self.lost_answers:  # it is taken all the same
+            raise Refusal(503, "Service unavailable")
         return {"message": "Successfully submitted", "ref": 1000 + len(self.submissions)}
 
     def answer_GetSubmission(self, request: dict[str, Any]) -> dict[str, Any]:
-        if not self.submissions:
+        if not 1000 < request["ref"] <= 1000 + len(self.submissions):
+            raise Refusal(404, "Submission not found")
+        if self.unseen_submissions > 0:
+            self.unseen_submissions -= 1
             raise Refusal(404, "Submission not found")
         states = self.submission_states
         found = states.pop(0) if len(states) > 1 else states[0]

@@ -16,6 +16,7 @@ PAGES = tuple(
         "docs/kaggle.md",
         "docs/training.md",
         "docs/biologist.md",
+        "docs/machines.md",
         "docs/measured.md",
         "docs/tried-with.md",
         "docs/faults.md",

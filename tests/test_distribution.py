@@ -13,6 +13,7 @@ from pathlib import Path
 import cv2
 import pytest
 
+import bundle.distribution
 from bundle.distribution import renamed
 from bundle.site import WHEELS
 from kernel.data.synthetic.generate import generate_image
@@ -151,3 +152,18 @@ def test_it_predicts_what_the_checkout_predicts(installed: Path, cache: str, tmp
         assert done.returncode == 0, done.stderr
     labels = [read_image(tmp_path / out / "labels" / "cort.tif") for out in ("here", "there")]
     assert labels[0].max() > 0 and (labels[0] == labels[1]).all()
+
+
+def test_members_that_know_real_cells_are_installed_with_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The demo's stand for them; without any, the package says so."""
+    found = "from inside_ensemble.manifest.presets import shipped_members, read_presets\nfound = shipped_members()\n"
+    found += "print(found.folder, *read_presets(found))"
+    for members, told in (("bundle/none", "no members come with this installation"), ("bundle/demo", "balanced fast")):
+        monkeypatch.setattr(bundle.distribution, "MEMBERS", members)
+        folder = tmp_path / members.replace("/", "_")
+        bundle.distribution.write_package(folder / "inside_ensemble")
+        done = subprocess.run([sys.executable, "-c", found], cwd=folder, capture_output=True, text=True, check=False)
+        assert told in done.stdout + done.stderr
+        assert (str(folder / "inside_ensemble" / "bundle" / "demo") in done.stdout) == (members == "bundle/demo")

@@ -139,6 +139,14 @@ def test_a_folder_of_zarr_is_one_image(tmp_path: Path) -> None:
     assert names(list_inputs([str(tmp_path / "**" / "*.*")], ANY)) == ["a.ome", "b"]
 
 
+def test_fields_of_a_plate(tmp_path: Path) -> None:
+    for field in ("A/1/0", "A/2/0"):
+        (tmp_path / "plate.zarr" / field).mkdir(parents=True)
+        (tmp_path / "plate.zarr" / field / ".zattrs").write_text("{}", encoding="utf-8", newline="\n")
+    (tmp_path / "plate.zarr" / ".zattrs").write_text("{}", encoding="utf-8", newline="\n")
+    assert names(list_inputs([str(tmp_path / "plate.zarr" / "*" / "*" / "0")], ANY)) == ["1/0", "2/0"]
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [

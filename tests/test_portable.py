@@ -156,12 +156,14 @@ def test_names_of_files_differ_by_more_than_case_and_can_be_had_everywhere() -> 
 #: Takes away, once the libraries are loaded, what Windows has not.
 HIDE = f"""
 import concurrent.futures, logging, multiprocessing, os, queue, shutil, signal, subprocess, sys, tempfile, threading
+import types
 import cv2, matplotlib.figure, numpy, scipy.ndimage, timm, torch, torchvision, tqdm
 from kernel.vendored import use_vendored_packages
 use_vendored_packages()
 import mmdet.models
 for name in {sorted(POSIX_MODULES)}:
     sys.modules[name] = None
+sys.modules["msvcrt"] = types.SimpleNamespace(LK_NBLCK=2, locking=lambda file, mode, count: None)  # which it has
 for name in {sorted(POSIX_NAMES - NEEDED_HERE)}:
     module, attribute = name.split(".")
     if hasattr(__import__(module), attribute):

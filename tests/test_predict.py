@@ -286,6 +286,23 @@ def test_images_that_are_gone_leave_nothing(run: Run, stopped: Callable[..., Non
     assert sorted(found) == ["labels/sub/b.tif", "ome-zarr/sub/b.ome.zarr"]
 
 
+def test_a_kill_after_the_results_were_put_in_place_loses_none(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left is a journal without its folder: the same command must not take its images for written."""
+    write(run.home / "in" / "a.png", picture((5, 5)))
+
+    def stop_at_the_end(folder: Path) -> None:
+        if (run.home / "out").exists():
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("kernel.commands.resuming.remove_folder", stop_at_the_end)
+        run("in", code=130)
+    assert (run.home / ".out.unfinished" / "journal.log").is_file()
+    for _ in range(2):
+        assert (run.home / "out" / "labels" / "a.tif").is_file() and [row["cells"] for row in run.rows()] == ["1"]
+        run("in")
+
+
 def test_durations() -> None:
     told = [readable_seconds(seconds) for seconds in (0, 59.4, 60, 3599, 3600, 100_000)]
     assert told == ["0 s", "59 s", "1 min 00 s", "59 min 59 s", "1 h 00 min", "27 h 46 min"]

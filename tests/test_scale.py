@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
+from kernel.__main__ import main
 from kernel.api import load
 from kernel.ensemble.ensemble import Prediction
 from kernel.errors import InputError
@@ -26,6 +27,7 @@ from kernel.scale import (
     ScaledEnsemble,
     cell_size,
     member_pixel_um,
+    told_pixel_um,
     zoom_of,
 )
 from kernel.settings import Thresholds
@@ -75,6 +77,15 @@ def test_what_members_tell_of_their_pixels(tmp_path: Path) -> None:
     for wrong in ("", "x", "0", "-1", "nan", "inf"):
         with pytest.raises(InputError, match="no size in micrometres"):
             member_pixel_um({"a": write_member(tmp_path / "wrong.safetensors", wrong)})
+
+
+def test_convert_notes_the_size_of_pixels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    noted, again = tmp_path / "noted.safetensors", tmp_path / "again.safetensors"
+    assert main(["convert", str(DEMO / "weights" / "maskrcnn.safetensors"), str(noted), "--pixel-size", "0.65"]) == 0
+    assert main(["convert", str(noted), str(again)]) == 0
+    assert told_pixel_um(noted) == told_pixel_um(again) == 0.65
+    assert main(["convert", str(noted), str(tmp_path / "no.safetensors"), "--pixel-size", "-1"]) == 2
+    assert "--pixel-size -1: it must be above 0" in capsys.readouterr().err
 
 
 class SeenEnsemble:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,12 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bundle.client import KaggleClient
-from bundle.push import read_record
+from bundle.push import PUSHED_NAME, PushRecord, read_record
+from bundle.waiting import Waiting
 from kernel.commands.options import CommandParser, number, whole_number
 from kernel.errors import InputError
 from kernel.manifest.reader import read_manifest
 from kernel.manifest.types import Manifest
+from kernel.signals import HANG_UP
 
+#: The exit codes of `end_on_sigterm`.
+SIGNAL_CODES = tuple(128 + number for number in (signal.SIGTERM, *HANG_UP))
 ROOT = Path(__file__).resolve().parents[2]
 PUBLISHED_MANIFEST = ROOT / "weights_manifest.json"
 #: What `init` writes, and all commands take from then on.
@@ -80,6 +86,16 @@ def add_poll_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def waiting_of(options: argparse.Namespace, progress: Callable[[str], None], again: str) -> Waiting:
+    """What the options of `add_wait_options` say; `again`: what to do where the waiting ends too early."""
+    return Waiting(options.wait_timeout, options.poll, progress, again)
+
+
+def version_option(options: argparse.Namespace) -> str:
+    """What a command that is named in a message needs to mean the same version; begins with a space, or is empty."""
+    return "" if options.version is None else f" --version {options.version}"
+
+
 @dataclass(frozen=True)
 class KernelVersion:
     """A version of the manifest's kernel."""
@@ -87,6 +103,7 @@ class KernelVersion:
     manifest: Manifest
     kernel: str
     number: int
+    record: PushRecord | None = None  # where it is what was pushed last from here
 
 
 def chosen_version(options: argparse.Namespace, client: KaggleClient) -> KernelVersion:
@@ -98,11 +115,55 @@ def chosen_version(options: argparse.Namespace, client: KaggleClient) -> KernelV
     manifest = read_manifest(options.manifest)
     kernel = manifest.kernel.id
     if options.version is not None:
+        with contextlib.suppress(InputError):  # a damaged note, which this version does not need
+            record = read_record(options.out)
+            if record is not None and (record.kernel.lower(), record.version) == (kernel.lower(), options.version):
+                return KernelVersion(manifest, kernel, options.version, record)
         return KernelVersion(manifest, kernel, options.version)
     record = read_record(options.out)
     if record is not None and record.kernel.lower() == kernel.lower():
-        return KernelVersion(manifest, kernel, record.version)
-    return KernelVersion(manifest, kernel, client.last_version(kernel))
+        if record.version is not None:
+            return KernelVersion(manifest, kernel, record.version, record)
+        number = client.last_version(kernel)
+        note(f"the answer to the last push was lost: version {number} is meant, Kaggle's last one")
+        return KernelVersion(manifest, kernel, number, record)
+    number = client.last_version(kernel)
+    if record is not None:
+        where = options.out / PUSHED_NAME
+        note(f"{where} is of {record.kernel}: version {number} of {kernel} is meant, Kaggle's last one")
+    return KernelVersion(manifest, kernel, number)
+
+
+def note(text: str) -> None:
+    """Print what a result does not hold, and its reader should know."""
+    print(f"note: {text}", file=sys.stderr)
+
+
+@dataclass
+class Stand:
+    """How far a command is."""
+
+    text: str  # what is done, and what to do, where it is stopped now
+
+
+@contextmanager
+def telling_stops(text: str) -> Iterator[Stand]:
+    """Where Ctrl-C or a signal ends the block, print how far it was, at first `text`, and end with the exit code."""
+    stand = Stand(text)
+    try:
+        yield stand
+    except KeyboardInterrupt:
+        print(f"{line_end()}interrupted: {stand.text}", file=sys.stderr)
+        raise SystemExit(130) from None
+    except SystemExit as ending:
+        if ending.code in SIGNAL_CODES:
+            print(f"{line_end()}terminated: {stand.text}", file=sys.stderr)
+        raise
+
+
+def line_end() -> str:
+    """What ends a progress line that may be on the terminal."""
+    return "\n" if sys.stderr.isatty() else ""
 
 
 def confirm(question: str, yes: bool) -> bool:

@@ -8,10 +8,25 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bundle.client import log_in
-from bundle.commands.common import add_version_options, chosen_version, print_table
+from bundle.client import KaggleClient, log_in
+from bundle.commands.common import (
+    KernelVersion,
+    add_version_options,
+    chosen_version,
+    note,
+    print_table,
+    telling_stops,
+)
 from bundle.commands.status import tell_failure
-from bundle.runs import DONE_STATES, check_submission, machine_changes, read_run_summary, summary_rows
+from bundle.runs import (
+    DONE_STATES,
+    Verdict,
+    check_submission,
+    machine_changes,
+    read_run_summary,
+    summary_rows,
+    write_verdict,
+)
 from kernel.errors import RunError
 from kernel.folders import replace_folder, scratch_folder
 
@@ -28,16 +43,26 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Download and check. Returns the exit code."""
-    client = log_in()
-    version = chosen_version(options, client)
+    with telling_stops("what was fetched before is as it was: `python build_kernel.py fetch` begins anew"):
+        client = log_in()
+        return fetch(client, chosen_version(options, client), options.out, options.images)
+
+
+def fetch(client: KaggleClient, version: KernelVersion, out: Path, images: Path | None) -> int:
+    """Download a version's results, check them, and note what was found. Returns the exit code.
+
+    Raises:
+        InputError: the folder of images is wrong.
+        RunError: the run is not over, or its results are not to be submitted.
+    """
     state, message = client.run_state(version.kernel, version.number)
     if state not in DONE_STATES:
         raise RunError(
             f"version {version.number} of {version.kernel} is {state}, not over: wait by `python build_kernel.py "
             "status --wait`"
         )
-    folder = options.out / RUNS_NAME / str(version.number)
-    with scratch_folder(folder.parent, str(version.number)) as scratch:
+    folder = results_folder(version, out)
+    with scratch_folder(folder.parent, folder.name) as scratch:
         new = scratch / "new"
         new.mkdir()
         client.fetch_outputs(version.kernel, version.number, new)
@@ -46,18 +71,38 @@ def run(options: argparse.Namespace) -> int:
     if state != "complete":
         tell_failure(client, version, state, message)
         return 1
-    summary = read_run_summary(folder / "summary.json")
-    print_table(["", ""], summary_rows(summary))
-    for path, where in tried_summaries(options.out, folder):
-        for line in machine_changes(summary, read_run_summary(path), where):
-            print(f"differs from what was tried: {line}")
-    images, cells = check_submission(folder / "submission.csv", summary, options.images)
-    depth = "form and images" if options.images is None else "all of it"
-    print(f"submission.csv is valid ({depth}): {images} images, {cells} cells")
-    if not cells:
-        raise RunError("the submission has no cell at all: see the log by `python build_kernel.py logs`")
+    try:
+        check_results(folder, out, images)
+    except RunError as error:
+        write_verdict(Verdict(version.kernel, version.number, str(error)), folder)
+        raise
+    write_verdict(Verdict(version.kernel, version.number, None), folder)
     print("next: `python build_kernel.py submit --wait`")
     return 0
+
+
+def results_folder(version: KernelVersion, out: Path) -> Path:
+    """Where a version's results are kept."""
+    return out / RUNS_NAME / str(version.number)
+
+
+def check_results(folder: Path, out: Path, images: Path | None) -> None:
+    """Check the results of a complete run, and print what they say. Errors as `check_submission`, and without cells."""
+    summary = read_run_summary(folder / "summary.json")
+    print_table(["", ""], summary_rows(summary))
+    for path, where in tried_summaries(out, folder):
+        try:
+            changes = machine_changes(summary, read_run_summary(path), where)
+        except RunError as error:
+            note(f"not compared with what was {where} ({error})")
+            continue
+        for line in changes:
+            print(f"differs from what was tried: {line}")
+    found, cells = check_submission(folder / "submission.csv", summary, images)
+    depth = "form and images" if images is None else "all of it"
+    print(f"submission.csv is valid ({depth}): {found} images, {cells} cells")
+    if not cells:
+        raise RunError("the submission has no cell at all: see the log by `python build_kernel.py logs`")
 
 
 def tried_summaries(out: Path, folder: Path) -> list[tuple[Path, str]]:

@@ -18,10 +18,10 @@ def run(options: argparse.Namespace) -> int:
     """Print the log. Returns the exit code."""
     client = log_in()
     version = chosen_version(options, client)
+    state, _ = client.run_state(version.kernel, version.number)  # which says where there is no such version
     lines = client.log_lines(version.kernel, version.number)
     for line in lines[-options.last :] if options.last else lines:
         print(line)
     if not lines:
-        state, _ = client.run_state(version.kernel, version.number)
         print(f"version {version.number} of {version.kernel} has no log yet: it is {state}")
     return 0

@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bundle.checks import Finding, dataset_folders, offline_findings, online_findings
+from bundle.checks import Finding, dataset_folders, offline_findings, online_findings, unchecked_datasets
 from bundle.client import KaggleClient, log_in
+from bundle.client_errors import KaggleError
 from bundle.commands.common import (
+    Stand,
     add_manifest_option,
     add_out_option,
     add_poll_option,
@@ -25,20 +27,24 @@ from bundle.commands.common import (
     positive_int,
     progress_line,
     seconds,
+    telling_stops,
 )
 from bundle.datasets import data_files
-from bundle.kaggle import SCRIPT_NAME
+from bundle.kaggle import SCRIPT_NAME, kernel_metadata
 from bundle.push import (
     built_manifest,
     check_pulled,
     needs_sending,
+    push_kernel,
+    read_record,
     refuse_stale,
     send_and_wait,
+    text_sha256,
     wait_for_dataset,
-    write_record,
 )
+from bundle.waiting import Waiting
 from kernel.commands.options import CommandParser
-from kernel.errors import InputError
+from kernel.errors import InputError, RunError
 from kernel.manifest.reader import read_manifest
 from kernel.manifest.types import Manifest
 
@@ -78,15 +84,21 @@ def add_options(parser: CommandParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Check, show, ask, send, compare. Returns the exit code."""
+    with telling_stops("nothing was sent") as stand:
+        return push(options, stand)
+
+
+def push(options: argparse.Namespace, stand: Stand) -> int:
+    """What `run` does; `stand` tells how far it is."""
     folder = options.out / "kernel"
     manifest = built_manifest(folder / SCRIPT_NAME)
     given = read_manifest(options.manifest)
     if options.offline:
         refuse(offline_findings(manifest, options.out), options.accept_questions)
         refuse_stale(manifest, given, options.manifest, folder)
-        there = [name for name in manifest.all_weight_datasets if name not in dataset_folders(manifest, options.out)]
-        if there:
-            print(f"not checked without the network: whether Kaggle has {', '.join(there)}")
+        unchecked = unchecked_datasets(manifest, options.out)
+        if unchecked:
+            print(f"not checked without the network: whether Kaggle has {', '.join(unchecked)}")
         print("nothing is wrong that can be found without the network; nothing was sent")
         return 0
     # What needs no login is told first.
@@ -107,11 +119,7 @@ def run(options: argparse.Namespace) -> int:
     if not confirm("send this?", options.yes):
         print("nothing was sent")
         return 0
-    send_datasets(client, plan, folders, options)
-    pushed = client.push(folder, manifest.kernel.id, options.timeout, options.no_run)
-    unknown = check_pulled(client, pushed, folder, options.out, options.poll)
-    write_record(pushed, folder, options.out)
-    print(f"version {pushed.version} of {pushed.kernel} is on Kaggle as it was meant: {pushed.url}")
+    unknown = send(client, manifest, plan, folders, options, stand)
     if unknown:
         print(f"what Kaggle does not tell, and was not compared: {', '.join(unknown)}")
     if options.no_run:
@@ -119,6 +127,55 @@ def run(options: argparse.Namespace) -> int:
     else:
         print("next: `python build_kernel.py status --wait`, then `fetch`, then `submit`")
     return 0
+
+
+def send(
+    client: KaggleClient,
+    manifest: Manifest,
+    plan: Plan,
+    folders: Mapping[str, Path],
+    options: argparse.Namespace,
+    stand: Stand,
+) -> list[str]:
+    """Send what is to be sent, and compare the kernel; returns what could not be compared.
+
+    Raises:
+        RunError: something of it has failed; what was sent until then is not sent again by another push.
+    """
+    sent = ""
+    for dataset in [*plan.new, *plan.changed]:
+        stand.text = f"{sent}the dataset {dataset} may not have arrived: push again, which sends what is left"
+        with progress_line() as show:
+            send_and_wait(client, dataset, folders[dataset], dataset in plan.new, dataset_waiting(options, show))
+        sent += f"the dataset {dataset} was sent; "
+    stand.text = f"{sent}the kernel was not pushed: push again, which sends nothing twice"
+    for dataset in plan.waited_for:
+        with progress_line() as show:
+            wait_for_dataset(client, dataset, dataset_waiting(options, show))
+    stand.text = (
+        f"{sent}whether a version of {manifest.kernel.id} was made is not known: look by `python build_kernel.py "
+        "status`, then push again"
+    )
+    folder = options.out / "kernel"
+    record = push_kernel(client, manifest.kernel.id, folder, options.out, options.timeout, options.no_run)
+    version = f"version {record.version} of {record.kernel}"
+    stand.text = (
+        f"{version} was pushed, and not yet compared with what was meant: do not push again; `python build_kernel.py "
+        "status --wait` waits for its run, and `submit` compares it first"
+    )
+    try:
+        unknown = check_pulled(client, record, options.out, options.poll)
+    except KaggleError as error:
+        raise RunError(f"{error.what}: {stand.text}") from error
+    stand.text = f"{version} is on Kaggle as it was meant"
+    print(f"{version} is on Kaggle as it was meant: {record.url}")
+    return unknown
+
+
+def dataset_waiting(options: argparse.Namespace, show: Callable[[str], None]) -> Waiting:
+    """How to wait for a dataset."""
+    again = "push again later, which does not send it twice, or wait longer by --ready-timeout SECONDS"
+    return Waiting(options.ready_timeout, options.poll, show, again)
 
 
 def refuse(findings: Sequence[Finding], accept_questions: bool) -> None:
@@ -174,21 +231,25 @@ def show_plan(
     how = "saved without a run" if options.no_run else f"run on {identity.accelerator}, internet off"
     limit = f", for {options.timeout} s at most" if options.timeout else ""
     image = f", in {identity.docker_image}" if identity.docker_image else ""
-    print(f"  kernel {identity.id} ({'private' if identity.private else 'public'}): {how}{limit}{image}")
+    same = same_version(manifest, plan, options)
+    print(f"  kernel {identity.id} ({'private' if identity.private else 'public'}): {how}{limit}{image}{same}")
+
+
+def same_version(manifest: Manifest, plan: Plan, options: argparse.Namespace) -> str:
+    """That this is what was pushed last; empty where it is not."""
+    folder = options.out / "kernel"
+    try:
+        record = read_record(options.out)
+    except InputError:
+        return ""  # which this push replaces
+    if plan.new or plan.changed or record is None or record.version is None or record.kernel != manifest.kernel.id:
+        return ""
+    if record.sha256 != text_sha256(folder / SCRIPT_NAME) or record.meant != kernel_metadata(manifest):
+        return ""
+    return f"; nothing has changed since version {record.version}: this makes another one, which is the same"
 
 
 def folder_size(folder: Path) -> str:
     """The number and size of a dataset folder's files."""
     files = data_files(folder)
     return f"{len(files)} file(s), {sum(path.stat().st_size for path in files) / 1e6:.1f} MB"
-
-
-def send_datasets(client: KaggleClient, plan: Plan, folders: Mapping[str, Path], options: argparse.Namespace) -> None:
-    """Send what is new or changed, and wait for all."""
-    for dataset in [*plan.new, *plan.changed]:
-        folder, new = folders[dataset], dataset in plan.new
-        with progress_line() as show:
-            send_and_wait(client, dataset, folder, new, options.ready_timeout, options.poll, show)
-    for dataset in plan.waited_for:
-        with progress_line() as show:
-            wait_for_dataset(client, dataset, options.ready_timeout, options.poll, show)

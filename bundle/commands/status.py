@@ -13,10 +13,15 @@ from bundle.commands.common import (
     add_version_options,
     add_wait_options,
     chosen_version,
+    note,
     progress_line,
+    telling_stops,
+    version_option,
+    waiting_of,
 )
 from bundle.runs import DONE_STATES, LAST_LINES, explain_failure, wait_for_run
 from kernel.commands.options import CommandParser
+from kernel.errors import RunError
 
 
 def add_options(parser: CommandParser) -> None:
@@ -27,15 +32,20 @@ def add_options(parser: CommandParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the state. Returns the exit code."""
-    client = log_in()
-    version = chosen_version(options, client)
-    if options.wait:
-        with progress_line() as show:
-            state, message = wait_for_run(
-                client, version.kernel, version.number, options.wait_timeout, options.poll, show
-            )
-    else:
-        state, message = client.run_state(version.kernel, version.number)
+    again = f"the run goes on at Kaggle: `python build_kernel.py status{version_option(options)} --wait` asks again"
+    with telling_stops(again):
+        client = log_in()
+        version = chosen_version(options, client)
+        if options.wait:
+            with progress_line() as show:
+                state, message = wait_for_run(client, version.kernel, version.number, waiting_of(options, show, again))
+        else:
+            state, message = client.run_state(version.kernel, version.number)
+        return tell_state(client, version, state, message)
+
+
+def tell_state(client: KaggleClient, version: KernelVersion, state: str, message: str) -> int:
+    """Print a run's state, and what to do next. Returns the exit code."""
     print(f"{version.kernel} version {version.number}: {state}")
     if state == "complete":
         print("next: `python build_kernel.py fetch`")
@@ -52,7 +62,11 @@ def run(options: argparse.Namespace) -> int:
 
 def tell_failure(client: KaggleClient, version: KernelVersion, state: str, message: str) -> None:
     """Print why a run has failed, as far as that is known, and what to do."""
-    log = client.log_lines(version.kernel, version.number)
+    try:
+        log = client.log_lines(version.kernel, version.number)
+    except RunError as error:  # which is no reason to say less of the run
+        note(f"its log is not there ({error})")
+        log = []
     print(f"\nthe last of its {len(log)} lines of log:")
     for line in log[-LAST_LINES:]:
         print(f"  {line}")

@@ -1,19 +1,32 @@
-"""Submit a version of the kernel to the competition; with --wait, until it has a score, or why it has none."""
+"""Submit a version of the kernel to the competition; with --wait, until it has a score, or why it has none.
+
+A version is submitted once it is what was meant, and `fetch` has found its results valid; where that was not looked at
+yet, it is now.
+"""
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 
 from bundle.client import KaggleClient, Submission, log_in
+from bundle.client_errors import KaggleError
 from bundle.commands.common import (
+    KernelVersion,
+    Stand,
     add_version_options,
     add_wait_options,
     chosen_version,
     confirm,
     positive_int,
     progress_line,
+    telling_stops,
+    version_option,
+    waiting_of,
 )
-from bundle.runs import wait_for_submission
+from bundle.commands.fetch import fetch, results_folder
+from bundle.push import check_pulled
+from bundle.runs import absent, read_verdict, wait_for_submission
 from kernel.commands.options import CommandParser
 from kernel.errors import RunError
 
@@ -24,47 +37,110 @@ def add_options(parser: CommandParser) -> None:
     add_wait_options(parser, "it is scored")
     parser.add_argument("--message", help="for your list of submissions (default: kernel and version)")
     parser.add_argument("--yes", action="store_true", help="submit without asking: each counts against the day's limit")
+    parser.add_argument(
+        "--unchecked", action="store_true", help="submit whatever was found of the version and its results"
+    )
     parser.add_argument("--ref", type=positive_int, metavar="N", help="ask for this submission, and submit nothing")
     parser.excludes(["version", "message", "yes"], ["ref"])
 
 
 def run(options: argparse.Namespace) -> int:
     """Submit, or ask for a submission. Returns the exit code."""
-    client = log_in()
-    ref = options.ref
-    if ref is None:
-        ref = submit(client, options)
+    with telling_stops("nothing was submitted") as stand:
+        client = log_in()
+        new = options.ref is None
+        ref = submit(client, options, stand) if new else options.ref
         if ref is None:
             return 0
-    if options.wait:
-        with progress_line() as show:
-            submission = wait_for_submission(client, ref, options.wait_timeout, options.poll, show)
-    else:
+        again = f"`python build_kernel.py submit --ref {ref} --wait` asks again, and submits nothing"
+        stand.text = f"submission {ref} is made: {again}" if new else again
+        if options.wait:
+            with progress_line() as show:
+                submission = wait_for_submission(client, ref, new, waiting_of(options, show, again))
+        else:
+            submission = ask_once(client, ref, new, again)
+        return tell(submission)
+
+
+def ask_once(client: KaggleClient, ref: int, new: bool, again: str) -> Submission:
+    """A submission as it is now; one that is `new` may not be shown yet.
+
+    Raises:
+        InputError: Kaggle shows no such submission, which is not new.
+        RunError: Kaggle does not say.
+    """
+    try:
         submission = client.submission(ref)
-    return tell(submission)
+    except KaggleError as error:
+        raise RunError(f"{error.what}: {again}") from error
+    if submission.state != "absent":
+        return submission
+    if not new:
+        raise absent(submission)
+    return replace(submission, state="pending")
 
 
-def submit(client: KaggleClient, options: argparse.Namespace) -> int | None:
+def submit(client: KaggleClient, options: argparse.Namespace, stand: Stand) -> int | None:
     """Submit the version that the options mean; returns the submission's number, None where the user says no.
 
     Raises:
-        RunError: its run is not complete.
+        RunError: its run is not complete, it is not what was meant, or its results are no good.
     """
     version = chosen_version(options, client)
     state, _ = client.run_state(version.kernel, version.number)
     if state != "complete":
         raise RunError(
             f"version {version.number} of {version.kernel} is {state}, and only a complete run can be submitted: "
-            "`python build_kernel.py status --wait`"
+            f"`python build_kernel.py status{version_option(options)} --wait`"
         )
+    if not options.unchecked:
+        refuse_unmeant(client, version, options)
+        refuse_invalid(client, version, options)
     competition = version.manifest.kernel.competition
     if not confirm(f"submit version {version.number} of {version.kernel} to {competition}?", options.yes):
         print("nothing was submitted")
         return None
     message = options.message or f"{version.kernel} version {version.number}"
+    stand.text = (
+        f"whether it was submitted is not known: look by `kaggle competitions submissions {competition}` before you "
+        "submit again"
+    )
     ref = client.submit(competition, version.kernel, version.number, message)
-    print(f"submission {ref}: version {version.number} of {version.kernel} to {competition}")
+    print(f"submission {ref}: version {version.number} of {version.kernel} to {competition}", flush=True)
     return ref
+
+
+def refuse_unmeant(client: KaggleClient, version: KernelVersion, options: argparse.Namespace) -> None:
+    """Compare a version with what was meant, where the push could not do that.
+
+    Raises:
+        RunError: it is another one, or cannot be compared.
+    """
+    if version.record is None or version.record.compared:
+        return
+    try:
+        check_pulled(client, replace(version.record, version=version.number), options.out, options.poll)
+    except KaggleError as error:
+        raise RunError(
+            f"nothing was submitted, for the push has not compared this version with what was meant: {error}"
+        ) from error
+
+
+def refuse_invalid(client: KaggleClient, version: KernelVersion, options: argparse.Namespace) -> None:
+    """Refuse results that `fetch` has found to be no good; where it has not looked at them, it does now.
+
+    Raises:
+        RunError: they are.
+    """
+    folder = results_folder(version, options.out)
+    verdict = read_verdict(folder, version.kernel, version.number)
+    if verdict is None:
+        fetch(client, version, options.out, None)
+    elif verdict.problem is not None:
+        raise RunError(
+            f"nothing was submitted, for `fetch` has found: {verdict.problem}; `fetch` looks again, and --unchecked "
+            "submits it all the same"
+        )
 
 
 def tell(submission: Submission) -> int:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from kernel.commands.options import whole_number
+from kernel.commands.options import number, whole_number
 from kernel.commands.rules import CommandRules
 from kernel.errors import InputError
 from kernel.files import written_file
@@ -42,6 +42,13 @@ def add_parser(commands: Any) -> None:
         metavar="timm:NAME",
         help="the network of timm that is its encoder, to be noted in the file (default: as its configuration has it)",
     )
+    parser.add_argument(
+        "--pixel-size",
+        type=number(0),
+        metavar="UM",
+        help="side of a pixel, in micrometres, of the images that it has learned from, to be noted in the file "
+        "(default: as the file says)",
+    )
     parser.set_defaults(run=run_convert, rules=CommandRules(reads=["file"], writes=lambda options: [options.out]))
 
 
@@ -53,6 +60,10 @@ def run_convert(options: argparse.Namespace) -> None:
     from kernel.models.checkpoints import shorten_list
     from kernel.models.foreign import describe, noted, read_foreign
     from kernel.models.saving import as_os_errors, stored_tensors
+    from kernel.scale import PIXEL_SIZE_KEY
+
+    if options.pixel_size == 0:
+        raise InputError("--pixel-size 0: it must be above 0")
 
     if options.out.suffix != ".safetensors":
         raise InputError(f"{options.out}: what is written is a safetensors file: give it a name ending in .safetensors")
@@ -60,9 +71,12 @@ def run_convert(options: argparse.Namespace) -> None:
         raise InputError(f"{options.out} is there already and stays: give another name, or take it away first")
     checkpoint, left_behind = read_foreign(options.file, options.take)
     checkpoint = noted(checkpoint, str(options.file), options.stem_stride, options.encoder)
+    metadata = dict(checkpoint.metadata)
+    if options.pixel_size is not None:
+        metadata[PIXEL_SIZE_KEY] = f"{options.pixel_size:g}"
     state = stored_tensors(checkpoint.state, options.half)
     with written_file(options.out) as temporary, as_os_errors():
-        save_file(state, temporary, dict(checkpoint.metadata))
+        save_file(state, temporary, metadata)
     print(f"{options.out}: {len(state)} tensors of {options.file}")
     if len(state) < len(checkpoint.state):
         print(f"  {len(checkpoint.state) - len(state)} tensors that no detector runs are left out")

@@ -384,7 +384,8 @@ def image_rows(
             continue
         density, side = "", ""
         if record["pixel"]:
-            pixel = PixelSize(record["pixel"][0], record["pixel"][1], "")
+            y_um, x_um = record["pixel"]
+            pixel = PixelSize(y_um, x_um, "an earlier image")
             side = f"{pixel.side_um:.4g}"
             density = f"{record['cells'] / (record['height'] * record['width'] * pixel.area_um2) * 1e6:.1f}"
         counts = [record["height"], record["width"], record["cells"], record["cell_type"] or ""]

@@ -94,13 +94,14 @@ def named_images(text: str, recursive: bool, closed: Sequence[Path]) -> tuple[st
     homes: list[str] = []
     others = 0
     for match in matches:
-        if any(is_zarr(parent) for parent in match.parents) or is_inside(match, closed):
+        in_zarr = "**" in text and any(is_zarr(parent) for parent in match.parents)
+        if in_zarr or is_inside(match, closed):
             continue  # `**` goes into folders that are an image as a whole, and into results
         if match.is_dir() and not is_zarr(match):
             if "**" not in text:
                 homes.append(os.path.abspath(match))  # noqa: PTH100
                 images += folder_images(match, recursive, closed)
-        elif match.suffix.lower() in READ_SUFFIXES:
+        elif match.suffix.lower() in READ_SUFFIXES or is_zarr(match):
             homes.append(os.path.abspath(match.parent))  # noqa: PTH100
             images.append(match)
         else:

@@ -58,17 +58,20 @@ class PixelSize:
 
 def pixel_size(y: Any, x: Any, unit_y: str, unit_x: str, source: str) -> PixelSize | None:
     """The size of numbers (or their texts) and units; None where either number, or a unit, tells no size."""
-    sides = []
-    for value, unit in ((y, unit_y), (x, unit_x)):
-        factor = UNITS_UM.get(unit.strip().lower())
-        try:
-            number = float(value)
-        except (TypeError, ValueError):
-            return None
-        if factor is None or not math.isfinite(number * factor) or number * factor <= 0:
-            return None
-        sides.append(number * factor)
-    return PixelSize(*sides, source)
+    y_um, x_um = length_um(y, unit_y), length_um(x, unit_x)
+    return None if y_um is None or x_um is None else PixelSize(y_um, x_um, source)
+
+
+def length_um(value: Any, unit: str) -> float | None:
+    """A number (or its text) of a unit in micrometres; None where it is no length above 0."""
+    factor = UNITS_UM.get(unit.strip().lower())
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    if factor is None or not math.isfinite(number * factor) or number * factor <= 0:
+        return None
+    return number * factor
 
 
 def ome_pixel_size(xml: str) -> PixelSize | None:
@@ -79,9 +82,12 @@ def ome_pixel_size(xml: str) -> PixelSize | None:
         return None
     if pixels is None:
         return None
-    x, y = pixels.get("PhysicalSizeX"), pixels.get("PhysicalSizeY")
-    units = [pixels.get(f"PhysicalSize{side}Unit", "µm") for side in "YX"]
-    return pixel_size(y if y is not None else x, x if x is not None else y, *units, "OME-XML")
+    sides = [(pixels.get(f"PhysicalSize{side}"), pixels.get(f"PhysicalSize{side}Unit", "µm")) for side in "YX"]
+    known = [side for side in sides if side[0] is not None]
+    if not known:
+        return None
+    (y, unit_y), (x, unit_x) = known[0], known[-1]  # where one is missing, it is as the other
+    return pixel_size(y, x, unit_y, unit_x, "OME-XML")
 
 
 def ome_channel_names(xml: str) -> tuple[str, ...]:
@@ -103,7 +109,8 @@ def imagej_pixel_size(unit: str, y_per_unit: float | None, x_per_unit: float | N
     """ImageJ's: the unit of its text, written as it may be with escapes, and pixels a unit from the resolution tags."""
     if not y_per_unit or not x_per_unit:
         return None
-    return pixel_size(1 / y_per_unit, 1 / x_per_unit, *[unit.replace("\\u00B5", "µ")] * 2, "ImageJ")
+    unit = unit.replace("\\u00B5", "µ")
+    return pixel_size(1 / y_per_unit, 1 / x_per_unit, unit, unit, "ImageJ")
 
 
 def tags_pixel_size(unit: int, y_per_unit: float | None, x_per_unit: float | None) -> PixelSize | None:

@@ -10,6 +10,7 @@ import importlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -103,11 +104,21 @@ def read_picture(path: Path, choice: PlaneChoice, frame: int | None = None) -> P
 
 
 def open_stack(path: Path, choice: PlaneChoice) -> Stack:
-    """Open an image; nothing of its pixels is read yet.
+    """Open an image; nothing of its pixels is read yet. The last one stays open, since many frames may be of one.
 
     Raises:
         InputError: it needs a package that is not installed, or cannot be opened.
     """
+    try:
+        facts = path.stat()
+    except OSError:
+        return plain_image(path)  # its reader tells why
+    return opened(path.absolute(), (facts.st_mtime_ns, facts.st_size), choice)
+
+
+@lru_cache(maxsize=1)
+def opened(path: Path, state: tuple[int, int], choice: PlaneChoice) -> Stack:
+    """`open_stack` of a file in this state."""
     if path.is_dir():
         return open_zarr(path)
     if path.suffix.lower() in BIOIO_READERS:
@@ -280,7 +291,7 @@ def open_zarr(path: Path) -> Stack:
 
     try:
         group = zarr.open_group(str(path), mode="r")
-        told = dict(group.attrs)
+        told: Any = dict(group.attrs)
         told = told.get("ome", told)
         if "plate" in told or "well" in told:
             raise InputError(f"{path} is a plate of many images: name the folders of its fields, as {path.name}/A/1/0")

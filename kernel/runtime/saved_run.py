@@ -89,8 +89,9 @@ class SavedRun:
             with writing(self._journal_path):
                 self._read_journals()
                 self._journal = Journal(self._journal_path, head)
-                for leftover in self.submission.parent.glob(".submission.csv.*.partial"):  # of a killed run
-                    leftover.unlink(missing_ok=True)
+                if not self._rank:  # it is the one that writes such files
+                    for leftover in self.submission.parent.glob(".submission.csv.*.partial"):  # of a killed run
+                        leftover.unlink(missing_ok=True)
             self._save()
 
     @property

@@ -214,6 +214,8 @@ REFUSED = [
     ({"main.py": MAIN.replace('main("", "")', 'main("", misspelt)')}, "main.py:28", "'misspelt' is never defined"),
     ({"tools.py": in_tools("def put():\n    global TEXT")}, "tools.py:15", "`global`"),
     # what a script does not have, or must not do
+    ({"tools.py": tools_import(f"import {'x' * 300}")}, "tools.py:7", "is not in Kaggle's image"),
+    ({"tools.py": tools_import(f"from kernel.{'x' * 300} import a")}, "tools.py:7", "no module kernel.xxx"),
     ({"tools.py": in_tools("HERE = __file__")}, "tools.py:14", "`__file__` means another thing"),
     ({"tools.py": in_tools("LOG = dict(a=__name__)")}, "tools.py:14", "`__name__` means another thing"),
     ({"tools.py": in_tools("def told():\n    return __doc__")}, "tools.py:15", "`__doc__` means another thing"),

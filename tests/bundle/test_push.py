@@ -61,6 +61,12 @@ def advice(done: Any) -> str:
     return done.stderr
 
 
+def noted_version(project: Project) -> Any:
+    """The version that was noted as the last one pushed; "nothing" where none was."""
+    note = project.out / "pushed.json"
+    return json.loads(note.read_text(encoding="utf-8"))["version"] if note.exists() else "nothing"
+
+
 # What is sent
 
 
@@ -178,6 +184,8 @@ def test_an_ampersand_in_a_name_is_told_by_the_build(project: Project) -> None:
     project.manifest.write_text(json.dumps(data), encoding="utf-8")
     done = project.build()
     assert done.returncode == 2 and "Kaggle takes no & or @ in a file's name: rename the file" in done.stderr
+    # By the name that the folder was to have, not by that of the scratch folder in which it was made.
+    assert f"error: {project.out / 'weights-my-cell-weights'} cannot be published" in done.stderr
 
 
 def test_a_forgotten_dataset_is_told(project: Project, server: StubServer) -> None:
@@ -348,7 +356,8 @@ def test_failures_end_with_advice(project: Project, server: StubServer, failure:
     server.failures = [failure]
     done = project.push()
     assert told in advice(done) and done.returncode == 1
-    assert not (project.out / "pushed.json").exists()
+    made = {("SaveKernel", 500): None, ("SaveKernel", 0): None, ("GetKernel", 500): 1}
+    assert noted_version(project) == made.get((failure.endpoint, failure.status), "nothing")
 
 
 @pytest.mark.parametrize(
@@ -424,6 +433,7 @@ def test_sources_that_are_dropped(project: Project, server: StubServer, monkeypa
 
     monkeypatch.setattr(server, "answer_SaveKernel", forget)
     assert f"was pushed without the dataset source(s) {WEIGHTS_DATASET}" in advice(project.push())
+    assert noted_version(project) == 1
 
 
 def test_a_kernel_that_is_refused_or_renamed(
@@ -457,4 +467,4 @@ def test_what_is_there_must_be_what_was_meant(
     server.changes = changes
     done = project.push()
     assert told in advice(done) and "do not submit it" in done.stderr
-    assert not (project.out / "pushed.json").exists()
+    assert noted_version(project) == 1

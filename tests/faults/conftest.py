@@ -7,6 +7,12 @@ from pathlib import Path
 
 import pytest
 from built_script import BuiltRun, build_demo, write_cells
+from faults.counting import tell_counts
+
+
+def pytest_sessionfinish() -> None:
+    """Tell what the fuzzes have tried: `make torture` goes on in the same process."""
+    tell_counts()
 
 
 @pytest.fixture(scope="session")

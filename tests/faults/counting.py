@@ -2,7 +2,7 @@
 
 TORTURE_EXAMPLES   inputs per fuzz (default: few, for the suite)
 TORTURE_SEED       of hypothesis (default: 0, the same inputs each time)
-TORTURE_COUNTS     a file to which each process appends "name count" lines at its end
+TORTURE_COUNTS     a file to which each process appends "name count" lines at its end, pytest at that of its tests
 """
 
 from __future__ import annotations
@@ -38,16 +38,18 @@ def torture(share: float = 1.0) -> Callable[[Callable[..., Any]], Callable[..., 
 
 def count_input(name: str) -> None:
     """Count one input of a fuzz."""
-    if not TRIED:
-        atexit.register(tell_counts)
     TRIED[name] += 1
 
 
 def tell_counts() -> None:
-    """Print what was tried, and append it to the file of TORTURE_COUNTS."""
+    """Print what was tried since it was told last, and append it to the file of TORTURE_COUNTS."""
     for name, tried in sorted(TRIED.items()):
         sys.stdout.write(f"{name}: {tried} inputs, TORTURE_SEED={SEED}\n")
     target = os.environ.get("TORTURE_COUNTS")
-    if target:
+    if target and TRIED:
         with Path(target).open("a", encoding="utf-8", newline="\n") as stream:
             stream.writelines(f"{name} {tried}\n" for name, tried in sorted(TRIED.items()))
+    TRIED.clear()
+
+
+atexit.register(tell_counts)

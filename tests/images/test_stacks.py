@@ -178,7 +178,7 @@ def test_a_damaged_plane_is_refused(tmp_path: Path) -> None:
         (dict(resolution=(2, 2), resolutionunit="NONE"), None),
         (dict(resolution=(0, 0), resolutionunit="INCH"), None),
         (dict(ome=True), None),
-        (dict(ome=True, metadata={"PhysicalSizeX": 0.3}), (0.3, 0.3)),
+        (dict(ome=True, metadata={"PhysicalSizeX": 300, "PhysicalSizeXUnit": "nm"}), (0.3, 0.3)),
         (dict(ome=True, metadata={"PhysicalSizeX": 0.3, "PhysicalSizeXUnit": "pixel"}), None),
     ],
 )

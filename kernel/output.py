@@ -1,0 +1,63 @@
+"""What the commands print, where its reader may leave before the end."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+from kernel.errors import RunError
+from kernel.log import UnfailingStream, escape_unprintable, open_closed
+
+
+class LeavingReaderStream:
+    """A text stream whose reader may leave, as `head` does: what comes after that goes nowhere, and is no failure.
+
+    Args:
+        stream: where text goes; None: nowhere, as where the process was started without this stream.
+
+    Raises:
+        RunError: by its methods, where text cannot be written for another reason, as on a full disk; once.
+    """
+
+    def __init__(self, stream: TextIO | None):
+        if stream is None:
+            stream = open(os.devnull, "w", encoding="utf-8", newline="\n")  # noqa: PTH123, SIM115
+        escape_unprintable(stream)
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with self._no_reader():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._no_reader():
+            self._stream.flush()
+
+    @contextmanager
+    def _no_reader(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            # The stream keeps what it could not write, and tries again when it is flushed and when it is closed.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            if not isinstance(error, BrokenPipeError):
+                raise RunError(
+                    f"cannot write the output ({error.strerror}): free some space, or choose another place"
+                ) from error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def let_readers_leave() -> None:
+    """Let it be no failure from now on that standard output has no reader; what is said of errors never fails.
+
+    To be called once, when a program starts.
+    """
+    open_closed()
+    for name, guarded in (("stdout", LeavingReaderStream), ("stderr", UnfailingStream)):
+        setattr(sys, name, guarded(getattr(sys, name)))

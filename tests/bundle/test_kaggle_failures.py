@@ -1,0 +1,598 @@
+"""Every command at Kaggle against every failure of the server: a code, one line of advice, and nothing done twice.
+
+The commands run in this process, with the real client, against the stub: there are many failures, and a process of its
+own for each would take seconds.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kaggle_project import Project, make_project
+from kaggle_stub import CLIENT, Failure, Run, StubServer, client_environment, running_stub
+
+import build_kernel
+from bundle import client, waiting
+from bundle.build import script_text
+from kernel.manifest.reader import parse_manifest
+from kernel.manifest.types import manifest_to_json
+
+pytestmark = [
+    pytest.mark.skipif(not CLIENT.is_file(), reason="the kaggle client is not installed"),
+    pytest.mark.xdist_group("push"),
+]
+KERNEL = "ada/my-cell-kernel"
+SUMMARY = {"members": ["maskrcnn"], "images": {"a": {"cells": 1}, "b": {}}, "failed": {"c": "dark"}, "cells": 1}
+SUBMISSION = b"id,predicted\na,5 3 12 2\nb,\nc,\n"
+HTML = b"<html><title>We are down</title></html>"
+#: A server that says no, says nothing, or is not the one that it should be.
+FAILURES: dict[str, dict[str, Any]] = {
+    **{str(status): {"status": status} for status in (400, 401, 403, 404, 409, 418, 429, 500, 502, 503, 504)},
+    "reset": {"status": 0},
+    "silence": {"status": -1},
+    "html": {"status": 200, "body": HTML, "content_type": "text/html"},
+    "html-as-json": {"status": 200, "body": HTML},
+    "html-503": {"status": 503, "body": HTML, "content_type": "text/html"},
+    "empty": {"status": 200, "body": b""},
+    "null": {"status": 200, "body": b"null"},
+    "list": {"status": 200, "body": b"[]"},
+    "text": {"status": 200, "body": b'"no"'},
+    "deep": {"status": 200, "body": b"[" * 100_000},
+    "cut": {"status": 200, "body": b'{"ref": "ada/my-cell-kernel"}' * 9, "whole": False},
+    "code": {"status": 200, "body": b'{"code": 503, "message": "later"}'},
+}
+
+
+@dataclass
+class Done:
+    """How a command ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@dataclass
+class Here:
+    """A project whose commands run in this process."""
+
+    project: Project
+    server: StubServer
+    capture: pytest.CaptureFixture[str]
+
+    def run(self, name: str, *arguments: str) -> Done:
+        self.capture.readouterr()
+        paths = [] if name == "quota" else ["--manifest", str(self.project.manifest), "--out", str(self.project.out)]
+        try:
+            code = build_kernel.main([name, *paths, *arguments])
+        except SystemExit as ending:
+            code = int(ending.code or 0)
+        printed = self.capture.readouterr()
+        return Done(code, printed.out, printed.err)
+
+    def push(self, *arguments: str) -> Done:
+        return self.run("push", "--yes", "--poll", "0", *arguments)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        return json.loads((self.project.out / "pushed.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory, wheels_dir: Path) -> Path:
+    """The folder of a project that is built."""
+    folder = tmp_path_factory.mktemp("built") / "project"
+    with running_stub() as server:
+        project = make_project(folder, server, wheels_dir)
+    words = ["--manifest", str(project.manifest), "--out", str(project.out), "--weights-dir", str(folder / "weights")]
+    assert build_kernel.main(words) == 0
+    return folder
+
+
+@pytest.fixture
+def server() -> Iterator[StubServer]:
+    with running_stub() as stub:
+        stub.user = "ada"
+        for _ in range(2):
+            run = Run({"text": "", "newTitle": "My cell kernel"}, ["COMPLETE"])
+            run.outputs = {"submission.csv": SUBMISSION, "summary.json": json.dumps(SUMMARY).encode()}
+            run.log = ["INFO machine", "INFO done"]
+            stub.kernels.setdefault(KERNEL, []).append(run)
+        yield stub
+
+
+@functools.cache
+def built_script(manifest_json: str) -> str:
+    """What a build gives, once for all tests: it takes a second."""
+    return script_text(parse_manifest(manifest_json, "the manifest"))
+
+
+def link_or_copy(source: str, target: str) -> str:
+    """A link to what no test writes into; a copy of all else."""
+    big = source.endswith((".whl", ".safetensors"))
+    return os.link(source, target) or target if big else shutil.copy2(source, target)
+
+
+@pytest.fixture
+def here(
+    tmp_path: Path,
+    built: Path,
+    server: StubServer,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Here:
+    shutil.copytree(built, tmp_path / "project", copy_function=link_or_copy)
+    project = Project(tmp_path / "project", server, {"KAGGLE_API_TOKEN": server.token})
+    for name in [name for name in client.os.environ if "proxy" in name.lower() or "kaggle" in name.lower()]:
+        monkeypatch.delenv(name)
+    for name, value in client_environment(server, project.home, **project.login).items():
+        monkeypatch.setenv(name, value)
+    sleep = time.sleep
+    monkeypatch.setattr("time.sleep", lambda seconds: sleep(min(seconds, 0.001)))  # also of the client and urllib3
+    monkeypatch.setattr(client, "LONGEST_SILENCE", 0.2)
+    monkeypatch.setattr(waiting, "LONGEST_OUTAGE", 2)
+    monkeypatch.setattr("bundle.push.script_text", lambda manifest: built_script(manifest_to_json(manifest)))
+    monkeypatch.setattr("tempfile.tempdir", str(project.home / "tmp"))
+    return Here(project, server, capsys)
+
+
+def told(done: Done, code: int | None = None) -> str:
+    """The advice of a failed command: one line, or one of problems that are listed below it."""
+    assert done.returncode in ((1, 2) if code is None else (code,)), done
+    assert "Traceback" not in done.stderr and not re.search(r"/\.(?!kaggle|\.)", done.stderr), (
+        done.stderr
+    )  # a scratch folder
+    lines = [line for line in done.stderr.splitlines() if not line.startswith(("note: ", "  - "))]
+    assert len(lines) == 1 and lines[0].startswith(("failed: ", "error: ")), done.stderr
+    return done.stderr
+
+
+def failing(name: str, endpoint: str, **more: Any) -> Failure:
+    return Failure(endpoint, **FAILURES[name], **more)
+
+
+#: Each command, and the endpoints that it asks.
+COMMANDS: dict[str, tuple[Callable[[Here], Done], tuple[str, ...]]] = {
+    "status": (lambda here: here.run("status"), ("IntrospectToken", "GetKernel", "GetKernelSessionStatus")),
+    "status-wait": (lambda here: here.run("status", "--wait", "--poll", "0"), ("GetKernelSessionStatus",)),
+    "logs": (lambda here: here.run("logs"), ("ListKernelSessionOutput",)),
+    "fetch": (lambda here: here.run("fetch"), ("ListKernelSessionOutput", "download")),
+    "submit": (lambda here: here.run("submit", "--yes", "--unchecked"), ("CreateCodeSubmission",)),
+    "submit-fetches": (lambda here: here.run("submit", "--yes"), ("ListKernelSessionOutput",)),
+    "quota": (lambda here: here.run("quota"), ("GetAcceleratorQuotaStatistics",)),
+    "push": (
+        lambda here: here.push("--ready-timeout", "0.3"),
+        (
+            "ListDataFiles",
+            "GetDatasetStatus",
+            "ListDatasets",
+            "StartBlobUpload",
+            "upload",
+            "CreateDataset",
+            "SaveKernel",
+            "GetKernel",
+        ),
+    ),
+}
+#: Answers from which is known that nothing was done.
+KNOWN = ("400", "401", "403", "404", "409", "418", "429")
+#: Bodies that are what a file may well hold, or that an endpoint takes for an answer without content.
+NO_FAILURE = {
+    "GetDatasetStatus": ("403", "404"),  # then there is none
+    "download": ("html", "html-as-json", "empty", "null", "list", "text", "deep", "code"),
+    "upload": ("html", "html-as-json", "empty", "null", "list", "text", "deep", "code", "cut"),
+}
+#: Those that a push, which takes longer, is tried with where it does not send the kernel.
+SOME_FAILURES = ("401", "403", "503", "reset", "silence", "html", "list")
+
+
+@pytest.mark.parametrize(
+    ("command", "endpoint"), [(command, endpoint) for command, (_, ends) in COMMANDS.items() for endpoint in ends]
+)
+def test_a_failure_ends_with_one_line_of_advice(here: Here, command: str, endpoint: str) -> None:
+    server = here.server
+    kernels = {name: list(runs) for name, runs in server.kernels.items()}
+    for failure in FAILURES if command != "push" or endpoint == "SaveKernel" else SOME_FAILURES:
+        if failure in NO_FAILURE.get(endpoint, ()):
+            continue
+        server.failures, server.kernels = (
+            [failing(failure, endpoint)],
+            {name: list(runs) for name, runs in kernels.items()},
+        )
+        server.requests.clear()
+        server.datasets.clear()
+        (here.project.out / "pushed.json").unlink(missing_ok=True)
+        text = told(COMMANDS[command][0](here))
+        assert len(text) > 60 and server.token not in text, (failure, text)
+        if endpoint in ("SaveKernel", "CreateCodeSubmission"):
+            unknown = failure not in KNOWN
+            assert ("is not known" in text) == unknown, (failure, text)
+            assert "run the same again" not in text or not unknown, (failure, text)
+            assert len(server.asked(endpoint)) == (4 if failure == "429" else 1)
+        if endpoint == "SaveKernel":
+            assert (here.project.out / "pushed.json").exists() == unknown
+        if (command, endpoint) == ("push", "GetKernel"):
+            assert here.record["version"] == 3 and "do not push again" in text
+
+
+# Waiting
+
+
+@pytest.mark.parametrize("failure", ["429", "500", "502", "503", "reset", "html-503", "html"])
+def test_a_wait_outlives_what_passes(here: Here, failure: str) -> None:
+    """More failures than one question is asked again for."""
+    server = here.server
+    server.kernels[KERNEL][-1].states = ["RUNNING", "COMPLETE"]
+    times = 1 if failure == "html" else 5
+    server.failures = [failing(failure, name, times=times) for name in ("GetKernelSessionStatus", "GetSubmission")]
+    waited = here.run("status", "--wait", "--poll", "0")
+    assert waited.returncode == 0 and "version 2: complete" in waited.stdout, waited.stderr
+    scored = here.run("submit", "--yes", "--wait", "--poll", "0")
+    assert scored.returncode == 0 and "public score: 0.311" in scored.stdout, scored.stderr
+    assert len(server.submissions) == 1 and not any(failure.times for failure in server.failures)
+
+
+@pytest.mark.parametrize("failure", ["502", "reset"])
+def test_a_push_outlives_what_passes_while_it_waits_for_a_dataset(here: Here, failure: str) -> None:
+    server = here.server
+    server.new_states = ["BLOBS_RECEIVED", "READY"]
+    answer = server.answer_CreateDataset
+
+    def fail_after(request: dict[str, Any]) -> dict[str, Any]:
+        server.failures = [failing(failure, "GetDatasetStatus", times=5)]
+        return answer(request)
+
+    server.answer_CreateDataset = fail_after  # type: ignore[method-assign]
+    done = here.push()
+    assert done.returncode == 0, done.stderr
+    assert len(server.asked("CreateDataset")) == 2 and len(server.asked("SaveKernel")) == 1
+
+
+def test_a_submission_whose_score_cannot_be_asked_for_is_not_made_twice(here: Here) -> None:
+    """The advice asks again, and submits nothing."""
+    server = here.server
+    for failure in ("503", "401", "silence", "html"):
+        server.failures = [failing(failure, "GetSubmission")]
+        for words in (["--wait", "--poll", "0"], []):
+            before = len(server.submissions)
+            text = told(here.run("submit", "--yes", *words), 1)
+            ref = 1001 + before
+            assert f"submit --ref {ref} --wait` asks again, and submits nothing" in text
+            assert "run the same again" not in text or failure == "401"
+    server.failures = []
+    made = len(server.submissions)
+    assert here.run("submit", "--ref", "1001", "--wait", "--poll", "0").returncode == 0
+    assert len(server.submissions) == made
+
+
+def test_a_submission_whose_answer_is_lost_may_be_there(here: Here) -> None:
+    here.server.lost_answers = True
+    text = told(here.run("submit", "--yes"), 1)
+    assert len(here.server.submissions) == 1 and "whether it was submitted is not known" in text
+    assert "submit --ref NUMBER --wait" in text
+
+
+def test_a_submission_that_is_none(here: Here) -> None:
+    for words in (["--wait"], []):
+        assert "Kaggle shows you no submission 77" in told(here.run("submit", "--ref", "77", *words), 2)
+    here.server.unseen_submissions = 3  # a new one takes its time
+    done = here.run("submit", "--yes", "--wait", "--poll", "0")
+    assert done.returncode == 0 and "submission 1001: not shown yet" in done.stdout
+    here.server.unseen_submissions = 10**6
+    text = told(here.run("submit", "--yes", "--wait", "--poll", "0"), 1)
+    assert "submission 1002 was made, and Kaggle does not show it: `python build_kernel.py submit --ref 1002" in text
+
+
+# What was pushed last
+
+
+def test_the_version_is_known_from_the_moment_it_is_there(here: Here) -> None:
+    """A push that cannot compare it, or is not content with it, is no reason to mean the version before."""
+    server = here.server
+    assert here.push().returncode == 0 and here.record["version"] == 3 and here.record["compared"]
+    server.failures = [failing("500", "GetKernel")]
+    assert "do not push again" in told(here.push(), 1)
+    assert (here.record["version"], here.record["compared"]) == (4, False)
+    server.kernels[KERNEL][3].states = ["COMPLETE"]
+    assert "version 4: complete" in here.run("status").stdout
+    assert "has not compared this version" in told(here.run("submit", "--yes"), 1)
+    server.failures = []
+    server.kernels[KERNEL][3].request["enableInternet"] = True
+    assert "internet is True, not False: do not submit it" in told(here.run("submit", "--yes"), 1)
+    assert not server.submissions
+    server.kernels[KERNEL][3].request["enableInternet"] = False
+    server.kernels[KERNEL][3].outputs = server.kernels[KERNEL][0].outputs
+    assert here.run("submit", "--yes").returncode == 0 and here.record["compared"]
+    assert [request["kernelVersion"] for request in server.submissions] == [4]
+    # A version with something wrong is the last one as well.
+    server.changes = {"ref": "ada/my-cell-kernel-2"}
+    assert "Kaggle has named the kernel ada/my-cell-kernel-2" in told(here.push(), 1)
+    assert (here.record["kernel"], here.record["version"]) == ("ada/my-cell-kernel-2", 1)
+
+
+def test_a_push_whose_answer_is_lost(here: Here) -> None:
+    """Kaggle's last version is meant then, and it is compared before it is submitted."""
+    server = here.server
+    assert here.push().returncode == 0
+    server.failures = [failing("reset", "SaveKernel")]
+    told(here.push(), 1)
+    assert here.record["version"] is None
+    status = here.run("status")
+    assert (
+        "version 3: " in status.stdout and "the answer to the last push was lost: version 3 is meant" in status.stderr
+    )
+    server.failures = [failing("409", "SaveKernel")]  # which is an answer: nothing was made
+    told(here.push(), 1)
+    assert here.record["version"] is None
+    server.failures = []
+    server.kernels[KERNEL][-1].states = ["COMPLETE"]
+    server.kernels[KERNEL][-1].request["text"] = "print()"
+    assert "the script is another one" in told(here.run("submit", "--yes"), 1) and not server.submissions
+    assert here.push().returncode == 0 and here.record["version"] == 4
+    server.failures = [failing("400", "SaveKernel")]
+    told(here.push(), 1)
+    assert (here.record["version"], here.record["compared"]) == (4, True)
+
+
+DAMAGED_NOTES = [
+    "",
+    "{",
+    "[]",
+    "null",
+    "3",
+    "{}",
+    '{"kernel": 1}',
+    '{"kernel": "K", "version": "x", "url": "", "sha256": ""}',
+    '{"kernel": "K", "version": -1, "url": "", "sha256": ""}',
+    '{"kernel": "K", "version": 1.5, "url": "", "sha256": ""}',
+    '{"kernel": "K", "version": true, "url": "", "sha256": ""}',
+    '{"kernel": "K", "version": 1, "url": "", "sha256": "", "meant": []}',
+    "[" * 100_000,
+    "\ud800",
+]
+
+
+def test_a_damaged_note_is_told_and_replaced_by_a_push(here: Here) -> None:
+    note = here.project.out / "pushed.json"
+    for text in DAMAGED_NOTES:
+        note.write_bytes(text.replace("K", KERNEL).encode("utf-8", errors="surrogatepass"))
+        for command in ("status", "logs", "fetch", "submit"):
+            assert "pushed.json is damaged" in told(here.run(command), 2)
+    assert here.run("status", "--version", "1").returncode == 0
+    assert here.push().returncode == 0 and here.record["version"] == 3
+
+
+def test_notes_of_others_and_of_earlier_states(here: Here) -> None:
+    note = here.project.out / "pushed.json"
+    old = {"kernel": KERNEL, "version": 1, "url": "u", "sha256": "0"}
+    note.write_text(json.dumps(old), encoding="utf-8")
+    done = here.run("status")
+    assert "version 1: complete" in done.stdout and done.stderr == ""
+    note.write_text(json.dumps(old | {"kernel": "bob/my-cell-kernel"}), encoding="utf-8")
+    done = here.run("status")
+    assert "version 2: complete" in done.stdout and "is of bob/my-cell-kernel: version 2 of" in done.stderr
+    note.unlink()
+    note.mkdir()
+    assert "cannot" in told(here.push(), 2) and not here.server.asked("SaveKernel")
+
+
+def test_the_same_again_is_told(here: Here) -> None:
+    assert "nothing has changed" not in here.push().stdout
+    again = here.push()
+    assert "nothing has changed since version 3: this makes another one, which is the same" in again.stdout
+    assert again.returncode == 0 and here.record["version"] == 4
+
+
+# What is about to be pushed
+
+
+@pytest.mark.parametrize("harm", ["missing", "cut", "none"])
+def test_an_incomplete_folder_of_wheels_is_told(here: Here, harm: str) -> None:
+    wheels = here.project.out / "wheels"
+    for wheel in sorted(wheels.glob("*.whl"))[: 1 if harm != "none" else None]:
+        content = wheel.read_bytes()
+        wheel.unlink()
+        if harm == "cut":
+            wheel.write_bytes(content[:-10])
+    for words in (["--offline"], ["--yes"]):
+        text = told(here.run("push", *words), 2)
+        assert "holds not all wheels as the kernel needs them" in text and "build again" in text
+    assert not here.server.requests
+
+
+def test_a_script_that_was_edited_is_told(here: Here) -> None:
+    script = here.project.out / "kernel" / "kernel.py"
+    script.write_text(script.read_text(encoding="utf-8") + "\n# mine\n", encoding="utf-8", newline="\n")
+    for words in (["--offline"], ["--yes"]):
+        assert "is not what a build gives now, for it was edited" in told(here.run("push", *words), 2)
+    assert not here.server.requests
+
+
+DAMAGED_SCRIPTS = [
+    b"",
+    b"\0",
+    b"\xff\xfe",
+    b"MANIFEST_JSON = 3",
+    b"MANIFEST_JSON = []",
+    b"MANIFEST_JSON = f'{x}'",
+    b"MANIFEST_JSON = print()",
+    b"MANIFEST_JSON = ''",
+    b"MANIFEST_JSON = '[]'",
+    b"MANIFEST_JSON = b'{}'",
+    b"x = (",
+    b"x = " + b"(" * 5000,
+    b"x = " + b"-" * 100_000 + b"1",
+    b"a, MANIFEST_JSON = 1, 2",
+]
+
+
+def test_a_damaged_script_is_told(here: Here) -> None:
+    for content in DAMAGED_SCRIPTS:
+        (here.project.out / "kernel" / "kernel.py").write_bytes(content)
+        for words in (["--offline"], ["--yes"]):
+            assert "build again" in told(here.run("push", *words), 2)
+        assert not here.server.requests
+
+
+def test_the_check_without_network_names_the_wheels_too(here: Here) -> None:
+    assert "not checked" not in here.run("push", "--offline").stdout
+    shutil.rmtree(here.project.out / "wheels")
+    done = here.run("push", "--offline")
+    assert done.returncode == 0 and "whether Kaggle has ada/mmdet-pure-python-wheels" in done.stdout
+    text = told(here.run("push", "--yes"), 2)
+    assert "no dataset ada/mmdet-pure-python-wheels, and the wheels are not at hand: build again" in text
+
+
+# Results
+
+
+ODD_SUMMARIES = [
+    {"members": None},
+    {"members": 3},
+    {"images": []},
+    {"images": None},
+    {"images": "abc"},
+    {"failed": ["a"]},
+    {"failed": 1},
+    {"images_by_type": [1]},
+    {"images_by_quality": "all"},
+]
+
+
+def test_an_odd_summary_is_told(here: Here) -> None:
+    for summary in ODD_SUMMARIES:
+        here.server.kernels[KERNEL][1].outputs["summary.json"] = json.dumps(SUMMARY | summary).encode()
+        assert "summary.json is none of ours" in told(here.run("fetch"), 1)
+
+
+ODD_VALUES = [
+    {"cells": []},
+    {"seconds": {}},
+    {"dtype": None},
+    {"peak_memory_gb": "x"},
+    {"gpus": 3},
+    {"python": ["3"]},
+    {"images": {"a": 1, "b": None}},
+    {"failed": {"c": [1, "\n"]}},
+    {"images_by_type": {"cort": None}},
+    {"more": 1},
+]
+
+
+def test_odd_values_of_a_summary_are_shown(here: Here) -> None:
+    for summary in ODD_VALUES:
+        here.server.kernels[KERNEL][1].outputs["summary.json"] = json.dumps(SUMMARY | summary).encode()
+        done = here.run("fetch")
+        assert done.returncode == 0 and "submission.csv is valid" in done.stdout, done.stderr
+
+
+DAMAGED_SUMMARIES = [b"[" * 100_000, b"\xff", b"", b"9" * 5000, b'{"images": "\\ud800"}']
+
+
+def test_a_damaged_summary_is_told(here: Here) -> None:
+    for content in DAMAGED_SUMMARIES:
+        tried = here.project.out / "dry-run" / "summary.json"
+        tried.parent.mkdir(exist_ok=True)
+        tried.write_bytes(content)
+        done = here.run("fetch")  # that of a dry run is no reason to refuse the run's
+        assert done.returncode == 0 and "note: not compared with what was in the dry run" in done.stderr
+        outputs = here.server.kernels[KERNEL][1].outputs
+        whole, outputs["summary.json"] = outputs["summary.json"], content
+        assert "summary.json" in told(here.run("fetch"), 1)
+        outputs["summary.json"] = whole
+
+
+def test_submit_heeds_what_fetch_has_found(here: Here) -> None:
+    server = here.server
+    outputs = server.kernels[KERNEL][1].outputs
+    whole = dict(outputs)
+    for name, content in (
+        ("submission.csv", b"id,predicted\na,\nb,\nc,\n"),
+        ("summary.json", b"[]"),
+        ("submission.csv", None),
+    ):
+        outputs.clear()
+        outputs.update(whole | {name: content} if content is not None else {"summary.json": whole["summary.json"]})
+        shutil.rmtree(here.project.out / "runs", ignore_errors=True)
+        unseen = told(here.run("submit", "--yes"), 1)  # it looks by itself
+        seen = told(here.run("submit", "--yes"), 1)
+        assert (
+            "nothing was submitted, for `fetch` has found: " in seen and unseen.removeprefix("failed: ").strip() in seen
+        )
+    assert not server.submissions
+    # Of a run that has left none, it is no question of the manifest or of a push.
+    text = told(here.run("submit", "--yes", "--unchecked"), 1)
+    assert "the run has left no submission.csv: `python build_kernel.py logs` shows why" in text
+    outputs.update(whole)
+    assert here.run("submit", "--yes", "--unchecked").returncode == 0 and len(server.submissions) == 1
+    assert here.run("fetch").returncode == 0 and here.run("submit", "--yes").returncode == 0
+    # What is known of another kernel's run, or not well, is not known of this one's.
+    verdict = here.project.out / "runs" / "2" / "verdict.json"
+    for text in (json.dumps({"kernel": "bob/x", "version": 2, "problem": "none"}), "{", "[]", '{"kernel": 1}'):
+        verdict.write_text(text, encoding="utf-8")
+        done = here.run("submit", "--yes")
+        assert done.returncode == 0 and "submission.csv is valid" in done.stdout, done.stderr
+
+
+def test_outputs_that_would_leave_their_folder(here: Here) -> None:
+    for name in ("../../away.txt", "/away.txt"):
+        here.server.kernels[KERNEL][1].outputs[name] = b"x"
+        assert "resolves outside" in told(here.run("fetch"), 1)
+        del here.server.kernels[KERNEL][1].outputs[name]
+    assert not list(here.project.folder.rglob("away.txt"))
+
+
+def test_a_download_that_is_cut_leaves_what_was_fetched_before(here: Here) -> None:
+    assert here.run("fetch").returncode == 0
+    before = (here.project.out / "runs" / "2" / "submission.csv").read_bytes()
+    here.server.failures = [Failure("download", 200, body=SUBMISSION * 99, content_type="text/csv", whole=False)]
+    told(here.run("fetch"), 1)
+    assert (here.project.out / "runs" / "2" / "submission.csv").read_bytes() == before
+    assert [path.name for path in (here.project.out / "runs").iterdir()] == ["2"]
+
+
+def test_a_version_that_is_none(here: Here) -> None:
+    for command in ("status", "logs", "fetch", "submit"):
+        text = told(here.run(command, "--version", "99"), 1)
+        assert "version 99 of ada/my-cell-kernel: not there (404): the last version is 2" in text
+
+
+def test_pages_without_end_are_told(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert here.push().returncode == 0
+    monkeypatch.setattr(
+        here.server, "answer_ListDatasetFiles", lambda request: {"datasetFiles": [], "nextPageToken": "2"}
+    )
+    assert "page 2 comes after itself" in told(here.push(), 1)
+
+
+# Login
+
+
+def test_a_login_that_has_expired_is_not_called_none(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KAGGLE_API_TOKEN", "KGAT_expired")
+    text = told(here.run("quota"), 2)
+    assert "does not take the token in KAGGLE_API_TOKEN, which is expired" in text and "KGAT_expired" not in text
+    monkeypatch.delenv("KAGGLE_API_TOKEN")
+    assert "nobody is logged in" in told(here.run("quota"), 2)
+    token = here.project.home / ".kaggle" / "access_token"
+    token.parent.mkdir()
+    token.write_text("KGAT_old", encoding="utf-8")
+    text = told(here.run("quota"), 2)
+    assert "does not take the token in ~/.kaggle/access_token" in text and "KGAT_old" not in text
+
+
+@pytest.mark.parametrize("token", ["x" * 5000, "a\tsecret", "\u00e4\u20ac", "not.one", "q q"])
+def test_no_token_shows_however_odd_it_is(here: Here, monkeypatch: pytest.MonkeyPatch, token: str) -> None:
+    monkeypatch.setenv("KAGGLE_API_TOKEN", token)
+    text = told(here.run("quota"))
+    assert token[:40] not in text
