@@ -247,6 +247,8 @@ class SavedRun:
                 self._save()
                 return
             except InputError as error:
+                if self._is_written():
+                    return
                 LOG.error("%s; trying once more", error)
             with writing(self.submission, RunError):
                 self.submission.parent.mkdir(parents=True, exist_ok=True)
@@ -259,6 +261,13 @@ class SavedRun:
                     raise RunError(
                         f"{error}; it is as it was written last, {self._journal_path} may have more"
                     ) from error
+
+    def _is_written(self) -> bool:
+        """Whether submission.csv has all that it would have."""
+        try:
+            return self.submission.is_file() and self.submission.read_bytes() == self._writer.content(so_far=True)
+        except OSError:
+            return False
 
     def _save_over_journal(self) -> bool:
         """Make submission.csv anew in the room of the journal, where that has enough; whether that was so.
