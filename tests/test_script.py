@@ -123,8 +123,6 @@ def test_a_broken_image_costs_only_its_own_row(images: Path, dry_run: Path, tmp_
     ("variables", "told"),
     [
         ({"KERNEL_INPUT_ROOT": "gone"}, "no folder gone, named by KERNEL_INPUT_ROOT"),
-        ({"KERNEL_DEVICE": "tpu"}, "KERNEL_DEVICE is 'tpu'"),
-        ({"KERNEL_DTYPE": "int8"}, "KERNEL_DTYPE is 'int8'; allowed are float32, float16, bfloat16"),
         ({"KERNEL_WORKING": "gone"}, "no folder gone: run this on Kaggle, or set KERNEL_WORKING"),
         ({}, "competition sartorius-cell-instance-segmentation is not mounted under"),
     ],
@@ -132,17 +130,39 @@ def test_a_broken_image_costs_only_its_own_row(images: Path, dry_run: Path, tmp_
 def test_what_is_wrong_is_told_by_the_script(
     dry_run: Path, tmp_path: Path, variables: dict[str, str], told: str
 ) -> None:
-    given = {"KERNEL_INPUT_ROOT": str(tmp_path), "KERNEL_WORKING": str(tmp_path), "KERNEL_DEVICE": "cpu"}
+    run_wrong(dry_run, tmp_path, variables, told)
+    assert not (tmp_path / "submission.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("variables", "told"),
+    [
+        ({"KERNEL_DEVICE": "tpu"}, "KERNEL_DEVICE is 'tpu'"),
+        ({"KERNEL_DTYPE": "int8"}, "KERNEL_DTYPE is 'int8'; allowed are float32, float16, bfloat16"),
+    ],
+)
+def test_what_is_wrong_with_devices_comes_after_a_valid_submission(
+    dry_run: Path, images: Path, tmp_path: Path, variables: dict[str, str], told: str
+) -> None:
+    test = tmp_path / "competitions" / "sartorius-cell-instance-segmentation" / "test"
+    shutil.copytree(images, test)
+    run_wrong(dry_run, tmp_path, variables, told)
+    rows = (tmp_path / "submission.csv").read_text(encoding="utf-8").splitlines()
+    assert rows[0] == "id,predicted" and len(rows) > 1 and all(row.endswith(",") for row in rows[1:])
+
+
+def run_wrong(dry_run: Path, folder: Path, variables: dict[str, str], told: str) -> None:
+    """Run the script where something is wrong, which it must tell in one line."""
+    given = {"KERNEL_INPUT_ROOT": str(folder), "KERNEL_WORKING": str(folder), "KERNEL_DEVICE": "cpu"}
     done = subprocess.run(
         [sys.executable, "-I", str(dry_run / "kernel" / "kernel.py")],
         env={**os.environ, **given, **variables},
-        cwd=tmp_path,
+        cwd=folder,
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 2 and told in done.stdout and "Traceback" not in done.stdout + done.stderr
-    assert not (tmp_path / "submission.csv").exists()
 
 
 def run_built(
