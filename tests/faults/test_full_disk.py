@@ -42,9 +42,9 @@ def test_files_that_cannot_grow_any_more(make_run: MakeRun, variables: dict[str,
     assert code == 0 and not kept & set(images_done(log)) and all(done(run).values()), log
 
 
-#: Fills a folder once the script, which runs in the background with its log in `log`, has done three images.
+#: Fills a folder once the script, which runs in the background with its log in `log`, has done an image.
 FILLED = (
-    "until grep -q ' INFO image image0002' log; do kill -0 $! || break; sleep 0.1; done; "
+    "until grep -q ' INFO image image0000' log; do kill -0 $! || break; sleep 0.1; done; "
     "head -c 99m /dev/zero >{folder}/filler; wait $!"
 )
 
@@ -74,7 +74,7 @@ def test_a_working_folder_that_somebody_fills(make_run: MakeRun) -> None:
     rows = read_submission(run.home / "first.csv")
     assert len(rows) == 8 and (run.home / "second.csv").read_bytes() == whole.submission.read_bytes()
     kept = re.search(r"(\d) of 8 images are done already", second)
-    assert kept and int(kept[1]) >= 3 and len(images_done(second)) == 8 - int(kept[1]), log
+    assert kept and int(kept[1]) >= 1 and len(images_done(second)) == 8 - int(kept[1]), log
 
 
 def test_a_temporary_folder_that_fills(make_run: MakeRun) -> None:
