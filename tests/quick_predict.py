@@ -23,6 +23,7 @@ from kernel import __main__ as program
 from kernel import scale
 from kernel.commands import predict
 from kernel.masks.instances import CellMasks
+from kernel.scoring import predicting
 
 
 def spots(image_bgr: np.ndarray) -> CellMasks:
@@ -52,13 +53,7 @@ def main() -> int:
 
     scale.segment_image = segment_image  # type: ignore[assignment]
     scale.ScaledEnsemble.plan = lambda self, shape: None  # type: ignore[method-assign]
-    found = predict.find_ensemble
-
-    def find_ensemble(*given: Any) -> SimpleNamespace:
-        files = found(*given)
-        return SimpleNamespace(manifest=files.manifest, paths=files.paths, load=lambda device: None)
-
-    predict.find_ensemble = find_ensemble  # type: ignore[assignment]
+    predicting.EnsembleFiles.load = lambda self, device: None  # type: ignore[assignment]
     predict.use_vendored_packages = lambda: None  # type: ignore[assignment]
     program.end_on_sigterm()
     return program.main(sys.argv[2:])

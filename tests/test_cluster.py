@@ -148,15 +148,33 @@ def when(there: Callable[[], bool], then: Callable[[], object]) -> threading.Thr
     return thread
 
 
+def images_of_two_plates(folder: Path, count: int) -> None:
+    """Images of equal names in two sub-folders, and one that is none."""
+    for number in range(count):
+        plate = folder / f"plate{number % 2}"
+        plate.mkdir(parents=True, exist_ok=True)
+        pixels = generate_image("shsy5y", number, (96, 128)).image
+        cv2.imwrite(str(plate / f"field{number // 2}.png"), pixels)
+    (folder / "plate0" / "broken.png").write_bytes(b"nothing")
+
+
+def test_predict_on_several_devices_writes_what_it_writes_on_one(
+    tmp_path: Path, wheels_site: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    images_of_two_plates(tmp_path / "images", 4)
+    given = ["predict", "images", "--recursive", "--export", "labels,tables", *one_member(tmp_path)]
+    monkeypatch.chdir(tmp_path)
+    assert main([*given, "--out", "one"]) == 2  # one is broken
+    capfd.readouterr()
+    assert main([*given, "--out", "two", "--device", "cpu,cpu"]) == 2
+    assert "cpu: member maskrcnn" in capfd.readouterr().err  # told by a process of its own
+    assert content(tmp_path / "two") == content(tmp_path / "one")
+
+
 def test_predict_on_a_cluster_writes_what_it_writes_here(
     tmp_path: Path, wheels_site: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for number in range(10):
-        folder = tmp_path / "images" / f"plate{number % 2}"
-        folder.mkdir(parents=True, exist_ok=True)
-        pixels = generate_image("shsy5y", number, (96, 128)).image
-        cv2.imwrite(str(folder / f"field{number // 2}.png"), pixels)
-    (tmp_path / "images" / "plate0" / "broken.png").write_bytes(b"nothing")
+    images_of_two_plates(tmp_path / "images", 10)
     given = ["--recursive", "--export", "labels,tables,coco,report", *one_member(tmp_path)]
     monkeypatch.chdir(tmp_path)  # paths are relative here, and workers work elsewhere
     assert main(["predict", "images", "--out", "here", *given]) == 2  # one is broken

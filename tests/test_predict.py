@@ -86,7 +86,7 @@ def test_an_output_among_the_images_is_never_an_input(run: Run, capsys: pytest.C
         run(".", "--recursive")
         assert [row["image"] for row in run.rows()] == ["a"]
     run("out/pictures/a.png", code=2)
-    assert "holds the images themselves" in capsys.readouterr().err
+    assert "error: images out/pictures/a.png is read, and would be lost" in capsys.readouterr().err
 
 
 def test_a_zoom_from_what_the_file_tells(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
@@ -164,14 +164,14 @@ def test_planes_of_a_stack(run: Run, capsys: pytest.CaptureFixture[str]) -> None
     assert told.count("frame 0 of 2, z 1 of 3, channel 0 of 2 are taken") == 1
     (cell,) = run.rows("cells.csv")
     assert (cell["image"], cell["area_px"], cell["x1"]) == ("movie", "4", "20")
-    run("movie.tif", "--frame", "all", "--channel", "1", "--z", "max")
+    run("movie.tif", "--frame", "all", "--channel", "1", "--z", "max", "--replace")
     assert [(row["image"], row["frame"], row["cells"]) for row in run.rows()] == [
         ("movie_t0", "0", "3"), ("movie_t1", "1", "6"),
     ]  # fmt: skip
     assert {row["area_px"] for row in run.rows("cells.csv")} == {"9"}
     assert sorted(path.name for path in (run.home / "out" / "labels").iterdir()) == ["movie_t0.tif", "movie_t1.tif"]
     write(run.home / "gray.png", picture((5, 5)))
-    run("movie.tif", "gray.png", "--channel", "1", code=2)  # the gray one has no second channel
+    run("movie.tif", "gray.png", "--channel", "1", "--replace", code=2)  # the gray one has no second channel
     assert "no channel 1: it has one" in capsys.readouterr().err
     assert [(row["image"], bool(row["failure"])) for row in run.rows()] == [("movie", False), ("gray", True)]
 
@@ -228,9 +228,6 @@ def test_a_terminal_has_a_bar_and_no_colours(run: Run, monkeypatch: pytest.Monke
     ("words", "told"),
     [
         (("--zoom", "0"), "--zoom 0: it must be above 0"),
-        (("--zoom", "nan"), "--zoom nan"),
-        (("--pixel-size", "-1"), "--pixel-size -1"),
-        (("--min-area", "-1"), "--min-area -1: it must be 0 or more"),
         (("--z", "top"), "z 'top': give an index, counted from 0, or max or middle"),
         (("--frame", "-2"), "frame -2"),
         (("gone.png",), "no file or folder gone.png"),
@@ -242,6 +239,22 @@ def test_options_that_mean_nothing(
 ) -> None:
     write(run.home / "a.png", picture((5, 5)))
     run("a.png", *words, code=2)
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--zoom", "nan"), "--zoom: 'nan' is not a number from 0 on"),
+        (("--pixel-size", "-1"), "--pixel-size: '-1' is not a number from 0 on"),
+        (("--min-area", "-1"), "--min-area: '-1' is not a whole number from 0 on"),
+    ],
+)
+def test_numbers_that_mean_nothing(
+    run: Run, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], told: str
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        run("a.png", *words)
     assert told in capsys.readouterr().err
 
 

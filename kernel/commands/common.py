@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 ENSEMBLE_DEFAULTS = {"dtype": NETWORK_DTYPES[0]}
 #: The options of `add_ensemble_arguments` that name what is read.
 ENSEMBLE_READS = ("manifest", "weights_dir", "data", "folds_csv")
+#: What --device takes, for its help.
+ONE_DEVICE = "cpu, cuda, cuda:1, ... (default: the first GPU, or the CPU)"
+ALL_DEVICES = "cpu, cuda:1, or several that share the images, as cuda:0,cuda:1 (default: all GPUs, or the CPU)"
 #: Stands in a help text for what `describe_presets` says.
 PRESETS_PLACE = "(presets)"
 
@@ -63,13 +66,16 @@ def add_ensemble_arguments(parser: argparse.ArgumentParser, stored: bool = False
     add_data_arguments(parser, "take the images of this fold alone: those that train --fold left out")
 
 
-def add_member_arguments(parser: argparse.ArgumentParser, stored: bool = False, shipped: bool = False) -> None:
+def add_member_arguments(
+    parser: argparse.ArgumentParser, stored: bool = False, shipped: bool = False, device_help: str = ONE_DEVICE
+) -> None:
     """The options that name an ensemble and where it runs, for `choose_members` and `load_options_ensemble`.
 
     Args:
         parser: of a command.
         stored: whether stored predictions may be given in the weights' place.
         shipped: whether the members that come with the program may be taken.
+        device_help: what --device takes.
     """
     parser.add_argument("--manifest", type=Path, required=not shipped, help="the ensemble")
     source = parser.add_mutually_exclusive_group(required=True) if stored else parser
@@ -87,7 +93,7 @@ def add_member_arguments(parser: argparse.ArgumentParser, stored: bool = False, 
         source.add_argument(
             "--predictions", type=Path, metavar="FOLDER", help="what `validate --predictions` has stored, for weights"
         )
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU, or the CPU)")
+    parser.add_argument("--device", help=device_help)
     parser.add_argument(
         "--dtype",
         choices=NETWORK_DTYPES,
@@ -183,6 +189,19 @@ def check_device(name: str | None) -> str:
         count = torch.cuda.device_count()
         raise InputError(f"--device {name}: this machine has cpu and {count} GPU(s) (cuda, cuda:1, ...)") from error
     return name
+
+
+def check_devices(names: str | None, *, every_gpu: bool = False) -> list[str]:
+    """The devices of --device, as "cuda:0,cuda:1"; without names the first GPU, or with `every_gpu` all, or the CPU.
+
+    Raises:
+        InputError: as `check_device`.
+    """
+    import torch
+
+    if names is None and every_gpu and torch.cuda.device_count() > 1:
+        return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    return [check_device(name) for name in names.split(",")] if names else [check_device(None)]
 
 
 def find_ensemble(manifest: Manifest, weights_dir: Path, dtype: str = NETWORK_DTYPES[0]) -> EnsembleFiles:

@@ -49,7 +49,9 @@ def add_parser(commands: Any) -> None:
         help="side of a pixel, in micrometres, of the images that it has learned from, to be noted in the file "
         "(default: as the file says)",
     )
-    parser.set_defaults(run=run_convert, rules=CommandRules(reads=["file"], writes=lambda options: [options.out]))
+    parser.set_defaults(
+        run=run_convert, rules=CommandRules(reads=["file"], unflagged=["file"], writes=lambda options: [options.out])
+    )
 
 
 def run_convert(options: argparse.Namespace) -> None:

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 import uuid
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kernel.commands.common import add_member_arguments, add_replace, check_device, choose_members
+from kernel.commands.common import (
+    ALL_DEVICES,
+    add_member_arguments,
+    add_replace,
+    check_device,
+    check_devices,
+    choose_members,
+)
 from kernel.commands.options import number, whole_number
 from kernel.commands.results import refuse_to_replace_result
 from kernel.commands.resuming import resumed_folder
 from kernel.commands.rules import CommandRules, flag
 from kernel.errors import InputError, RunError
 from kernel.images.planes import choice_of_texts
-from kernel.log import LOG
+from kernel.log import LOG, show_log
 from kernel.manifest.types import manifest_to_json
 from kernel.vendored import use_vendored_packages
 
@@ -28,8 +36,10 @@ if TYPE_CHECKING:
     from kernel.export.inputs import InputImage
     from kernel.scale import ScaledEnsemble
     from kernel.scoring.predicting import EnsembleFiles
+
 RULES = CommandRules(
     reads=("images", "manifest", "weights_dir"),
+    unflagged=("images",),
     writes=lambda options: [options.out],
 )
 
@@ -89,7 +99,7 @@ def add_parser(commands: Any) -> None:
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("-q", "--quiet", action="store_true", help="tell only what is wrong")
     shown.add_argument("-v", "--verbose", action="store_true", help="tell more, and a line for each image")
-    add_member_arguments(parser, shipped=True)
+    add_member_arguments(parser, shipped=True, device_help=ALL_DEVICES)
     parser.set_defaults(run=run_predict, rules=RULES)
 
 
@@ -123,10 +133,11 @@ def run_predict(options: argparse.Namespace) -> None:
         shown_progress(len(images), quiet=options.quiet, verbose=options.verbose) as progress,
     ):
         here = folder.resolve()
-        load = partial(load_scaled, absolute(files), options.device)
+        devices = check_devices(options.device, every_gpu=True) if options.scheduler is None else []
+        load = partial(load_scaled, absolute(files), options.device if options.scheduler else None)
         work = ImageWork(uuid.uuid4().hex, load, largest_input(images), wanted, here)
         if options.scheduler is None:
-            outcomes = partial(work_here, work)
+            outcomes = partial(work_here, work, devices)
         else:
             outcomes = partial(map_on_cluster, options.scheduler, work, folder=here)
             images = [replace(image, path=image.path.resolve()) for image in images]
@@ -143,12 +154,22 @@ def run_predict(options: argparse.Namespace) -> None:
         raise InputError(f"{len(failed)} image(s) could not be read and are not there: {', '.join(failed)}")
 
 
+#: The device of this process, where it is one of several.
+_DEVICE: list[str] = []
+
+
 def load_scaled(files: EnsembleFiles, device: str | None) -> ScaledEnsemble:
-    """The ensemble of these files at the scale that its members know; also in processes on other machines."""
+    """The ensemble of these files at the scale that its members know; also in other processes, and on other machines.
+
+    Args:
+        files: found before.
+        device: where a cluster's worker is to run it; None: the one of this process, or the first GPU, or the CPU.
+    """
     use_vendored_packages()
     from kernel.scale import ScaledEnsemble, member_pixel_um
 
-    return ScaledEnsemble(files.load(check_device(device)), member_pixel_um(files.paths))
+    name = device or (_DEVICE[0] if _DEVICE else None)
+    return ScaledEnsemble(files.load(check_device(name)), member_pixel_um(files.paths))
 
 
 def absolute(files: EnsembleFiles) -> EnsembleFiles:
@@ -156,9 +177,34 @@ def absolute(files: EnsembleFiles) -> EnsembleFiles:
     return replace(files, paths={name: path.resolve() for name, path in files.paths.items()})
 
 
-def work_here(work: ImageWork, images: Sequence[InputImage]) -> Iterator[tuple[InputImage, Outcome]]:
-    """The work for each image, one after the other, in this process."""
-    return ((image, work(image)) for image in images)
+def work_here(
+    work: ImageWork, devices: Sequence[str], images: Sequence[InputImage]
+) -> Iterator[tuple[InputImage, Outcome]]:
+    """The work for each image on this machine: in this process, or with several devices in a process for each.
+
+    Raises:
+        RunError: a process dies, is stopped or hangs.
+    """
+    if len(devices) == 1:
+        _DEVICE[:] = devices
+        return ((image, work(image)) for image in images)
+    import torch
+
+    from kernel.processes import map_in_processes
+
+    threads = max(1, torch.get_num_threads() // len(devices))
+    starts = [partial(start_device, device, threads) for device in devices]
+    advice = "what is finished stays: the same command goes on from there, on fewer devices if need be"
+    return zip(images, map_in_processes(work, images, starts, advice), strict=True)
+
+
+def start_device(device: str, threads: int) -> None:
+    """Prepare this process of several for its device, with so many threads."""
+    import torch
+
+    torch.set_num_threads(threads)
+    show_log(sys.stderr, f"{device}: %(message)s")
+    _DEVICE[:] = [device]
 
 
 def check_numbers(options: argparse.Namespace) -> None:

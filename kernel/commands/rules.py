@@ -102,6 +102,7 @@ class CommandRules:
     effects: Sequence[Effect] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)  # of options that the parser leaves at None
     reads: Sequence[str] = ()  # the options that name files and folders which are read
+    unflagged: Sequence[str] = ()  # those of them that are written without a flag
     #: The files, and the folders replaced as a whole, that it writes.
     writes: Callable[[argparse.Namespace], Iterable[Path]] = writes_nothing
 
@@ -122,4 +123,4 @@ class CommandRules:
             value = getattr(options, name)
             for path in value if isinstance(value, list) else [value]:
                 if path is not None:
-                    yield flag(name), Path(path)
+                    yield name if name in self.unflagged else flag(name), Path(path)

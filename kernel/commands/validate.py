@@ -12,7 +12,7 @@ from kernel.commands.common import (
     ENSEMBLE_READS,
     add_ensemble_arguments,
     add_replace,
-    check_device,
+    check_devices,
     choose_members,
     list_fold,
 )
@@ -140,12 +140,3 @@ def kept_predictions(given: Path | None, out: Path | None) -> Iterator[Path | No
     with unfinished_folder(out) as unfinished:
         yield unfinished
         remove_folder(unfinished)
-
-
-def check_devices(names: str | None) -> list[str]:
-    """The devices of --device, as "cuda:0,cuda:1".
-
-    Raises:
-        InputError: as `check_device`.
-    """
-    return [check_device(name) for name in names.split(",")] if names else [check_device(None)]
