@@ -27,7 +27,7 @@ COMMANDS = {
     "convert": convert,
 }
 #: Options that name what is written, or read and written in one.
-WRITTEN = {"out", "predictions", "add_to"}
+WRITTEN = {"card", "out", "predictions", "add_to"}
 ENSEMBLE = ["--manifest", "m.json", "--weights-dir", "weights", "--data", "data"]
 
 

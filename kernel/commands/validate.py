@@ -53,7 +53,7 @@ RULES = CommandRules(
         Needs(["replace"], ["out"]),
     ),
     reads=(*ENSEMBLE_READS, "predictions", "tuning"),
-    writes=lambda options: [] if options.out is None else [options.out],
+    writes=lambda options: [path for path in (options.out, options.card) if path is not None],
 )
 
 
