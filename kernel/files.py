@@ -7,7 +7,6 @@ import hashlib
 import os
 import shutil
 import stat
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -125,10 +124,10 @@ def lock_descriptor(descriptor: int) -> bool:
     Raises:
         BlockingIOError: another process has it.
     """
-    if sys.platform == "win32":
+    try:
+        import fcntl
+    except ImportError:  # on Windows
         return False
-    import fcntl
-
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -235,7 +235,7 @@ def test_what_is_wrong_is_told(
     told = refused("validate", "--out-of-fold", folder=few)
     assert "fold 3, member tiny: no file tiny_3.pt.safetensors" in told
     assert f"train it: python -m kernel train --data {data} --fold 3 --kind maskrcnn" in told
-    assert "--tuning belongs to --out" in refused("validate", "--tuning", tmp_path)
+    assert "--tuning is for the report of --out" in refused("validate", "--tuning", tmp_path)
     assert "this machine has cpu and" in refused("validate", "--out-of-fold", "--device", "cpu,tpu")
     for command in ("validate", "tune"):
         assert "here each needs one file: name that of one fold" in refused(command)

@@ -184,6 +184,7 @@ def test_every_module_can_be_imported_without_what_windows_lacks(wheels_site: Pa
         paths = sorted([*pathlib.Path("kernel").rglob("*.py"), *pathlib.Path("bundle").rglob("*.py")])
         names = [".".join(path.with_suffix("").parts) for path in paths if not path.name.startswith("__")]
         names.remove("bundle.fcn_mask_head")  # it has its place in mmdet
+        names.remove("kernel.napari_widget")  # it is napari that imports it
         for name in names:
             importlib.import_module(name)
         print(len(names))

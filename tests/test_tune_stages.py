@@ -52,8 +52,8 @@ def test_a_grid_without_stages_is_told(capsys: pytest.CaptureFixture[str], wheel
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--grid", "grid.toml"], "--grid does nothing beside --stages, for which there is --stage-grid"),
-        (["--search", "optuna"], "--search does nothing beside --stages"),
+        (["--grid", "grid.toml"], "--grid is for the post-processing's thresholds, not for --stages: use --stage-grid"),
+        (["--search", "optuna"], "--search is for the post-processing's thresholds"),
         (["--level", "2"], "--level 2.0: it must lie between 0 and 1"),
     ],
 )

@@ -117,7 +117,7 @@ def connect(address: str) -> Client:
     logging.getLogger("distributed.client").setLevel(logging.CRITICAL + 1)
     try:
         return Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, AssertionError) as error:  # the last where a busy machine starts no thread
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
             f"--scheduler {address}: no dask scheduler of this version answers there within {CONNECT_SECONDS} s "

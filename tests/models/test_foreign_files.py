@@ -164,7 +164,8 @@ def test_convert_runs_no_code(state: State, tmp_path: Path) -> None:
     ("arguments", "told"),
     [
         (["gone.pth", "a.safetensors"], "no file"),
-        (["a.pth", "a.pth"], "ending in .safetensors"),
+        (["a.pth", "b.pth"], "ending in .safetensors"),
+        (["a.pth", "a.pth"], "is read, and would be lost"),
         (["a.pth", "b.safetensors"], "not a readable PyTorch file"),
     ],
 )

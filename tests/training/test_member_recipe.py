@@ -95,7 +95,7 @@ def test_the_command_trains_a_member(
     assert (runs[0].spec, runs[0].settings.iterations) == (DetectorSpec("htc", "resnet50"), 3)
     assert '"use_for": [\n    "shsy5y",\n    "astro",\n    "cls"\n  ]' in capsys.readouterr().out
     for wrong, told in (
-        ([*member, "--kind", "htc"], "--kind does nothing beside --member, which says"),
+        ([*member, "--kind", "htc"], "--kind is for a training without --member"),
         (["--manifest", str(PUBLISHED)], "--manifest belongs to --member"),
         ([], "finetune.toml [detector]: kind, encoder must be given"),
         (["--member", "htc_resnet50", "--manifest", "none.json"], "no manifest none.json"),
