@@ -63,7 +63,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         counts = Path(folder) / "counts"
         os.environ |= {"TORTURE_EXAMPLES": str(options.examples), "TORTURE_COUNTS": str(counts)}
-        ended = pytest.main(["-q", "-m", "", str(FAULTS)], plugins=[outcomes])
+        # In two processes, as `make test`.
+        ended = pytest.main(["-q", "-m", "", "-n", "2", "--dist", "loadgroup", str(FAULTS)], plugins=[outcomes])
         soaked = soak(Path(folder) / "soak", options.images)
         lines = describe(outcomes, read_counts(counts), soaked)
     sys.stdout.write("\n".join(lines) + "\n")
