@@ -6,15 +6,18 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from typing import Any, TypeVar
 
 from kernel.errors import RunError
+from kernel.log import show_log
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -73,6 +76,34 @@ def map_in_processes(
                 process.kill()  # a stopped one hears nothing else
         pool.shutdown(cancel_futures=True)
         queue.close()
+
+
+def share_over_devices(
+    function: Callable[[Item], Result], items: Iterable[Item], devices: Sequence[str], advice: str
+) -> Iterator[Result]:
+    """`map_in_processes` with a process for each device, which is its `own_device`; they share the threads of torch."""
+    import torch  # takes seconds, which others who import this need not
+
+    threads = max(1, torch.get_num_threads() // len(devices))
+    starts = [partial(_start_device, device, threads) for device in devices]
+    return map_in_processes(function, items, starts, advice)
+
+
+#: The device of this process, where it is one of `share_over_devices`.
+_DEVICE: list[str] = []
+
+
+def own_device() -> str | None:
+    """The device that this process works on; None: it is none of `share_over_devices`."""
+    return _DEVICE[0] if _DEVICE else None
+
+
+def _start_device(device: str, threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+    show_log(sys.stderr, f"{device}: %(message)s")
+    _DEVICE[:] = [device]
 
 
 def _awaited(future: Future[Result], used: Sequence[float], advice: str) -> Result:

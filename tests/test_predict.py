@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +17,10 @@ import tifffile
 from quick_predict import spots
 
 from kernel.__main__ import main
-from kernel.export.progress import readable_seconds
+from kernel.export.folder import Outcome, Wanted, predict_images
+from kernel.export.inputs import InputImage
+from kernel.export.progress import readable_seconds, shown_progress
+from kernel.runtime.failures import FailedImage
 
 DEMO = Path(__file__).resolve().parents[1] / "bundle" / "demo"
 MEMBERS = ["--manifest", str(DEMO / "manifest.json"), "--weights-dir", str(DEMO / "weights"), "--device", "cpu"]
@@ -64,6 +67,24 @@ def picture(*places: tuple[int, int], side: int = 4, shape: tuple[int, int] = (6
 def write(path: Path, image: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(cv2.imencode(path.suffix, image)[1].tobytes())
+
+
+def test_an_image_is_asked_for_when_its_turn_comes(tmp_path: Path) -> None:
+    """What asks is a journal, which reads the whole file."""
+    images = [InputImage(tmp_path / name, name, name) for name in "abc"]
+    told: list[str] = []
+
+    def outcomes(waiting: Iterator[InputImage]) -> Iterator[tuple[InputImage, Outcome]]:
+        for image in waiting:
+            told.append(f"done {image.name}")
+            yield image, FailedImage("no networks", wrong_input=False)
+
+    with shown_progress(len(images)) as progress:
+        result = predict_images(
+            outcomes, images, tmp_path, Wanted(()), progress, lambda image: told.append(f"asked {image.name}")
+        )
+    assert told == ["asked a", "done a", "asked b", "done b", "asked c", "done c"]
+    assert set(result.failed) == set("abc") and not result.records
 
 
 def test_folders_are_mirrored_and_equal_names_told_apart(run: Run) -> None:

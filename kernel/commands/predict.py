@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 import uuid
 from dataclasses import replace
 from functools import partial
+from itertools import tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +25,13 @@ from kernel.commands.resuming import resumed_folder
 from kernel.commands.rules import CommandRules, flag
 from kernel.errors import InputError, RunError
 from kernel.images.planes import choice_of_texts
-from kernel.log import LOG, show_log
+from kernel.log import LOG
 from kernel.manifest.types import manifest_to_json
+from kernel.processes import own_device, share_over_devices
 from kernel.vendored import use_vendored_packages
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from kernel.export.folder import ImageWork, Outcome
     from kernel.export.inputs import InputImage
@@ -127,20 +128,23 @@ def run_predict(options: argparse.Namespace) -> None:
     if chosen.told and not options.quiet:
         print(chosen.told)
     files = chosen.files()
+    if options.scheduler is None:
+        devices = check_devices(options.device, every_gpu=True)
+    else:  # each worker looks for its own, and for the images from its own folder
+        devices = [options.device]
+        images = [replace(image, path=image.path.resolve()) for image in images]
     made_of = [manifest_to_json(files.manifest), files.dtype, repr(wanted)]
     with (
         resumed_folder(out, made_of, images) as (folder, finished),
         shown_progress(len(images), quiet=options.quiet, verbose=options.verbose) as progress,
     ):
         here = folder.resolve()
-        devices = check_devices(options.device, every_gpu=True) if options.scheduler is None else []
-        load = partial(load_scaled, absolute(files), options.device if options.scheduler else None)
+        load = partial(load_scaled, absolute(files), devices[0] if len(devices) == 1 else None)
         work = ImageWork(uuid.uuid4().hex, load, largest_input(images), wanted, here)
-        if options.scheduler is None:
-            outcomes = partial(work_here, work, devices)
-        else:
+        if options.scheduler is not None:
             outcomes = partial(map_on_cluster, options.scheduler, work, folder=here)
-            images = [replace(image, path=image.path.resolve()) for image in images]
+        else:
+            outcomes = partial(work_here, work) if len(devices) == 1 else partial(work_on, devices, work)
         result = predict_images(outcomes, images, folder, wanted, progress, finished.get, finished.add)
         if "report" in exports:
             write_run_page(folder / RUN_PAGE, f"Cells found in {out.name}", run_images(images, result, folder))
@@ -154,22 +158,17 @@ def run_predict(options: argparse.Namespace) -> None:
         raise InputError(f"{len(failed)} image(s) could not be read and are not there: {', '.join(failed)}")
 
 
-#: The device of this process, where it is one of several.
-_DEVICE: list[str] = []
-
-
 def load_scaled(files: EnsembleFiles, device: str | None) -> ScaledEnsemble:
     """The ensemble of these files at the scale that its members know; also in other processes, and on other machines.
 
     Args:
         files: found before.
-        device: where a cluster's worker is to run it; None: the one of this process, or the first GPU, or the CPU.
+        device: to run it on; None: the one of this process of several, else the first GPU, or the CPU.
     """
     use_vendored_packages()
     from kernel.scale import ScaledEnsemble, member_pixel_um
 
-    name = device or (_DEVICE[0] if _DEVICE else None)
-    return ScaledEnsemble(files.load(check_device(name)), member_pixel_um(files.paths))
+    return ScaledEnsemble(files.load(check_device(device or own_device())), member_pixel_um(files.paths))
 
 
 def absolute(files: EnsembleFiles) -> EnsembleFiles:
@@ -177,34 +176,22 @@ def absolute(files: EnsembleFiles) -> EnsembleFiles:
     return replace(files, paths={name: path.resolve() for name, path in files.paths.items()})
 
 
-def work_here(
-    work: ImageWork, devices: Sequence[str], images: Sequence[InputImage]
+def work_here(work: ImageWork, images: Iterable[InputImage]) -> Iterator[tuple[InputImage, Outcome]]:
+    """The work for each image, one after the other, in this process."""
+    return ((image, work(image)) for image in images)
+
+
+def work_on(
+    devices: Sequence[str], work: ImageWork, images: Iterable[InputImage]
 ) -> Iterator[tuple[InputImage, Outcome]]:
-    """The work for each image on this machine: in this process, or with several devices in a process for each.
+    """The work for each image, in a process for each device.
 
     Raises:
         RunError: a process dies, is stopped or hangs.
     """
-    if len(devices) == 1:
-        _DEVICE[:] = devices
-        return ((image, work(image)) for image in images)
-    import torch
-
-    from kernel.processes import map_in_processes
-
-    threads = max(1, torch.get_num_threads() // len(devices))
-    starts = [partial(start_device, device, threads) for device in devices]
     advice = "what is finished stays: the same command goes on from there, on fewer devices if need be"
-    return zip(images, map_in_processes(work, images, starts, advice), strict=True)
-
-
-def start_device(device: str, threads: int) -> None:
-    """Prepare this process of several for its device, with so many threads."""
-    import torch
-
-    torch.set_num_threads(threads)
-    show_log(sys.stderr, f"{device}: %(message)s")
-    _DEVICE[:] = [device]
+    named, worked = tee(images)
+    return zip(named, share_over_devices(work, worked, devices, advice), strict=True)
 
 
 def check_numbers(options: argparse.Namespace) -> None:

@@ -122,7 +122,7 @@ class RunResult:
 
 
 def predict_images(
-    outcomes: Callable[[Sequence[InputImage]], Iterable[tuple[InputImage, Outcome]]],
+    outcomes: Callable[[Iterator[InputImage]], Iterable[tuple[InputImage, Outcome]]],
     images: Sequence[InputImage],
     out: Path,
     wanted: Wanted,
@@ -152,8 +152,8 @@ def predict_images(
     A name may have folders in it, which are made.
 
     Args:
-        outcomes: does an `ImageWork` for each of the images that it is given, here or elsewhere; gives each with its
-            outcome, in any order.
+        outcomes: does an `ImageWork` for each of the images that it is given, here or elsewhere, and takes each when it
+            is about to be done; gives each with its outcome, in any order.
         images: what to segment.
         out: a folder; it may hold the files of an earlier run that was stopped.
         wanted: of each image.
@@ -166,12 +166,18 @@ def predict_images(
     """
     failed: dict[str, FailedImage] = {}
     records: dict[str, Record] = {}
-    for image in images:
-        if (record := finished(image)) is not None:
-            records[image.name] = record
-            progress.finished_before()
-    waiting, rereading = [image for image in images if image.name not in records], Rereading[InputImage]()
-    while waiting:
+
+    def unfinished() -> Iterator[InputImage]:
+        """Each is asked for when its turn comes: a journal then reads the whole file, which all at once takes hours."""
+        for image in images:
+            if (record := finished(image)) is None:
+                yield image
+            else:
+                records[image.name] = record
+                progress.finished_before()
+
+    waiting, rereading = unfinished(), Rereading[InputImage]()
+    while True:
         for image, outcome in outcomes(waiting):
             if not isinstance(outcome, FailedImage):
                 records[image.name] = outcome
@@ -182,9 +188,10 @@ def predict_images(
                 if outcome.wrong_input:  # other failures are in the log already, with their traceback
                     LOG.error("%s", outcome.reason)
                 progress.done(image.name, "failed, see above")
-        if rereading.unread:
-            time.sleep(rereading.pause())
-        waiting = rereading.release()
+        if not rereading.unread:
+            break
+        time.sleep(rereading.pause())
+        waiting = iter(rereading.release())
     remove_other_files(out, wanted.exports, records)
     write_set(images, records, wanted.exports, out)
     with (out / IMAGES_TABLE).open("w", encoding="utf-8", newline="") as stream:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
+from itertools import chain
 from pathlib import Path
 from pickle import PickleError
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -43,14 +44,14 @@ _ONE_AT_A_TIME = threading.Lock()
 
 
 def map_on_cluster(
-    address: str, work: Callable[[Item], T], items: Sequence[Item], folder: Path
+    address: str, work: Callable[[Item], T], items: Iterable[Item], folder: Path
 ) -> Iterator[tuple[Item, T | FailedImage]]:
     """Have `work` called with each item, somewhere on the cluster; yields what it returns, in the order of the answers.
 
     Args:
         address: of the scheduler, as `tcp://host:8786`.
         work: what pickle can send; its module is installed on the workers. It is called in one thread at a time.
-        items: images; paths in them are as the workers see them.
+        items: images, each taken when it is about to be done; paths in them are as the workers see them.
         folder: must be there for each worker, as it is here: where `work` writes.
 
     Raises:
@@ -64,7 +65,7 @@ def map_on_cluster(
         raise InputError("--scheduler needs the package distributed: pip install distributed") from error
     client = connect(address)
     with client:
-        waiting = iter(items)
+        waiting: Iterator[Item] = iter(items)
         running: dict[Any, Item] = {}  # by the key of the future
         answers = as_completed(loop=client.loop)
 
@@ -75,7 +76,8 @@ def map_on_cluster(
                 answers.add(future)
 
         try:
-            if items:
+            if (first := next(waiting, None)) is not None:
+                waiting = chain([first], waiting)
                 fill(wait_for_workers(client, address))
             for future in answers:
                 item = running.pop(future.key)

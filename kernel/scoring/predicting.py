@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -17,9 +15,9 @@ from kernel.ensemble.ensemble import Ensemble
 from kernel.ensemble.fallbacks import predict_image
 from kernel.ensemble.load import load_ensemble
 from kernel.errors import InputError
-from kernel.log import LOG, show_log
+from kernel.log import LOG
 from kernel.manifest.types import Manifest
-from kernel.processes import map_in_processes
+from kernel.processes import own_device, share_over_devices
 from kernel.runtime.memory import free_memory, plan_tiling
 from kernel.scoring.predictions import (
     SoftPrediction,
@@ -204,30 +202,25 @@ def map_on_devices(
     """`Predictor.predict` of each job, in order: in this process, or with several devices in a process for each.
 
     Raises:
-        RunError: as `map_in_processes`. What `Predictor.predict` raises is raised here too.
+        RunError: as `share_over_devices`. What `Predictor.predict` raises is raised here too.
     """
     if len(devices) == 1:
         predictor = Predictor(devices[0])
         for job, folder in work:
             yield predictor.predict(job, folder)
         return
-    threads = max(1, torch.get_num_threads() // len(devices))
-    starts = [partial(start_worker, device, threads) for device in devices]
     advice = "what --predictions has stored is kept: run the same again, on fewer devices if need be"
-    yield from map_in_processes(predict_in_worker, work, starts, advice)
+    yield from share_over_devices(predict_in_worker, work, devices, advice)
 
 
-#: Of a worker process: its predictor, made by `start_worker`. A pool keeps nothing else between two jobs.
+#: Of a worker process: its predictor. A pool keeps nothing else between two jobs.
 _WORKER: list[Predictor] = []
 
 
-def start_worker(device: str, threads: int) -> None:
-    """Prepare this worker process: it predicts on the device, with so many threads."""
-    torch.set_num_threads(threads)
-    show_log(sys.stderr, f"{device}: %(message)s")
-    _WORKER.append(Predictor(device))
-
-
 def predict_in_worker(work: tuple[PredictionJob, Path | None]) -> SoftPrediction:
-    """`Predictor.predict` of this process's own."""
+    """`Predictor.predict` of this process's own, on its device."""
+    if not _WORKER:
+        device = own_device()
+        assert device is not None
+        _WORKER.append(Predictor(device))
     return _WORKER[0].predict(*work)
