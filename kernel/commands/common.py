@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from kernel.scoring.predicting import EnsembleFiles
 
 
-#: What options stand for that are not given.
-ENSEMBLE_DEFAULTS = {"dtype": NETWORK_DTYPES[0]}
 #: The options of `add_ensemble_arguments` that name what is read.
 ENSEMBLE_READS = ("manifest", "weights_dir", "data", "folds_csv")
 #: What --device takes, for its help.

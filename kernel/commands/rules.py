@@ -31,6 +31,11 @@ def is_given(options: argparse.Namespace, name: str, default: Any = None) -> boo
     return value is not None and value is not False and value != [] and value != default
 
 
+def given_of(names: Sequence[str], options: argparse.Namespace, default_of: Callable[[str], Any]) -> list[str]:
+    """Those of the options that are on the command line."""
+    return [name for name in names if is_given(options, name, default_of(name))]
+
+
 def no_default(name: str) -> None:
     """The default of options that have none before `CommandRules` gives it to them."""
 
@@ -51,8 +56,8 @@ class Needs:
     hint: str = ""
 
     def check(self, options: argparse.Namespace, default_of: Callable[[str], Any] = no_default) -> None:
-        given = [name for name in self.names if is_given(options, name, default_of(name))]
-        if given and not any(is_given(options, name, default_of(name)) for name in self.needed):
+        given = given_of(self.names, options, default_of)
+        if given and not given_of(self.needed, options, default_of):
             belong = "belongs" if len(given) == 1 else "belong"
             lacking = "which is not given" if len(self.needed) == 1 else "and none of these is given"
             raise InputError(
@@ -69,8 +74,8 @@ class Excludes:
     hint: str = ""
 
     def check(self, options: argparse.Namespace, default_of: Callable[[str], Any] = no_default) -> None:
-        given = [name for name in self.names if is_given(options, name, default_of(name))]
-        others = [name for name in self.others if is_given(options, name, default_of(name))]
+        given = given_of(self.names, options, default_of)
+        others = given_of(self.others, options, default_of)
         if given and others:
             do = "does" if len(given) == 1 else "do"
             raise InputError(f"{join_flags(given, 'and')} {do} nothing beside {join_flags(others, 'and')}{self.hint}")
@@ -85,7 +90,7 @@ class Idle:
     why: str
 
     def check(self, options: argparse.Namespace, default_of: Callable[[str], Any] = no_default) -> None:
-        given = [name for name in self.names if is_given(options, name, default_of(name))]
+        given = given_of(self.names, options, default_of)
         if given and self.where(options):
             raise InputError(f"{join_flags(given, 'or')} {self.why}")
 

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from kernel.commands.common import (
-    ENSEMBLE_DEFAULTS,
     ENSEMBLE_READS,
     add_ensemble_arguments,
     check_device,
@@ -28,7 +27,6 @@ from kernel.vendored import use_vendored_packages
 HIDDEN_IMAGES = 240
 RULES = CommandRules(
     effects=(Needs(["folds_csv"], ["fold", "out_of_fold"]), Needs(["replace"], ["out"])),
-    defaults=ENSEMBLE_DEFAULTS,
     reads=ENSEMBLE_READS,
     writes=lambda options: [] if options.out is None else [options.out],
 )

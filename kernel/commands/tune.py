@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kernel.commands.common import (
-    ENSEMBLE_DEFAULTS,
     ENSEMBLE_READS,
     add_ensemble_arguments,
     folds_file,
@@ -78,7 +77,6 @@ RULES = CommandRules(
         ),
         REPLACE_NEEDS,
     ),
-    defaults=ENSEMBLE_DEFAULTS,
     reads=(*ENSEMBLE_READS, "predictions", "grid"),
     writes=written,
 )

@@ -122,7 +122,12 @@ def read_presets(shipped: ShippedMembers) -> dict[str, Preset]:
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as a table of presets: {error}") from error
     measured = read_model_card(shipped)
-    presets = {name: make_preset(shipped, name, table, measured.get(name, {})) for name, table in tables.items()}
+    read_manifest(shipped.manifest_path)  # with its own messages
+    data = json.loads(read_any_text(shipped.manifest_path))
+    presets = {
+        name: make_preset(data, table, f"{path} [{name}]", name, measured.get(name, {}))
+        for name, table in tables.items()
+    }
     if DEFAULT_PRESET not in presets:
         raise InputError(f"{path}: lacks the preset {DEFAULT_PRESET}, which is taken where none is named")
     return presets
@@ -149,20 +154,24 @@ def read_model_card(shipped: ShippedMembers) -> dict[str, dict[str, Any]]:
         raise InputError(f"{path} is no model card, which has an object `presets` of figures ({error})") from error
 
 
-def make_preset(shipped: ShippedMembers, name: str, table: Any, measured: Mapping[str, Any]) -> Preset:
+def make_preset(data: Mapping[str, Any], table: Any, source: str, name: str, measured: Mapping[str, Any]) -> Preset:
     """A preset of its table.
+
+    Args:
+        data: the manifest of the shipped members, as JSON has it.
+        table: what differs from it.
+        source: what messages call the table.
+        name: of the preset.
+        measured: by the model card.
 
     Raises:
         InputError: it is no table of `PRESET_KEYS`, names members that there are not, or is refused as a manifest.
     """
-    source = f"{shipped.folder / 'presets.toml'} [{name}]"
     if not isinstance(table, dict):
         raise InputError(f"{source}: found {table!r}, expected a table")
     for key in table:
         if key not in PRESET_KEYS:
             raise InputError(f"{source}: unknown key {key!r}; {name_hint(key, PRESET_KEYS)}")
-    read_manifest(shipped.manifest_path)  # with its own messages
-    data = json.loads(read_any_text(shipped.manifest_path))
     known = [member["name"] for member in data["members"]]
     wanted = table.get("members", known)
     if not isinstance(wanted, list) or not wanted:
@@ -170,10 +179,13 @@ def make_preset(shipped: ShippedMembers, name: str, table: Any, measured: Mappin
     for member in wanted:
         if member not in known:
             raise InputError(f"{source} members: no member {member!r}; {name_hint(str(member), known)}")
-    data["members"] = [member for member in data["members"] if member["name"] in wanted]
-    data["dtype"] = table.get("dtype", data.get("dtype", Manifest.dtype))
-    data["ensemble"] = merged(data.get("ensemble", {}), table.get("ensemble", {}))
-    return Preset(name, parse_manifest(json.dumps(data), source), measured)
+    changed = {
+        **data,
+        "members": [member for member in data["members"] if member["name"] in wanted],
+        "dtype": table.get("dtype", data.get("dtype", Manifest.dtype)),
+        "ensemble": merged(data.get("ensemble", {}), table.get("ensemble", {})),
+    }
+    return Preset(name, parse_manifest(json.dumps(changed), source), measured)
 
 
 def merged(values: Any, changes: Any) -> Any:
