@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kaggle_stub import StubServer, client_environment
+from kaggle_stub import StubServer, client_environment, running_stub
+
+import build_kernel
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "bundle" / "demo"
@@ -90,6 +92,15 @@ def make_project(folder: Path, server: StubServer, wheels: Path) -> Project:
     project.manifest.write_text(json.dumps(data, indent=2), encoding="utf-8")
     copy_wheels(wheels, project.out / "wheels", WHEELS_DATASET)
     return project
+
+
+def build_project(folder: Path, wheels: Path) -> Path:
+    """The folder of such a project, which is built."""
+    with running_stub() as server:
+        project = make_project(folder, server, wheels)
+    words = ["--manifest", str(project.manifest), "--out", str(project.out), "--weights-dir", str(folder / "weights")]
+    assert build_kernel.main(words) == 0
+    return folder
 
 
 def copy_wheels(wheels: Path, target: Path, dataset: str) -> None:

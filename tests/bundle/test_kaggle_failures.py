@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kaggle_project import Project, make_project
+from kaggle_project import Project, build_project
 from kaggle_stub import CLIENT, Failure, Run, StubServer, client_environment, running_stub
 
 import build_kernel
@@ -91,12 +91,7 @@ class Here:
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory, wheels_dir: Path) -> Path:
     """The folder of a project that is built."""
-    folder = tmp_path_factory.mktemp("built") / "project"
-    with running_stub() as server:
-        project = make_project(folder, server, wheels_dir)
-    words = ["--manifest", str(project.manifest), "--out", str(project.out), "--weights-dir", str(folder / "weights")]
-    assert build_kernel.main(words) == 0
-    return folder
+    return build_project(tmp_path_factory.mktemp("built") / "project", wheels_dir)
 
 
 @pytest.fixture

@@ -13,10 +13,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from kaggle_project import DEMO, ROOT, Project, make_project
+from kaggle_project import DEMO, ROOT, Project, build_project
 from kaggle_stub import CLIENT, Failure, Run, StubServer, client_environment, running_stub
-
-import build_kernel
 
 pytestmark = [
     pytest.mark.skipif(not CLIENT.is_file(), reason="the kaggle client is not installed"),
@@ -30,12 +28,7 @@ SUMMARY = {"members": ["maskrcnn"], "images": {"a": {}}, "failed": {}, "cells": 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory, wheels_dir: Path) -> Path:
     """The folder of a project that is built."""
-    folder = tmp_path_factory.mktemp("built") / "project"
-    with running_stub() as server:
-        project = make_project(folder, server, wheels_dir)
-    words = ["--manifest", str(project.manifest), "--out", str(project.out), "--weights-dir", str(folder / "weights")]
-    assert build_kernel.main(words) == 0
-    return folder
+    return build_project(tmp_path_factory.mktemp("built") / "project", wheels_dir)
 
 
 @pytest.fixture
