@@ -104,6 +104,22 @@ def test_a_scheduler_that_goes_away_ends_the_run(cluster: Cluster, out: Path) ->
                 cluster.scheduler.kill()
 
 
+def test_a_connection_found_closed_by_a_question_ends_the_run_too(
+    cluster: Cluster, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from distributed import Client
+    from distributed.comm import CommClosedError
+
+    def ask_in_vain(client: Client) -> dict[str, int]:
+        raise CommClosedError("closed, and the client does not know it yet")
+
+    answers = map_on_cluster(cluster.address, Slowly(out), jobs(50), out)
+    next(answers)
+    monkeypatch.setattr(Client, "nthreads", ask_in_vain)
+    with pytest.raises(RunError, match="has gone away; what is written stays"):
+        list(answers)
+
+
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "nonsense", "", "http://127.0.0.1:1"])
 def test_an_address_of_no_scheduler_is_refused(out: Path, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kernel.runtime.cluster.CONNECT_SECONDS", 1)

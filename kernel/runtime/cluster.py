@@ -60,6 +60,7 @@ def map_on_cluster(
     """
     try:
         from distributed import as_completed
+        from distributed.comm import CommClosedError
         from distributed.scheduler import KilledWorker
     except ImportError as error:
         raise InputError("--scheduler needs the package distributed: pip install distributed") from error
@@ -99,7 +100,9 @@ def map_on_cluster(
                 f"dask ({str(error).splitlines()[0]}): install on them what is here"
             ) from error
         except (CancelledError, OSError) as error:
-            if isinstance(error, OSError) and client.status == "running":
+            # The client may still call itself running when a question of ours finds the connection closed.
+            lost = isinstance(error, (CancelledError, CommClosedError)) or client.status != "running"
+            if not lost:
                 raise
             raise RunError(
                 f"the scheduler at {address} has gone away; what is written stays, and the same command goes on from "
