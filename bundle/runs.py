@@ -22,6 +22,8 @@ DONE_STATES = ("complete", "error", "cancel_acknowledged", "new_script")
 LONGEST_UNSEEN = 10
 #: In a folder of results: what `fetch` has found of them.
 VERDICT_NAME = "verdict.json"
+#: Beside the folders of results: which versions were submitted.
+SUBMISSIONS_NAME = "submissions.json"
 #: What some of a summary's values are.
 SUMMARY_FORMS = {"members": list, "images": dict, "failed": dict, "images_by_type": dict, "images_by_quality": dict}
 #: How much of a failed run's log is looked at, and shown.
@@ -127,6 +129,41 @@ def read_verdict(folder: Path, kernel: str, version: int) -> Verdict | None:
     except (OSError, ValueError, TypeError):
         return None
     return verdict if (verdict.kernel, verdict.version) == (kernel, version) else None
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A version that was sent to the competition."""
+
+    kernel: str
+    version: int
+    ref: int | None  # the submission's number; None: it is not known whether it arrived
+
+
+def read_submitted(folder: Path) -> list[Submitted]:
+    """What was submitted from here, by the record in the folder that holds the folders of results.
+
+    Raises:
+        RunError: the record is damaged.
+    """
+    path = folder / SUBMISSIONS_NAME
+    if not path.is_file():
+        return []
+    try:
+        return [Submitted(**entry) for entry in parse_json(path.read_text(encoding="utf-8"))]
+    except (OSError, ValueError, TypeError) as error:
+        raise RunError(
+            f"{path}, which says what was submitted, cannot be read ({error}): look by `kaggle competitions "
+            "submissions`, then delete it"
+        ) from error
+
+
+def write_submitted(submitted: Sequence[Submitted], folder: Path) -> None:
+    """Write the record that `read_submitted` reads."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with written_file(folder / SUBMISSIONS_NAME) as temporary:
+        text = json.dumps([asdict(entry) for entry in submitted], indent=2)
+        temporary.write_text(text + "\n", encoding="utf-8", newline="\n")
 
 
 def read_run_summary(path: Path) -> dict[str, Any]:

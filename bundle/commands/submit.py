@@ -1,16 +1,17 @@
 """Submit a version of the kernel to the competition; with --wait, until it has a score, or why it has none.
 
 A version is submitted once it is what was meant, and `fetch` has found its results valid; where that was not looked at
-yet, it is now.
+yet, it is now. What was submitted is noted, and is not submitted again without --again.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 
 from bundle.client import KaggleClient, Submission, log_in
-from bundle.client_errors import KaggleError
+from bundle.client_errors import KaggleError, UnknownOutcomeError
 from bundle.commands.common import (
     KernelVersion,
     Stand,
@@ -24,9 +25,9 @@ from bundle.commands.common import (
     version_option,
     waiting_of,
 )
-from bundle.commands.fetch import fetch, results_folder
+from bundle.commands.fetch import RUNS_NAME, fetch, results_folder
 from bundle.push import check_pulled
-from bundle.runs import absent, read_verdict, wait_for_submission
+from bundle.runs import Submitted, absent, read_submitted, read_verdict, wait_for_submission, write_submitted
 from kernel.commands.options import CommandParser
 from kernel.errors import RunError
 
@@ -40,8 +41,9 @@ def add_options(parser: CommandParser) -> None:
     parser.add_argument(
         "--unchecked", action="store_true", help="submit whatever was found of the version and its results"
     )
+    parser.add_argument("--again", action="store_true", help="submit a version that was submitted already")
     parser.add_argument("--ref", type=positive_int, metavar="N", help="ask for this submission, and submit nothing")
-    parser.excludes(["version", "message", "yes"], ["ref"])
+    parser.excludes(["version", "message", "yes", "again"], ["ref"])
 
 
 def run(options: argparse.Namespace) -> int:
@@ -84,9 +86,14 @@ def submit(client: KaggleClient, options: argparse.Namespace, stand: Stand) -> i
     """Submit the version that the options mean; returns the submission's number, None where the user says no.
 
     Raises:
-        RunError: its run is not complete, it is not what was meant, or its results are no good.
+        RunError: it was submitted already, its run is not complete, it is not what was meant, or its results are no
+            good.
     """
     version = chosen_version(options, client)
+    competition = version.manifest.kernel.competition
+    records = read_submitted(options.out / RUNS_NAME)
+    if not options.again:
+        refuse_again(records, version, competition)
     state, _ = client.run_state(version.kernel, version.number)
     if state != "complete":
         raise RunError(
@@ -96,7 +103,6 @@ def submit(client: KaggleClient, options: argparse.Namespace, stand: Stand) -> i
     if not options.unchecked:
         refuse_unmeant(client, version, options)
         refuse_invalid(client, version, options)
-    competition = version.manifest.kernel.competition
     if not confirm(f"submit version {version.number} of {version.kernel} to {competition}?", options.yes):
         print("nothing was submitted")
         return None
@@ -105,9 +111,39 @@ def submit(client: KaggleClient, options: argparse.Namespace, stand: Stand) -> i
         f"whether it was submitted is not known: look by `kaggle competitions submissions {competition}` before you "
         "submit again"
     )
-    ref = client.submit(competition, version.kernel, version.number, message)
+    folder, sent = options.out / RUNS_NAME, Submitted(version.kernel, version.number, None)
+    write_submitted([*records, sent], folder)
+    try:
+        ref = client.submit(competition, version.kernel, version.number, message)
+    except UnknownOutcomeError:
+        raise
+    except RunError:
+        write_submitted(records, folder)
+        raise
+    write_submitted([*records, replace(sent, ref=ref)], folder)
     print(f"submission {ref}: version {version.number} of {version.kernel} to {competition}", flush=True)
     return ref
+
+
+def refuse_again(records: Sequence[Submitted], version: KernelVersion, competition: str) -> None:
+    """Refuse what was submitted from here already: each submission counts against the day's limit.
+
+    Raises:
+        RunError: it was, or may have been.
+    """
+    for entry in reversed(records):
+        if (entry.kernel, entry.version) != (version.kernel, version.number):
+            continue
+        which = f"nothing was submitted, for version {entry.version} of {entry.kernel}"
+        if entry.ref is None:
+            raise RunError(
+                f"{which} may have been submitted already, the answer was lost: look by `kaggle competitions "
+                f"submissions {competition}`; if it is not there, --again submits it"
+            )
+        raise RunError(
+            f"{which} was submitted already, as {entry.ref}: `python build_kernel.py submit --ref {entry.ref} --wait` "
+            "asks for its score, --again submits it once more"
+        )
 
 
 def refuse_unmeant(client: KaggleClient, version: KernelVersion, options: argparse.Namespace) -> None:

@@ -162,7 +162,7 @@ COMMANDS: dict[str, tuple[Callable[[Here], Done], tuple[str, ...]]] = {
     "status-wait": (lambda here: here.run("status", "--wait", "--poll", "0"), ("GetKernelSessionStatus",)),
     "logs": (lambda here: here.run("logs"), ("ListKernelSessionOutput",)),
     "fetch": (lambda here: here.run("fetch"), ("ListKernelSessionOutput", "download")),
-    "submit": (lambda here: here.run("submit", "--yes", "--unchecked"), ("CreateCodeSubmission",)),
+    "submit": (lambda here: here.run("submit", "--yes", "--unchecked", "--again"), ("CreateCodeSubmission",)),
     "submit-fetches": (lambda here: here.run("submit", "--yes"), ("ListKernelSessionOutput",)),
     "quota": (lambda here: here.run("quota"), ("GetAcceleratorQuotaStatistics",)),
     "push": (
@@ -260,12 +260,15 @@ def test_a_submission_whose_score_cannot_be_asked_for_is_not_made_twice(here: He
         server.failures = [failing(failure, "GetSubmission")]
         for words in (["--wait", "--poll", "0"], []):
             before = len(server.submissions)
-            text = told(here.run("submit", "--yes", *words), 1)
+            text = told(here.run("submit", "--yes", "--again", *words), 1)
             ref = 1001 + before
             assert f"submit --ref {ref} --wait` asks again, and submits nothing" in text
             assert "run the same again" not in text or failure == "401"
     server.failures = []
     made = len(server.submissions)
+    text = told(here.run("submit", "--yes"), 1)
+    last = 1000 + made
+    assert f"was submitted already, as {last}: `python build_kernel.py submit --ref {last} --wait` asks" in text
     assert here.run("submit", "--ref", "1001", "--wait", "--poll", "0").returncode == 0
     assert len(server.submissions) == made
 
@@ -275,6 +278,14 @@ def test_a_submission_whose_answer_is_lost_may_be_there(here: Here) -> None:
     text = told(here.run("submit", "--yes"), 1)
     assert len(here.server.submissions) == 1 and "whether it was submitted is not known" in text
     assert "submit --ref NUMBER --wait" in text
+    here.server.lost_answers = False
+    text = told(here.run("submit", "--yes"), 1)
+    assert len(here.server.submissions) == 1 and "may have been submitted already" in text
+    record = here.project.out / "runs" / "submissions.json"
+    assert [entry["ref"] for entry in json.loads(record.read_text(encoding="utf-8"))] == [None]
+    assert here.run("submit", "--yes", "--again").returncode == 0 and len(here.server.submissions) == 2
+    record.write_text('[{"kernel": 1}]', encoding="utf-8")
+    assert "submissions.json, which says what was submitted, cannot be read" in told(here.run("submit", "--yes"), 1)
 
 
 def test_a_submission_that_is_none(here: Here) -> None:
@@ -284,7 +295,7 @@ def test_a_submission_that_is_none(here: Here) -> None:
     done = here.run("submit", "--yes", "--wait", "--poll", "0")
     assert done.returncode == 0 and "submission 1001: not shown yet" in done.stdout
     here.server.unseen_submissions = 10**6
-    text = told(here.run("submit", "--yes", "--wait", "--poll", "0"), 1)
+    text = told(here.run("submit", "--yes", "--again", "--wait", "--poll", "0"), 1)
     assert "submission 1002 was made, and Kaggle does not show it: `python build_kernel.py submit --ref 1002" in text
 
 
@@ -530,12 +541,12 @@ def test_submit_heeds_what_fetch_has_found(here: Here) -> None:
     assert "the run has left no submission.csv: `python build_kernel.py logs` shows why" in text
     outputs.update(whole)
     assert here.run("submit", "--yes", "--unchecked").returncode == 0 and len(server.submissions) == 1
-    assert here.run("fetch").returncode == 0 and here.run("submit", "--yes").returncode == 0
+    assert here.run("fetch").returncode == 0 and here.run("submit", "--yes", "--again").returncode == 0
     # What is known of another kernel's run, or not well, is not known of this one's.
     verdict = here.project.out / "runs" / "2" / "verdict.json"
     for text in (json.dumps({"kernel": "bob/x", "version": 2, "problem": "none"}), "{", "[]", '{"kernel": 1}'):
         verdict.write_text(text, encoding="utf-8")
-        done = here.run("submit", "--yes")
+        done = here.run("submit", "--yes", "--again")
         assert done.returncode == 0 and "submission.csv is valid" in done.stdout, done.stderr
 
 
