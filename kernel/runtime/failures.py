@@ -18,7 +18,6 @@ from kernel.errors import InputError
 from kernel.images.reading import read_image
 from kernel.log import LOG
 from kernel.patience import may_pass
-from kernel.segment import Segmentation, finish_prediction
 
 T = TypeVar("T")
 #: Where this many images fail before any has a result, it is no accident.
@@ -35,19 +34,6 @@ class FailedImage:
     wrong_input: bool  # the file is at fault, not the run
     error_type: str = ""  # of the exception, if there was one: two images with the same one fail for the same reason
     may_pass: bool = False  # the file could not be read just now, which may be otherwise later
-
-
-def attempt_image(ensemble: Ensemble, path: Path) -> tuple[np.ndarray, Segmentation] | FailedImage:
-    """Read and segment an image.
-
-    Returns:
-        The image (H, W, 3) uint8 BGR with its result, or why there is none.
-    """
-    outcome = attempt_prediction(ensemble, path)
-    if isinstance(outcome, FailedImage):
-        return outcome
-    image, prediction = outcome
-    return attempt(path.stem, lambda: (image, finish_prediction(prediction, ensemble.settings.thresholds)))
 
 
 def attempt_prediction(

@@ -21,7 +21,7 @@ from kernel.ensemble.members import Member
 from kernel.ensemble.networks import NotFiniteError
 from kernel.errors import InputError
 from kernel.models.detectors import ViewFeatures
-from kernel.runtime.failures import FailedImage, FirstImages, attempt, attempt_image
+from kernel.runtime.failures import FailedImage, FirstImages, attempt, attempt_prediction
 from kernel.segment import Segmentation, finish_prediction, segment_image
 from kernel.settings import CELL_TYPES, EnsembleSettings, Thresholds
 
@@ -188,23 +188,22 @@ def test_an_image_that_fails_says_why(members: list[Member], tmp_path: Path, mon
     ensemble = Ensemble(members, SETTINGS)
     cv2.imwrite(str(tmp_path / "a.png"), IMAGE)
     (tmp_path / "b.png").write_bytes(b"no image")
-    outcome = attempt_image(ensemble, tmp_path / "a.png")
+    outcome = attempt_prediction(ensemble, tmp_path / "a.png")
     assert not isinstance(outcome, FailedImage)
     np.testing.assert_array_equal(outcome[0], IMAGE)
-    assert rows(outcome[1]) == rows(segment_image(ensemble, IMAGE))
-    broken = attempt_image(ensemble, tmp_path / "b.png")
+    assert rows(finish_prediction(outcome[1], SETTINGS.thresholds)) == rows(segment_image(ensemble, IMAGE))
+    broken = attempt_prediction(ensemble, tmp_path / "b.png")
     assert isinstance(broken, FailedImage) and broken.wrong_input and "no PNG" in broken.reason
     for error in (RuntimeError("x"), InputError("x"), cv2.error("x")):
 
         def fail(*_: object, error: Exception = error) -> None:
             raise error
 
-        for place, name in ((Ensemble, "predict"), (kernel.runtime.failures, "finish_prediction")):
-            with monkeypatch.context() as patch:
-                patch.setattr(place, name, fail)
-                failed = attempt_image(ensemble, tmp_path / "a.png")
-            assert isinstance(failed, FailedImage) and not failed.wrong_input
-            assert failed.reason.startswith(type(error).__name__)
+        with monkeypatch.context() as patch:
+            patch.setattr(Ensemble, "predict", fail)
+            failed = attempt_prediction(ensemble, tmp_path / "a.png")
+        assert isinstance(failed, FailedImage) and not failed.wrong_input
+        assert failed.reason.startswith(type(error).__name__)
 
 
 #: What happens to images, by letter.
