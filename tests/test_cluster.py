@@ -21,7 +21,7 @@ from kernel.runtime.failures import FailedImage
 
 pytest.importorskip("distributed", reason="dask.distributed is not installed: pip install distributed")
 pytestmark = pytest.mark.xdist_group("script")
-DEMO = ROOT / "bundle" / "demo"
+DEMO = ROOT / "bundle" / "synthetic"
 
 
 def jobs(count: int) -> list[Job]:
@@ -108,7 +108,7 @@ def test_a_connection_found_closed_by_a_question_ends_the_run_too(
     cluster: Cluster, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from distributed import Client
-    from distributed.comm import CommClosedError
+    from distributed.comm.core import CommClosedError
 
     def ask_in_vain(client: Client) -> dict[str, int]:
         raise CommClosedError("closed, and the client does not know it yet")

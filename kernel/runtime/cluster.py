@@ -60,7 +60,7 @@ def map_on_cluster(
     """
     try:
         from distributed import as_completed
-        from distributed.comm import CommClosedError
+        from distributed.comm.core import CommClosedError
         from distributed.scheduler import KilledWorker
     except ImportError as error:
         raise InputError("--scheduler needs the package distributed: pip install distributed") from error
