@@ -25,7 +25,7 @@ class MemberRecord:
     iterations: int  # of the run
     images: tuple[Picture, ...]  # learned from, by this run or by those whose weights it started from
     encoder: str | None = None  # one of timm's, which the weights do not tell; None: they tell it
-    stem_stride: int | None = None  # given with `encoder`
+    stem_stride: int | None = None  # of the first convolution, which the weights do not tell; None: it is not known
 
     @property
     def is_finished(self) -> bool:
@@ -39,8 +39,8 @@ class MemberRecord:
             "iterations": self.iterations,
             "images": [astuple(picture) for picture in self.images],
         }
-        if self.encoder is not None:
-            content |= {"encoder": self.encoder, "stem_stride": self.stem_stride}
+        told = {"encoder": self.encoder, "stem_stride": self.stem_stride}
+        content |= {key: value for key, value in told.items() if value is not None}
         return {METADATA_KEY: json.dumps(content, ensure_ascii=True)}
 
 

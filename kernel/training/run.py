@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -82,10 +82,9 @@ class TrainingRun:
 
     def record(self, step: int) -> MemberRecord:
         """The history of its weights after a step."""
-        record = MemberRecord(self.fingerprint, step, self.settings.iterations, self.learned)
-        if not self.spec.encoder.startswith(TIMM_PREFIX):
-            return record
-        return replace(record, encoder=self.spec.encoder, stem_stride=self.spec.stem_stride)
+        encoder = self.spec.encoder if self.spec.encoder.startswith(TIMM_PREFIX) else None
+        iterations, stride = self.settings.iterations, self.spec.stem_stride
+        return MemberRecord(self.fingerprint, step, iterations, self.learned, encoder, stride)
 
     @property
     def is_complete(self) -> bool:

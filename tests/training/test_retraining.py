@@ -14,14 +14,14 @@ from tiny_detectors import tiny_detector
 from kernel.__main__ import main
 from kernel.data.synthetic.generate import write_dataset
 from kernel.errors import InputError
-from kernel.manifest.presets import MEMBERS_FOLDERS, members_folder, shipped_members
+from kernel.manifest.presets import MEMBERS_FOLDER, members_folder, shipped_members
 from kernel.manifest.reader import read_manifest
-from kernel.models.checkpoints import recognise_checkpoint
+from kernel.models.checkpoints import read_checkpoint, recognise_checkpoint
 
 pytestmark = [pytest.mark.usefixtures("wheels_site", "one_thread"), pytest.mark.xdist_group("members")]
 
 ROOT = Path(__file__).resolve().parents[2]
-DEMO = ROOT / "bundle" / "demo"
+DEMO = ROOT / "bundle" / "synthetic"
 #: Moves nothing, so that each member still shows what it started from.
 RECIPE = """
 [training]
@@ -92,6 +92,7 @@ def test_train_takes_one_member(start: Path, tmp_path: Path, capsys: pytest.Capt
     words = ["--from", start, "--data", start / "cells", "--recipe", start / "recipe.toml", "--out", out]
     assert main(["train", *map(str, words), "--kind", "cascade"]) == 0
     assert recognise_checkpoint(out).kind == "cascade"
+    assert read_checkpoint(out).stem_stride == 1  # told, so that a build need not guess it
     key = "roi_head.bbox_head.2.fc_cls.weight"
     torch.testing.assert_close(load_file(out)[key], load_file(start / "weights" / "cascade.safetensors")[key])
     assert '"kind": "cascade"' in capsys.readouterr().out
@@ -128,7 +129,7 @@ def test_a_fold_and_other_images_are_scored(start: Path, tmp_path: Path, capsys:
 
 def test_where_members_are() -> None:
     shipped = shipped_members().folder
-    assert shipped == next(ROOT / name for name in MEMBERS_FOLDERS if (ROOT / name / "manifest.json").is_file())
+    assert shipped == ROOT / MEMBERS_FOLDER
     assert members_folder("shipped") == shipped and members_folder(str(DEMO)) == DEMO
     with pytest.raises(InputError, match=r"no manifest\.json in nowhere"):
         members_folder("nowhere")
