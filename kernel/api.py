@@ -167,7 +167,8 @@ class Segmenter:
     def _segment(
         self, image_bgr: np.ndarray, pixel_um: float | None, given: float | None, exclude_edges: bool, min_area: int
     ) -> Cells:
-        from kernel.scale import cell_size, zoom_of
+        from kernel.images.zoom import zoom_of
+        from kernel.scale import cell_size
 
         for name, value in (("pixel_um", pixel_um), ("zoom", given)):
             if value is not None and not (math.isfinite(value) and value > 0):

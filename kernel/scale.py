@@ -12,42 +12,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from kernel.ensemble.ensemble import Ensemble
 from kernel.ensemble.fallbacks import predict_image
 from kernel.errors import InputError
-from kernel.images.pixel_size import PixelSize
+from kernel.images.zoom import COMPETITION_PIXEL_UM, NO_ZOOM, Zoom, resized, zoomed_shape
 from kernel.masks.instances import CellMasks
 from kernel.runtime.memory import apply_plan, free_memory, plan_memory
 from kernel.segment import Segmentation, finish_prediction, segment_image
 
-#: The side of a pixel of the competition's images and of LIVECell's, in micrometres: an Incucyte's objective of 10x
-#: gives fields of 1.75 x 1.29 mm in 1408 x 1040 pixels, which both data sets cut into four of 704 x 520.
-COMPETITION_PIXEL_UM = 1.24
 #: The usual diameter of a cell in micrometres, by cell type: that of a circle of the median area of the competition's
 #: annotated cells, 199, 660 and 207 pixels of 1.24 um, in 519 images.
 USUAL_DIAMETER_UM = {"shsy5y": 19.7, "astro": 35.9, "cort": 20.1}
 #: Under this key a weight file tells of itself.
 PIXEL_SIZE_KEY = "pixel_size_um"
-#: Zooms that differ from 1 by less are not worth the blur.
-UNZOOMED = 0.05
-#: A zoom beyond these, or their inverse, shows no cells.
-LARGEST_ZOOM = 32.0
-#: By how much enlarged images are sharpened, and by a mask blurred over how many of their own pixels. The demo's
-#: images, at half their pixels, find more of their cells again so than without (`resized`).
-SHARPENING = 0.6
-SHARPENED_PIXELS = 0.7
 #: Cells whose median diameter differs from the usual one by more than this factor are likely at a wrong scale ...
 FAR_FACTOR = 1.6
 #: ... where there are so many of them.
 FEWEST_CELLS = 10
-
-#: By how much rows and columns are stretched.
-Zoom = tuple[float, float]
-NO_ZOOM: Zoom = (1.0, 1.0)
 
 
 def member_pixel_um(weights: Mapping[str, Path]) -> float:
@@ -93,32 +77,6 @@ def told_pixel_um(path: Path) -> float | None:
     return size
 
 
-def zoom_of(pixel: PixelSize | None, member_um: float, given: float | None = None) -> Zoom:
-    """By how much an image is stretched for the members.
-
-    Args:
-        pixel: the size of its pixels; None: not known.
-        member_um: the side of a pixel that they know.
-        given: the zoom that is asked for, which overrides the sizes.
-
-    Raises:
-        InputError: it is beyond `LARGEST_ZOOM`.
-    """
-    if given is not None:
-        zoom, origin = (given, given), "it is asked for"
-    elif pixel is not None:
-        zoom = (pixel.y_um / member_um, pixel.x_um / member_um)
-        origin = f"pixels are of {pixel}, by {pixel.source}, and members know those of {member_um:g} um"
-    else:
-        return NO_ZOOM
-    if not all(1 / LARGEST_ZOOM <= factor <= LARGEST_ZOOM for factor in zoom):
-        raise InputError(
-            f"a zoom of {max(zoom):.3g} shows no cells ({origin}): correct the pixel size, or give a zoom between "
-            f"{1 / LARGEST_ZOOM:g} and {LARGEST_ZOOM:g}"
-        )
-    return NO_ZOOM if all(abs(factor - 1) <= UNZOOMED for factor in zoom) and given is None else zoom
-
-
 class ScaledEnsemble:
     """An ensemble on its device, with the scale that its members know; plans the memory as images ask for it.
 
@@ -152,7 +110,7 @@ class ScaledEnsemble:
             NotFiniteError, torch.OutOfMemoryError: as `segment_image` does.
         """
         height, width = image_bgr.shape[:2]
-        rows, columns = (max(1, round(side * factor)) for side, factor in zip((height, width), zoom, strict=True))
+        rows, columns = zoomed_shape((height, width), zoom)
         self.plan((rows, columns))
         if (rows, columns) == (height, width):
             return segment_image(self.ensemble, image_bgr)
@@ -166,23 +124,6 @@ class ScaledEnsemble:
             for cell_type, each in self.ensemble.settings.thresholds.items()
         }
         return finish_prediction(prediction, thresholds)
-
-
-def resized(image_bgr: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """An image (H, W, 3) uint8 with other numbers of rows and columns.
-
-    What is shrunk is averaged. What is enlarged is sharpened: its large pixels have averaged over what members know as
-    several, and so lack contrast at edges.
-    """
-    height, width = image_bgr.shape[:2]
-    rows, columns = shape
-    if rows * columns < height * width:
-        return cv2.resize(image_bgr, (columns, rows), interpolation=cv2.INTER_AREA)
-    large = cv2.resize(image_bgr, (columns, rows), interpolation=cv2.INTER_CUBIC)
-    blurred = cv2.GaussianBlur(
-        large, (0, 0), sigmaX=SHARPENED_PIXELS * columns / width, sigmaY=SHARPENED_PIXELS * rows / height
-    )
-    return cv2.addWeighted(large, 1 + SHARPENING, blurred, -SHARPENING, 0)
 
 
 @dataclass(frozen=True)

@@ -17,19 +17,11 @@ from kernel.api import load
 from kernel.ensemble.ensemble import Prediction
 from kernel.errors import InputError
 from kernel.images.pixel_size import PixelSize
+from kernel.images.zoom import COMPETITION_PIXEL_UM, NO_ZOOM, zoom_of
 from kernel.masks.choosing import keep_cells
 from kernel.masks.instances import CellMasks
 from kernel.masks.labels import label_image
-from kernel.scale import (
-    COMPETITION_PIXEL_UM,
-    NO_ZOOM,
-    PIXEL_SIZE_KEY,
-    ScaledEnsemble,
-    cell_size,
-    member_pixel_um,
-    told_pixel_um,
-    zoom_of,
-)
+from kernel.scale import PIXEL_SIZE_KEY, ScaledEnsemble, cell_size, member_pixel_um, told_pixel_um
 from kernel.settings import Thresholds
 
 DEMO = Path(__file__).resolve().parents[1] / "bundle" / "demo"

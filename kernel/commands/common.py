@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kernel.commands.options import whole_number
+from kernel.commands.options import number, whole_number
 from kernel.commands.rules import flag
 from kernel.data.annotated import AnnotatedImage, list_annotated
 from kernel.data.splits import FOLDS_NAME
@@ -98,6 +98,34 @@ def add_member_arguments(
         help="of the networks' arithmetic; the short ones are faster and less exact (default: "
         f"{'as the preset, else ' if shipped else ''}{NETWORK_DTYPES[0]})",
     )
+
+
+def add_scale_arguments(parser: argparse.ArgumentParser, description: str) -> None:
+    """The options that say at which scale members are shown images, for `check_scale`."""
+    scale = parser.add_argument_group("scale", description)
+    scale.add_argument(
+        "--pixel-size", type=number(0), metavar="UM", help="side of a pixel in micrometres (default: as the file tells)"
+    )
+    scale.add_argument(
+        "--zoom",
+        type=number(0),
+        help="stretch images by this factor for the members (default: by the pixel size; without one, not at all)",
+    )
+
+
+def check_scale(options: argparse.Namespace) -> None:
+    """Raise InputError for a scale that means nothing."""
+    for name in ("pixel_size", "zoom"):
+        if getattr(options, name) == 0:
+            raise InputError(f"{flag(name)} 0: it must be above 0")
+
+
+def add_plane_arguments(parser: argparse.ArgumentParser, description: str, frame_help: str) -> None:
+    """The options that choose a plane of images of many dimensions, for `choice_of_texts`."""
+    planes = parser.add_argument_group("images of many dimensions", description)
+    planes.add_argument("--channel", metavar="INDEX", help="or its name, where the file tells it (default: 0)")
+    planes.add_argument("--z", metavar="INDEX", help="or max, the largest value of each pixel, or middle (default)")
+    planes.add_argument("--frame", metavar="INDEX", help=frame_help)
 
 
 class PresetsHelpFormatter(argparse.RawDescriptionHelpFormatter):

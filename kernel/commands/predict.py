@@ -14,15 +14,18 @@ from typing import TYPE_CHECKING, Any
 from kernel.commands.common import (
     ALL_DEVICES,
     add_member_arguments,
+    add_plane_arguments,
     add_replace,
+    add_scale_arguments,
     check_device,
     check_devices,
+    check_scale,
     choose_members,
 )
-from kernel.commands.options import number, whole_number
+from kernel.commands.options import whole_number
 from kernel.commands.results import refuse_to_replace_result
 from kernel.commands.resuming import resumed_folder
-from kernel.commands.rules import CommandRules, flag
+from kernel.commands.rules import CommandRules
 from kernel.errors import InputError, RunError
 from kernel.images.planes import choice_of_texts
 from kernel.log import LOG
@@ -75,19 +78,8 @@ def add_parser(commands: Any) -> None:
         help="have the workers of a dask cluster do it: its scheduler's address, as tcp://host:8786; images, weights "
         "and --out must lie in folders that all of them share (default: this machine)",
     )
-    scale = parser.add_argument_group("scale", "Members know cells of a certain size in pixels; files tell theirs.")
-    scale.add_argument(
-        "--pixel-size", type=number(0), metavar="UM", help="side of a pixel in micrometres (default: as the file tells)"
-    )
-    scale.add_argument(
-        "--zoom",
-        type=number(0),
-        help="stretch images by this factor for the members (default: by the pixel size; without one, not at all)",
-    )
-    planes = parser.add_argument_group("images of many dimensions", "Indices are counted from 0.")
-    planes.add_argument("--channel", metavar="INDEX", help="or its name, where the file tells it (default: 0)")
-    planes.add_argument("--z", metavar="INDEX", help="or max, the largest value of each pixel, or middle (default)")
-    planes.add_argument("--frame", metavar="INDEX", help="or all, for a result each (default: 0)")
+    add_scale_arguments(parser, "Members know cells of a certain size in pixels; files tell theirs.")
+    add_plane_arguments(parser, "Indices are counted from 0.", frame_help="or all, for a result each (default: 0)")
     cells = parser.add_argument_group("cells")
     cells.add_argument("--exclude-edges", action="store_true", help="leave out cells that the image's edge cuts")
     cells.add_argument(
@@ -116,7 +108,7 @@ def run_predict(options: argparse.Namespace) -> None:
     from kernel.runtime.cluster import map_on_cluster
 
     exports = chosen_exports(options.export)
-    check_numbers(options)
+    check_scale(options)
     choice = choice_of_texts(options.channel, options.z, options.frame)
     out = options.out
     wanted = Wanted(exports, choice, options.pixel_size, options.zoom, options.exclude_edges, options.min_area)
@@ -192,10 +184,3 @@ def work_on(
     advice = "what is finished stays: the same command goes on from there, on fewer devices if need be"
     named, worked = tee(images)
     return zip(named, share_over_devices(work, worked, devices, advice), strict=True)
-
-
-def check_numbers(options: argparse.Namespace) -> None:
-    """Raise InputError for numbers that mean nothing."""
-    for name in ("pixel_size", "zoom"):
-        if getattr(options, name) == 0:
-            raise InputError(f"{flag(name)} 0: it must be above 0")

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from kernel.commands.common import add_replace
+from kernel.commands.common import add_plane_arguments, add_replace, add_scale_arguments, check_scale
 from kernel.commands.options import whole_number
 from kernel.commands.rules import CommandRules, Idle, Needs, flag, is_given
 from kernel.data.annotated_folder import read_annotated_folder
@@ -15,9 +15,10 @@ from kernel.data.mask_files.forms import MASK_FORMS
 from kernel.data.prepare import prepare
 from kernel.data.prepare_report import REPORT_NAME
 from kernel.data.prepared import PREPARED_NAME
-from kernel.data.sources import Source, read_competition, read_pseudo_labels
+from kernel.data.sources import Showing, Source, read_competition, read_pseudo_labels
 from kernel.data.splits import FOLDS_NAME, SPLIT_NAMES
 from kernel.errors import InputError
+from kernel.images.planes import ALL_FRAMES, choice_of_texts
 
 PREPARE_HELP = """\
 Make a folder that train, validate and tune take as --data: annotations.json (COCO, run lengths), folds.csv, and
@@ -34,7 +35,9 @@ NAME_masks.tif or NAME_cp_masks.png, label images in a folder masks or labels, C
 (NAME.zip), GeoJSON (NAME.geojson), OME-Zarr labels (NAME.ome.zarr). What was found is said in one line. Cell types come
 from --cell-type, or else the classes in the file, a folder called as a type, or predict's images.csv.
 
-The images stay where they are. validate's truth is the masks of --data, and prepared ones have their holes filled and
+The images stay where they are. What members are shown otherwise, at another scale or as a plane of a stack, is
+written to OUT/shown; give --annotated the same --pixel-size, --zoom, --channel, --z and --frame that predict was given.
+validate's truth is the masks of --data, and prepared ones have their holes filled and
 corrections applied: to score one fold by the competition's own masks, give it the competition's folder and
 --folds-csv OUT/folds.csv."""
 
@@ -49,7 +52,7 @@ SOURCE_OPTIONS = {
     "competition": {"astro_fix": False},
     "livecell_annotations": {"livecell_images": True},
     "pseudo_labels": {"images": True},
-    "annotated": {"masks": False, "mask_form": False},
+    "annotated": dict.fromkeys(("masks", "mask_form", "pixel_size", "zoom", "channel", "z", "frame"), False),
 }
 #: How many folds there are where nobody says.
 FOLDS = 5
@@ -180,6 +183,8 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --pseudo-labels or --annotated: the type of all images, or a CSV of id and cell_type, or the "
         "kernel's summary.json",
     )
+    add_scale_arguments(parser, "With --annotated: as for predict, so that members learn from what they are shown.")
+    add_plane_arguments(parser, "With --annotated: as for predict. Indices are counted from 0.", "(default: 0)")
 
 
 def read_source(options: argparse.Namespace) -> Source:
@@ -192,6 +197,9 @@ def read_source(options: argparse.Namespace) -> Source:
         for other, needed in others.items():
             if is_given(options, source) and needed and not is_given(options, other):
                 raise InputError(f"{flag(source)} needs {flag(other)} as well: see python -m kernel prepare --help")
+    check_scale(options)
+    if options.frame == ALL_FRAMES:
+        raise InputError(f"--frame {ALL_FRAMES}: masks are of one frame each; give its index")
     if options.competition:
         return read_competition(options.competition, options.astro_fix)
     if options.livecell_annotations:
@@ -203,6 +211,9 @@ def read_source(options: argparse.Namespace) -> Source:
             form=options.mask_form,
             cell_types=options.cell_types,
             keep_empty=options.keep_empty,
+            showing=Showing(
+                choice_of_texts(options.channel, options.z, options.frame), options.pixel_size, options.zoom
+            ),
         )
     if options.cell_types is None:
         raise InputError("--pseudo-labels needs --cell-types as well: see python -m kernel prepare --help")

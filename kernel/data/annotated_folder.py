@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -12,7 +13,7 @@ from tqdm import tqdm
 from kernel.data.image_names import known_name
 from kernel.data.mask_files.forms import MASK_FORMS, require_package
 from kernel.data.mask_files.pairing import MaskFile, Pairing, pair_masks
-from kernel.data.sources import DroppedCell, DroppedImage, Source, SourceCell, SourceImage, cell_type_lookup
+from kernel.data.sources import DroppedCell, DroppedImage, Showing, Source, SourceCell, SourceImage, cell_type_lookup
 from kernel.data.tables import read_table
 from kernel.errors import InputError
 from kernel.images.reading import read_image, read_image_shape
@@ -37,6 +38,7 @@ def read_annotated_folder(
     form: str | None = None,
     cell_types: str | None = None,
     keep_empty: bool = False,
+    showing: Showing | None = None,
 ) -> Source:
     """The cells of a folder of images and masks; see `kernel.data.mask_files.pairing` for which belong together.
 
@@ -50,6 +52,7 @@ def read_annotated_folder(
         form: of MASK_FORMS, the one to read where images have several; None: they must say the same.
         cell_types: as for `read_pseudo_labels`; None: as above.
         keep_empty: images whose masks have no cell are images without cells; else they are dropped by name.
+        showing: how the images are shown to members; None: as their files are read. Masks are of the files' pixels.
 
     Raises:
         InputError: a folder cannot be read, no image has masks, or several that differ.
@@ -86,7 +89,7 @@ def read_annotated_folder(
             dropped.append(DroppedImage(image_id, reason, 0))
             continue
         try:
-            images.append(types.image_of(image_id, image_shape, found))
+            images.append(replace(types.image_of(image_id, image_shape, found), showing=showing))
         except InputError as error:
             dropped.append(DroppedImage(image_id, str(error), len(found)))
     if not pairs and not dropped:

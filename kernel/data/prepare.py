@@ -35,6 +35,8 @@ from kernel.text import first_names
 
 #: What the description of a prepared folder ends with, after the source's name.
 _PREPARED = ", prepared by python -m kernel prepare"
+#: Where images are written as members are shown them, where that is not as their files are.
+SHOWN_FOLDER = "shown"
 #: Images that are worth the start of a process.
 _IMAGES_EACH = 4
 #: Windows waits for no more processes than these.
@@ -77,7 +79,11 @@ def prepare(
     if split and source.images:  # better refused now than at the end
         lost = count_reasons(source.dropped_cells, (), source.dropped_images)
         made = _split(source.images, lost, split, folds, or_next_best=or_next_best)
-    results = list(prepare_images(source.images, workers))
+    tasks = [
+        dataclasses.replace(image, shown_path=out / SHOWN_FOLDER / f"{image.image_id}.png") if image.showing else image
+        for image in source.images
+    ]
+    results = list(prepare_images(tasks, workers))
     kept = [task for task, result in zip(source.images, results, strict=True) if result.image]
     dataset = PreparedDataset(source.class_names, tuple(result.image for result in results if result.image))
     report = build_report(source, results)

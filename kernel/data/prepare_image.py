@@ -14,7 +14,21 @@ from kernel.data.prepared import PreparedImage, encode_cell
 from kernel.data.sources import DroppedCell, SourceCell, SourceImage
 from kernel.data.twins import part_twins
 from kernel.errors import InputError
+from kernel.images.pixel_size import PixelSize
+from kernel.images.planes import PlaneChoice
 from kernel.images.reading import read_image
+from kernel.images.stacks import read_picture
+from kernel.images.writing import write_image_file
+from kernel.images.zoom import (
+    COMPETITION_PIXEL_UM,
+    NO_ZOOM,
+    Zoom,
+    resized,
+    zoom_of,
+    zoom_text,
+    zoomed_mask,
+    zoomed_shape,
+)
 from kernel.masks.rle import decode_rle_crop
 
 
@@ -34,15 +48,23 @@ class PreparedResult:
     corrected: bool = False
     correction_flaw: str = ""  # why the image's correction was not applied
     picture: Picture | None = None  # what a kept image is recognised by
+    told: str = ""  # how it is shown to members, where that is not as its file is read
 
 
 def prepare_image(task: SourceImage) -> PreparedResult:
-    """Read an image, decode its masks, fill their holes, apply its correction, encode them again."""
+    """Read an image, decode its masks, fill their holes, apply its correction, encode them again.
+
+    An image that members are shown otherwise than its file is read is written as they see it; its masks are of that.
+
+    Raises:
+        RunError: it cannot be written.
+    """
     try:
-        pixels = read_image(task.path)
+        pixels, zoom, told = _read_shown(task)
     except InputError as error:
         return PreparedResult(None, str(error))
     height, width = pixels.shape[:2]
+    shown_shape = zoomed_shape((height, width), zoom)
     if task.image_shape not in (None, (height, width)):
         return PreparedResult(None, f"the file is {height} x {width}, and annotated as {task.image_shape}")
     outside, flaw = _outside_correction(task, (height, width))
@@ -65,7 +87,10 @@ def prepare_image(task: SourceImage) -> PreparedResult:
                 left = crop & ~outside[y : y + crop.shape[0], x : x + crop.shape[1]]
                 _count(cleared, np.count_nonzero(crop) - np.count_nonzero(left))
                 crop, reason = left, "the corrected mask has none of its pixels"
-        encoded = encode_cell(crop, offset, (height, width), cell.label)
+        if crop.any() and shown_shape != (height, width):
+            crop, reason = zoomed_mask(crop, offset, (height, width), shown_shape), "nothing is left of it at this zoom"
+            offset = (0, 0)
+        encoded = encode_cell(crop, offset, shown_shape, cell.label)
         if encoded is None:
             empty.append(DroppedCell(task.image_id, cell.place, reason))
         else:
@@ -74,9 +99,13 @@ def prepare_image(task: SourceImage) -> PreparedResult:
     partial = [DroppedCell(task.image_id, place, unread) for place, _, unread in cells if unread]
     dropped += [DroppedCell(task.image_id, twin[0], f"it is the same cell as {first[0]}") for twin, first in twins]
     is_kept = bool(cells) or not task.cells  # in an image without cells nothing was annotated
-    made = PreparedImage(
-        task.path, task.cell_type, (height, width), tuple(cell for _, cell, _ in cells), task.sample_id
-    )
+    path = task.path
+    if told and is_kept:
+        assert task.shown_path is not None
+        path, pixels = task.shown_path, resized(pixels, shown_shape)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_image_file(path, pixels)
+    made = PreparedImage(path, task.cell_type, shown_shape, tuple(cell for _, cell, _ in cells), task.sample_id)
     return PreparedResult(
         image=made if is_kept else None,
         reason="" if is_kept else "no cell is left",
@@ -90,7 +119,24 @@ def prepare_image(task: SourceImage) -> PreparedResult:
         corrected=outside is not None,
         correction_flaw=flaw,
         picture=picture_of(task.image_id, pixels) if is_kept else None,
+        told=told if is_kept else "",
     )
+
+
+def _read_shown(task: SourceImage) -> tuple[np.ndarray, Zoom, str]:
+    """The image, the zoom at which members are shown it, and what is to be told of that; errors as `read_picture`."""
+    if task.showing is None:
+        return read_image(task.path), NO_ZOOM, ""
+    picture = read_picture(task.path, task.showing.choice)
+    pixel = picture.pixel if picture.pixel is not None and picture.pixel.is_likely else None
+    if task.showing.pixel_um is not None:
+        pixel = PixelSize(task.showing.pixel_um, task.showing.pixel_um, "--pixel-size")
+    zoom = zoom_of(pixel, COMPETITION_PIXEL_UM, task.showing.zoom)
+    told = [] if task.showing.choice == PlaneChoice() else ["the plane that is asked for"]
+    if zoom != NO_ZOOM:
+        of = "" if task.showing.zoom is not None else f", of pixels of {pixel}"
+        told.append(f"zoom {zoom_text(zoom)}{of}")
+    return picture.image_bgr, zoom, ", ".join(told)
 
 
 def _count(counter: Counter[str], pixels: int) -> None:

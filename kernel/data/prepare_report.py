@@ -203,12 +203,18 @@ def build_report(source: Source, results: Sequence[PreparedResult]) -> PrepareRe
         empty_masks=empty_masks,
         cells_in_part=tuple(cell for result in results for cell in result.partial),
         reasons=count_reasons(dropped_cells, empty_masks, dropped_images),
-        notes=source.notes,
+        notes=(*source.notes, *shown_lines(results)),
         images_without_annotations=source.images_without_annotations,
         images_without_cells=tuple(image.image_id for image in written if not image.cells),
         same_pictures=(),
         split=None,
     )
+
+
+def shown_lines(results: Sequence[PreparedResult]) -> list[str]:
+    """How many images members are shown otherwise than their files are, and how."""
+    told = Counter(result.told for result in results if result.told)
+    return [f"shown to members by {how}: {count} images" for how, count in told.most_common(_SHOWN)]
 
 
 def is_report(path: Path) -> bool:

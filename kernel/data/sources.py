@@ -7,7 +7,7 @@ and masks are looked at later, by several processes.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from kernel.data.image_names import composed, images_by_name, known_name
 from kernel.data.json_files import read_json
 from kernel.data.tables import read_table
 from kernel.errors import InputError
+from kernel.images.planes import PlaneChoice
 from kernel.images.reading import list_images
 from kernel.settings import CELL_TYPES
 
@@ -30,6 +31,21 @@ class SourceCell:
 
 
 @dataclass(frozen=True)
+class Showing:
+    """How images are shown to members, as `predict` shows them: which plane, and at which scale.
+
+    Attributes:
+        choice: of the plane.
+        pixel_um: the side of a pixel; None: as the file tells it.
+        zoom: by how much the image is stretched; None: by the size of its pixels.
+    """
+
+    choice: PlaneChoice = field(default_factory=PlaneChoice)
+    pixel_um: float | None = None
+    zoom: float | None = None
+
+
+@dataclass(frozen=True)
 class SourceImage:
     """An image file and the cells that are annotated in it."""
 
@@ -39,6 +55,8 @@ class SourceImage:
     sample_id: str  # "" where unknown
     image_shape: tuple[int, int] | None  # height, width as the annotations say; None: the file decides
     cells: tuple[SourceCell, ...]
+    showing: Showing | None = None  # None: as the file is read
+    shown_path: Path | None = None  # with `showing`: the PNG to write where that is not as the file is read
     correction: Path | None = None  # an image whose third channel (of B, G, R: red) is zero where no cell is
 
 

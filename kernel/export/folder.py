@@ -28,13 +28,14 @@ from kernel.images.pixel_size import PixelSize
 from kernel.images.planes import PlaneChoice
 from kernel.images.reading import largest_image_shape
 from kernel.images.stacks import Picture, read_picture
+from kernel.images.zoom import NO_ZOOM, zoom_of, zoom_text
 from kernel.log import LOG
 from kernel.masks.choosing import keep_cells
 from kernel.patience import may_pass
 from kernel.postprocess.submission import SubmissionWriter
 from kernel.runtime.failures import FailedImage, attempt
 from kernel.runtime.rereading import Rereading
-from kernel.scale import NO_ZOOM, ScaledEnsemble, Zoom, cell_size, zoom_of
+from kernel.scale import ScaledEnsemble, cell_size
 from kernel.text import spreadsheet_cell
 
 #: File systems take names of 255 bytes, endings included.
@@ -262,12 +263,6 @@ def known_pixel(picture: Picture, wanted: Wanted, image: InputImage, teller: Tel
         )
         return None
     return pixel
-
-
-def zoom_text(zoom: Zoom) -> str:
-    """A zoom for people: one factor, or those of rows and columns where they differ."""
-    rows, columns = (f"{factor:.4g}" for factor in zoom)
-    return rows if rows == columns else f"{rows} x {columns}"
 
 
 def kind_of(record: Record) -> str:

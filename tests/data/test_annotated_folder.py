@@ -607,3 +607,62 @@ def test_wrong_words_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         write_png(Path("images/a_masks.png"), grid_labels())
     assert main(["prepare", *words, "--out", "out"]) == 2
     assert not Path("out").exists()
+
+
+def test_members_learn_from_what_predict_shows_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """At half the size of the file's pixels, the image and its cells are half as large, and of the same places."""
+    pixels = draw_image(1, GRID)
+    labels = grid_labels()
+    told = {"axes": "YX", "PhysicalSizeX": 0.62, "PhysicalSizeY": 0.62}
+    (tmp_path / "tiff").mkdir()
+    tifffile.imwrite(tmp_path / "tiff" / "a.ome.tif", pixels, metadata=told, ome=True)
+    write_png(tmp_path / "png" / "a.png", pixels)
+    ways = {
+        "by-the-file": ("tiff", []),
+        "by-size": ("png", ["--pixel-size", "0.62"]),
+        "by-zoom": ("png", ["--zoom", "0.5"]),
+        "as-it-is": ("png", ["--pixel-size", "1.24"]),
+        "nothing-known": ("png", []),
+    }
+    found = {}
+    for name, (folder, words) in ways.items():
+        write_png(tmp_path / folder / ("a.ome_masks.png" if folder == "tiff" else "a_masks.png"), labels)
+        out = tmp_path / name
+        prepared_cells("--annotated", tmp_path / folder, "--cell-type", "cort", *words, out)
+        printed = capsys.readouterr().out
+        assert ("shown to members by zoom 0.5" in printed) == (name.startswith("by-")), printed
+        (found[name],) = list_annotated(out)
+        assert (out / "shown").is_dir() == name.startswith("by-")
+    for name in ("as-it-is", "nothing-known"):
+        assert found[name].path == tmp_path / "png" / "a.png"
+        assert found[name].masks().image_shape == labels.shape
+    quarters = np.stack([labels[y::2, x::2] for y in (0, 1) for x in (0, 1)])
+    for name in ("by-the-file", "by-size", "by-zoom"):
+        image = found[name]
+        assert image.path.parent == tmp_path / name / "shown"
+        shown = cv2.imread(str(image.path), cv2.IMREAD_GRAYSCALE)
+        np.testing.assert_allclose(shown, pixels.reshape(80, 2, 80, 2).mean(axis=(1, 3)), atol=1)
+        frames = full_frames(image.masks())
+        assert len(frames) == len(GRID)
+        for number, frame in enumerate(frames, start=1):
+            np.testing.assert_array_equal(frame, (quarters == number).sum(axis=0) >= 2)
+
+
+def test_a_plane_of_a_stack_is_prepared_as_predict_took_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pixels = draw_image(1, GRID)
+    stack = np.stack([np.zeros_like(pixels), pixels])
+    (tmp_path / "images").mkdir()
+    tifffile.imwrite(tmp_path / "images" / "a.tif", stack, imagej=True, metadata={"axes": "TYX"})
+    write_png(tmp_path / "images" / "a_masks.png", grid_labels())
+    words = ["--annotated", tmp_path / "images", "--cell-type", "cort"]
+    prepared_cells(*words, "--frame", "1", tmp_path / "second")
+    (image,) = list_annotated(tmp_path / "second")
+    assert image.path == tmp_path / "second" / "shown" / "a.png"
+    np.testing.assert_array_equal(cv2.imread(str(image.path), cv2.IMREAD_GRAYSCALE), pixels)
+    capsys.readouterr()
+    assert main(["prepare", *map(str, words), "--frame", "all", "--out", str(tmp_path / "no")]) == 2
+    assert "masks are of one frame each" in capsys.readouterr().err
+    assert main(["prepare", *map(str, words), "--frame", "2", "--out", str(tmp_path / "no")]) == 2
+    assert "no image is left to prepare" in capsys.readouterr().err
+    competition = ["prepare", "--competition", str(tmp_path), "--zoom", "2", "--out", str(tmp_path / "no")]
+    assert main(competition) == 2 and "--zoom belongs to --annotated" in capsys.readouterr().err
