@@ -26,7 +26,7 @@ push: $(ENVIRONMENT)
 	$(RUN) build_kernel.py push
 
 demo: $(ENVIRONMENT)
-	$(RUN) build_kernel.py --manifest bundle/demo/manifest.json --dry-run
+	$(RUN) build_kernel.py --manifest bundle/members/manifest.json --dry-run
 
 test: $(ENVIRONMENT) lint
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadgroup

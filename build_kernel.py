@@ -66,7 +66,7 @@ COMMANDS = {
     "quota": "hours of GPU that are left this week",
 }
 #: What a dry run takes where no other images are named.
-DEMO_IMAGES = ROOT / "bundle" / "demo" / "images"
+SAMPLE_IMAGES = ROOT / "bundle" / "members" / "images"
 #: What an earlier build is known by, whose folders are replaced as a whole.
 KERNEL_FOLDER = ResultFolder("a build", (SCRIPT_NAME, KERNEL_METADATA_NAME), (KERNEL_METADATA_NAME,))
 DRY_RUN_FOLDER = ResultFolder("a dry run", RESULT_NAMES, ("submission.csv",))
@@ -149,7 +149,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     dry.add_argument(
         "--images",
         type=Path,
-        help="folder of PNG, TIFF or JPEG images (default: the demo's)",
+        help="folder of PNG, TIFF or JPEG images (default: those of bundle/members)",
     )
     dry.add_argument("--limit", type=whole_number(1), metavar="N", help="only the first so many images")
     dry.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the script's choice)")
@@ -170,7 +170,7 @@ def run_build(options: argparse.Namespace) -> int:
     if options.dry_run:
         refuse_to_replace(options.out / "dry-run", DRY_RUN_FOLDER)
         check_device(options.device)
-        choose_images(options.images or DEMO_IMAGES, options.limit)
+        choose_images(options.images or SAMPLE_IMAGES, options.limit)
     refuse_to_lose_manifest(options.out / FILLED_NAME, options.manifest)
     refuse_to_lose(read_paths(options), (options.out / name for name in ("kernel", "wheels", "dry-run")))
     lock = load_lock(LOCK_PATH)
@@ -238,7 +238,7 @@ def read_paths(options: argparse.Namespace) -> Iterator[tuple[str, Path]]:
     if options.weights_dir is not None:
         yield "--weights-dir", options.weights_dir
     if options.dry_run:
-        yield "--images", options.images or DEMO_IMAGES
+        yield "--images", options.images or SAMPLE_IMAGES
 
 
 def weights_folder(options: argparse.Namespace) -> Path | None:
@@ -275,7 +275,7 @@ def report_dry_run(options: argparse.Namespace, manifest: Manifest, weights: Seq
         manifest,
         options.out / "wheels",
         weights,
-        options.images or DEMO_IMAGES,
+        options.images or SAMPLE_IMAGES,
         options.out,
         options.limit,
         options.device,

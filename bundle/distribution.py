@@ -25,7 +25,7 @@ PACKAGE, COMMAND = "inside_ensemble", "inside-ensemble"
 BUNDLE_ENTRY = "bundle.site"
 #: The package's own `__init__.py`. In the checkout that of `kernel` holds nothing, as it is inlined into the script.
 PUBLIC_NAMES = "bundle/public_names.py"
-#: The members that know real cells, where there are any; the demo's know synthetic ones, and are not installed.
+#: The members that come with the program. Those of bundle/synthetic are for tests, and are not installed.
 MEMBERS = "bundle/members"
 #: Read as they are, and packed into the vendored wheels, whose hashes are in the lock.
 VERBATIM = ("bundle/mmcv_ops.py", "bundle/fcn_mask_head.py", "bundle/wheels.lock.json")

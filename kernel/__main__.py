@@ -2,8 +2,8 @@
 
     python -m kernel synthesize runs/cells --images 40 --seed 1
     python -m kernel prepare --competition runs/cells --out runs/prepared
-    python -m kernel train --data runs/cells --recipe bundle/demo/recipe.toml --kind htc --out runs/htc.safetensors
-    python -m kernel validate --manifest bundle/demo/manifest.json --weights-dir bundle/demo/weights --data runs/test
+    python -m kernel train --data runs/cells --recipe bundle/synthetic/recipe.toml --kind htc --out runs/htc.safetensors
+    python -m kernel validate --members shipped --data runs/test
 
 Exit codes: 0 done, 1 something failed, 2 something given was wrong.
 """

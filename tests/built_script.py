@@ -1,4 +1,4 @@
-"""The built script of the demo's members, and runs of it on small images, for tests that inject faults."""
+"""The built script of the synthetic members, and runs of it on small images, for tests that inject faults."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kernel.main import SCORING_RUN_VARIABLE
 from kernel.postprocess.submitted import read_submission
 from kernel.runtime.journal import read_journal
 
-DEMO = Path(__file__).resolve().parents[1] / "bundle" / "demo"
+DEMO = Path(__file__).resolve().parents[1] / "bundle" / "synthetic"
 TEST_FOLDER = "competitions/sartorius-cell-instance-segmentation/test"
 WEIGHTS_FOLDER = "in-network-ensemble-demo-weights"
 WHEELS_FOLDER = "mmdet-pure-python-wheels"
@@ -30,7 +30,7 @@ SCORED = {SCORING_RUN_VARIABLE: "1"}
 
 
 def build_demo(out: Path, manifest: Path = DEMO / "manifest.json") -> Path:
-    """Build a manifest's script, the demo's unless another is given, without wheels; returns the script."""
+    """Build a manifest's script, the synthetic members' unless another is given, without wheels; returns the script."""
     assert (
         build_kernel.main(["--manifest", str(manifest), "--out", str(out), "--weights-dir", str(DEMO / "weights")]) == 0
     )

@@ -16,7 +16,7 @@ from kaggle_stub import StubServer, client_environment, running_stub
 import build_kernel
 
 ROOT = Path(__file__).resolve().parents[1]
-DEMO = ROOT / "bundle" / "demo"
+DEMO = ROOT / "bundle" / "synthetic"
 WEIGHTS_DATASET, WHEELS_DATASET = "ada/my-cell-weights", "ada/mmdet-pure-python-wheels"
 
 
@@ -77,7 +77,7 @@ class Project:
 
 
 def make_project(folder: Path, server: StubServer, wheels: Path) -> Project:
-    """A project of one of the demo's members, not built yet, whose wheels are there already."""
+    """A project of one of the synthetic members, not built yet, whose wheels are there already."""
     server.user = "ada"
     project = Project(folder, server, {"KAGGLE_API_TOKEN": server.token})
     (folder / "weights").mkdir(parents=True)

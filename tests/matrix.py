@@ -5,9 +5,9 @@
     .venv/bin/python tests/matrix.py --keep next newest
 
 Each leg gets an environment of its own (up to 7 GB, most of it CUDA, removed afterwards unless --keep), and in it
-builds the demo's kernel, with no package in reach, runs it dry on small images, and checks the goldens. Its kernel.py
-and submission.csv must be, byte for byte, those of the leg `pinned`: what requirements.txt says, on the interpreter
-that runs this. A leg whose interpreter is not here is named and left out. The table is Markdown, as the README has it;
+builds the synthetic members' kernel, with no package in reach, runs it dry on small images, and checks the goldens.
+Its kernel.py and submission.csv must be, byte for byte, those of the leg `pinned`: what requirements.txt says, on the
+interpreter that runs this. A leg whose interpreter is not here is named and left out. The table is Markdown;
 what a leg wrote and said is in dist/matrix/LEG.
 
 Exit codes: 0 all legs that ran are the same, 1 one differs or failed, 2 something given was wrong.
@@ -252,12 +252,12 @@ def make_environment(folder: Path, python: Path, requirements: Sequence[str], lo
 
 
 def write_images(folder: Path) -> None:
-    """Parts of the demo's images, one of each cell type; as PNG of 8 and 16 bits and TIFF of 16 bits."""
+    """Parts of synthetic images, one of each cell type; as PNG of 8 and 16 bits and TIFF of 16 bits."""
     import cv2
     import numpy as np
 
     kinds = ((".png", 1), (".png", 257), (".tif", 257))
-    sources = sorted((ROOT / "bundle" / "demo" / "images").iterdir())
+    sources = sorted((ROOT / "bundle" / "synthetic" / "images").iterdir())
     for source, (suffix, factor) in zip(sources, kinds, strict=True):
         gray = cv2.imdecode(np.frombuffer(source.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
         part = gray[100:292, 100:292].astype(np.uint8 if factor == 1 else np.uint16) * factor
@@ -270,7 +270,7 @@ def run_leg(name: str, interpreter: Path, images: Path, out: Path, goldens: bool
     A step that fails is told in the result, and the ones after it are tried all the same.
     """
     result, log = Result(name), out / "log.txt"
-    demo = ["build_kernel.py", "--manifest", "bundle/demo/manifest.json", "--out"]
+    demo = ["build_kernel.py", "--manifest", "bundle/synthetic/manifest.json", "--out"]
     with tempfile.TemporaryDirectory(prefix="matrix-") as temporary:
         work = Path(temporary)
 

@@ -17,6 +17,7 @@ PAGES = tuple(
         "docs/training.md",
         "docs/biologist.md",
         "docs/machines.md",
+        "docs/accuracy.md",
         "docs/measured.md",
         "docs/tried-with.md",
         "docs/faults.md",

@@ -21,7 +21,7 @@ from bundle.site import WHEELS, install_site
 from kernel.data.synthetic.generate import generate_image
 from kernel.postprocess.submitted import read_submission
 
-DEMO = Path(__file__).resolve().parents[1] / "bundle" / "demo"
+DEMO = Path(__file__).resolve().parents[1] / "bundle" / "synthetic"
 SHAPE = (96, 128)  # of every image
 FAULT_EVERY = 10
 SECONDS_BETWEEN = 0.5  # looks at the memory
@@ -105,7 +105,7 @@ class Soak:
 
 
 def soak(folder: Path, count: int) -> Soak:
-    """Build the script with one of the demo's members, and let it do `count` images in `folder`."""
+    """Build the script with one of the synthetic members, and let it do `count` images in `folder`."""
     install_site()
     manifest = one_member_manifest(folder)
     out = folder / "dist"
@@ -133,7 +133,7 @@ def soak(folder: Path, count: int) -> Soak:
 
 
 def one_member_manifest(folder: Path) -> Path:
-    """The demo's manifest with its quickest member alone."""
+    """The synthetic members' manifest with its quickest member alone."""
     folder.mkdir()
     manifest = json.loads((DEMO / "manifest.json").read_text(encoding="utf-8"))
     del manifest["$schema"]

@@ -15,7 +15,7 @@ from kernel.errors import InputError
 from kernel.masks.instances import CellMasks
 from kernel.segment import segment_image
 
-DEMO = Path(__file__).resolve().parents[1] / "bundle" / "demo"
+DEMO = Path(__file__).resolve().parents[1] / "bundle" / "synthetic"
 
 
 @pytest.fixture(scope="module")

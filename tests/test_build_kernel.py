@@ -98,7 +98,7 @@ def test_weights_are_filled_in(tmp_path: Path, built_wheels: list[Path], capsys:
     }
     manifest.write_text(json.dumps(data), encoding="utf-8")
     (tmp_path / "files" / "weights").mkdir(parents=True)
-    weights = build_kernel.ROOT / "bundle" / "demo" / "weights" / "maskrcnn.safetensors"
+    weights = build_kernel.ROOT / "bundle" / "synthetic" / "weights" / "maskrcnn.safetensors"
     shutil.copy(weights, tmp_path / "files" / "weights" / "a.safetensors")
     arguments = ["--manifest", str(manifest), "--out", str(tmp_path / "dist")]
     assert build_kernel.main([*arguments, "--weights-dir", str(tmp_path / "files")]) == 0
@@ -254,7 +254,7 @@ def test_a_dry_run_that_cannot_be_replaces_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
-    demo = ROOT / "bundle" / "demo"
+    demo = ROOT / "bundle" / "synthetic"
     given = ["--manifest", str(demo / "manifest.json"), "--weights-dir", str(demo / "weights"), "--out", "dist"]
     assert build_kernel.main([*given, "--dry-run", *arguments]) == 2
     assert told in capsys.readouterr().err
@@ -279,7 +279,7 @@ def test_names_that_kaggle_refuses_replace_nothing(
     change: dict[str, object],
     told: str,
 ) -> None:
-    data = json.loads((ROOT / "bundle" / "demo" / "manifest.json").read_text(encoding="utf-8"))
+    data = json.loads((ROOT / "bundle" / "synthetic" / "manifest.json").read_text(encoding="utf-8"))
     data["kernel"] |= {"id": "ada/my-cell-kernel", "title": "My cell kernel"}
     data |= {"wheels_dataset": "ada/the-wheels", "weight_datasets": ["ada/cells-1"]}
     if "title" in change:
@@ -294,7 +294,7 @@ def test_names_that_kaggle_refuses_replace_nothing(
 def test_a_license_for_no_dataset_is_refused(
     tmp_path: Path, built_wheels: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    demo = ROOT / "bundle" / "demo"
+    demo = ROOT / "bundle" / "synthetic"
     data = json.loads((demo / "manifest.json").read_text(encoding="utf-8"))
     data["weight_datasets"] = ["bob/published-cells"]
     (tmp_path / "mine.json").write_text(json.dumps(data), encoding="utf-8")

@@ -19,7 +19,7 @@ from kernel.errors import InputError
 from kernel.training.recipe import read_recipe
 from kernel.training.samples import read_training_images
 
-DEMO = Path(__file__).resolve().parents[1] / "bundle" / "demo"
+DEMO = Path(__file__).resolve().parents[1] / "bundle" / "synthetic"
 ENSEMBLE = ["--manifest", str(DEMO / "manifest.json"), "--weights-dir", str(DEMO / "weights")]
 
 

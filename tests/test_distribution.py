@@ -21,7 +21,7 @@ from kernel.images.reading import read_image
 from kernel.vendored import site_folder
 
 ROOT = Path(__file__).resolve().parents[1]
-DEMO = ROOT / "bundle" / "demo"
+DEMO = ROOT / "bundle" / "synthetic"
 
 pytestmark = pytest.mark.xdist_group("script")
 
@@ -61,7 +61,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert {top for top in tops if not top.endswith(".dist-info")} == {"inside_ensemble"}
     for name in ("py.typed", "napari.yaml", "bundle/wheels.lock.json"):
         assert f"inside_ensemble/{name}" in names
-    assert not [name for name in names if "__pycache__" in name or "/demo/" in name or "test" in Path(name).stem]
+    left_out = ("__pycache__", "bundle/synthetic")
+    assert not [name for name in names if any(part in name for part in left_out) or "test" in Path(name).stem]
 
 
 def test_its_modules_are_the_checkouts_but_for_names(installed: Path) -> None:
@@ -135,10 +136,10 @@ def cache(wheels_site: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_the_documented_lines_of_python(installed: Path, cache: str, tmp_path: Path) -> None:
     (lines,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "biologist.md").read_text(encoding="utf-8"), re.S)
     (tmp_path / "bundle").mkdir()
-    (tmp_path / "bundle" / "demo").symlink_to(DEMO)
+    (tmp_path / "bundle" / "members").symlink_to(ROOT / "bundle" / "members")
     done = run_elsewhere(installed, tmp_path, "-c", lines, XDG_CACHE_HOME=cache)
     assert done.returncode == 0, done.stderr
-    assert re.fullmatch(r"\d+ \w+ \(520, 704\) 0\.\d+\n", done.stdout), done.stdout
+    assert re.fullmatch(r"[1-9]\d* \w+ \(511, 512\) 0\.\d+\n", done.stdout), done.stdout
 
 
 def test_it_predicts_what_the_checkout_predicts(installed: Path, cache: str, tmp_path: Path) -> None:
@@ -154,16 +155,22 @@ def test_it_predicts_what_the_checkout_predicts(installed: Path, cache: str, tmp
     assert labels[0].max() > 0 and (labels[0] == labels[1]).all()
 
 
-def test_members_that_know_real_cells_are_installed_with_the_package(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_members_are_installed_with_the_package(
+    installed: Path, cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The demo's stand for them; without any, the package says so."""
     found = "from inside_ensemble.manifest.presets import shipped_members, read_presets\nfound = shipped_members()\n"
     found += "print(found.folder, *read_presets(found))"
-    for members, told in (("bundle/none", "no members come with this installation"), ("bundle/demo", "balanced fast")):
-        monkeypatch.setattr(bundle.distribution, "MEMBERS", members)
-        folder = tmp_path / members.replace("/", "_")
-        bundle.distribution.write_package(folder / "inside_ensemble")
-        done = subprocess.run([sys.executable, "-c", found], cwd=folder, capture_output=True, text=True, check=False)
-        assert told in done.stdout + done.stderr
-        assert (str(folder / "inside_ensemble" / "bundle" / "demo") in done.stdout) == (members == "bundle/demo")
+    done = run_elsewhere(installed, tmp_path, "-c", found)
+    folder = installed / "inside_ensemble" / "bundle" / "members"
+    assert done.stdout.split() == [str(folder), "best", "balanced", "fast"], done.stderr
+    assert (folder / "LICENSE").is_file() and (folder / "model_card.json").is_file()
+    sample = folder / "images" / "t98g_set1.png"
+    command = ["-m", "inside_ensemble", "predict", str(sample), "--preset", "fast", "--device", "cpu", "--out", "out"]
+    done = run_elsewhere(installed, tmp_path, *command, XDG_CACHE_HOME=cache)
+    assert done.returncode == 0, done.stderr
+    assert read_image(tmp_path / "out" / "labels" / "t98g_set1.tif").max() > 0
+
+    monkeypatch.setattr(bundle.distribution, "MEMBERS", "bundle/none")
+    bundle.distribution.write_package(tmp_path / "without" / "inside_ensemble")
+    done = run_elsewhere(tmp_path / "without", tmp_path, "-c", found)
+    assert "no members come with this installation" in done.stderr

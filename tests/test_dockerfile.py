@@ -47,7 +47,7 @@ def is_copied(name: str) -> bool:
 
 def test_what_is_copied_is_what_the_package_needs() -> None:
     assert all(map(is_copied, ("kernel/main.py", "bundle/site.py", "README.md", "pyproject.toml", "LICENSE")))
-    left_out = ("weights_manifest.json", "dist/wheels/x.whl", "bundle/demo/weights/htc.safetensors", ".git/config")
+    left_out = ("weights_manifest.json", "dist/wheels/x.whl", "bundle/synthetic/weights/htc.safetensors", ".git/config")
     assert not any(map(is_copied, (*left_out, "tests/conftest.py", "kernel/__pycache__/main.pyc")))
 
 

@@ -22,7 +22,7 @@ from kernel.postprocess.submitted import read_submission
 from kernel.segment import segment_image
 from kernel.text import spreadsheet_cell
 
-DEMO = Path(__file__).resolve().parents[1] / "bundle" / "demo"
+DEMO = Path(__file__).resolve().parents[1] / "bundle" / "synthetic"
 
 
 GRAY = np.zeros((8, 10, 3), np.uint8)

@@ -18,7 +18,7 @@ from kernel.images.writing import write_image_file
 
 pytestmark = [pytest.mark.usefixtures("wheels_site", "one_thread")]
 
-DEMO = Path("bundle/demo")
+DEMO = Path("bundle/synthetic")
 ENSEMBLE = ["--manifest", str(DEMO / "manifest.json"), "--weights-dir", str(DEMO / "weights")]
 
 

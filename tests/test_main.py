@@ -18,7 +18,7 @@ from kernel.runtime.environment import chosen_dtype
 from kernel.runtime.results import RunResults
 from kernel.runtime.shards import Shard, gather_shards, write_shard
 
-DEMO = Path(__file__).resolve().parents[1] / "bundle" / "demo" / "manifest.json"
+DEMO = Path(__file__).resolve().parents[1] / "bundle" / "synthetic" / "manifest.json"
 
 
 @pytest.mark.parametrize(

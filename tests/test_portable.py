@@ -201,7 +201,7 @@ def test_building_and_predicting_without_what_windows_lacks(tmp_path: Path, whee
         import build_kernel
         from kernel.__main__ import main
         from kernel.runtime.memory import peak_host_memory
-        demo, out = "bundle/demo", sys.argv[1]
+        demo, out = "bundle/synthetic", sys.argv[1]
         assert build_kernel.main(["--manifest", f"{demo}/manifest.json", "--out", f"{out}/dist"]) == 0
         assert main(["synthesize", f"{out}/cells", "--images", "1", "--seed", "3"]) == 0
         pathlib.Path(out, "images").mkdir()
@@ -242,7 +242,7 @@ if __name__ == "__main__":
     from kernel.__main__ import main
 
     assert main(["synthesize", out + "/cells", "--images", "1", "--seed", "1"]) == 0
-    recipe = ["--recipe", root + "/bundle/demo/recipe.toml", "--iterations", "1", "--batch-size", "1"]
+    recipe = ["--recipe", root + "/bundle/synthetic/recipe.toml", "--iterations", "1", "--batch-size", "1"]
     for workers in ("0", "1"):
         words = [*recipe, "--device", "cpu", "--workers", workers, "--out", f"{out}/{workers}.safetensors"]
         assert main(["train", "--data", out + "/cells", *words]) == 0

@@ -22,7 +22,7 @@ from kernel.export.inputs import InputImage
 from kernel.export.progress import readable_seconds, shown_progress
 from kernel.runtime.failures import FailedImage
 
-DEMO = Path(__file__).resolve().parents[1] / "bundle" / "demo"
+DEMO = Path(__file__).resolve().parents[1] / "bundle" / "synthetic"
 MEMBERS = ["--manifest", str(DEMO / "manifest.json"), "--weights-dir", str(DEMO / "weights"), "--device", "cpu"]
 
 

@@ -17,13 +17,20 @@ from kernel.api import load
 from kernel.commands.model_card import card_of, describe_card
 from kernel.data.synthetic.generate import generate_image, write_dataset
 from kernel.errors import InputError
-from kernel.manifest.presets import ShippedMembers, choose_preset, describe_presets, read_presets, shipped_members
+from kernel.manifest.presets import (
+    MEMBERS_FOLDER,
+    ShippedMembers,
+    choose_preset,
+    describe_presets,
+    read_presets,
+    shipped_members,
+)
 from kernel.manifest.reader import read_manifest
 from kernel.scoring.scores import ImageResult
 from kernel.segment import segment_image
 
 ROOT = Path(__file__).resolve().parents[1]
-DEMO = ROOT / "bundle" / "demo"
+DEMO = ROOT / "bundle" / "synthetic"
 
 CARD = {
     "presets": {
@@ -34,13 +41,29 @@ CARD = {
 }  # fmt: skip
 
 
+PRESETS = """
+[best]
+dtype = "float32"
+ensemble = { use_tta = true, use_tta_masks = true }
+
+[balanced]
+dtype = "bfloat16"
+ensemble = { use_tta = false, use_tta_masks = false }
+
+[fast]
+members = ["maskrcnn"]
+dtype = "bfloat16"
+ensemble = { use_tta = false, use_tta_masks = false }
+"""
+
+
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ShippedMembers:
-    """Members that come with the program, to be changed: the demo's, weights beside the manifest, with a model card."""
+    """Members that come with the program, to be changed: weights beside the manifest, with a model card."""
     folder = tmp_path / "bundle" / "members"
     shutil.copytree(DEMO / "weights", folder)
-    for name in ("manifest.json", "presets.toml"):
-        shutil.copyfile(DEMO / name, folder / name)
+    shutil.copyfile(DEMO / "manifest.json", folder / "manifest.json")
+    (folder / "presets.toml").write_text(PRESETS, encoding="utf-8")
     (folder / "model_card.json").write_text(json.dumps(CARD), encoding="utf-8")
     monkeypatch.setattr(kernel.manifest.presets, "__file__", str(tmp_path / "kernel" / "manifest" / "presets.py"))
     return shipped_members()
@@ -48,7 +71,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ShippedMembers:
 
 def test_the_shipped_members_have_three_presets() -> None:
     shipped = shipped_members()
-    assert shipped.name in kernel.manifest.presets.MEMBERS_FOLDERS and shipped.folder == ROOT / shipped.name
+    assert shipped.folder == ROOT / MEMBERS_FOLDER
     presets = read_presets(shipped)
     assert list(presets) == ["best", "balanced", "fast"]
     whole = read_manifest(shipped.manifest_path)
@@ -56,11 +79,11 @@ def test_the_shipped_members_have_three_presets() -> None:
         assert preset.manifest.ensemble.thresholds == whole.ensemble.thresholds
         assert set(preset.manifest.members) <= set(whole.members)
     best, fast = presets["best"].manifest, presets["fast"].manifest
-    assert best.ensemble.use_tta and not fast.ensemble.use_tta and len(fast.members) < len(best.members)
+    assert best.ensemble.use_tta and not fast.ensemble.use_tta and (best.dtype, fast.dtype) == ("float32", "bfloat16")
 
 
-def test_members_that_know_real_cells_are_preferred(own: ShippedMembers) -> None:
-    assert own.name == "bundle/members" and own.weights == own.folder
+def test_presets_tell_what_they_are_and_what_was_measured(own: ShippedMembers) -> None:
+    assert own.weights == own.folder
     presets = read_presets(own)
     assert presets["best"].describe() == "maskrcnn, cascade, htc; 4 views; float32"
     assert presets["best"].describe_measured() == "score 0.321, 21.5 s an image"
@@ -163,7 +186,7 @@ def test_images_are_predicted_by_a_preset(
     words = ["predict", str(images), "--device", "cpu", "--export", "labels", "--out"]
     assert main([*words, str(tmp_path / "fast"), "--preset", "fast"]) == 0
     shipped = shipped_members()
-    expected = f"members: shipped, {shipped.name}; preset fast: {read_presets(shipped)['fast'].describe()}\n"
+    expected = f"members: shipped, {MEMBERS_FOLDER}; preset fast: {read_presets(shipped)['fast'].describe()}\n"
     assert capsys.readouterr().out.startswith(expected)
     assert main([*words, str(tmp_path / "default"), "--dtype", "float32"]) == 0
     assert "preset balanced: " in (told := capsys.readouterr().out) and "here float32" in told
@@ -190,7 +213,8 @@ def test_the_shipped_members_are_validated_beside_their_card(
     figures = json.loads(card.read_text(encoding="utf-8"))
     assert set(figures["types"]) == {"cort", "shsy5y"} and figures["images"] == 2 and figures["seconds"] > 0
     assert [line.split()[0] for line in table[1:]] == ["images", "cort", "shsy5y", "all", "seconds"]
-    assert f"{figures['score']:.4f}" in table[4] and "not measured" in table[4]
+    told = read_presets(shipped_members())["fast"].measured
+    assert f"{figures['score']:.4f}" in table[4] and f"{told['score']:.4f}" in table[4]
 
 
 @pytest.mark.parametrize(

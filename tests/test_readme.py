@@ -1,7 +1,7 @@
 """Every command of the README and of docs/ does what it says there, page by page in order, in a copy of the checkout.
 
 Only sizes are changed: fewer and smaller images, fewer iterations. The published ensemble's weights are not ours to
-keep, so the demo's manifest and weights stand in the place of `weights_manifest.json` and `weights`.
+keep, so the synthetic members' manifest and weights stand in the place of `weights_manifest.json` and `weights`.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ def checkout(tmp_path_factory: pytest.TempPathFactory, wheels_site: Path) -> Pat
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("build_kernel.py", "Makefile", "requirements.txt", "requirements-dev.txt"):
         shutil.copy(ROOT / name, copy / name)
-    shutil.copy(ROOT / "bundle" / "demo" / "manifest.json", copy / "weights_manifest.json")
-    shutil.copytree(ROOT / "bundle" / "demo" / "weights", copy / "weights")
+    shutil.copy(ROOT / "bundle" / "synthetic" / "manifest.json", copy / "weights_manifest.json")
+    shutil.copytree(ROOT / "bundle" / "synthetic" / "weights", copy / "weights")
     shutil.copytree(wheels_site, copy / "dist" / "site" / wheels_site.name)
-    for number, path in enumerate(sorted((copy / "bundle" / "demo" / "images").iterdir())):
-        cv2.imwrite(str(path), generate_image("cort", 10 + number, (128, 160)).image)
+    for path in (copy / "bundle" / "members" / "images").glob("*.png"):
+        cv2.imwrite(str(path), cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)[100:260, 100:300])
     (copy / "images").mkdir()
     cv2.imwrite(str(copy / "images" / "cells.png"), generate_image("cort", 1, (128, 160)).image)
     return copy
@@ -115,8 +115,8 @@ def test_every_command_of_the_pages(checkout: Path, server: StubServer) -> None:
             out = checkout / words[words.index("--out") + 1]
             assert out.is_file()
             if re.search(r"_\d\.safetensors", command):
-                # Two iterations take everything for a cell, which takes long to score: the demo's member does not.
-                state = load_file(checkout / "bundle" / "demo" / "weights" / "htc.safetensors")
+                # Two iterations take everything for a cell, which takes long to score: the synthetic member does not.
+                state = load_file(checkout / "bundle" / "synthetic" / "weights" / "htc.safetensors")
                 save_file(state, out, {"trained as": out.name})
         elif words[1:4] == ["-m", "kernel", "train-members"]:
             told = run_in(checkout, f"{command} --kinds maskrcnn --iterations 1")

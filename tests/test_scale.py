@@ -24,7 +24,7 @@ from kernel.masks.labels import label_image
 from kernel.scale import PIXEL_SIZE_KEY, ScaledEnsemble, cell_size, member_pixel_um, told_pixel_um
 from kernel.settings import Thresholds
 
-DEMO = Path(__file__).resolve().parents[1] / "bundle" / "demo"
+DEMO = Path(__file__).resolve().parents[1] / "bundle" / "synthetic"
 
 
 @pytest.mark.parametrize(

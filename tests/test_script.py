@@ -1,4 +1,4 @@
-"""The built script, run dry with the demo's members: the same as the package, offline, whatever the images are.
+"""The built script, run dry with the synthetic members: the same as the package, offline, whatever the images are.
 
 The environment of the tests holds no mmcv and no mmdet, so the script can only have them from its wheels.
 """
@@ -30,7 +30,7 @@ from kernel.postprocess.submitted import read_submission, validate_submission
 from kernel.segment import segment_image
 
 ROOT = Path(__file__).resolve().parents[1]
-DEMO = ROOT / "bundle" / "demo"
+DEMO = ROOT / "bundle" / "synthetic"
 
 pytestmark = pytest.mark.xdist_group("script")
 

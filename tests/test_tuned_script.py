@@ -20,8 +20,8 @@ from kernel.scoring.predictions import read_predictions
 from kernel.scoring.scores import score_image
 from kernel.settings import CELL_TYPES
 
-DEMO = Path(__file__).resolve().parents[1] / "bundle" / "demo"
-#: None of it as in the demo's manifest.
+DEMO = Path(__file__).resolve().parents[1] / "bundle" / "synthetic"
+#: None of it as in the synthetic members' manifest.
 GRID = """
 mask_threshold = [0.37, 0.52]
 mask_nms_threshold = [0.12, 0.33]

@@ -26,7 +26,7 @@ BACKGROUND_LOGIT = -2.0
 
 
 def tiny_spec(kind: str, num_classes: int = 3) -> DetectorSpec:
-    """`kind` with the demo's encoder and 16 channels everywhere else."""
+    """`kind` with the synthetic members' encoder and 16 channels everywhere else."""
     return DetectorSpec(
         kind, "resnet18_narrow", num_classes=num_classes, neck_channels=16, fc_channels=16, mask_channels=16
     )

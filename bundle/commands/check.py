@@ -1,6 +1,6 @@
 """Check a submission.csv against its images, as Kaggle would: header, ids, run lengths, sizes, overlaps.
 
-    python build_kernel.py check dist/dry-run/submission.csv --images bundle/demo/images
+    python build_kernel.py check dist/dry-run/submission.csv --images bundle/members/images
 
 Each problem is a line with the row's number. Of the images only the headers are read.
 

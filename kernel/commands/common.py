@@ -20,7 +20,7 @@ from kernel.data.splits import FOLDS_NAME
 from kernel.errors import InputError
 from kernel.folders import replace_folder, scratch_folder
 from kernel.local_weights import resolve_weights
-from kernel.manifest.presets import Preset, choose_preset, describe_presets, shipped_members
+from kernel.manifest.presets import MEMBERS_FOLDER, Preset, choose_preset, describe_presets, shipped_members
 from kernel.manifest.reader import read_manifest
 from kernel.manifest.types import Manifest
 from kernel.settings import NETWORK_DTYPES
@@ -176,7 +176,7 @@ def shipped_ensemble(preset_name: str | None, dtype: str | None) -> ChosenMember
     """
     shipped = shipped_members()
     preset = choose_preset(shipped, preset_name)
-    told = f"members: shipped, {shipped.name}; preset {preset.name}: {preset.describe()}"
+    told = f"members: shipped, {MEMBERS_FOLDER}; preset {preset.name}: {preset.describe()}"
     if dtype is not None and dtype != preset.manifest.dtype:
         told += f", here {dtype}"
     return ChosenMembers(preset.manifest, shipped.weights, dtype or preset.manifest.dtype, preset, told)

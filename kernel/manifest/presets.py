@@ -22,9 +22,8 @@ from kernel.manifest.reader import parse_manifest, read_manifest
 from kernel.manifest.types import Manifest
 from kernel.text import name_hint, parse_json, parse_toml, read_any_text
 
-#: Folders of the members, in `bundle`, which is beside `kernel` in a checkout and in the installed package: the first
-#: that is there counts. The demo's know synthetic cells alone.
-MEMBERS_FOLDERS = ("bundle/members", "bundle/demo")
+#: The folder of the members; `bundle` is beside `kernel` in a checkout, and in the installed package.
+MEMBERS_FOLDER = "bundle/members"
 MANIFEST_NAME, WEIGHTS_NAME = "manifest.json", "weights"
 #: How options call the folder of the members.
 SHIPPED = "shipped"
@@ -42,7 +41,6 @@ class ShippedMembers:
     """The folder of the members that come with the program."""
 
     folder: Path
-    name: str  # one of `MEMBERS_FOLDERS`
 
     @property
     def manifest_path(self) -> Path:
@@ -84,10 +82,9 @@ def shipped_members() -> ShippedMembers:
         InputError: this installation has none.
     """
     package = Path(__file__).resolve().parents[1]
-    for name in MEMBERS_FOLDERS:
-        for root in (package, package.parent):
-            if (root / name / "presets.toml").is_file():
-                return ShippedMembers(root / name, name)
+    for root in (package, package.parent):
+        if (root / MEMBERS_FOLDER / "presets.toml").is_file():
+            return ShippedMembers(root / MEMBERS_FOLDER)
     raise InputError(
         "no members come with this installation: name your own by --manifest and --weights-dir (in Python: "
         'load("manifest.json"))'
@@ -216,6 +213,6 @@ def describe_presets() -> list[str]:
     except InputError as error:
         return [f"presets: {error}"]
     width = max(map(len, presets))
-    lines = [f"presets of the members that come with the program, {shipped.name} (default: {DEFAULT_PRESET}):"]
+    lines = [f"presets of the members that come with the program, {MEMBERS_FOLDER} (default: {DEFAULT_PRESET}):"]
     lines += [f"  {name:{width}}  {each.describe()}; {each.describe_measured()}" for name, each in presets.items()]
     return lines

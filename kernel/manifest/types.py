@@ -24,8 +24,8 @@ ENCODER_NAMES = (
     "efficientnet_b4",
     "efficientnet_b5",
     "efficientnet_b6",
-    "efficientnet_lite0",  # small: for the demo and for tests
-    "resnet18_narrow",  # small: for the demo and for tests
+    "efficientnet_lite0",  # small: for the members that come with the program
+    "resnet18_narrow",  # small: for tests
 )
 #: Before the name of any network of timm, which then is the encoder: "timm:convnext_tiny".
 TIMM_PREFIX = "timm:"

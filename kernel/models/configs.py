@@ -13,7 +13,7 @@ NECK_NORM_GROUPS = 32
 
 @dataclass(frozen=True)
 class DetectorSpec:
-    """What a detector is. The published members differ only in detector kind and encoder; the demo's are narrower."""
+    """What a detector is. The published members differ only in detector kind and encoder; those here are narrower."""
 
     kind: str  # the detector kind, a key of `DETECTOR_KINDS`
     encoder: str

@@ -41,7 +41,7 @@ RESNET_PLANS: Mapping[str, ResNetPlan] = {
     "resnext101": ResNetPlan(101, groups=32, base_width=4),
     "resnext101_64x4": ResNetPlan(101, groups=64, base_width=4),
     "resnext101_32x8": ResNetPlan(101, groups=32, base_width=8),
-    # A third of the width of a resnet18: small enough to ship with the demo, quick enough for two cores.
+    # A third of the width of a resnet18: small enough to come with the tests, quick enough for two cores.
     "resnet18_narrow": ResNetPlan(18, base_channels=24),
 }
 

@@ -24,7 +24,7 @@ from kernel.export.inputs import InputImage
 from kernel.manifest.reader import read_manifest
 from kernel.runtime.cluster import map_on_cluster
 
-DEMO = ROOT / "bundle" / "demo"
+DEMO = ROOT / "bundle" / "synthetic"
 SHAPE = (192, 256)
 
 

@@ -38,7 +38,7 @@ from kernel.runtime.memory import apply_plan, free_memory, plan_memory
 from kernel.segment import segment_image
 from kernel.vendored import use_vendored_packages
 
-DEMO = Path(__file__).resolve().parents[2] / "bundle" / "demo"
+DEMO = Path(__file__).resolve().parents[2] / "bundle" / "synthetic"
 
 
 def peak_gb() -> float:

@@ -41,7 +41,7 @@ def write_images(folder: Path, count: int) -> None:
 
 def write_manifest(path: Path) -> None:
     """The demo's members, one view each."""
-    manifest = json.loads((ROOT / "bundle/demo/manifest.json").read_text())
+    manifest = json.loads((ROOT / "bundle/synthetic/manifest.json").read_text())
     manifest.pop("$schema", None)
     manifest["ensemble"] |= {"use_tta": False, "use_tta_masks": False}
     path.write_text(json.dumps(manifest))
@@ -103,7 +103,7 @@ def main() -> None:
         write_manifest(manifest)
         command = [
             sys.executable, ROOT / "build_kernel.py", "--manifest", manifest, "--out", Path(temporary, "dist"),
-            "--weights-dir", ROOT / "bundle/demo/weights", "--dry-run", "--images", images,
+            "--weights-dir", ROOT / "bundle/synthetic/weights", "--dry-run", "--images", images,
         ]  # fmt: skip
         with Path(temporary, "log").open("w+b") as log:
             process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)

@@ -1,11 +1,11 @@
 """What five corrected images are worth: the shipped members trained on with them, and scored on all others.
 
-    PYTHONPATH=.:tests python tests/benchmarks/bench_retrain.py DIR OUT [--kinds maskrcnn] [--iterations 300]
+    PYTHONPATH=.:tests python tests/benchmarks/bench_retrain.py DIR OUT [--zoom 0.5] [--kinds maskrcnn]
 
-DIR has `images` and `masks` (label images), as usiigaci_t98g: 50 images of T98G cells, which no member has seen. Of
-these the true masks of CORRECTED, spread over the set, stand for corrected ones. The commands `prepare --annotated` and
-`train-members --from` do the work; one that was stopped goes on. It prints a table: the competition's score (mean over
-the images), and precision, recall and F1 of all cells at IoU 0.5.
+DIR has `images` and `masks` (label images), as usiigaci_t98g. Images that the members have learned from are left out.
+Of the others the true masks of CORRECTED, spread over the set, stand for corrected ones. The commands `prepare
+--annotated` and `train-members --from` do the work; one that was stopped goes on. It prints a table: the competition's
+score (mean over the images), and precision, recall and F1 of all cells at IoU 0.5.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import time
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,9 +39,10 @@ def run(*words: object) -> None:
         raise SystemExit(code)
 
 
-def part_images(source: Path, out: Path) -> None:
-    """Copy the images and masks into `corrected` and `others`."""
-    images = sorted(list_images(source / "images"), key=lambda path: (len(path.stem), path.stem))
+def part_images(source: Path, out: Path, seen: Collection[str]) -> None:
+    """Copy the images and masks into `corrected` and `others`, but for those that members have seen."""
+    unseen = [path for path in list_images(source / "images") if path.stem not in seen]
+    images = sorted(unseen, key=lambda path: (len(path.stem), path.stem))
     chosen = {images[number * len(images) // CORRECTED] for number in range(CORRECTED)}
     for path in images:
         folder = out / ("corrected" if path in chosen else "others")
@@ -81,17 +83,19 @@ def main() -> None:
     parser.add_argument("--from", dest="start", default="shipped")
     parser.add_argument("--kinds", nargs="+")
     parser.add_argument("--iterations", type=int)
+    parser.add_argument("--zoom", type=float, help="at which members are shown the images")
     parser.add_argument("--cell-type", default="astro", help="what the images count as (default: %(default)s)")
     parser.add_argument("--no-tta", action="store_true", help="one view of each image instead of four")
     options = parser.parse_args()
     use_vendored_packages()
+    from kernel.scoring.predicting import PredictionJob
+    from kernel.scoring.seen import find_seen
 
-    part_images(options.source, options.out)
-    for name in ("corrected", "others"):
-        folder = options.out / name
-        words = ("--cell-type", options.cell_type, "--out", options.out / f"{name}-prepared", "--workers", 1)
-        run("prepare", "--annotated", folder, *words)
-    others = options.out / "others-prepared"
+    def prepare(folder: Path, name: str) -> Path:
+        out = options.out / f"{name}-prepared"
+        words = ["--cell-type", options.cell_type, "--out", out, "--workers", 1]
+        run("prepare", "--annotated", folder, *words, *(["--zoom", options.zoom] if options.zoom else []))
+        return out
 
     def chosen(manifest: Manifest) -> Manifest:
         members = tuple(member for member in manifest.members if not options.kinds or member.kind in options.kinds)
@@ -100,13 +104,18 @@ def main() -> None:
 
     start = members_folder(options.start)
     before = chosen(read_manifest(start / MANIFEST_NAME))
+    files = find_ensemble(before, start / WEIGHTS_NAME)
+    everything = [PredictionJob(entry, files) for entry in list_annotated(prepare(options.source, "all"))]
+    seen = find_seen(everything).by_image
+    print(f"{len(seen)} of {len(everything)} images were learned from, and are left out", flush=True)
+    part_images(options.source, options.out, seen)
+    data, others = (prepare(options.out / name, name) for name in ("corrected", "others"))
     rows = [score("before", before, start / WEIGHTS_NAME, others, options.out / "stored-before")]
     print(" | ".join(rows[0]), flush=True)
     began = time.monotonic()
     more = ["--kinds", *options.kinds] if options.kinds else []
     more += ["--iterations", options.iterations] if options.iterations else []
     mine = options.out / "members"
-    data = options.out / "corrected-prepared"
     run("train-members", "--from", options.start, "--data", data, "--out", mine, "--device", "cpu", *more)
     minutes = (time.monotonic() - began) / 60
     after = chosen(read_manifest(mine / MANIFEST_NAME))

@@ -24,7 +24,8 @@ from kernel.manifest.types import Manifest
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = parse_manifest(
-    (ROOT / "bundle" / "demo" / "manifest.json").read_text(encoding="utf-8").replace("your-kaggle-name", "Ada"), "demo"
+    (ROOT / "bundle" / "synthetic" / "manifest.json").read_text(encoding="utf-8").replace("your-kaggle-name", "Ada"),
+    "demo",
 )
 
 

@@ -44,7 +44,7 @@ def run_python(interpreter: Path | str, *arguments: str, hash_seed: str = "rando
 
 def built_files(interpreter: Path | str, folder: Path, hash_seed: str) -> dict[str, str]:
     """Build the demo's kernel and its wheels; the digest of each file by its place."""
-    manifest = ROOT / "bundle" / "demo" / "manifest.json"
+    manifest = ROOT / "bundle" / "synthetic" / "manifest.json"
     run_python(
         interpreter, "-B", "build_kernel.py", "--manifest", str(manifest), "--out", str(folder), hash_seed=hash_seed
     )

@@ -25,13 +25,13 @@ from kernel.manifest.reader import read_manifest
 from kernel.models.checkpoints import read_state_dict
 
 ROOT = Path(__file__).resolve().parents[2]
-WEIGHTS = ROOT / "bundle" / "demo" / "weights"
+WEIGHTS = ROOT / "bundle" / "synthetic" / "weights"
 
 
 @pytest.fixture
 def manifest(tmp_path: Path) -> Path:
     """The demo's, under a user's name, with Windows' line ends and a byte order mark."""
-    text = (ROOT / "bundle" / "demo" / "manifest.json").read_text(encoding="utf-8")
+    text = (ROOT / "bundle" / "synthetic" / "manifest.json").read_text(encoding="utf-8")
     path = tmp_path / "mine.json"
     path.write_bytes(b"\xef\xbb\xbf" + text.replace("your-kaggle-name", "ada").replace("\n", "\r\n").encode())
     return path
@@ -381,9 +381,9 @@ def test_init_from_weights_alone(tmp_path: Path, other: Path, capsys: pytest.Cap
 def test_init_takes_a_folders_own_manifest_over(tmp_path: Path) -> None:
     """As train-members leaves it: with thresholds."""
     shutil.copytree(WEIGHTS, tmp_path / "members")
-    shutil.copy(ROOT / "bundle" / "demo" / "manifest.json", tmp_path / "members" / "manifest.json")
+    shutil.copy(ROOT / "bundle" / "synthetic" / "manifest.json", tmp_path / "members" / "manifest.json")
     assert init(tmp_path / "mine.json", "--user", "ada", "--from", str(tmp_path / "members")) == 0
-    mine, demo = read_manifest(tmp_path / "mine.json"), read_manifest(ROOT / "bundle" / "demo" / "manifest.json")
+    mine, demo = read_manifest(tmp_path / "mine.json"), read_manifest(ROOT / "bundle" / "synthetic" / "manifest.json")
     assert mine.ensemble == demo.ensemble and mine.members == demo.members
     assert mine.weight_datasets == ("ada/in-network-ensemble-demo-weights",)
 
@@ -450,7 +450,7 @@ def test_init_gives_all_weights_the_dataset_that_is_named(tmp_path: Path, datase
     """Also members that name another one."""
     folder = tmp_path / "members"
     shutil.copytree(WEIGHTS, folder)
-    data = json.loads((ROOT / "bundle" / "demo" / "manifest.json").read_text(encoding="utf-8"))
+    data = json.loads((ROOT / "bundle" / "synthetic" / "manifest.json").read_text(encoding="utf-8"))
     data["members"][0]["dataset"] = "bob/other-cells"
     data["weight_datasets"] = ["your-kaggle-name/one-cells", "your-kaggle-name/two-cells"]
     (folder / "manifest.json").write_text(json.dumps(data), encoding="utf-8")
@@ -459,7 +459,7 @@ def test_init_gives_all_weights_the_dataset_that_is_named(tmp_path: Path, datase
 
 
 def test_init_refuses_a_manifest_that_would_not_build(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = json.loads((ROOT / "bundle" / "demo" / "manifest.json").read_text(encoding="utf-8"))
+    data = json.loads((ROOT / "bundle" / "synthetic" / "manifest.json").read_text(encoding="utf-8"))
     for change, told in (
         ({"kernel": data["kernel"] | {"title": "Other title"}}, "make them agree in the manifest"),
         ({"wheels_dataset": "your-kaggle-name/in-network-ensemble-demo-weights"}, "the wheels and weights as well"),

@@ -31,7 +31,7 @@ from kernel.training.samples import TrainingImage, check_classes, read_training_
 from kernel.tuning.threshold_tuning import tune_ensemble
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPE = ROOT / "bundle" / "demo" / "recipe.toml"
+RECIPE = ROOT / "bundle" / "synthetic" / "recipe.toml"
 
 
 @pytest.fixture(autouse=True)

@@ -92,7 +92,7 @@ def test_members_without_weight_are_no_work() -> None:
         assert level.stage_work("cort") == {"features": 2, "proposals": 2, "boxes": 1, "masks": 1, "other": 1}
 
 
-@pytest.mark.parametrize("name", ["weights_manifest.json", "bundle/demo/manifest.json"])
+@pytest.mark.parametrize("name", ["weights_manifest.json", "bundle/synthetic/manifest.json"])
 def test_work_falls_from_level_to_level(name: str) -> None:
     manifest = read_manifest(ROOT / name)
     levels = quality_levels(manifest.members, manifest.ensemble)

@@ -41,7 +41,7 @@ from kernel.settings import CELL_TYPES, CLS_USE, EnsembleSettings, Thresholds
 
 pytestmark = pytest.mark.usefixtures("wheels_site", "one_thread")
 
-DEMO = Path(__file__).resolve().parents[2] / "bundle" / "demo"
+DEMO = Path(__file__).resolve().parents[2] / "bundle" / "synthetic"
 ALL_TYPES = frozenset(CELL_TYPES)
 SMALL = Tiling(whole_pixels=0, side=LEAST_TILE_SIDE, feature_bytes=1 << 30)
 

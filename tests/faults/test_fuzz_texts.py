@@ -89,7 +89,7 @@ def damaged_texts(draw: st.DrawFn, whole: str) -> str:
 
 
 @torture()
-@given(damaged_texts((ROOT / "bundle" / "demo" / "manifest.json").read_text(encoding="utf-8")))
+@given(damaged_texts((ROOT / "bundle" / "synthetic" / "manifest.json").read_text(encoding="utf-8")))
 def test_a_damaged_manifest_is_read_or_refused(text: str) -> None:
     count_input("manifests, damaged")
     try:

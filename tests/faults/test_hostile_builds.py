@@ -20,7 +20,7 @@ from kernel.errors import InputError
 from kernel.manifest.reader import parse_manifest
 from kernel.text import spreadsheet_cell
 
-DEMO = build_kernel.ROOT / "bundle" / "demo"
+DEMO = build_kernel.ROOT / "bundle" / "synthetic"
 MANIFEST: dict[str, Any] = json.loads((DEMO / "manifest.json").read_text(encoding="utf-8"))
 
 

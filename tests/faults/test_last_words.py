@@ -12,7 +12,7 @@ import pytest
 from bundle.build import write_kernel
 from kernel.manifest.reader import read_manifest
 
-DEMO = Path(__file__).resolve().parents[2] / "bundle" / "demo"
+DEMO = Path(__file__).resolve().parents[2] / "bundle" / "synthetic"
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture
 def demo(tmp_path: Path) -> Path:
     path = tmp_path / "manifest.json"
-    path.write_bytes((ROOT / "bundle" / "demo" / "manifest.json").read_bytes())
+    path.write_bytes((ROOT / "bundle" / "synthetic" / "manifest.json").read_bytes())
     return path
 
 

@@ -26,7 +26,7 @@ from kernel.models.pickles import CodeFreeReader
 pytestmark = pytest.mark.usefixtures("wheels_site")
 
 ROOT = Path(__file__).resolve().parents[2]
-DEMO = ROOT / "bundle" / "demo" / "weights"
+DEMO = ROOT / "bundle" / "synthetic" / "weights"
 CLAIM = ("maskrcnn", "resnet18_narrow")
 CONFIG = "model = dict(rpn_head=dict(anchor_generator=dict(type='AnchorGenerator', strides=[{}, {}, {}, {}, {}])))\n"
 

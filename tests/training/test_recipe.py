@@ -16,7 +16,7 @@ from kernel.settings import NETWORK_DTYPES
 from kernel.training.recipe import Recipe, read_recipe
 from kernel.training.settings import TrainSettings
 
-DEMO = Path(__file__).resolve().parents[2] / "bundle" / "demo" / "recipe.toml"
+DEMO = Path(__file__).resolve().parents[2] / "bundle" / "synthetic" / "recipe.toml"
 DETECTOR = '[detector]\nkind = "htc"\nencoder = "resnet50"\n'
 
 

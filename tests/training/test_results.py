@@ -55,7 +55,7 @@ def test_a_finished_member_is_known_by_itself(
 @pytest.mark.parametrize("resume", [[], ["--resume"]])
 def test_a_foreign_file_is_not_written_over(words: list[str], tmp_path: Path, resume: list[str]) -> None:
     out = tmp_path / "out.safetensors"
-    shutil.copy("bundle/demo/weights/maskrcnn.safetensors", out)
+    shutil.copy("bundle/synthetic/weights/maskrcnn.safetensors", out)
     before = digest(out)
     assert main([*words, *resume]) == 2
     assert digest(out) == before
@@ -66,7 +66,7 @@ def test_weights_to_start_from_are_not_written_over(
 ) -> None:
     out, best = tmp_path / "out.safetensors", tmp_path / "out.best.safetensors"
     for path in (out, best):
-        shutil.copy("bundle/demo/weights/maskrcnn.safetensors", path)
+        shutil.copy("bundle/synthetic/weights/maskrcnn.safetensors", path)
         assert main([*words, "--init", str(path), "--replace"]) == 2
         assert "is read, and would be lost: this command writes" in capsys.readouterr().err
         path.unlink()
