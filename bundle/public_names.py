@@ -16,6 +16,10 @@ __all__ = ["Cells", "InputError", "RunError", "Segmenter", "load"]
 
 def __getattr__(name: str) -> Any:
     """The names of `__all__`, each when it is first asked for: what imports one module should not load all."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("inside-ensemble")
     if name in ("InputError", "RunError"):
         from kernel import errors
 

@@ -14,12 +14,18 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from kernel.errors import InputError, RunError
 from kernel.folders import end_on_sigterm
 from kernel.log import show_log
 from kernel.output import let_readers_leave
 from kernel.signals import ended_at_once
+from kernel.text import parse_toml
+
+#: The name of the installed package.
+DISTRIBUTION = "inside-ensemble"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -74,10 +80,22 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = CommandParser(
         prog="python -m kernel", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--version", action="version", version=program_version())
     commands = parser.add_subparsers(required=True, metavar="command")
     for command in (synthesize, prepare, train, train_members, validate, tune, select, predict, convert):
         command.add_parser(commands)
     return parser.parse_args(arguments)
+
+
+def program_version() -> str:
+    """The version of the checkout that this is part of, or of the installed package."""
+    project = Path(__file__).resolve().parents[1] / "pyproject.toml"
+    if project.is_file():
+        return f"{DISTRIBUTION} {parse_toml(project.read_text(encoding='utf-8'))['project']['version']}, a checkout"
+    try:
+        return f"{DISTRIBUTION} {version(DISTRIBUTION)}"
+    except PackageNotFoundError:  # the folder was copied here
+        return f"{DISTRIBUTION}, of a version that is not known"
 
 
 def run() -> int:

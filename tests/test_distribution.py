@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import pytest
 import bundle.distribution
 from bundle.distribution import renamed
 from bundle.site import WHEELS
+from kernel.__main__ import main
 from kernel.data.synthetic.generate import generate_image
 from kernel.images.reading import read_image
 from kernel.vendored import site_folder
@@ -113,6 +116,20 @@ def test_the_public_names_come_when_they_are_asked_for(installed: Path, tmp_path
     done = run_elsewhere(installed, tmp_path, "-c", "\n".join(lines))
     assert done.stdout.splitlines() == ["False False", "Cells InputError RunError Segmenter load", "False True"]
     assert done.stderr.strip().endswith("AttributeError: module 'inside_ensemble' has no attribute 'nothing_such'")
+
+
+def test_the_version_is_told(installed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    expected = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    done = run_elsewhere(installed, tmp_path, "-m", "inside_ensemble", "--version")
+    assert (done.returncode, done.stdout) == (0, f"inside-ensemble {expected}\n"), done.stderr
+    done = run_elsewhere(installed, tmp_path, "-c", "import inside_ensemble; print(inside_ensemble.__version__)")
+    assert done.stdout == f"{expected}\n", done.stderr
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"inside-ensemble {expected}, a checkout\n"
+    shutil.copytree(installed / "inside_ensemble", tmp_path / "copy" / "inside_ensemble")
+    done = run_elsewhere(tmp_path / "copy", tmp_path, "-m", "inside_ensemble", "--version")
+    assert done.stdout == "inside-ensemble, of a version that is not known\n", done.stderr
 
 
 def test_help_comes_quickly_and_without_torch(installed: Path, tmp_path: Path) -> None:
