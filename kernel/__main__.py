@@ -80,18 +80,27 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = CommandParser(
         prog="python -m kernel", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--version", action="version", version=program_version())
+    parser.add_argument("--version", action=ShowVersion, nargs=0, help="show the version, and end")
     commands = parser.add_subparsers(required=True, metavar="command")
     for command in (synthesize, prepare, train, train_members, validate, tune, select, predict, convert):
         command.add_parser(commands)
     return parser.parse_args(arguments)
 
 
+class ShowVersion(argparse.Action):
+    """Prints the version, which is looked for only then, and ends the program."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(program_version())
+        parser.exit()
+
+
 def program_version() -> str:
     """The version of the checkout that this is part of, or of the installed package."""
-    project = Path(__file__).resolve().parents[1] / "pyproject.toml"
-    if project.is_file():
-        return f"{DISTRIBUTION} {parse_toml(project.read_text(encoding='utf-8'))['project']['version']}, a checkout"
+    path = Path(__file__).resolve().parents[1] / "pyproject.toml"
+    project = parse_toml(path.read_text(encoding="utf-8")).get("project", {}) if path.is_file() else {}
+    if project.get("name") == DISTRIBUTION:  # and not that of a project that this was copied into
+        return f"{DISTRIBUTION} {project['version']}, a checkout"
     try:
         return f"{DISTRIBUTION} {version(DISTRIBUTION)}"
     except PackageNotFoundError:  # the folder was copied here

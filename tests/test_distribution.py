@@ -128,6 +128,7 @@ def test_the_version_is_told(installed: Path, tmp_path: Path, capsys: pytest.Cap
         main(["--version"])
     assert capsys.readouterr().out == f"inside-ensemble {expected}, a checkout\n"
     shutil.copytree(installed / "inside_ensemble", tmp_path / "copy" / "inside_ensemble")
+    (tmp_path / "copy" / "pyproject.toml").write_text("[tool.ruff]\n", encoding="utf-8")  # another project's
     done = run_elsewhere(tmp_path / "copy", tmp_path, "-m", "inside_ensemble", "--version")
     assert done.stdout == "inside-ensemble, of a version that is not known\n", done.stderr
 
