@@ -12,7 +12,7 @@ from kernel.commands.rules import CommandRules, Idle, Needs, flag, is_given
 from kernel.data.annotated_folder import read_annotated_folder
 from kernel.data.livecell import read_livecell
 from kernel.data.mask_files.forms import MASK_FORMS
-from kernel.data.prepare import prepare
+from kernel.data.prepare import SHOWN_FOLDER, prepare
 from kernel.data.prepare_report import REPORT_NAME
 from kernel.data.prepared import PREPARED_NAME
 from kernel.data.sources import Showing, Source, read_competition, read_pseudo_labels
@@ -65,8 +65,8 @@ def split_name(options: argparse.Namespace) -> str:
 
 
 def written(options: argparse.Namespace) -> list[Path]:
-    """The files in the prepared folder."""
-    return [options.out / name for name in (PREPARED_NAME, REPORT_NAME, FOLDS_NAME)]
+    """The files in the prepared folder, and the folder of images in it."""
+    return [options.out / name for name in (PREPARED_NAME, REPORT_NAME, FOLDS_NAME, SHOWN_FOLDER)]
 
 
 RULES = CommandRules(

@@ -14,7 +14,7 @@ from kernel.data.prepared import PreparedImage, encode_cell
 from kernel.data.sources import DroppedCell, SourceCell, SourceImage
 from kernel.data.twins import part_twins
 from kernel.errors import InputError
-from kernel.images.pixel_size import PixelSize
+from kernel.images.pixel_size import counted_pixel
 from kernel.images.planes import PlaneChoice
 from kernel.images.reading import read_image
 from kernel.images.stacks import read_picture
@@ -128,11 +128,13 @@ def _read_shown(task: SourceImage) -> tuple[np.ndarray, Zoom, str]:
     if task.showing is None:
         return read_image(task.path), NO_ZOOM, ""
     picture = read_picture(task.path, task.showing.choice)
-    pixel = picture.pixel if picture.pixel is not None and picture.pixel.is_likely else None
-    if task.showing.pixel_um is not None:
-        pixel = PixelSize(task.showing.pixel_um, task.showing.pixel_um, "--pixel-size")
+    pixel = counted_pixel(picture.pixel, task.showing.pixel_um)
     zoom = zoom_of(pixel, COMPETITION_PIXEL_UM, task.showing.zoom)
-    told = [] if task.showing.choice == PlaneChoice() else ["the plane that is asked for"]
+    told = []
+    if task.showing.choice != PlaneChoice():
+        told.append("the plane that is asked for")
+    elif picture.told:  # of a stack, where that may be another than the first, which is read else
+        told.append("the plane that predict takes")
     if zoom != NO_ZOOM:
         of = "" if task.showing.zoom is not None else f", of pixels of {pixel}"
         told.append(f"zoom {zoom_text(zoom)}{of}")

@@ -24,7 +24,7 @@ from kernel.export.formats import TABLE_COLUMNS, table_rows
 from kernel.export.inputs import InputImage
 from kernel.export.kinds import DEFAULT_EXPORTS, IMAGE_EXPORTS, IMAGES_TABLE, SET_EXPORTS, FoundCells
 from kernel.export.progress import Progress
-from kernel.images.pixel_size import PixelSize
+from kernel.images.pixel_size import PixelSize, counted_pixel
 from kernel.images.planes import PlaneChoice
 from kernel.images.reading import largest_image_shape
 from kernel.images.stacks import Picture, read_picture
@@ -254,14 +254,11 @@ class Teller:
 
 def known_pixel(picture: Picture, wanted: Wanted, image: InputImage, teller: Teller) -> PixelSize | None:
     """The size of an image's pixels: as it is given, else as the file tells it, if a microscope's are like that."""
-    if wanted.pixel_um is not None:
-        return PixelSize(wanted.pixel_um, wanted.pixel_um, "--pixel-size")
-    pixel = picture.pixel
-    if pixel is not None and not pixel.is_likely:
+    pixel, told = counted_pixel(picture.pixel, wanted.pixel_um), picture.pixel
+    if pixel is None and told is not None:
         teller.tell(
-            f"its pixels would be of {pixel} by {pixel.source}, as no microscope's are: that is passed over", image.name
+            f"its pixels would be of {told} by {told.source}, as no microscope's are: that is passed over", image.name
         )
-        return None
     return pixel
 
 

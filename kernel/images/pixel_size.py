@@ -56,6 +56,13 @@ class PixelSize:
         return f"{sides} um"
 
 
+def counted_pixel(told: PixelSize | None, given_um: float | None) -> PixelSize | None:
+    """The size that counts: as it is given by --pixel-size, else as the file tells it, if it is a microscope's."""
+    if given_um is not None:
+        return PixelSize(given_um, given_um, "--pixel-size")
+    return told if told is not None and told.is_likely else None
+
+
 def pixel_size(y: Any, x: Any, unit_y: str, unit_x: str, source: str) -> PixelSize | None:
     """The size of numbers (or their texts) and units; None where either number, or a unit, tells no size."""
     y_um, x_um = length_um(y, unit_y), length_um(x, unit_x)

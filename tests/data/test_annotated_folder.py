@@ -659,7 +659,16 @@ def test_a_plane_of_a_stack_is_prepared_as_predict_took_it(tmp_path: Path, capsy
     (image,) = list_annotated(tmp_path / "second")
     assert image.path == tmp_path / "second" / "shown" / "a.png"
     np.testing.assert_array_equal(cv2.imread(str(image.path), cv2.IMREAD_GRAYSCALE), pixels)
+    depth = np.stack([np.zeros_like(pixels), pixels, np.zeros_like(pixels)])
+    tifffile.imwrite(tmp_path / "images" / "a.tif", depth, imagej=True, metadata={"axes": "ZYX"})
+    prepared_cells(*words, tmp_path / "middle")  # which predict takes where nothing is said
+    (image,) = list_annotated(tmp_path / "middle")
+    np.testing.assert_array_equal(cv2.imread(str(image.path), cv2.IMREAD_GRAYSCALE), pixels)
+    tifffile.imwrite(tmp_path / "images" / "a.tif", stack, imagej=True, metadata={"axes": "TYX"})
+    shown = ["--annotated", tmp_path / "second" / "shown", "--masks", tmp_path / "images", "--zoom", "2"]
     capsys.readouterr()
+    assert main(["prepare", *map(str, shown), "--out", str(tmp_path / "second")]) == 2
+    assert "is read, and would be lost" in capsys.readouterr().err
     assert main(["prepare", *map(str, words), "--frame", "all", "--out", str(tmp_path / "no")]) == 2
     assert "masks are of one frame each" in capsys.readouterr().err
     assert main(["prepare", *map(str, words), "--frame", "2", "--out", str(tmp_path / "no")]) == 2
