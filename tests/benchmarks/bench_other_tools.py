@@ -38,13 +38,13 @@ from kernel.data.annotated import AnnotatedImage, list_around_fold
 from kernel.data.mask_files.label_arrays import cells_of_labels
 from kernel.manifest.presets import MANIFEST_NAME, members_folder
 from kernel.masks.instances import CellMasks, Instances
+from kernel.masks.labels import label_image
 from kernel.scoring.metric import image_score, mean_scores
 from kernel.settings import Thresholds
 from kernel.training.recipe import read_recipe
 from kernel.training.settings import TrainSettings
 from kernel.vendored import use_vendored_packages
 
-TOOLS = ("ours", "torchvision", "cellpose")
 #: Steps by whose time the length of our training is chosen, after as many that are not counted.
 TIMED_STEPS = 20
 CONFIDENCES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -85,6 +85,7 @@ def learn_ours(task: Task) -> Callable[[AnnotatedImage], Found]:
     from kernel.__main__ import main as run_command
     from kernel.manifest.reader import read_manifest
     from kernel.scoring.predicting import EnsembleFiles
+    from kernel.scoring.predictions import soft_prediction
 
     def train(name: str, iterations: int) -> Path:
         out = task.out / f"{name}.safetensors"
@@ -107,13 +108,9 @@ def learn_ours(task: Task) -> Callable[[AnnotatedImage], Found]:
     shipped = read_manifest(members_folder("shipped") / MANIFEST_NAME)
     (member,) = (replace(m, sha256=None) for m in shipped.members if m.kind == "maskrcnn")
     settings = replace(shipped.ensemble, use_tta=False, use_tta_masks=False)
-    settings = replace(
-        settings,
-        thresholds={name: replace(chosen, rcnn_score_threshold=0.15) for name, chosen in settings.thresholds.items()},
-    )
     files = EnsembleFiles(replace(shipped, members=(member,), ensemble=settings), {member.name: weights}, "bfloat16")
     ensemble = files.load("cpu")
-    return lambda image: postprocessed(soft(ensemble, image))
+    return lambda image: postprocessed(soft_prediction(ensemble.predict(image.read())).instances)
 
 
 def enlarged_network(settings: TrainSettings) -> Any:
@@ -230,7 +227,7 @@ def learn_cellpose(task: Task) -> Callable[[AnnotatedImage], Found]:
     from cellpose import dynamics, models, train, utils
 
     images = [image.read()[..., 0] for image in task.training]
-    labels = [label_image(image.masks(fill_holes=True)) for image in task.training]
+    labels = [label_image(image.masks(fill_holes=True)).astype(np.int32) for image in task.training]
     flows = dynamics.labels_to_flows(labels, device=torch.device("cpu"))
     diameters: dict[str, list[float]] = {}
     for image, cells in zip(task.training, labels, strict=True):
@@ -267,14 +264,6 @@ def learn_cellpose(task: Task) -> Callable[[AnnotatedImage], Found]:
     return find
 
 
-def label_image(masks: CellMasks) -> np.ndarray:
-    """(H, W) int32: each pixel the number of the last cell that has it, 0 for none."""
-    labels = np.zeros(masks.image_shape, np.int32)
-    for number, (crop, (y0, x0, y1, x1)) in enumerate(zip(masks.crops, masks.windows.tolist(), strict=True), start=1):
-        labels[y0:y1, x0:x1][crop] = number
-    return labels
-
-
 def masks_of_labels(labels: np.ndarray) -> CellMasks:
     """The cells of a label image."""
     height, width = labels.shape
@@ -286,13 +275,6 @@ def masks_of_labels(labels: np.ndarray) -> CellMasks:
     return CellMasks(
         tuple(cell.crop for cell in cells), offsets, boxes, np.ones(count), np.zeros(count, np.int64), (height, width)
     )
-
-
-def soft(ensemble: Any, image: AnnotatedImage) -> Instances:
-    """What an ensemble of ours finds, before any threshold of the masks."""
-    from kernel.scoring.predictions import soft_prediction
-
-    return soft_prediction(ensemble.predict(image.read())).instances
 
 
 #: The tools, and the thresholds that each comes with.
@@ -348,7 +330,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--fold", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=20)
-    parser.add_argument("--tools", nargs="+", choices=TOOLS, default=TOOLS)
+    parser.add_argument("--tools", nargs="+", choices=LEARN, default=list(LEARN))
     options = parser.parse_args()
     use_vendored_packages()
     options.out.mkdir(parents=True, exist_ok=True)
