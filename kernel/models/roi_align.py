@@ -1,6 +1,7 @@
-"""RoIAlign of a detector's extractors; on the CPU by `embedding_bag`, several times faster than torchvision's kernel.
+"""RoIAlign of a detector's extractors; on the CPU by `embedding_bag`, which is faster than torchvision's kernel.
 
-A bin's value is a weighted sum of feature vectors: of the four neighbours of each of its sampling points. In a
+A bin's value is a weighted sum of feature vectors: of the four neighbours of each of its sampling points. Points share
+neighbours, and weights are products of one along x and one along y: so each grid position is added once. In a
 channels-last map a position's channels are adjacent in memory, and `embedding_bag` adds them by vector instructions.
 torchvision's kernel copies every map to channels-first order at each call, and then works number by number.
 """
@@ -14,8 +15,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-#: Sampling points handled at a time; their positions and weights take about 200 bytes each.
-POINTS_AT_ONCE = 1 << 20
+#: Grid positions handled at a time; their numbers and weights take about 100 bytes each.
+POSITIONS_AT_ONCE = 1 << 21
 
 
 def pool_rois(extractor: Any, levels: Sequence[torch.Tensor], rois: torch.Tensor) -> torch.Tensor:
@@ -33,6 +34,8 @@ def pool_rois(extractor: Any, levels: Sequence[torch.Tensor], rois: torch.Tensor
         return type(extractor).forward(extractor, levels, rois)
     layer = extractor.roi_layers[0]
     size = layer.output_size[0]
+    if len(levels) == 1 and len(rois):
+        return align_rois(levels[0], rois, size, layer.spatial_scale).permute(0, 3, 1, 2)
     pooled = rois.new_zeros((len(rois), size, size, extractor.out_channels))
     of_level = extractor.map_roi_levels(rois, len(levels))
     for level, (fmap, layer) in enumerate(zip(levels, extractor.roi_layers, strict=True)):
@@ -45,8 +48,8 @@ def pool_rois(extractor: Any, levels: Sequence[torch.Tensor], rois: torch.Tensor
 def quicken_extractors(detector: Any) -> None:
     """Let the detector's extractors pool by `pool_rois` wherever mmdet calls them, as it does in training.
 
-    Forward and backward together take a fifth of the time of torchvision's kernels, whose backward one uses a single
-    thread (tests/benchmarks/bench_training.py).
+    Forward and backward together take a fifth to a seventh of the time of torchvision's kernels, whose backward one
+    uses a single thread (tests/benchmarks/bench_roi_align.py).
     """
     from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 
@@ -72,11 +75,14 @@ def align_rois(fmap: torch.Tensor, rois: torch.Tensor, size: int, scale: float) 
     corners = rois[:, 1:] * scale - 0.5
     bins = (corners[:, 2:] - corners[:, :2]) / size  # (M, 2) feature pixels per bin, x and y
     points = bins.ceil().clamp(min=0).long()  # (M, 2) per bin
-    # Large RoIs have thousands of sampling points: as many RoIs at a time as fit, one at least.
-    piece_of = (points.prod(dim=1).cumsum(0) * size * size) // POINTS_AT_ONCE
+    # Large RoIs have thousands of grid positions: as many RoIs at a time as fit, one at least. The weights along both
+    # axes are kept for as many positions as the longest bin has.
+    positions = ((points + 1).prod(dim=1) * size * size).clamp(min=2 * size * (int(points.max()) + 1))
+    piece_of = positions.cumsum(0) // POSITIONS_AT_ONCE
     pieces = piece_of.unique_consecutive(return_counts=True)[1].tolist()
     split = zip(*(torch.split(each, pieces) for each in (rois[:, 0].long(), corners[:, :2], bins, points)), strict=True)
-    return torch.cat([look_up(table, fmap.shape, size, *piece) for piece in split])
+    parts = [look_up(table, fmap.shape, size, *piece) for piece in split]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def look_up(
@@ -103,30 +109,90 @@ def look_up(
         (M, size, size, C).
     """
     _, _, height, width = map_shape
-    per_bin = points.prod(dim=1)
-    bag_roi = torch.arange(len(index)).repeat_interleave(size * size)
-    bag_starts = F.pad(per_bin[bag_roi].cumsum(0), (1, 0))
-    bag = torch.arange(len(bag_roi)).repeat_interleave(per_bin[bag_roi])  # each point's bin
-    roi = bag_roi[bag]
-    number = torch.arange(len(bag)) - bag_starts[bag]  # of the point in its bin, row by row
-    x_points, y_points = points[roi].unbind(1)
-    row = (bag // size % size) + (number // x_points + 0.5) / y_points  # in bins
-    column = (bag % size) + (number % x_points + 0.5) / x_points
-    x = start[roi, 0] + column * bins[roi, 0]
-    y = start[roi, 1] + row * bins[roi, 1]
-    inside = (y >= -1) & (y <= height) & (x >= -1) & (x <= width)
-    left, right, x_share = neighbours(x, width)
-    top, bottom, y_share = neighbours(y, height)
-    above, below = ((index[roi] * height + line) * width for line in (top, bottom))
-    rows = torch.stack([above + left, above + right, below + left, below + right], dim=1)
-    shares = torch.stack(
-        [(1 - y_share) * (1 - x_share), (1 - y_share) * x_share, y_share * (1 - x_share), y_share * x_share], dim=1
-    )
-    weights = shares * (inside / per_bin[roi])[:, None]
-    sums = F.embedding_bag(
-        rows.flatten(), table, bag_starts[:-1] * 4, mode="sum", per_sample_weights=weights.flatten().to(table.dtype)
-    )
+    first_x, count_x, x_weights = axis_weights(start[:, 0], bins[:, 0], points[:, 0], size, width)
+    first_y, count_y, y_weights = axis_weights(start[:, 1], bins[:, 1], points[:, 1], size, height)
+    # A bin's positions are lines of the map: first what all positions of a line have in common.
+    lines = count_y[:, :, None].expand(-1, -1, size).flatten()  # (M * size * size,) lines of each bin
+    bag, line = groups(lines)
+    roi, x_bin, y_bin = bag // (size * size), bag // (size * size) * size + bag % size, bag // size
+    row = (index[roi] * height + first_y.flatten()[y_bin] + line) * width + first_x.flatten()[x_bin]
+    line_weight = y_weights.flatten()[y_bin * y_weights.shape[2] + line]
+    counts = count_x.flatten()[x_bin]
+    # Then the positions, one after the other.
+    line_of, number = groups(counts)
+    rows = row.index_select(0, line_of) + number
+    place = (x_bin * x_weights.shape[2]).index_select(0, line_of) + number
+    weights = x_weights.flatten().index_select(0, place) * line_weight.index_select(0, line_of)
+    bag_starts = F.pad(counts.cumsum(0), (1, 0))[lines.cumsum(0) - lines]
+    sums: Any = WeightedSums.apply(table, rows, bag_starts, weights.to(table.dtype))
     return sums.view(len(index), size, size, -1)
+
+
+def groups(counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The members of groups one after the other, given how many each has: (N,) their groups, and 0, 1, ... in each."""
+    group = torch.arange(len(counts)).repeat_interleave(counts)
+    starts = counts.cumsum(0) - counts
+    return group, torch.arange(len(group)) - starts.index_select(0, group)
+
+
+class WeightedSums(torch.autograd.Function):
+    """Sums of rows of a table in bags, by `embedding_bag`; its gradient is such a sum, too, of the bags of each row.
+
+    The gradient that torch has for `embedding_bag` adds row by row through a call of BLAS each, and takes three times
+    as long.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, table: torch.Tensor, rows: torch.Tensor, bag_starts: torch.Tensor, weights: torch.Tensor
+    ) -> torch.Tensor:
+        """(B, C) of `table` (R, C): N `rows` with `weights`, and where of the N each of the B bags starts."""
+        ctx.save_for_backward(rows, bag_starts, weights)
+        ctx.length = len(table)
+        return F.embedding_bag(rows, table, bag_starts, mode="sum", per_sample_weights=weights)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        """(R, C) of the gradient of the sums (B, C)."""
+        rows, bag_starts, weights = ctx.saved_tensors
+        bag, _ = groups(bag_starts.diff(append=bag_starts.new_tensor([len(rows)])))
+        order = rows.int().argsort(stable=True)
+        counts = rows.bincount(minlength=ctx.length)
+        gradient = F.embedding_bag(
+            bag[order], gradients[0].contiguous(), counts.cumsum(0) - counts, mode="sum",
+            per_sample_weights=weights[order],
+        )  # fmt: skip
+        return gradient, None, None, None
+
+
+def axis_weights(
+    start: torch.Tensor, bins: torch.Tensor, points: torch.Tensor, size: int, length: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What each grid position along one axis counts in each bin, which is a mean over its sampling points.
+
+    Args:
+        start: (M,) where each RoI begins, in feature pixels.
+        bins: (M,) the length of a bin in feature pixels.
+        points: (M,) sampling points per bin, at most P; they are at most one feature pixel apart.
+        size: bins per axis.
+        length: positions of the axis.
+
+    Returns:
+        (M, size) the first position of each bin and how many count; (M, size, P + 1) the weights of the first and
+        of those after it.
+    """
+    number = torch.arange(max(int(points.max()), 1))
+    is_point = (number < points[:, None])[:, None, :]
+    inner = (number + 0.5) / points.clamp(min=1)[:, None]  # (M, P) in bins
+    place = start[:, None, None] + (torch.arange(size)[:, None] + inner[:, None, :]) * bins[:, None, None]
+    share = torch.where(is_point & (place >= -1) & (place <= length), 1 / points.clamp(min=1)[:, None, None], 0.0)
+    first, second, of_second = neighbours(place, length)
+    # What is no point may lie anywhere.
+    to_first, to_second = ((each - first[:, :, :1]).clamp(0, len(number)) for each in (first, second))
+    weights = place.new_zeros((*place.shape[:2], len(number) + 1))
+    weights.scatter_add_(2, to_first, share * (1 - of_second)).scatter_add_(2, to_second, share * of_second)
+    counts = torch.where(is_point, to_second + 1, 0).amax(dim=2)
+    return first[:, :, 0], counts, weights
 
 
 def neighbours(place: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

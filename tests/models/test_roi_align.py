@@ -66,11 +66,20 @@ def test_half_pixel_offsets_by_hand() -> None:
     torch.testing.assert_close(found[0, :, :, 0], torch.tensor([[2.5, 4.5], [2.5, 4.5]]))
 
 
+def test_rois_without_sampling_points_are_zeros_and_take_no_gradient() -> None:
+    fmap = torch.ones(1, 3, 8, 8, requires_grad=True)
+    rois = torch.tensor([[0.0, 2, 2, 2, 6], [0, 6, 2, 2, 6], [0, 3, 3, 3, 3], [0, 2, 7, 6, 1]])
+    found = align_rois(fmap, rois, 7, 1.0)
+    torch.testing.assert_close(found, torch.zeros(4, 7, 7, 3))
+    found.sum().backward()
+    torch.testing.assert_close(fmap.grad, torch.zeros(1, 3, 8, 8))
+
+
 def test_pieces_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     fmap, rois = torch.from_numpy(rng.standard_normal((2, 4, 30, 40))).float(), random_rois(rng, 50, 2, 60.0)
     whole = align_rois(fmap, rois, 7, 0.5)
-    monkeypatch.setattr(module, "POINTS_AT_ONCE", 300)
+    monkeypatch.setattr(module, "POSITIONS_AT_ONCE", 300)
     torch.testing.assert_close(align_rois(fmap, rois, 7, 0.5), whole, atol=0, rtol=0)
     assert_like_torchvision(fmap, rois, 7, 0.5)
 
