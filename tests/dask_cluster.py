@@ -29,15 +29,18 @@ class Job:
 
 @dataclass(frozen=True)
 class Slowly:
-    """Stands for the networks: takes its time, writes a file, and has its worker die on the image `deadly`."""
+    """Stands for the networks: takes its time, writes a file, and has its worker die on the image `deadly`, the first
+    `deaths` times."""
 
     out: Path
     deadly: str = ""
     broken: str = ""
+    deaths: int = 1000
 
     def __call__(self, job: Job) -> str:
         time.sleep(0.05)
-        if job.name == self.deadly:
+        if job.name == self.deadly and len(died := list(self.out.glob("died*"))) < self.deaths:
+            (self.out / f"died{len(died)}").touch()
             os._exit(9)
         if job.name == self.broken:
             raise RunError("no networks here")

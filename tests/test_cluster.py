@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -54,30 +55,44 @@ def test_a_worker_that_is_killed_costs_nothing(cluster: Cluster, out: Path) -> N
     assert len(processes) >= 2
 
 
-def test_an_image_that_kills_its_workers_costs_only_itself(cluster: Cluster, out: Path) -> None:
-    # dask gives up after four workers; each that dies is replaced, as a nanny or SLURM would.
+@contextmanager
+def replacing_the_dead(cluster: Cluster) -> Iterator[None]:
+    """Each worker that dies is replaced, as a nanny or SLURM would."""
     stop = threading.Event()
 
-    def replace_the_dead() -> None:
+    def replace() -> None:
         while not stop.wait(0.2):
             for worker in list(cluster.workers):
                 if worker.poll() is not None:
                     cluster.workers.remove(worker)
                     cluster.add_worker(f"another{time.monotonic()}")
 
-    thread = threading.Thread(target=replace_the_dead)
+    thread = threading.Thread(target=replace)
     thread.start()
     try:
-        answers = {
-            job.name: answer for job, answer in map_on_cluster(cluster.address, Slowly(out, "image3"), jobs(12), out)
-        }
+        yield
     finally:
         stop.set()
         thread.join()
+
+
+def test_an_image_that_kills_its_workers_costs_only_itself(cluster: Cluster, out: Path) -> None:
+    with replacing_the_dead(cluster):
+        work = Slowly(out, "image3")
+        answers = {job.name: answer for job, answer in map_on_cluster(cluster.address, work, jobs(12), out)}
     assert len(answers) == 12
     failed = answers.pop("image3")
     assert isinstance(failed, FailedImage) and "died" in failed.reason and not failed.wrong_input
     assert all(isinstance(answer, str) for answer in answers.values())
+
+
+def test_an_image_blamed_for_four_deaths_is_tried_alone(cluster: Cluster, out: Path) -> None:
+    # dask gives up after four, and blames what waited at the dead worker like what ran there.
+    with replacing_the_dead(cluster):
+        work = Slowly(out, "image3", deaths=4)
+        answers = {job.name: answer for job, answer in map_on_cluster(cluster.address, work, jobs(6), out)}
+    assert len(list(out.glob("died*"))) == 4
+    assert len(answers) == 6 and all(isinstance(answer, str) for answer in answers.values())
 
 
 def test_what_fails_on_every_worker_ends_the_run(cluster: Cluster, out: Path) -> None:

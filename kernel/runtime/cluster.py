@@ -68,13 +68,21 @@ def map_on_cluster(
     with client:
         waiting: Iterator[Item] = iter(items)
         running: dict[Any, Item] = {}  # by the key of the future
+        suspects: list[Item] = []  # dask blames all that a dead worker had, also what only waited there
+        alone: set[str] = set()  # keys of the futures of suspects, which run when nothing else does
         answers = as_completed(loop=client.loop)
+
+        def submit(item: Item) -> Any:
+            future = client.submit(call_alone, work, item, folder, pure=False, retries=RETRIES)
+            running[future.key] = item
+            answers.add(future)
+            return future.key
 
         def fill(threads: int) -> None:
             while len(running) < TASKS_PER_THREAD * threads and (item := next(waiting, None)) is not None:
-                future = client.submit(call_alone, work, item, folder, pure=False, retries=RETRIES)
-                running[future.key] = item
-                answers.add(future)
+                submit(item)
+            if not running and suspects:
+                alone.add(submit(suspects.pop(0)))
 
         try:
             if (first := next(waiting, None)) is not None:
@@ -85,6 +93,11 @@ def map_on_cluster(
                 try:
                     answer = future.result()
                 except KilledWorker:
+                    if future.key not in alone:
+                        suspects.append(item)
+                        future.release()
+                        fill(max(1, sum(client.nthreads().values())))
+                        continue
                     reason = "each worker that took it died, of too little memory perhaps: see the workers' logs"
                     LOG.error("image %s: %s", item.name, reason)
                     answer = FailedImage(reason, wrong_input=False, error_type=KilledWorker.__name__)
