@@ -69,7 +69,7 @@ def map_on_cluster(
         waiting: Iterator[Item] = iter(items)
         running: dict[Any, Item] = {}  # by the key of the future
         suspects: list[Item] = []  # dask blames all that a dead worker had, also what only waited there
-        alone: set[str] = set()  # keys of the futures of suspects, which run when nothing else does
+        alone = set[Any]()  # keys of the futures of suspects, which run when nothing else does
         answers = as_completed(loop=client.loop)
 
         def submit(item: Item) -> Any:
@@ -78,7 +78,8 @@ def map_on_cluster(
             answers.add(future)
             return future.key
 
-        def fill(threads: int) -> None:
+        def fill() -> None:
+            threads = max(1, sum(client.nthreads().values()))
             while len(running) < TASKS_PER_THREAD * threads and (item := next(waiting, None)) is not None:
                 submit(item)
             if not running and suspects:
@@ -87,7 +88,8 @@ def map_on_cluster(
         try:
             if (first := next(waiting, None)) is not None:
                 waiting = chain([first], waiting)
-                fill(wait_for_workers(client, address))
+                wait_for_workers(client, address)
+                fill()
             for future in answers:
                 item = running.pop(future.key)
                 try:
@@ -96,14 +98,14 @@ def map_on_cluster(
                     if future.key not in alone:
                         suspects.append(item)
                         future.release()
-                        fill(max(1, sum(client.nthreads().values())))
+                        fill()
                         continue
                     reason = "each worker that took it died, of too little memory perhaps: see the workers' logs"
                     LOG.error("image %s: %s", item.name, reason)
                     answer = FailedImage(reason, wrong_input=False, error_type=KilledWorker.__name__)
                 future.release()
                 yield item, answer
-                fill(max(1, sum(client.nthreads().values())))
+                fill()
         except (ImportError, AttributeError, PickleError, RuntimeError) as error:
             # So says dask where what is sent cannot be read: by the scheduler, or by a worker.
             if isinstance(error, RuntimeError) and "deserializ" not in str(error):
@@ -143,8 +145,8 @@ def connect(address: str) -> Client:
         ) from error
 
 
-def wait_for_workers(client: Client, address: str) -> int:
-    """Wait until there is a worker, which in a queue may take hours; says so every minute. Returns their threads.
+def wait_for_workers(client: Client, address: str) -> None:
+    """Wait until there is a worker, which in a queue may take hours; says so every minute.
 
     Raises:
         OSError: the scheduler goes away.
@@ -158,7 +160,6 @@ def wait_for_workers(client: Client, address: str) -> int:
             told = time.monotonic()
             LOG.warning("the scheduler at %s has had no worker for %d s: still waiting", address, told - begun)
     LOG.info("the scheduler at %s has workers with %d thread(s) in all", address, threads)
-    return threads
 
 
 def call_alone(work: Callable[[Item], T], item: Item, folder: Path) -> T:

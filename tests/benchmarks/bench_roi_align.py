@@ -9,9 +9,11 @@ and the largest differences of the features and of the maps' gradients.
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 
 import torch
@@ -31,39 +33,41 @@ def cells() -> torch.Tensor:
     return torch.cat([index, corners, corners + sides], dim=1)
 
 
+def gradient(pool: Callable[[torch.Tensor], torch.Tensor], maps: torch.Tensor) -> torch.Tensor:
+    """That of half the sum of the features' squares, by the maps."""
+    leaf = maps.detach().requires_grad_()
+    pooled = pool(leaf)
+    return torch.autograd.grad(pooled, leaf, pooled.detach())[0]
+
+
+def forward(pool: Callable[[torch.Tensor], torch.Tensor], maps: torch.Tensor) -> torch.Tensor:
+    return pool(maps)
+
+
 def main() -> None:
     repeats = int(sys.argv[1]) if len(sys.argv) > 1 else 5
     rois = cells()
-    first = torch.randn(MAPS, CHANNELS, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
-    last = first.contiguous(memory_format=torch.channels_last)
-    for size in (7, 14):
-        torchvisions = RoIAlign(size, spatial_scale=SCALE, sampling_ratio=0, aligned=True)
-        push = torch.randn(COUNT, CHANNELS, size, size, generator=torch.Generator().manual_seed(2))
-
-        def ours(maps: torch.Tensor, size: int = size) -> torch.Tensor:
-            return align_rois(maps, rois, size, SCALE).permute(0, 3, 1, 2)
-
-        def theirs(maps: torch.Tensor, pool: RoIAlign = torchvisions) -> torch.Tensor:
-            return pool(maps, rois)
-
-        def gradient(
-            pool: Callable[[torch.Tensor], torch.Tensor], maps: torch.Tensor, push: torch.Tensor = push
-        ) -> torch.Tensor:
-            leaf = maps.detach().requires_grad_()
-            (found,) = torch.autograd.grad(pool(leaf), leaf, push)
-            return found
-
-        for what, compute in (("forward", lambda pool, maps: pool(maps)), ("forward and backward", gradient)):
-            mine, other = compute(ours, last), compute(theirs, first)
-            difference = float((mine - other).abs().max() / other.abs().max())
-            seconds: dict[str, list[float]] = {"ours": [], "torchvision": []}
-            for _ in range(repeats):
-                for name, pool, maps in (("ours", ours, last), ("torchvision", theirs, first)):
-                    start = time.process_time()
-                    compute(pool, maps)
-                    seconds[name].append(time.process_time() - start)
-            ratio = median(seconds["torchvision"]) / median(seconds["ours"])
-            print(f"{size} x {size} bins, {what}: {ratio:.1f} times less, largest relative difference {difference:.1e}")
+    maps = torch.randn(MAPS, CHANNELS, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+    channels_last = maps.contiguous(memory_format=torch.channels_last)
+    for size, compute in itertools.product((7, 14), (forward, gradient)):
+        layer = RoIAlign(size, spatial_scale=SCALE, sampling_ratio=0, aligned=True)
+        runs = {
+            "ours": partial(
+                compute, lambda maps, size=size: align_rois(maps, rois, size, SCALE).permute(0, 3, 1, 2), channels_last
+            ),
+            "torchvision": partial(compute, lambda maps, layer=layer: layer(maps, rois), maps),
+        }
+        found, expected = (run() for run in runs.values())
+        difference = float((found - expected).abs().max() / expected.abs().max())
+        seconds: dict[str, list[float]] = {name: [] for name in runs}
+        for _ in range(repeats):
+            for name, run in runs.items():
+                start = time.process_time()
+                run()
+                seconds[name].append(time.process_time() - start)
+        ratio = median(seconds["torchvision"]) / median(seconds["ours"])
+        what = f"{size} x {size} bins, {'forward' if compute is forward else 'forward and backward'}"
+        print(f"{what}: {ratio:.1f} times less, largest relative difference {difference:.1e}")
 
 
 if __name__ == "__main__":
