@@ -91,6 +91,8 @@ def needed_stages(uses_of_members: Iterable[Collection[str]]) -> dict[str, tuple
 
 #: The weights of members that count alike.
 EQUAL_WEIGHTS = StageWeights()
+#: Those of a member that makes masks alone.
+MASKS_ALONE = StageWeights(proposals=0.0, boxes=0.0)
 
 
 @dataclass(frozen=True)

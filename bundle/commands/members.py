@@ -41,7 +41,7 @@ from kernel.manifest.edit import (
 )
 from kernel.manifest.reader import read_manifest
 from kernel.manifest.rules import RULE_DATASET, is_weight_path
-from kernel.manifest.types import WEIGHT_SUFFIXES, Manifest
+from kernel.manifest.types import MASK_KINDS, WEIGHT_SUFFIXES, Manifest
 from kernel.settings import CELL_TYPES, CLS_USE, EQUAL_WEIGHTS
 from kernel.text import first_names, name_hint
 from kernel.vendored import use_vendored_packages
@@ -171,6 +171,9 @@ def time_members(options: argparse.Namespace) -> int:
     out = out_folder(options)
     times = read_times(out / TIMES_NAME)
     for weights in found:
+        if weights.member.kind in MASK_KINDS:
+            print(f"member {weights.member.name}: a {weights.member.kind} finds no cells, and is not timed by itself")
+            continue
         alone = replace(manifest, members=(replace(weights.member, use_for=CELL_TYPES, weights=EQUAL_WEIGHTS),))
         with scratch_folder(out, "timed") as scratch:
             write_kernel(alone, scratch / "kernel")

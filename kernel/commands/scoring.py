@@ -13,6 +13,7 @@ from kernel.commands.common import choose_members, folds_file, whole_folder
 from kernel.commands.results import SCORES_TABLE
 from kernel.data.annotated import AnnotatedImage
 from kernel.data.splits import read_folds
+from kernel.manifest.types import MASK_KINDS
 
 if TYPE_CHECKING:
     from kernel.scoring.predicting import PredictionJob
@@ -125,7 +126,7 @@ def score_jobs(
 
 
 def print_each_member(jobs: Sequence[PredictionJob], devices: Sequence[str], predictions: Path | None = None) -> None:
-    """Score each member of the jobs' ensembles alone.
+    """Score each member of the jobs' ensembles alone, but for mask networks, which find no cells.
 
     Args:
         jobs: as for `score_jobs`; at least one.
@@ -135,6 +136,8 @@ def print_each_member(jobs: Sequence[PredictionJob], devices: Sequence[str], pre
     from kernel.scoring.scores import describe_scores, validate_jobs
 
     for member in jobs[0].files.manifest.members:
+        if member.kind in MASK_KINDS:
+            continue
         folder = predictions and predictions / "alone" / member.name
         results = validate_jobs([job.alone(member.name) for job in jobs], devices, folder)
         print(describe_scores(member.name, results))

@@ -16,7 +16,7 @@ from kernel.data.pictures import PictureIndex, picture_of
 from kernel.data.toml_files import read_toml
 from kernel.errors import InputError
 from kernel.log import LOG
-from kernel.manifest.types import ENCODER_NAMES, KIND_NAMES, TIMM_PREFIX
+from kernel.manifest.types import ENCODER_NAMES, MEMBER_KINDS, TIMM_PREFIX
 from kernel.settings import CELL_TYPES, CLS_USE
 from kernel.vendored import use_vendored_packages
 
@@ -152,7 +152,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--resume", action="store_true", help="go on from the state beside --out, if there is one")
     parser.add_argument("--replace", action="store_true", help="overwrite an earlier result at --out")
-    parser.add_argument("--kind", choices=KIND_NAMES, help="instead of the recipe's")
+    parser.add_argument("--kind", choices=MEMBER_KINDS, help="instead of the recipe's")
     parser.add_argument(
         "--encoder",
         metavar="NAME",

@@ -30,6 +30,10 @@ class Detections:
     scores: torch.Tensor  # (N,) float32
     labels: torch.Tensor  # (N,) int64
 
+    def to(self, device: torch.device) -> Detections:
+        """The same on a device."""
+        return Detections(self.boxes_xyxy.to(device), self.scores.to(device), self.labels.to(device))
+
 
 def predict_view_boxes(
     member: Member,

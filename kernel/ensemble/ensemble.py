@@ -30,12 +30,13 @@ import torch
 from kernel.ensemble.boxes import Detections, MergedBoxes, merge_boxes, predict_view_boxes, scale_boxes, select_boxes
 from kernel.ensemble.features import ImageFeatures
 from kernel.ensemble.masks import predict_view_masks, score_by_masks
-from kernel.ensemble.members import Member, check_members_agree, weigh, weighted_mean
+from kernel.ensemble.members import Member, check_members_agree, proposing, weigh, weighted_mean
 from kernel.ensemble.networks import NetworkRunner, Tiling, require_finite
 from kernel.ensemble.proposals import Proposals, RpnMaps, merge_rpn_maps, select_proposals
 from kernel.ensemble.views import View
+from kernel.manifest.types import usual_weights
 from kernel.models.detectors import mask_size
-from kernel.settings import CELL_TYPES, CLS_USE, EQUAL_WEIGHTS, EnsembleSettings, types_differ
+from kernel.settings import CELL_TYPES, CLS_USE, EnsembleSettings, types_differ
 
 #: The uses of a member that is run for every image.
 EVERY_USE = frozenset((*CELL_TYPES, CLS_USE))
@@ -100,9 +101,13 @@ class Ensemble(NetworkRunner):
         return Ensemble.like(self, [replace(each, use_for=EVERY_USE) for each in self.members if each.name in names])
 
     def alone(self, name: str) -> Ensemble:
-        """The member called `name` and no other, used for every image and with a weight in every average."""
+        """The member called `name` and no other, used for every image and with a weight in every average.
+
+        Raises:
+            InputError: it is a mask network, which finds no boxes.
+        """
         (member,) = (member for member in self.members if member.name == name)
-        return Ensemble.like(self, [replace(member, use_for=EVERY_USE, weights=EQUAL_WEIGHTS)])
+        return Ensemble.like(self, [replace(member, use_for=EVERY_USE, weights=usual_weights(member.kind))])
 
     def members_for(self, use: str) -> tuple[Member, ...]:
         """The members used for a cell type, or for the first pass ("cls")."""
@@ -184,7 +189,7 @@ class Ensemble(NetworkRunner):
         with features.clock.stage("proposals"):
             return select_proposals(
                 self.merge_maps(features, members),
-                members[0].detector.rpn_head,
+                proposing(members).rpn_head,
                 features.image_shape,
                 self.settings.cell_type_rule,
                 self.settings.thresholds,

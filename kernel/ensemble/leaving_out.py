@@ -19,7 +19,7 @@ from kernel.ensemble.quality_levels import QualityLevel
 from kernel.errors import InputError
 from kernel.files import file_sha256
 from kernel.log import LOG
-from kernel.manifest.types import Manifest, MemberEntry
+from kernel.manifest.types import MASK_KINDS, Manifest, MemberEntry, usual_weights
 from kernel.mounts import DatasetFolders, dataset_folders, find_files, input_root
 from kernel.patience import may_pass, patiently
 from kernel.settings import CELL_TYPES, CLS_USE, STAGES, StageWeights, needed_stages
@@ -60,12 +60,13 @@ def load_mounted_ensemble(
 
     kept: list[MemberEntry] = []
     left_out: dict[str, str] = {}
-    for member in manifest.members:
+    # Mask networks last: they cannot be loaded but beside another member.
+    for member in sorted(manifest.members, key=lambda member: member.kind in MASK_KINDS):
         beside = kept[:1]  # members that can be loaded may still not fit together
         try:
             load(with_all_uses([*beside, member]))
         except (InputError, OSError) as error:
-            if member.sha256 is not None and can_load(load, replace(member, sha256=None)):
+            if member.sha256 is not None and can_load(load, [*beside, replace(member, sha256=None)]):
                 raise
             left_out[member.name] = str(error)
             LOG.critical("MEMBER %s IS LEFT OUT: %s", member.name, error)
@@ -74,13 +75,13 @@ def load_mounted_ensemble(
     if not kept:
         raise InputError(f"no member can be loaded: {'; '.join(left_out.values())}")
     LOG.critical("GOING ON WITH %d OF %d MEMBERS: without %s", len(kept), len(manifest.members), ", ".join(left_out))
-    return load(with_uses_taken_over(kept)), left_out
+    return load(with_uses_taken_over([member for member in manifest.members if member in kept])), left_out
 
 
-def can_load(load: Callable[[Collection[MemberEntry]], Ensemble], member: MemberEntry) -> bool:
-    """Whether a member can be loaded, alone."""
+def can_load(load: Callable[[Collection[MemberEntry]], Ensemble], members: Collection[MemberEntry]) -> bool:
+    """Whether these members can be loaded."""
     try:
-        load(with_all_uses([member]))
+        load(with_all_uses(members))
     except (InputError, OSError):
         return False
     return True
@@ -119,14 +120,20 @@ def holds_file(folders: DatasetFolders, member: MemberEntry) -> bool:
 
 
 def with_all_uses(members: Collection[MemberEntry]) -> list[MemberEntry]:
-    """The members, each used for everything and counting at every stage: to look whether they can be loaded."""
-    return [replace(member, use_for=(*CELL_TYPES, CLS_USE), weights=StageWeights()) for member in members]
+    """The members, each used for everything and counting at every stage it can: to look whether they can be loaded."""
+    return [replace(member, use_for=(*CELL_TYPES, CLS_USE), weights=usual_weights(member.kind)) for member in members]
 
 
 def with_uses_taken_over(members: Collection[MemberEntry]) -> list[MemberEntry]:
     """The members that are left, with the uses that have none among them; counts at a stage that has none as well."""
     idle = [stage for stage in STAGES if not any(getattr(member.weights, stage) > 0 for member in members)]
-    members = [replace(member, weights=replace(member.weights, **dict.fromkeys(idle, 1.0))) for member in members]
+    members = [
+        replace(
+            member,
+            weights=replace(member.weights, **{stage: getattr(usual_weights(member.kind), stage) for stage in idle}),
+        )
+        for member in members
+    ]
     uses = take_over_uses(
         {member.name: frozenset(member.use_for) for member in members},
         {member.name: member.weights for member in members},

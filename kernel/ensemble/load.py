@@ -12,7 +12,7 @@ from kernel.ensemble.ensemble import Ensemble
 from kernel.ensemble.members import Member, averaging_signature, check_signatures
 from kernel.errors import InputError
 from kernel.log import LOG
-from kernel.manifest.types import Manifest, MemberEntry
+from kernel.manifest.types import MASK_KINDS, Manifest, MemberEntry
 from kernel.models.checkpoints import build_loaded, read_claimed
 from kernel.models.configs import DetectorSpec
 from kernel.models.detectors import Detector
@@ -89,7 +89,8 @@ def load_member(entry: MemberEntry, path: Path) -> tuple[Detector, bool]:
         LOG.info("member %s: its stem has stride %d", entry.name, spec.stem_stride)
     for line in checkpoint.told:
         LOG.info("member %s: %s: %s", entry.name, path.name, line)
-    return detector, entry.stem_stride is None and checkpoint.stem_stride is None
+    has_stem = entry.kind not in MASK_KINDS
+    return detector, has_stem and entry.stem_stride is None and checkpoint.stem_stride is None
 
 
 def check_members(manifest: Manifest, weights: Mapping[str, Path]) -> list[str]:

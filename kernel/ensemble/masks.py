@@ -7,7 +7,7 @@ import torch
 from kernel.ensemble.boxes import Detections
 from kernel.ensemble.members import Member
 from kernel.ensemble.views import View, boxes_into_view, masks_out_of_view
-from kernel.models.detectors import DETECTOR_KINDS, ViewFeatures
+from kernel.models.detectors import ViewFeatures, predict_masks
 
 
 def predict_view_masks(
@@ -24,7 +24,7 @@ def predict_view_masks(
     class, so choosing it before the average changes nothing. The other arguments are those of `predict_view_boxes`.
     """
     in_views = torch.stack([boxes_into_view(boxes_xyxy, view, image_shape) for view in views])
-    masks = DETECTOR_KINDS[member.kind].predict_masks(member.detector, features, in_views, labels)
+    masks = predict_masks(member.kind, member.detector, features, in_views, labels)
     return torch.stack([masks_out_of_view(m, view) for m, view in zip(masks, views, strict=True)]).mean(dim=0)
 
 

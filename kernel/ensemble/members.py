@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from kernel.errors import InputError
+from kernel.models.crop_unet import CropUNet
 from kernel.models.detectors import Detector, mask_size
 from kernel.settings import EQUAL_WEIGHTS, EnsembleSettings, StageWeights, needed_stages
 
@@ -32,6 +33,11 @@ def weigh(members: Sequence[Member], stage: str) -> list[tuple[float, Member]]:
     """
     weights = [float(getattr(member.weights, stage)) for member in members]
     return [(weight / max(weights), member) for weight, member in zip(weights, members, strict=True) if weight > 0]
+
+
+def proposing(members: Sequence[Member]) -> Detector:
+    """The detector whose anchors the members' proposals have; all that make some have the same."""
+    return weigh(members, "proposals")[0][1].detector
 
 
 def weighted_mean(tensors: Iterable[tuple[float, torch.Tensor]]) -> torch.Tensor:
@@ -62,15 +68,16 @@ def check_signatures(signatures: Mapping[str, Mapping[str, Any]], settings: Ense
     Raises:
         InputError: anchors, classes or mask sizes differ, or a member knows too few classes.
     """
-    first, ours = next(iter(signatures.items()))
+    # A mask network's has a part of what the others have.
+    first, ours = max(signatures.items(), key=lambda signature: len(signature[1]))
     for name, theirs in signatures.items():
         for what, expected in ours.items():
-            if theirs[what] != expected:
+            if theirs.get(what, expected) != expected:
                 raise InputError(
                     f"members {first} and {name} cannot be averaged: their {what} differ "
                     f"({expected} and {theirs[what]}); take one of them out of the manifest"
                 )
-        if theirs["number of classes"] < settings.num_classes:
+        if theirs.get("number of classes", settings.num_classes) < settings.num_classes:
             raise InputError(
                 f"member {name} knows {theirs['number of classes']} classes, "
                 f"the ensemble needs {settings.num_classes}: take it out of the manifest"
@@ -92,7 +99,9 @@ def check_uses(members: Sequence[Member]) -> None:
 
 
 def averaging_signature(detector: Detector) -> dict[str, Any]:
-    """What members must have in common to be averaged."""
+    """What members must have in common to be averaged; a mask network, where they are averaged with it."""
+    if isinstance(detector, CropUNet):
+        return {"mask size": mask_size(detector)}
     generator = detector.rpn_head.prior_generator
     heads = detector.roi_head.bbox_head
     box_head = heads[0] if isinstance(heads, nn.ModuleList) else heads

@@ -28,7 +28,7 @@ from kernel.ensemble.boxes import Detections
 from kernel.ensemble.ensemble import Ensemble, Prediction
 from kernel.ensemble.features import ImageFeatures
 from kernel.ensemble.masks import score_by_masks
-from kernel.ensemble.members import Member
+from kernel.ensemble.members import Member, proposing
 from kernel.ensemble.networks import Tiling
 from kernel.ensemble.proposals import RpnMaps, cell_type_of_counts, count_confident_positions
 from kernel.ensemble.views import PAD_MULTIPLE
@@ -199,7 +199,7 @@ class TiledImage:
     def count_positions(self, members: Sequence[Member]) -> tuple[tuple[int, ...], str]:
         """Per FPN level the confident positions of all cores, and the cell type that they show."""
         rule = self.ensemble.settings.cell_type_rule
-        strides = [stride for stride, _ in members[0].detector.rpn_head.prior_generator.strides]
+        strides = [stride for stride, _ in proposing(members).rpn_head.prior_generator.strides]
         counts = [0] * len(strides)
         for tile, features in self.each_tile():
             with features.clock.stage("proposals"):

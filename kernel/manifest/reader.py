@@ -27,7 +27,15 @@ from kernel.manifest.rules import (
     FieldRule,
     rule_choice,
 )
-from kernel.manifest.types import FOLD_PLACEHOLDER, KernelIdentity, Manifest, MemberEntry
+from kernel.manifest.types import (
+    FOLD_PLACEHOLDER,
+    MASK_KINDS,
+    PLAIN_ENCODER,
+    KernelIdentity,
+    Manifest,
+    MemberEntry,
+    usual_weights,
+)
 from kernel.settings import (
     CELL_TYPES,
     CLS_USE,
@@ -207,13 +215,27 @@ class ManifestReader:
                 continue
             if "use_for" in values:
                 values["use_for"] = self.use_for(values["use_for"], f"{path}.use_for")
-            if "weights" in values:
-                given = self.values(values["weights"], f"{path}.weights", StageWeights, STAGE_WEIGHT_RULES)
-                values["weights"] = StageWeights(**(given or {}))
+            given = self.values(values.get("weights", {}), f"{path}.weights", StageWeights, STAGE_WEIGHT_RULES)
+            values["weights"] = replace(usual_weights(str(values.get("kind"))), **(given or {}))
             if len(self.problems) == seen:
-                members.append(MemberEntry(**values))
+                member = MemberEntry(**values)
+                self.check_mask_kind(member, path)
+                members.append(member)
         self.check_names([entry.get("name") for entry in data if isinstance(entry, dict)])
         return tuple(members)
+
+    def check_mask_kind(self, member: MemberEntry, path: str) -> None:
+        """A mask network has the one encoder that no other kind has, and counts for masks alone."""
+        makes_masks_alone = member.kind in MASK_KINDS
+        if makes_masks_alone != (member.encoder == PLAIN_ENCODER):
+            self.problems.append(
+                f"{path}.encoder: found {shorten_json(member.encoder)} for a {member.kind}; {PLAIN_ENCODER!r} is that "
+                f"of a {' or '.join(MASK_KINDS)}, and of no other kind"
+            )
+        if makes_masks_alone and (member.weights.proposals or member.weights.boxes):
+            self.problems.append(
+                f"{path}.weights: a {member.kind} makes masks alone: give 0 for proposals and boxes, or leave them out"
+            )
 
     def check_names(self, names: Sequence[Any]) -> None:
         """Each member needs a name of its own."""

@@ -11,7 +11,9 @@ from kernel.manifest.types import (
     ACCELERATOR_NAMES,
     DOCKER_PINNING_NAMES,
     ENCODER_NAMES,
-    KIND_NAMES,
+    MASK_KINDS,
+    MEMBER_KINDS,
+    PLAIN_ENCODER,
     TIMM_PREFIX,
     WEIGHT_SUFFIXES,
 )
@@ -91,10 +93,12 @@ RULE_DATASET = rule_pattern(
 )
 RULE_ENCODER = FieldRule(
     lambda value: (
-        isinstance(value, str) and (value in ENCODER_NAMES or re.fullmatch(TIMM_ENCODER_PATTERN, value) is not None)
+        isinstance(value, str)
+        and (value in (*ENCODER_NAMES, PLAIN_ENCODER) or re.fullmatch(TIMM_ENCODER_PATTERN, value) is not None)
     ),
-    f"one of {', '.join(ENCODER_NAMES)}, or {TIMM_PREFIX}NAME for a network of timm, {TIMM_PREFIX}convnext_tiny say",
-    ENCODER_NAMES,
+    f"one of {', '.join(ENCODER_NAMES)}, {TIMM_PREFIX}NAME for a network of timm, {TIMM_PREFIX}convnext_tiny say, or "
+    f"{PLAIN_ENCODER} of a {' or '.join(MASK_KINDS)}",
+    (*ENCODER_NAMES, PLAIN_ENCODER),
 )
 RULE_WEIGHT_FILE = FieldRule(
     is_weight_path,
@@ -121,7 +125,7 @@ KERNEL_RULES: dict[str, FieldRule] = {
 
 MEMBER_RULES: dict[str, FieldRule] = {
     "name": rule_pattern(MEMBER_NAME_PATTERN, "letters, digits, dots, hyphens and underscores"),
-    "kind": rule_choice(KIND_NAMES),
+    "kind": rule_choice(MEMBER_KINDS),
     "encoder": RULE_ENCODER,
     "dataset": rule_or_null(RULE_DATASET),
     "file": rule_or_null(RULE_WEIGHT_FILE),

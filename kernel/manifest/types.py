@@ -10,10 +10,15 @@ import json
 from dataclasses import asdict, dataclass, field
 
 from kernel.errors import InputError
-from kernel.settings import EQUAL_WEIGHTS, EnsembleSettings, StageWeights
+from kernel.settings import EQUAL_WEIGHTS, MASKS_ALONE, EnsembleSettings, StageWeights
 
 #: Detector kinds.
 KIND_NAMES = ("maskrcnn", "cascade", "htc")
+#: What makes masks alone, of the boxes that detectors find; and its only encoder, which is trained from nothing.
+MASK_KINDS = ("unet",)
+PLAIN_ENCODER = "plain"
+#: What a member may be.
+MEMBER_KINDS = (*KIND_NAMES, *MASK_KINDS)
 ENCODER_NAMES = (
     "resnet50",
     "resnet101",
@@ -41,6 +46,11 @@ METADATA_KEY = "in_network_ensemble"
 FOLD_PLACEHOLDER = "{fold}"
 
 
+def usual_weights(kind: str) -> StageWeights:
+    """The weights that a member of a detector kind has where nobody states any."""
+    return MASKS_ALONE if kind in MASK_KINDS else EQUAL_WEIGHTS
+
+
 @dataclass(frozen=True)
 class KernelIdentity:
     """What Kaggle calls the kernel, and how it runs it."""
@@ -59,14 +69,14 @@ class MemberEntry:
     """One detector of the ensemble."""
 
     name: str
-    kind: str  # the detector's, one of KIND_NAMES
-    encoder: str  # one of ENCODER_NAMES, or a name of timm's after TIMM_PREFIX
+    kind: str  # the detector's, one of MEMBER_KINDS
+    encoder: str  # one of ENCODER_NAMES, a name of timm's after TIMM_PREFIX, or PLAIN_ENCODER of MASK_KINDS
     use_for: tuple[str, ...]  # cell types whose images it is run on, and "cls"
     dataset: str | None = None  # "owner/slug"; None: any of the manifest's weight_datasets
     file: str | None = None  # path inside the dataset, "{fold}" in it for a file per fold; None: not known yet
     sha256: str | None = None  # checked before use; None: not known yet
     stem_stride: int | None = None  # of the first convolution, 1 or 2; None: as the file's configuration has it, else 1
-    weights: StageWeights = EQUAL_WEIGHTS  # in the averages over the members of a cell type
+    weights: StageWeights = EQUAL_WEIGHTS  # in the averages over the members of a cell type; a unet's are MASKS_ALONE
     worth: float | None = None  # the least worthy are left out first when time is short; None: before all others
     notes: str = ""
 

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 
 from kernel.errors import InputError
 from kernel.files import file_sha256, reading
-from kernel.manifest.types import WEIGHT_SUFFIXES
+from kernel.manifest.types import PLAIN_ENCODER, WEIGHT_SUFFIXES
 from kernel.models.configs import NECK_NORM_GROUPS, DetectorSpec
 from kernel.models.configurations import PixelRule, configured_encoder, configured_pixels, configured_stem_stride
 from kernel.models.detectors import Detector, build_detector
@@ -31,6 +31,9 @@ NEVER_RUN_PREFIXES = (
 )
 #: Keys of an encoder that is a network of timm, `TimmFeatures`.
 TIMM_KEYS = "backbone.timm."
+#: Keys of a mask network, `CropUNet`; its channels are those of the first convolution.
+CROP_UNET_KEYS = "crop_unet."
+CROP_UNET_FIRST = "crop_unet.down.0.0.weight"
 #: Keys of tensors that may be all zero: some networks of timm begin so with layers that add to others.
 MAY_BE_ZERO = (*NEVER_RUN_PREFIXES, TIMM_KEYS)
 #: Buffers that only training uses; older checkpoints lack them.
@@ -170,6 +173,8 @@ def recognise_state_dict(
     Raises:
         InputError: it belongs to no detector of ours.
     """
+    if any(key.startswith(CROP_UNET_KEYS) for key in shapes):
+        return recognise_crop_unet(shapes, source)
     encoder = ENCODER_SIGNATURES.get(encoder_signature(shapes))
     if any(key.startswith(TIMM_KEYS) for key in shapes):
         encoder = timm_encoder
@@ -219,6 +224,18 @@ def recognise_state_dict(
         mask_channels=shapes[keys["mask"]][1],
         neck_norm=neck_norm,
     )
+
+
+def recognise_crop_unet(shapes: Mapping[str, tuple[int, ...]], source: str) -> DetectorSpec:
+    """As `recognise_state_dict`, of a mask network.
+
+    Raises:
+        InputError: its channels cannot be told.
+    """
+    shape = shapes.get(CROP_UNET_FIRST, ())
+    if len(shape) != 4 or not shape[0]:
+        raise InputError(f"{source}: not one of our mask networks: {CROP_UNET_FIRST} has the shape {tuple(shape)}")
+    return DetectorSpec(kind="unet", encoder=PLAIN_ENCODER, mask_channels=shape[0])
 
 
 def shapes_of(state: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:

@@ -1,7 +1,7 @@
 """Detectors: Mask R-CNN, Cascade Mask R-CNN and HTC as mmdet defines them, and their answers to given boxes.
 
-A detector kind is three functions. They never make proposals or select boxes: the ensemble does, by what all members
-answer to the *same* boxes.
+Each of these detector kinds is three functions. They never make proposals or select boxes: the ensemble does, by what
+all members answer to the *same* boxes.
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ from kernel.models.configs import (
     rpn_head_config,
     train_config,
 )
+from kernel.models.crop_unet import MASK_SIDE, CropUNet
 from kernel.models.encoders import build_encoder
 from kernel.models.mmdet_imports import import_mmdet
 from kernel.models.roi_align import pool_rois
 
-#: A detector of mmdet: an `nn.Module` with parts (`backbone`, `neck`, `rpn_head`, `roi_head`) that it has no type for.
+#: A detector of mmdet, an `nn.Module` with parts (`backbone`, `neck`, `rpn_head`, `roi_head`) that it has no type for;
+#: or a `CropUNet`, which makes masks alone.
 Detector = Any
 
 #: RoIs that go through a mask head at a time; its upsampled maps take 0.8 MB per RoI at 256 channels.
@@ -40,7 +42,7 @@ BOX_HEAD_CHUNK = 2048
 
 @dataclass(frozen=True)
 class ViewFeatures:
-    """A detector's features of a batch of V views of one image."""
+    """A detector's features of a batch of V views of one image; a mask network's are its one map of gray levels."""
 
     levels: tuple[torch.Tensor, ...]  # five FPN maps (V, C, h, w), strides 2, 4, 8, 16, 32, or twice these
     semantic: (
@@ -67,6 +69,8 @@ def build_detector(spec: DetectorSpec) -> Detector:
 
     Its state dict has the keys of mmdet's own detector of that kind. mmdet must be importable.
     """
+    if spec.kind == "unet":
+        return CropUNet(spec.mask_channels).eval()
     import_mmdet()
     from mmcv import ConfigDict
     from mmdet.models import build_detector as build_mmdet_detector
@@ -92,6 +96,8 @@ def build_detector(spec: DetectorSpec) -> Detector:
 
 def compute_features(detector: Detector, images: torch.Tensor) -> ViewFeatures:
     """Run encoder, neck and, for HTC, the semantic head on normalised images (V, 3, H, W), sides multiples of 32."""
+    if isinstance(detector, CropUNet):
+        return ViewFeatures((detector.features(images),), None)
     levels = tuple(detector.extract_feat(images))
     semantic = None
     if getattr(detector.roi_head, "with_semantic", False):
@@ -232,6 +238,8 @@ def mask_probabilities(
 
 def mask_size(detector: Detector) -> tuple[int, int]:
     """Height and width of the detector's mask probabilities."""
+    if isinstance(detector, CropUNet):
+        return MASK_SIDE, MASK_SIDE
     heads = detector.roi_head.mask_head
     head: Any = heads[0] if isinstance(heads, nn.ModuleList) else heads
     pooled, scale = head.roi_feat_size, head.scale_factor
@@ -262,3 +270,15 @@ DETECTOR_KINDS: Mapping[str, DetectorKind] = {
     "cascade": DetectorKind(cascade_roi_head, cascade_boxes, partial(mask_probabilities, cascade_mask_logits)),
     "htc": DetectorKind(htc_roi_head, cascade_boxes, partial(mask_probabilities, htc_mask_logits)),
 }
+
+
+def predict_masks(
+    kind: str, detector: Detector, features: ViewFeatures, boxes_xyxy: torch.Tensor, labels: torch.Tensor
+) -> torch.Tensor:
+    """Mask probabilities (V, N, 28, 28) by a detector of any kind, arguments as of `mask_probabilities`.
+
+    A mask network's are the same whatever the labels.
+    """
+    if isinstance(detector, CropUNet):
+        return detector.masks(features.levels[0], boxes_xyxy)
+    return DETECTOR_KINDS[kind].predict_masks(detector, features, boxes_xyxy, labels)

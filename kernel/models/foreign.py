@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from kernel.errors import InputError
-from kernel.manifest.types import TIMM_PREFIX
+from kernel.manifest.types import MASK_KINDS, TIMM_PREFIX
 from kernel.models.checkpoints import TIMM_KEYS, Checkpoint, checkpoint_of, load_safetensors, recognise_detector
 from kernel.models.configurations import OUR_PIXELS, configured_encoder, configured_stem_stride
 from kernel.models.pickles import CodeFreeReader, module_tensors
@@ -71,5 +71,7 @@ def describe(checkpoint: Checkpoint, path: Path) -> str:
         spec = recognise_detector(checkpoint, str(path))
     except InputError as error:
         return f"no member of an ensemble: {error}"
+    if spec.kind in MASK_KINDS:
+        return f"kind {spec.kind}, encoder {spec.encoder}, {spec.mask_channels} channels; it makes masks alone"
     stem = str(checkpoint.stem_stride or "not known: state `stem_stride` in the manifest, 1 or 2")
     return f"kind {spec.kind}, encoder {spec.encoder}, {spec.num_classes} classes, stride of the stem {stem}"

@@ -13,7 +13,7 @@ from kernel.errors import InputError
 #: What parallel and compiled modules put into the keys below them.
 WRAPPER_NAMES = re.compile(r"(^|\.)(?:(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+")
 #: The parts of a detector, after what else a key may begin with.
-DETECTOR_PARTS = re.compile(r"((?:[^.]+\.)*?)(?:backbone|neck|rpn_head|roi_head)\.")
+DETECTOR_PARTS = re.compile(r"((?:[^.]+\.)*?)(?:backbone|neck|rpn_head|roi_head|crop_unet)\.")
 #: Names of copies whose weights are a mean over steps.
 AVERAGED_COPY = re.compile(r"(?:^|[._/])(?:ema|swa|teacher|averaged?|shadow)(?:$|[._/])", re.IGNORECASE)
 #: What averaging wrappers count in.
@@ -103,8 +103,11 @@ def detector_copies(state: StateDict, source: str) -> tuple[dict[str, StateDict]
     prefixes = [
         prefix
         for prefix in dict.fromkeys(matches.values())
-        if any(key.startswith(f"{prefix}backbone.") for key in bare)
-        and any(key.startswith((f"{prefix}rpn_head.", f"{prefix}roi_head.")) for key in bare)
+        if (
+            any(key.startswith(f"{prefix}backbone.") for key in bare)
+            and any(key.startswith((f"{prefix}rpn_head.", f"{prefix}roi_head.")) for key in bare)
+        )
+        or any(key.startswith(f"{prefix}crop_unet.") for key in bare)
     ]
     if not prefixes:
         while all(key.startswith("model.") for key in bare):

@@ -26,6 +26,7 @@ from kernel.ensemble.networks import Tiling
 from kernel.ensemble.tiles import LEAST_TILE_SIDE, needs_tiles
 from kernel.ensemble.views import PAD_MULTIPLE
 from kernel.log import LOG
+from kernel.models.crop_unet import CropUNet
 from kernel.runtime.limits import unused_memory
 from kernel.settings import CELL_TYPES, CLS_USE
 
@@ -129,8 +130,9 @@ def room_for_features(ensemble: Ensemble, free_bytes: int) -> int:
 
 
 def heads_bytes(ensemble: Ensemble) -> int:
-    """What the heads of the widest member take."""
-    return HEADS_BYTES * max(member.detector.neck.out_channels for member in ensemble.members) // HEADS_CHANNELS
+    """What the heads of the widest member take; a mask network takes less than any."""
+    necks = [member.detector.neck for member in ensemble.members if not isinstance(member.detector, CropUNet)]
+    return HEADS_BYTES * max(neck.out_channels for neck in necks) // HEADS_CHANNELS
 
 
 def plan_tiling(ensemble: Ensemble, free_bytes: int, bytes_per_pixel: float | None = None) -> Tiling:

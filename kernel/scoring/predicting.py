@@ -16,7 +16,7 @@ from kernel.ensemble.fallbacks import predict_image
 from kernel.ensemble.load import load_ensemble
 from kernel.errors import InputError
 from kernel.log import LOG
-from kernel.manifest.types import Manifest
+from kernel.manifest.types import Manifest, usual_weights
 from kernel.processes import own_device, share_over_devices
 from kernel.runtime.memory import free_memory, plan_tiling
 from kernel.scoring.predictions import (
@@ -31,7 +31,7 @@ from kernel.scoring.predictions import (
     soft_prediction,
     store_prediction,
 )
-from kernel.settings import CELL_TYPES, CLS_USE, EQUAL_WEIGHTS
+from kernel.settings import CELL_TYPES, CLS_USE
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,9 @@ class EnsembleFiles:
         return ensemble
 
     def alone(self, name: str) -> EnsembleFiles:
-        """An ensemble of the one member `name`, used for every cell type, with the same settings."""
+        """An ensemble of the one member `name`, no mask network, used for every cell type, with the same settings."""
         (member,) = (member for member in self.manifest.members if member.name == name)
-        member = replace(member, use_for=(*CELL_TYPES, CLS_USE), weights=EQUAL_WEIGHTS)
+        member = replace(member, use_for=(*CELL_TYPES, CLS_USE), weights=usual_weights(member.kind))
         return replace(self, manifest=replace(self.manifest, members=(member,)), paths={name: self.paths[name]})
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from kernel.errors import InputError
-from kernel.manifest.types import WEIGHT_SUFFIXES
+from kernel.manifest.types import MASK_KINDS, WEIGHT_SUFFIXES
 from kernel.models.checkpoints import (
     TIMM_KEYS,
     Checkpoint,
@@ -176,7 +176,8 @@ def describe_source(checkpoint: Checkpoint, detector: Detector, source: str) -> 
         given = recognise_detector(checkpoint, source)
     except InputError:  # an encoder's alone, or a detector of an older layout: what fits of it is told all the same
         return ""
-    words = f"the file holds a {given.kind} {given.encoder} of {given.num_classes} classes"
+    words = f"the file holds a {given.kind} {given.encoder}"
+    words += f" of {given.num_classes} classes" if given.kind not in MASK_KINDS else ""
     if checkpoint.stem_stride is not None:
         words += f", its stem of stride {checkpoint.stem_stride}"
     own = recognise_state_dict(shapes_of(detector.state_dict()), "the detector", given.encoder)

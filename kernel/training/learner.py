@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from kernel.log import LOG
+from kernel.models.crop_unet import CropUNet
 from kernel.models.detectors import Detector, build_detector
 from kernel.models.roi_align import quicken_extractors
 from kernel.training.assigning import bound_assignment
@@ -120,10 +121,20 @@ def first_detector(run: TrainingRun, group: ProcessGroup) -> Detector:
         taken = take_weights(detector, run.init, run.keep_classes)
         LOG.info("%s", taken.describe(str(run.init)))
     set_proposal_counts(detector, run.settings)
-    bound_assignment(detector)
-    quicken_extractors(detector)
-    if group.device.type == "cpu":
-        keep_depthwise_wide(detector)
+    quicken(detector, group.device)
     detector.to(group.device, memory_format=torch.channels_last)
     group.share_weights(detector)
     return detector
+
+
+def quicken(detector: Detector, device: torch.device) -> None:
+    """Let the parts of mmdet's detectors that are slow in training, or take much memory, compute the same by our code.
+
+    A mask network has none of them.
+    """
+    if isinstance(detector, CropUNet):
+        return
+    bound_assignment(detector)
+    quicken_extractors(detector)
+    if device.type == "cpu":
+        keep_depthwise_wide(detector)

@@ -11,7 +11,7 @@ from kernel.data.toml_files import read_toml
 from kernel.errors import InputError
 from kernel.log import LOG
 from kernel.manifest.rules import RULE_ENCODER
-from kernel.manifest.types import KIND_NAMES, TIMM_PREFIX
+from kernel.manifest.types import MASK_KINDS, MEMBER_KINDS, PLAIN_ENCODER, TIMM_PREFIX
 from kernel.models.configs import NECK_NORM_GROUPS, DetectorSpec
 from kernel.models.encoders import smallest_stem_stride
 from kernel.text import name_hint
@@ -32,10 +32,17 @@ class Recipe:
             InputError: names each value that is wrong, and the allowed ones.
         """
         detector = self.detector
-        if detector.kind not in KIND_NAMES:
-            raise InputError(f"{source}: kind {detector.kind!r} is not one of {', '.join(KIND_NAMES)}")
+        if detector.kind not in MEMBER_KINDS:
+            raise InputError(f"{source}: kind {detector.kind!r} is not one of {', '.join(MEMBER_KINDS)}")
         if not RULE_ENCODER.allows(detector.encoder):
             raise InputError(f"{source}: encoder {detector.encoder!r} is not {RULE_ENCODER.description}")
+        if (detector.kind in MASK_KINDS) != (detector.encoder == PLAIN_ENCODER):
+            raise InputError(
+                f"{source}: a {detector.kind} cannot have the encoder {detector.encoder}: {PLAIN_ENCODER} is that of a "
+                f"{' or '.join(MASK_KINDS)}, and of no other kind"
+            )
+        if detector.mask_channels < 1:
+            raise InputError(f"{source}: mask_channels is {detector.mask_channels}, it must be at least 1")
         smallest = smallest_stem_stride(detector.encoder)
         if detector.stem_stride != smallest:
             raise InputError(

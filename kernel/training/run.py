@@ -15,7 +15,7 @@ from kernel.data.pictures import Picture, picture_of
 from kernel.errors import InputError
 from kernel.files import file_sha256
 from kernel.log import LOG
-from kernel.manifest.types import TIMM_PREFIX
+from kernel.manifest.types import MASK_KINDS, TIMM_PREFIX
 from kernel.models.configs import DetectorSpec
 from kernel.text import first_names
 from kernel.training.evaluation import check_evaluation
@@ -190,5 +190,10 @@ class TrainingRun:
         if self.extra and not self.settings.extra_share:
             raise InputError("there are extra images, and extra_share is 0: none would ever be drawn")
         check_classes([*self.images, *self.extra], self.spec.num_classes)
+        if self.has_evaluations and self.spec.kind in MASK_KINDS:
+            raise InputError(
+                f"a {self.spec.kind} finds no cells, so it cannot be scored by itself: set evaluate_every 0, and score "
+                "an ensemble with it by `python -m kernel validate`"
+            )
         if self.has_evaluations:
             check_evaluation(self.spec.num_classes, self.validation)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from kernel.models.crop_unet import CropUNet
 from kernel.models.detectors import Detector
+from kernel.training.mask_losses import mask_network_losses
 from kernel.training.precision import heads_in
 from kernel.training.samples import semantic_maps
 from kernel.training.settings import TrainSettings
@@ -14,10 +16,12 @@ from kernel.training.settings import TrainSettings
 def compute_losses(
     detector: Detector, batch: dict, dtype: torch.dtype, heads_dtype: torch.dtype = torch.float32
 ) -> dict:
-    """mmdet's losses of a batch of `collate`, by their names in mmdet.
+    """mmdet's losses of a batch of `collate`, by their names in mmdet; of a mask network `mask_network_losses`.
 
-    Encoder and neck run in `dtype`, the heads' layers in `heads_dtype`, the losses in float32.
+    Encoder and neck run in `dtype`, as does a mask network; the heads' layers in `heads_dtype`, the losses in float32.
     """
+    if isinstance(detector, CropUNet):
+        return mask_network_losses(detector, batch, dtype)
     device = next(detector.parameters()).device
     images = batch["images"].to(device, memory_format=torch.channels_last, non_blocking=True)
     boxes = [b.to(device) for b in batch["gt_bboxes"]]
@@ -39,7 +43,13 @@ def compute_losses(
 
 
 def set_proposal_counts(detector: Detector, settings: TrainSettings) -> None:
-    """Set how many proposals the RPN makes, and how many RoIs each stage's sampler draws of them per image."""
+    """Set how many proposals the RPN makes, and how many RoIs each stage's sampler draws of them per image.
+
+    A mask network is shown as many cells as are positive among these at most: a quarter.
+    """
+    if isinstance(detector, CropUNet):
+        detector.cells_per_crop = max(settings.rois_per_image // 4, 1)
+        return
     detector.train_cfg.rpn_proposal.nms_pre = settings.rpn_nms_pre
     samplers = detector.roi_head.bbox_sampler
     for sampler in samplers if isinstance(samplers, list) else [samplers]:

@@ -14,10 +14,12 @@ import numpy as np
 from tqdm import tqdm
 
 from kernel.data.annotated import AnnotatedImage
+from kernel.ensemble.boxes import Detections
 from kernel.ensemble.ensemble import Ensemble, Prediction
 from kernel.ensemble.features import ImageFeatures
 from kernel.ensemble.members import Member, weigh
 from kernel.errors import InputError
+from kernel.manifest.types import MASK_KINDS
 from kernel.masks.instances import CellMasks
 from kernel.runtime.memory import free_memory
 from kernel.scoring.metric import image_score
@@ -154,17 +156,23 @@ def counts_everywhere(member: Member) -> bool:
 def score_alone(
     ensembles: Ensembles, cell_type: str, members: Sequence[Member]
 ) -> tuple[dict[str, MemberCost], dict[str, list[float]]]:
-    """Each member's seconds and its images' scores alone, by name."""
+    """Each member's seconds and its images' scores alone, by name; of a mask network the seconds."""
     seconds: dict[str, list[Mapping[str, float]]] = {member.name: [] for member in members}
-    scores: dict[str, list[float]] = {member.name: [] for member in members}
+    scores: dict[str, list[float]] = {member.name: [] for member in members if member.kind not in MASK_KINDS}
     for ensemble, images in ensembles:
         lone = {name: ensemble.alone(name) for name in scores}
+        adding = [member for member in ensemble.members if member.name not in scores]
         for entry in tqdm(images, unit="image", mininterval=2, desc=f"{cell_type}, alone"):
             image, truth = entry.read(), entry.masks()
             for name, alone in lone.items():
                 found = alone.predict(image, cell_type)
                 seconds[name].append(found.seconds)
                 scores[name].append(prediction_score(alone, found, truth))
+            boxes = Detections(found.boxes_xyxy, found.scores, found.labels)
+            for member in adding:
+                features = ensemble.image_features(image)
+                ensemble.mask(features, [member], boxes.to(ensemble.device))
+                seconds[member.name].append(dict(features.clock.seconds))
     costs = {
         member.name: MemberCost(
             median_seconds(seconds[member.name], "features"),

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from kernel.ensemble.leaving_out import lacks_files, take_over_uses, with_uses_taken_over
+from kernel.ensemble.leaving_out import lacks_files, take_over_uses, with_all_uses, with_uses_taken_over
 from kernel.manifest.reader import read_manifest
-from kernel.manifest.types import MemberEntry
+from kernel.manifest.types import PLAIN_ENCODER, MemberEntry
 from kernel.mounts import INPUT_ROOT_VARIABLE
-from kernel.settings import CELL_TYPES, CLS_USE, STAGES, StageWeights, needed_stages
+from kernel.settings import CELL_TYPES, CLS_USE, MASKS_ALONE, STAGES, StageWeights, needed_stages
 
 
 def test_every_use_keeps_members_that_count_whichever_are_left() -> None:
@@ -35,6 +35,19 @@ def test_every_use_keeps_members_that_count_whichever_are_left() -> None:
                 assert any(use in member.use_for and getattr(member.weights, stage) > 0 for member in left), members
         for before, after in zip(members, left, strict=True):
             assert set(before.use_for) <= set(after.use_for)
+
+
+def test_a_mask_network_is_never_asked_for_boxes() -> None:
+    """Whoever is left: detectors that did not count for masks do, where the mask network is gone."""
+    network = MemberEntry("masks", "unet", PLAIN_ENCODER, CELL_TYPES, weights=MASKS_ALONE)
+    detector = MemberEntry("one", "htc", "resnet50", CELL_TYPES, weights=StageWeights(masks=0))
+    both = with_uses_taken_over([network, detector])
+    assert [member.weights for member in both] == [network.weights, detector.weights]
+    assert with_all_uses([network])[0].weights == MASKS_ALONE
+    (alone,) = with_uses_taken_over([detector])
+    assert alone.weights == StageWeights()
+    idle = replace(detector, weights=StageWeights(0, 0, 1))
+    assert [member.weights for member in with_uses_taken_over([network, idle])] == [MASKS_ALONE, StageWeights()]
 
 
 def test_members_that_suffice_stay_as_they_are() -> None:

@@ -19,6 +19,8 @@ from kernel.manifest.types import (
     ACCELERATOR_NAMES,
     ENCODER_NAMES,
     KIND_NAMES,
+    MEMBER_KINDS,
+    PLAIN_ENCODER,
     KernelIdentity,
     Manifest,
     MemberEntry,
@@ -122,6 +124,38 @@ def test_thresholds_not_given_are_those_of_their_type() -> None:
 def test_round_trip(text: str) -> None:
     manifest = parse_manifest(text, "m")
     assert parse_manifest(manifest_to_json(manifest), "again") == manifest
+
+
+NETWORK = {"name": "masks", "kind": "unet", "encoder": "plain", "use_for": list(CELL_TYPES), "dataset": "me/weights"}
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [
+        ({}, StageWeights(0, 0, 1)),
+        ({"weights": {"masks": 3}}, StageWeights(0, 0, 3)),
+        ({"weights": {"proposals": 0, "boxes": 0}}, StageWeights(0, 0, 1)),
+    ],
+)
+def test_a_mask_network_counts_for_masks_alone(weights: dict[str, Any], expected: StageWeights) -> None:
+    manifest = parse_manifest(json.dumps(MINIMAL | {"members": [NETWORK | weights, *MINIMAL["members"]]}), "m")
+    assert [member.weights for member in manifest.members] == [expected, StageWeights(), StageWeights()]
+    assert parse_manifest(manifest_to_json(manifest), "again") == manifest
+
+
+@pytest.mark.parametrize(
+    ("members", "problem"),
+    [
+        ([NETWORK], "members[0].weights.proposals: all members used for 'shsy5y' have 0 here"),
+        ([NETWORK | {"weights": {"boxes": 1}}], "members[0].weights: a unet makes masks alone: give 0 for proposals"),
+        ([NETWORK | {"encoder": "resnet50"}], "members[0].encoder: found \"resnet50\" for a unet; 'plain' is that"),
+        ([MINIMAL["members"][0] | {"encoder": "plain"}], "members[0].encoder: found \"plain\" for a htc; 'plain' is"),
+    ],
+)
+def test_what_a_mask_network_cannot_be_is_told(members: list[dict[str, Any]], problem: str) -> None:
+    with pytest.raises(InputError) as error:
+        parse_manifest(json.dumps(MINIMAL | {"members": members}), "m")
+    assert problem in str(error.value)
 
 
 PER_FOLD = MINIMAL["members"][0] | {"file": "one_{fold}.pt"}
@@ -286,8 +320,8 @@ def test_schema_has_the_dataclass_fields(part: type, schema: dict[str, Any], ext
 
 def test_schema_has_the_same_choices() -> None:
     member = SCHEMA["properties"]["members"]["items"]["properties"]
-    assert member["kind"]["enum"] == list(KIND_NAMES)
-    assert member["encoder"]["anyOf"][0]["enum"] == list(ENCODER_NAMES)
+    assert member["kind"]["enum"] == list(MEMBER_KINDS)
+    assert member["encoder"]["anyOf"][0]["enum"] == [*ENCODER_NAMES, PLAIN_ENCODER]
     assert member["use_for"]["items"]["enum"] == [*CELL_TYPES, CLS_USE]
     assert SCHEMA["properties"]["kernel"]["properties"]["accelerator"]["enum"] == list(ACCELERATOR_NAMES)
     assert list(SCHEMA["properties"]["ensemble"]["properties"]["thresholds"]["properties"]) == list(CELL_TYPES)

@@ -25,11 +25,20 @@ from kernel.ensemble.ensemble import Ensemble
 from kernel.ensemble.members import Member
 from kernel.errors import InputError
 from kernel.masks.rle import encode_rle
+from kernel.models.crop_unet import CropUNet
 from kernel.models.detectors import Detector
 from kernel.postprocess.clean import postprocess_instances
 from kernel.scoring.metric import image_score
 from kernel.segment import instances_of_prediction
-from kernel.settings import CELL_TYPES, CLS_USE, CellTypeRule, EnsembleSettings, StageWeights, Thresholds
+from kernel.settings import (
+    CELL_TYPES,
+    CLS_USE,
+    MASKS_ALONE,
+    CellTypeRule,
+    EnsembleSettings,
+    StageWeights,
+    Thresholds,
+)
 from kernel.tuning import member_selection as module
 from kernel.tuning.member_selection import (
     MemberCost,
@@ -108,6 +117,19 @@ def oracle(ensemble: Ensemble, images: list[AnnotatedImage]) -> dict[frozenset[s
         for count in (1, 2, 3)
         for names in combinations(NAMES, count)
     }
+
+
+def test_a_mask_network_can_be_added_and_not_be_the_first(ensemble: Ensemble, images: list[AnnotatedImage]) -> None:
+    torch.manual_seed(0)
+    every_type = frozenset(CELL_TYPES)
+    network = Member("masks", "unet", CropUNet(8), every_type, MASKS_ALONE)
+    pair = Ensemble([network, replace(ensemble.members[1], use_for=every_type)], SETTINGS)
+    selection = select_for_type([(pair, images)], "shsy5y")
+    assert [each.members for each in selection.rounds[0]] == [("first",)]
+    assert [each.members for each in selection.rounds[1]] == [("first", "masks")]
+    expected = np.mean([image_score(plain_masks(pair, ("first", "masks"), e.read()), e.masks()) for e in images])
+    assert selection.rounds[1][0].score == pytest.approx(expected)
+    assert set(selection.costs["masks"].heads) == {"masks"} and selection.costs["masks"].seconds > 0
 
 
 def greedy(oracle: Mapping[frozenset[str], float]) -> list[frozenset[str]]:
