@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_trainer import TINY, disc_image
+from disc_images import disc_image
 from torchvision.ops import box_iou
 
 import kernel.training.mask_losses
@@ -24,11 +24,13 @@ from kernel.training.mask_losses import MOST_SCALE, dice_loss, mask_network_loss
 from kernel.training.recipe import read_recipe
 from kernel.training.run import TrainingRun
 from kernel.training.samples import TrainingImage, collate
+from kernel.training.settings import TrainSettings
 from kernel.training.step import set_proposal_counts
 from kernel.training.trainer import Trainer, train_detector
 
 pytestmark = pytest.mark.usefixtures("wheels_site", "one_thread")
 
+TINY = TrainSettings(iterations=3, batch_size=2, crop_size=64, rois_per_image=16)
 SPEC = DetectorSpec("unet", PLAIN_ENCODER, mask_channels=8)
 RECIPE = Path(__file__).resolve().parents[2] / "kernel" / "training" / "recipes" / "masks.toml"
 

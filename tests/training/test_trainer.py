@@ -14,6 +14,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from disc_images import disc_image
 from tiny_detectors import tiny_detector, tiny_spec
 from torch import nn
 
@@ -45,28 +46,6 @@ pytestmark = pytest.mark.usefixtures("wheels_site", "one_thread")
 TINY = TrainSettings(iterations=3, batch_size=2, crop_size=64, rpn_nms_pre=50, rois_per_image=16)
 ENCODER = "resnet18_narrow"
 ROI_TERMS = {"loss_rpn_cls", "loss_rpn_bbox", "loss_cls", "loss_bbox", "loss_mask"}
-
-
-def disc_image(seed: int, side: int, cells: int, kind: str = "cort", label: int = 2) -> TrainingImage:
-    """Bright discs on noise, each a cell."""
-    rng = np.random.default_rng(seed)
-    pixels = rng.normal(110, 8, (side, side)).clip(0, 255).astype(np.uint8)
-    crops, offsets = [], []
-    for _ in range(cells):
-        radius = int(rng.integers(6, 11))
-        y, x = rng.integers(radius, side - radius, 2).tolist()
-        cv2.circle(pixels, (x, y), radius, 230, -1)
-        disc = np.zeros((2 * radius + 1, 2 * radius + 1), np.uint8)
-        cv2.circle(disc, (radius, radius), radius, 1, -1)
-        crops.append(disc[: side - y + radius, : side - x + radius].astype(bool))
-        offsets.append((y - radius, x - radius))
-    return TrainingImage(
-        np.repeat(pixels[..., None], 3, axis=2),
-        tuple(crops),
-        np.array(offsets, np.int64).reshape(-1, 2),
-        np.full(cells, label),
-        kind,
-    )
 
 
 @pytest.fixture(scope="module")
