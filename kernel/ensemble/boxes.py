@@ -11,6 +11,7 @@ from torchvision.ops import clip_boxes_to_image, nms
 from kernel.ensemble.members import Member, weighted_mean
 from kernel.ensemble.views import View, boxes_into_view, flip_boxes
 from kernel.models.detectors import DETECTOR_KINDS, ViewFeatures
+from kernel.models.rois import enlarge_boxes
 from kernel.settings import Thresholds
 
 
@@ -87,6 +88,4 @@ def scale_boxes(boxes_xyxy: torch.Tensor, scale: float, image_shape: tuple[int, 
     """Make boxes (N, 4) `scale` times as wide and high about their centres; clip them to `image_shape` (H, W)."""
     if scale == 1:
         return boxes_xyxy
-    centres = (boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) / 2
-    halves = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]) * (scale / 2)
-    return clip_boxes_to_image(torch.cat([centres - halves, centres + halves], dim=1), image_shape)
+    return clip_boxes_to_image(enlarge_boxes(boxes_xyxy, scale), image_shape)

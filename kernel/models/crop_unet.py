@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.ops import RoIAlign
 
+from kernel.models.rois import boxes_to_rois, chunked_rois, enlarge_boxes
+
 #: Pixels of a mask's side, as of the mask heads'.
 MASK_SIDE = 28
 #: What the network sees around the box, in pixels of the mask, on each side; the mask is cut out of its middle.
@@ -67,11 +69,10 @@ class CropUNet(nn.Module):
     def masks(self, gray: torch.Tensor, boxes_xyxy: torch.Tensor) -> torch.Tensor:
         """Mask probabilities (V, N, 28, 28) of boxes (V, N, 4), each in its view's pixels of `gray` (V, 1, H, W)."""
         views, count = boxes_xyxy.shape[:2]
-        index = torch.arange(views, device=boxes_xyxy.device, dtype=boxes_xyxy.dtype).repeat_interleave(count)
-        rois = torch.cat([index[:, None], boxes_xyxy.reshape(-1, 4)], dim=1)
+        rois = boxes_to_rois(boxes_xyxy)
         inner = slice(MARGIN, MARGIN + MASK_SIDE)
         parts = [
-            self.window_logits(gray, part)[:, 0, inner, inner].sigmoid() for part in rois.split(CROP_CHUNK) if len(part)
+            self.window_logits(gray, part)[:, 0, inner, inner].sigmoid() for part in chunked_rois(rois, CROP_CHUNK)
         ]
         masks = torch.cat(parts) if parts else rois.new_zeros((0, MASK_SIDE, MASK_SIDE))
         return masks.unflatten(0, (views, count))
@@ -79,9 +80,7 @@ class CropUNet(nn.Module):
 
 def windows(rois: torch.Tensor) -> torch.Tensor:
     """RoIs (M, 5) enlarged by the margin on all sides."""
-    centres, halves = (rois[:, 1:3] + rois[:, 3:]) / 2, (rois[:, 3:] - rois[:, 1:3]) / 2
-    halves = halves * (WINDOW_SIDE / MASK_SIDE)
-    return torch.cat([rois[:, :1], centres - halves, centres + halves], dim=1)
+    return torch.cat([rois[:, :1], enlarge_boxes(rois[:, 1:], WINDOW_SIDE / MASK_SIDE)], dim=1)
 
 
 class UNet(nn.Module):

@@ -29,6 +29,7 @@ from kernel.models.crop_unet import MASK_SIDE, CropUNet
 from kernel.models.encoders import build_encoder
 from kernel.models.mmdet_imports import import_mmdet
 from kernel.models.roi_align import pool_rois
+from kernel.models.rois import boxes_to_rois, chunked_rois
 
 #: A detector of mmdet, an `nn.Module` with parts (`backbone`, `neck`, `rpn_head`, `roi_head`) that it has no type for;
 #: or a `CropUNet`, which makes masks alone.
@@ -103,18 +104,6 @@ def compute_features(detector: Detector, images: torch.Tensor) -> ViewFeatures:
     if getattr(detector.roi_head, "with_semantic", False):
         _, semantic = detector.roi_head.semantic_head(levels)
     return ViewFeatures(levels, semantic)
-
-
-def boxes_to_rois(boxes_xyxy: torch.Tensor) -> torch.Tensor:
-    """Flatten boxes (V, N, 4) of V views to RoIs (V * N, 5), the view's index first."""
-    views, count, _ = boxes_xyxy.shape
-    index = torch.arange(views, device=boxes_xyxy.device, dtype=boxes_xyxy.dtype)
-    return torch.cat([index.repeat_interleave(count)[:, None], boxes_xyxy.reshape(-1, 4)], dim=1)
-
-
-def chunked_rois(rois: torch.Tensor, size: int) -> tuple[torch.Tensor, ...]:
-    """Split RoIs (M, 5) into pieces of at most `size`; no pieces for none."""
-    return torch.split(rois, size) if len(rois) else ()
 
 
 def box_features(detector: Detector, features: ViewFeatures, rois: torch.Tensor) -> torch.Tensor:

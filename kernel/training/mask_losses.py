@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torchvision.ops import RoIAlign
 
 from kernel.models.crop_unet import WINDOW_SIDE, CropUNet, windows
+from kernel.models.rois import boxes_to_rois, enlarge_boxes
 
 #: The deviation of a box's sides from the cell's, over its width or height, and the most of it. In the mean such a box
 #: has an IoU of 0.74 with the cell's; the boxes that detectors find here have 0.6 to 0.75.
@@ -44,15 +45,12 @@ def moved_boxes(boxes_xyxy: torch.Tensor) -> torch.Tensor:
     sizes = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).repeat(1, 2)
     shifts = (torch.randn_like(boxes_xyxy) * SIDE_DEVIATION).clamp(-MOST_DEVIATION, MOST_DEVIATION)
     moved = boxes_xyxy + shifts * sizes
-    centres, halves = (moved[:, :2] + moved[:, 2:]) / 2, (moved[:, 2:] - moved[:, :2]) / 2
-    halves = halves * (1 + torch.rand(len(boxes_xyxy), 1) * (MOST_SCALE - 1))
-    return torch.cat([centres - halves, centres + halves], dim=1)
+    return enlarge_boxes(moved, 1 + torch.rand(len(boxes_xyxy), 1) * (MOST_SCALE - 1))
 
 
 def window_targets(masks: torch.Tensor, boxes_xyxy: torch.Tensor) -> torch.Tensor:
     """(N, 1, 40, 40) how much of each place in the window around a box (N, 4) its cell covers; masks (N, H, W)."""
-    index = torch.arange(len(boxes_xyxy), dtype=boxes_xyxy.dtype)
-    rois = torch.cat([index[:, None], boxes_xyxy], dim=1)
+    rois = boxes_to_rois(boxes_xyxy[:, None])  # each in its own mask
     return RoIAlign(WINDOW_SIDE, 1.0, sampling_ratio=0, aligned=True)(masks[:, None], windows(rois))
 
 

@@ -20,14 +20,13 @@ from kernel.models.detectors import (
     DETECTOR_KINDS,
     Detector,
     ViewFeatures,
-    boxes_to_rois,
     build_detector,
-    chunked_rois,
     compute_features,
     mask_size,
     own_class,
     stack_views,
 )
+from kernel.models.rois import boxes_to_rois, chunked_rois
 
 pytestmark = pytest.mark.usefixtures("wheels_site")
 
