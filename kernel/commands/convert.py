@@ -16,7 +16,7 @@ Take the tensors out of a weight file of any trainer, whatever else is in it; no
 detector runs (of timm's classifier) are left out. What a member's file says of itself is kept.
 
     python -m kernel convert theirs.pth member.safetensors
-    python -m kernel convert member.safetensors shipped.safetensors --half"""
+    python -m kernel convert member.safetensors shipped.safetensors --half --fraction-bits 5"""
 
 
 def add_parser(commands: Any) -> None:
@@ -31,6 +31,13 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("out", type=Path, help="the safetensors file to write, which must not be there yet")
     parser.add_argument("--take", metavar="NAME", help="the copy to take, where the file holds several")
     parser.add_argument("--half", action="store_true", help="store the numbers as float16: half the size")
+    parser.add_argument(
+        "--fraction-bits",
+        type=whole_number(1, 9),
+        metavar="BITS",
+        help="with --half: round each weight to so many bits of fraction, 1 to 9 of the 10 that a float16 has: a file "
+        "as large, which git and zip compress to less",
+    )
     parser.add_argument(
         "--stem-stride",
         type=whole_number(),
@@ -64,6 +71,8 @@ def run_convert(options: argparse.Namespace) -> None:
     from kernel.models.saving import as_os_errors, stored_tensors
     from kernel.scale import PIXEL_SIZE_KEY
 
+    if options.fraction_bits is not None and not options.half:
+        raise InputError("--fraction-bits is of float16 numbers: give --half as well")
     if options.pixel_size == 0:
         raise InputError("--pixel-size 0: it must be above 0")
 
@@ -76,7 +85,7 @@ def run_convert(options: argparse.Namespace) -> None:
     metadata = dict(checkpoint.metadata)
     if options.pixel_size is not None:
         metadata[PIXEL_SIZE_KEY] = f"{options.pixel_size:g}"
-    state = stored_tensors(checkpoint.state, options.half)
+    state = stored_tensors(checkpoint.state, options.half, options.fraction_bits)
     with written_file(options.out) as temporary, as_os_errors():
         save_file(state, temporary, metadata)
     print(f"{options.out}: {len(state)} tensors of {options.file}")

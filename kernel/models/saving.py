@@ -10,20 +10,45 @@ from safetensors import SafetensorError
 
 from kernel.models.checkpoints import NEVER_RUN_PREFIXES, StateDict
 
+#: How many bits a float16 has for its fraction.
+HALF_FRACTION_BITS = 10
 
-def stored_tensors(tensors: Mapping[str, torch.Tensor], half: bool = False) -> StateDict:
+
+def stored_tensors(
+    tensors: Mapping[str, torch.Tensor], half: bool = False, fraction_bits: int | None = None
+) -> StateDict:
     """The tensors of a state dict as they are stored: on the CPU, without those of timm's classifier.
 
     Args:
         tensors: a detector's, by its keys.
         half: floating-point ones as float16, but those with a number beyond its range, which stay as they are.
+        fraction_bits: of float16, how many bits of the fraction are kept (1 to 9) in what has two dimensions or more;
+            weights of few compress well. Biases and norms, which are few and count much, stay as they are.
     """
-    return {
+    stored = {
         # A copy, since safetensors refuses tensors that share memory.
         key: (value.half() if half and fits_half(value) else value).detach().cpu().contiguous().clone()
         for key, value in tensors.items()
         if not key.startswith(NEVER_RUN_PREFIXES)
     }
+    if fraction_bits is not None:
+        stored = {
+            key: rounded_half(value, fraction_bits) if value.dtype == torch.float16 and value.ndim > 1 else value
+            for key, value in stored.items()
+        }
+    return stored
+
+
+def rounded_half(tensor: torch.Tensor, bits: int) -> torch.Tensor:
+    """A float16 tensor, each number rounded to the nearest with `bits` (1 to 9) bits of fraction, the larger of two.
+
+    Numbers that would become infinite so, and those that are not finite, stay.
+    """
+    dropped = HALF_FRACTION_BITS - bits
+    # A float16 is a sign and a magnitude, so a carry out of the fraction goes into the exponent as it must.
+    raised = tensor.view(torch.int16) + (1 << (dropped - 1))
+    rounded = (raised & ~((1 << dropped) - 1)).view(torch.float16)
+    return torch.where(rounded.isfinite() & tensor.isfinite(), rounded, tensor)
 
 
 def fits_half(tensor: torch.Tensor) -> bool:

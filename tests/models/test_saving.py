@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from kernel.data.pictures import Picture
 from kernel.models.checkpoints import NEVER_RUN_PREFIXES, load_detector, read_state_dict, recognise_checkpoint
 from kernel.models.configs import DetectorSpec
 from kernel.models.detectors import Detector, build_detector, compute_features
-from kernel.models.saving import stored_tensors
+from kernel.models.saving import rounded_half, stored_tensors
 from kernel.training.state import save_weights
 
 pytestmark = pytest.mark.usefixtures("wheels_site", "one_thread")
@@ -107,3 +108,41 @@ def test_what_is_not_finite_is_stored_as_it_is() -> None:
     stored = stored_tensors({"a": torch.tensor([float("inf"), float("nan"), 1.0])}, half=True)
     assert stored["a"].dtype == torch.float16 and stored["a"][0] == float("inf") and stored["a"][1].isnan()
     assert stored_tensors({}, half=True) == {}
+
+
+@pytest.mark.parametrize("bits", [1, 4, 9])
+def test_rounded_weights_are_the_nearest_of_so_many_bits(bits: int) -> None:
+    every = torch.arange(-(2**15), 2**15).to(torch.int16).view(torch.float16)  # each float16 there is
+    finite = every[every.isfinite()]
+    rounded = rounded_half(finite, bits)
+    fraction, exponent = torch.frexp(finite.double())
+    unit = 2.0 ** (exponent.clamp(min=-13) - 1 - bits)  # below 2 ** -14 a float16 has the steps of that exponent
+    away = torch.sign(finite.double()) * torch.floor(finite.double().abs() / unit + 0.5) * unit
+    expected = torch.where(away.abs() < 2.0**16, away, finite.double())
+    assert fraction.abs().max() < 1 and torch.equal(rounded.double(), expected)
+    beyond = torch.tensor([float("inf"), float("-inf"), float("nan"), 65504.0], dtype=torch.float16)
+    assert torch.equal(rounded_half(beyond, bits).nan_to_num(7), beyond.nan_to_num(7))
+
+
+def test_convert_rounds_weights_which_compress_to_less(whole: Path, tmp_path: Path) -> None:
+    plain, out = tmp_path / "plain.safetensors", tmp_path / "rounded.safetensors"
+    assert main(["convert", str(whole), str(plain), "--half"]) == 0
+    assert main(["convert", str(whole), str(out), "--half", "--fraction-bits", "4"]) == 0
+    before, after = read_state_dict(plain), read_state_dict(out)
+    assert before.keys() == after.keys() and recognise_checkpoint(out) == SPEC
+    for key, value in before.items():
+        if value.ndim > 1 and value.dtype == torch.float16:
+            assert torch.equal(after[key], rounded_half(value, 4)) and not torch.equal(after[key], value)
+            torch.testing.assert_close(after[key], value, rtol=2**-5, atol=2**-19)
+        else:
+            assert torch.equal(after[key], value)
+    assert out.stat().st_size == plain.stat().st_size
+    assert len(zlib.compress(out.read_bytes())) < 0.75 * len(zlib.compress(plain.read_bytes()))
+
+
+def test_bits_of_a_fraction_are_those_of_float16(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["convert", str(whole), str(tmp_path / "a.safetensors"), "--fraction-bits", "4"]) == 2
+    assert "--fraction-bits is of float16 numbers: give --half as well" in capsys.readouterr().err
+    assert not (tmp_path / "a.safetensors").exists()
