@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
+from synthetic_members import make_synthetic_members
 
 from bundle.fetch import FetchError
 from bundle.lock import load_lock
@@ -36,6 +37,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
     os.environ.setdefault("KERNEL_PATIENCE", "0")  # most tests of what is missing need not wait for it
+    make_synthetic_members()
     reason = ""
     # xdist's workers start after the controller has built and installed.
     if hasattr(config, "workerinput") and not site_folder().is_dir():

@@ -57,7 +57,7 @@ def test_listing(manifest: Path, capsys: pytest.CaptureFixture[str], tmp_path: P
     (row,) = (line for line in told.splitlines() if line.startswith("htc "))
     assert "7.5 MB  -  " in row
     assert row.split()[:6] == ["htc", "htc", "resnet18_narrow", "3.72", "M", "7.5"]
-    assert "1/1/1" in row and "ada/in-network-ensemble-demo-weights" in row and "3e0ae5ee41af" in row
+    assert "1/1/1" in row and "ada/in-network-ensemble-demo-weights" in row and "5177ad71bd96" in row
     (missing,) = (line for line in told.splitlines() if line.startswith("cascade "))
     assert missing.split()[3:5] == ["-", "-"]
     assert "not measured yet" in told
