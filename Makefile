@@ -73,4 +73,4 @@ $(ENVIRONMENT): requirements.txt requirements-dev.txt
 
 clean:
 	chmod -R u+w dist 2>/dev/null || true
-	rm -rf dist .venv
+	rm -rf dist .venv bundle/synthetic/weights/cascade.safetensors $(SYNTHETIC)
