@@ -16,8 +16,6 @@ PYTHON ?= python3
 TORCH ?= auto
 ENVIRONMENT := .venv/complete
 RUN := .venv/bin/python
-# The last of the test members that are made of the synthetic Mask R-CNN; `make test` makes them by itself.
-SYNTHETIC := bundle/synthetic/weights/htc.safetensors
 
 .PHONY: build push demo test lint bench parity clean
 
@@ -42,7 +40,7 @@ lint: $(ENVIRONMENT)
 # Two are left out: they need a folder of real cells (docs/measured.md, docs/accuracy.md).
 BENCHMARKS := $(filter-out %/bench_retrain.py %/bench_other_tools.py,$(wildcard tests/benchmarks/bench_*.py))
 
-bench: $(ENVIRONMENT) $(SYNTHETIC)
+bench: $(ENVIRONMENT) synthetic
 	set -e; for bench in $(BENCHMARKS); do echo "== $$bench"; PYTHONPATH=.:tests $(RUN) $$bench; done
 
 parity: $(ENVIRONMENT) dist/compiled-mmcv
@@ -50,15 +48,17 @@ parity: $(ENVIRONMENT) dist/compiled-mmcv
 
 # The same bytes and the goldens under other interpreters and versions; LEGS="oldest next" chooses (tests/matrix.py).
 .PHONY: matrix
-matrix: $(ENVIRONMENT) $(SYNTHETIC)
+matrix: $(ENVIRONMENT) synthetic
 	$(RUN) tests/matrix.py $(LEGS)
 
 # Faults injected into the built script, fuzzed inputs, a soak; ends with what was survived and what was lost.
 .PHONY: torture
-torture: $(ENVIRONMENT) $(SYNTHETIC)
+torture: $(ENVIRONMENT) synthetic
 	OMP_NUM_THREADS=1 PYTHONPATH=.:tests $(RUN) tests/torture.py
 
-$(SYNTHETIC): | $(ENVIRONMENT)
+# The tests' members that are made of the synthetic Mask R-CNN; `make test` makes them by itself.
+.PHONY: synthetic
+synthetic: $(ENVIRONMENT)
 	PYTHONPATH=. $(RUN) tests/synthetic_members.py
 
 dist/compiled-mmcv: bundle/wheels.lock.json requirements.txt
@@ -73,4 +73,4 @@ $(ENVIRONMENT): requirements.txt requirements-dev.txt
 
 clean:
 	chmod -R u+w dist 2>/dev/null || true
-	rm -rf dist .venv bundle/synthetic/weights/cascade.safetensors $(SYNTHETIC)
+	rm -rf dist .venv bundle/synthetic/weights/cascade.safetensors bundle/synthetic/weights/htc.safetensors

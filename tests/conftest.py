@@ -37,10 +37,12 @@ def pytest_configure(config: pytest.Config) -> None:
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
     os.environ.setdefault("KERNEL_PATIENCE", "0")  # most tests of what is missing need not wait for it
-    make_synthetic_members()
+    # xdist's workers start after the controller has made, built and installed.
+    is_worker = hasattr(config, "workerinput")
+    if not is_worker:
+        make_synthetic_members()
     reason = ""
-    # xdist's workers start after the controller has built and installed.
-    if hasattr(config, "workerinput") and not site_folder().is_dir():
+    if is_worker and not site_folder().is_dir():
         reason = "the wheels could not be built; see the session's own message"
     else:
         try:

@@ -8,7 +8,7 @@ knows their SHA-256, so other bytes are refused wherever they are read.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from kernel.files import file_sha256, whole_file
 from kernel.models.configs import CASCADE_STDS
+from kernel.training.initialise import stage_keys
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "bundle" / "synthetic" / "weights"
 
@@ -30,18 +31,16 @@ def cascade_of(state: Mapping[str, torch.Tensor]) -> State:
     """
     made: State = {}
     for key, value in state.items():
-        part, _, layer = key.removeprefix("roi_head.").partition(".")
-        if part not in ("bbox_head", "mask_head"):
-            made[key] = value
-            continue
-        for stage, stds in enumerate(CASCADE_STDS):
-            scaled = value
-            if layer.startswith("fc_reg"):
-                unit = torch.tensor(CASCADE_STDS[0]) / torch.tensor(stds)
-                mean = value.float().unflatten(0, (-1, 4)).mean(0)
-                scaled = (mean * unit.view(-1, *[1] * (mean.ndim - 1))).half()
-            made[f"roi_head.{part}.{stage}.{layer}"] = scaled.clone()
+        for name, stds in zip(stage_keys(key), CASCADE_STDS, strict=False):  # one name, where it is no head's
+            made[name] = boxes_of_no_class(value, stds) if ".fc_reg." in key else value.clone()
     return made
+
+
+def boxes_of_no_class(layer: torch.Tensor, stds: Sequence[float]) -> torch.Tensor:
+    """The mean over classes of the layer that moves boxes, (4 * classes, ...), in a stage's units: (4, ...)."""
+    mean = layer.float().unflatten(0, (-1, 4)).mean(0)
+    unit = torch.tensor(CASCADE_STDS[0]) / torch.tensor(stds)
+    return (mean * unit.view(-1, *[1] * (mean.ndim - 1))).half()
 
 
 def htc_of(state: Mapping[str, torch.Tensor]) -> State:

@@ -233,12 +233,12 @@ def rename_lite0(given: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tens
 
 def repeat_stages(given: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A Mask R-CNN's box and mask head as those of each stage of a cascade; all else as it is."""
-    repeated: dict[str, torch.Tensor] = {}
-    for key, value in given.items():
-        head = STAGED_HEAD.match(key)
-        if head is None:
-            repeated[key] = value
-            continue
-        stages = (f"{head.group(0)}{stage}.{key[head.end() :]}" for stage in range(len(CASCADE_STDS)))
-        repeated |= {stage_key: value for stage_key in stages if stage_key in own}
-    return repeated
+    return {name: value for key, value in given.items() for name in stage_keys(key) if name in own or name == key}
+
+
+def stage_keys(key: str) -> list[str]:
+    """What a tensor of a Mask R-CNN is called in a cascade: a head's in each stage; any other as it is."""
+    head = STAGED_HEAD.match(key)
+    if head is None:
+        return [key]
+    return [f"{head.group(0)}{stage}.{key[head.end() :]}" for stage in range(len(CASCADE_STDS))]
