@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cases import GRID, THREE, competition, draw_image, rows_of_cells, write_recipe, write_rows
 
+import kernel.export.folder
 from kernel.__main__ import main
 from kernel.commands.results import known_results, refuse_to_replace_result
 from kernel.data.livecell import read_livecell
@@ -139,3 +141,28 @@ def test_a_run_that_was_killed_before_its_first_weights_begins_again(data: Path,
     assert out.with_suffix(".json").is_file()
     assert main([*words, "--out", str(out)]) == 0
     assert out.is_file()
+
+
+def test_a_lost_gpu_ends_predict_and_keeps_what_is_finished(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every further image would fail at once in the same process, and the finished ones would be done again."""
+    out, asked = tmp_path / "out", list[str]()
+    segment = kernel.export.folder.segment_input
+
+    def segment_until_it_is_lost(ensemble: Any, image: Any, *given: Any) -> Any:
+        asked.append(image.name)
+        if len(asked) == 2:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return segment(ensemble, image, *given)
+
+    monkeypatch.setattr(kernel.export.folder, "segment_input", segment_until_it_is_lost)
+    words = ["predict", str(data / "train"), *ENSEMBLE, "--out", str(out), "--export", "labels"]
+    assert main(words) == 1
+    assert len(asked) == 2 and not out.exists()
+    error = capsys.readouterr().err
+    assert f"{asked[1]}: " in error and "no image can be done on this GPU before a new start" in error
+    assert "1 of 3 images are finished: the same command goes on from there" in error
+    assert main(words) == 0
+    assert sorted(asked[2:]) == sorted({"one", "two", "three"} - {asked[0]})
+    assert len(list((out / "labels").iterdir())) == 3

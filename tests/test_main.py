@@ -1,4 +1,4 @@
-"""What the kernel makes of its environment and manifest before it starts, and what it asks of a GPU."""
+"""What the kernel makes of its environment and manifest before it starts, and how its shares are joined."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import pytest
 import torch
 
 import kernel.main
-from kernel.ensemble.load import prepare_gpu
 from kernel.errors import InputError
 from kernel.manifest.reader import read_manifest
 from kernel.manifest.types import manifest_to_json
@@ -39,22 +38,6 @@ def test_the_environment_comes_before_the_manifest(
     if given is not None:
         monkeypatch.setenv("KERNEL_DTYPE", given)
     assert chosen_dtype(planned, devices) == getattr(torch, expected)
-
-
-@pytest.mark.parametrize(("capability", "refused"), [((7, 5), True), ((8, 0), False), ((9, 0), False)])
-def test_bfloat16_is_refused_where_it_would_be_emulated(
-    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], refused: bool
-) -> None:
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
-    prepare_gpu(torch.device("cuda:1"), torch.float16)
-    assert not torch.backends.cudnn.allow_tf32, "float32 would be another on newer GPUs"
-    if refused:
-        with pytest.raises(InputError, match="cuda:1, Tesla T4, has no bfloat16: give float16 or float32"):
-            prepare_gpu(torch.device("cuda:1"), torch.bfloat16)
-    else:
-        prepare_gpu(torch.device("cuda:1"), torch.bfloat16)
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -20,6 +20,7 @@ from kernel.data.splits import FOLDS_NAME
 from kernel.errors import InputError
 from kernel.folders import replace_folder, scratch_folder
 from kernel.local_weights import resolve_weights
+from kernel.log import LOG
 from kernel.manifest.presets import MEMBERS_FOLDER, Preset, choose_preset, describe_presets, shipped_members
 from kernel.manifest.reader import read_manifest
 from kernel.manifest.types import Manifest
@@ -200,21 +201,44 @@ def folds_file(options: argparse.Namespace) -> Path:
 
 
 def check_device(name: str | None) -> str:
-    """The device of --device; without a name the first GPU, or the CPU.
+    """The device of --device; without a name the first GPU that this torch can compute on, or the CPU.
 
     Raises:
-        InputError: this machine has no such device.
+        InputError: this machine has no such device, or it cannot be used.
     """
     import torch  # takes seconds, which `--help` need not
 
+    from kernel.gpus import require_kernels
+
     if name is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return next(usable_gpus(), "cpu")
     try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:  # of an unknown name; of a CUDA that is not there
+        device = torch.device(name)
+        if device.type == "cuda" and torch.cuda.is_available():
+            require_kernels(device)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # of an unknown name; of a CUDA that is not there, or is full
         count = torch.cuda.device_count()
-        raise InputError(f"--device {name}: this machine has cpu and {count} GPU(s) (cuda, cuda:1, ...)") from error
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(
+            f"--device {name}: this machine has cpu and {count} GPU(s) (cuda, cuda:1, ...): {reason}"
+        ) from error
     return name
+
+
+def usable_gpus() -> Iterator[str]:
+    """The GPUs that this torch can compute on, one after another; "cuda" alone where there is one. Warns of others."""
+    import torch
+
+    from kernel.gpus import lacks_kernels
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    for name in [f"cuda:{index}" for index in range(count)] if count > 1 else ["cuda"] * count:
+        reason = lacks_kernels(torch.device(name))
+        if reason is None:
+            yield name
+        else:
+            LOG.warning("%s: it is not used", reason)
 
 
 def check_devices(names: str | None, *, every_gpu: bool = False) -> list[str]:
@@ -223,10 +247,8 @@ def check_devices(names: str | None, *, every_gpu: bool = False) -> list[str]:
     Raises:
         InputError: as `check_device`.
     """
-    import torch
-
-    if names is None and every_gpu and torch.cuda.device_count() > 1:
-        return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    if names is None and every_gpu:
+        return list(usable_gpus()) or ["cpu"]
     return [check_device(name) for name in names.split(",")] if names else [check_device(None)]
 
 

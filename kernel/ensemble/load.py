@@ -11,6 +11,7 @@ import torch
 from kernel.ensemble.ensemble import Ensemble
 from kernel.ensemble.members import Member, averaging_signature, check_signatures
 from kernel.errors import InputError
+from kernel.gpus import own_dtype, require_kernels
 from kernel.log import LOG
 from kernel.manifest.types import MASK_KINDS, Manifest, MemberEntry
 from kernel.models.checkpoints import build_loaded, read_claimed
@@ -59,11 +60,11 @@ def load_ensemble(
         progress: wraps the members while they are loaded, as tqdm does.
 
     Raises:
-        InputError: as `load_detector` and `Ensemble` do, or the device does not have the dtype.
+        InputError: as `load_detector` and `Ensemble` do, or torch cannot compute on the device.
     """
     on_gpu = torch.device(device).type == "cuda"
     if on_gpu:
-        prepare_gpu(torch.device(device), dtype)
+        dtype = prepare_gpu(torch.device(device), dtype)
     members = []
     for entry in progress(manifest.members):
         path = weights[entry.name]
@@ -130,12 +131,12 @@ def check_members(manifest: Manifest, weights: Mapping[str, Path]) -> list[str]:
     ]
 
 
-def prepare_gpu(device: torch.device, dtype: torch.dtype) -> None:
-    """Let a GPU compute float32 exactly.
+def prepare_gpu(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """Let a GPU compute float32 exactly; returns the dtype for what is asked for as `dtype`, as `own_dtype` does.
 
     Raises:
-        InputError: it does not have the dtype.
+        InputError: this build of torch cannot compute on it.
     """
-    if dtype == torch.bfloat16 and torch.cuda.get_device_capability(device) < (8, 0):  # torch would emulate it, slowly
-        raise InputError(f"{device}, {torch.cuda.get_device_name(device)}, has no bfloat16: give float16 or float32")
+    require_kernels(device)
     torch.backends.cudnn.allow_tf32 = False  # float32 is then the same on every GPU
+    return own_dtype(device, dtype)

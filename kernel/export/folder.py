@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from kernel.errors import InputError
+from kernel.errors import InputError, RunError
 from kernel.export.coco import coco_cells, coco_file
 from kernel.export.formats import TABLE_COLUMNS, table_rows
 from kernel.export.inputs import InputImage
@@ -33,7 +33,7 @@ from kernel.log import LOG
 from kernel.masks.choosing import keep_cells
 from kernel.patience import may_pass
 from kernel.postprocess.submission import SubmissionWriter
-from kernel.runtime.failures import FailedImage, attempt
+from kernel.runtime.failures import FailedImage, attempt, means_lost_device
 from kernel.runtime.rereading import Rereading
 from kernel.scale import ScaledEnsemble, cell_size
 from kernel.text import spreadsheet_cell
@@ -91,9 +91,16 @@ class ImageWork:
     out: Path
 
     def __call__(self, image: InputImage) -> Outcome:
-        """The image's record, its files written; or why there is none."""
+        """The image's record, its files written; or why there is none.
+
+        Raises:
+            RunError: the GPU is lost, and with it all that this process could do.
+        """
         ensemble, teller = self.loaded()
-        return attempt(image.name, partial(segment_input, ensemble, image, self.wanted, teller, self.out))
+        outcome = attempt(image.name, partial(segment_input, ensemble, image, self.wanted, teller, self.out))
+        if isinstance(outcome, FailedImage) and means_lost_device(outcome.reason):
+            raise RunError(f"{image.name}: {outcome.reason}: no image can be done on this GPU before a new start")
+        return outcome
 
     def loaded(self) -> tuple[ScaledEnsemble, Teller]:
         """The run's ensemble in this process; that of an earlier run goes."""

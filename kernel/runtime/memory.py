@@ -117,11 +117,22 @@ def plan_memory(ensemble: Ensemble, largest_shape: tuple[int, int], free_bytes: 
     working = round(per_pixel * pixels)
     views = sum(map(len, ensemble.view_batches(ensemble.settings.use_tta or ensemble.settings.use_tta_masks)))
     wanted = max(views * sum(per_view[name] for name in members_run(ensemble, cell_type)) for cell_type in CELL_TYPES)
-    batch = ensemble.views_per_batch
+    batch = min(ensemble.views_per_batch, views_that_roi_align_takes(ensemble, pixels))
     while batch > 1 and wanted + batch * working > room:
         batch -= 1
     kept = min(wanted, max(0, room - batch * working))
     return MemoryPlan(batch, kept, wanted, max(per_view.values()), working, free_bytes, tiling, in_tiles)
+
+
+def views_that_roi_align_takes(ensemble: Ensemble, pixels: int) -> int:
+    """How many views of so many pixels may go through a network at once: torchvision's RoIAlign numbers the elements of
+    a batch of feature maps by 32 bits on a GPU. One at least."""
+    elements = max(
+        member.detector.neck.out_channels * pixels // member.detector.rpn_head.prior_generator.strides[0][0] ** 2
+        for member in ensemble.members
+        if not isinstance(member.detector, CropUNet)
+    )
+    return max(1, (2**31 - 1) // max(elements, 1))
 
 
 def room_for_features(ensemble: Ensemble, free_bytes: int) -> int:

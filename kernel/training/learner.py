@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from kernel.gpus import own_dtype
 from kernel.log import LOG
 from kernel.models.crop_unet import CropUNet
 from kernel.models.detectors import Detector, build_detector
@@ -34,7 +35,9 @@ class Learner:
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: learning_rate_factor(step, settings.iterations, settings.warmup_share)
         )
-        self.dtype, self.heads_dtype = (getattr(torch, name) for name in (settings.dtype, settings.heads_dtype))
+        self.dtype, self.heads_dtype = (
+            own_dtype(group.device, getattr(torch, name)) for name in (settings.dtype, settings.heads_dtype)
+        )
         scaled = torch.float16 in (self.dtype, self.heads_dtype)
         self.scaler = torch.amp.grad_scaler.GradScaler(group.device.type, enabled=scaled)
         self.ema = WeightsEma(self.detector, settings.ema_decay) if settings.ema_decay else None
@@ -61,7 +64,8 @@ class Learner:
     def load_state_dicts(self, states: Mapping[str, Any]) -> None:
         """Go on from `state_dicts`."""
         for name, part in self.parts.items():
-            part.load_state_dict(states[name])
+            if states[name] or name != "scaler":  # where the run began, on a GPU with bfloat16, it may have had none
+                part.load_state_dict(states[name])
 
     def losses(self, batch: dict[str, Any], epoch: int) -> tuple[torch.Tensor, dict[str, float]]:
         """The weighted loss of a micro-batch, and each of its terms before weighting."""

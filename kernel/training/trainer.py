@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -113,39 +113,50 @@ class Trainer:
         """
         settings = self.settings
         epoch = 1 + self.step * settings.epochs // settings.iterations
-        total, sums = 0.0, dict[str, float]()
+        total, sums, crops = 0.0, dict[str, float](), list[str]()
         set_training_mode(self.learner.detector, settings.is_norm_frozen)
         for micro in range(settings.accumulation):
             # mmdet's samplers draw from torch: by its number each micro-batch draws the same in any run.
             torch.manual_seed(settings.seed * 1_000_003 + self.micro_batches.number(self.step, micro))
             with stops.waiting() if micro == 0 and self.group.size == 1 else nullcontext():
                 batch = next(batches)
-            try:
+            crops += [
+                f"{name} ({len(labels)} cells)" for name, labels in zip(batch["names"], batch["gt_labels"], strict=True)
+            ]
+            with self.enough_memory_for(crops):
                 loss, terms = self.learner.losses(batch, epoch)
-            except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
-                if not means_out_of_memory(error):
-                    raise
-                cells = ", ".join(
-                    f"{name} ({len(labels)} cells)"
-                    for name, labels in zip(batch["names"], batch["gt_labels"], strict=True)
-                )
-                raise RunError(
-                    f"too little memory in step {self.step} for the crops {cells}: lower crop_size or batch_size, or "
-                    "raise accumulation"
-                ) from error
-            if self.group.any_of(not loss.item() < ABSURD_LOSS):
-                raise RunError(
-                    f"the loss is {'no number' if not math.isfinite(loss.item()) else 'absurd'} in step {self.step}; "
-                    f"in this process it is {loss.item()}, of the terms {terms}, on the crops "
-                    f"{', '.join(batch['names'])}: lower learning_rate, or look at these images"
-                )
-            self.learner.backward(loss)
+                if self.group.any_of(not loss.item() < ABSURD_LOSS):
+                    what = "absurd" if math.isfinite(loss.item()) else "no number"
+                    raise RunError(
+                        f"the loss is {what} in step {self.step}; in this process it is {loss.item()}, of the terms "
+                        f"{terms}, on the crops {', '.join(batch['names'])}: lower learning_rate, or look at these "
+                        "images"
+                    )
+                self.learner.backward(loss)
             total += loss.item() / settings.accumulation
             for term, value in terms.items():
                 sums[term] = sums.get(term, 0.0) + value / settings.accumulation
-        self.learner.update()
+        with self.enough_memory_for(crops):  # in the first step AdamW's moments are made
+            self.learner.update()
         self.step += 1
         return total, sums
+
+    @contextmanager
+    def enough_memory_for(self, crops: Sequence[str]) -> Iterator[None]:
+        """Where memory is missing within the block, name the crops and what can be done.
+
+        Raises:
+            RunError: it is.
+        """
+        try:
+            yield
+        except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
+            if not means_out_of_memory(error):
+                raise
+            raise RunError(
+                f"too little memory in step {self.step} for the crops {', '.join(crops)}: lower crop_size or "
+                "batch_size, or raise accumulation"
+            ) from error
 
     def evaluate(self, record: RunRecord | None, stops: Stops) -> None:
         """Score the weights so far on the validation images; save them as the best where they are.
@@ -163,6 +174,7 @@ class Trainer:
             results = evaluate_detector(
                 detector, self.run.spec.kind, self.run.validation, self.group.device, pictures, lambda: bool(stops)
             )
+        detector.to(memory_format=torch.channels_last)  # as it is trained; float32 on a GPU is evaluated without
         if results is None:
             return
         self.is_evaluated = True

@@ -16,6 +16,7 @@ from kernel.ensemble.features import features_bytes
 from kernel.ensemble.members import Member
 from kernel.ensemble.tiles import LEAST_TILE_SIDE, needs_tiles
 from kernel.ensemble.views import IDENTITY, view_images
+from kernel.runtime import memory
 from kernel.runtime.memory import (
     HEADS_BYTES,
     HEADS_CHANNELS,
@@ -24,6 +25,7 @@ from kernel.runtime.memory import (
     host_memory,
     plan_memory,
     plan_tiling,
+    views_that_roi_align_takes,
 )
 from kernel.settings import CELL_TYPES, CLS_USE, EnsembleSettings
 
@@ -87,6 +89,22 @@ def test_more_memory_never_plans_less(ensemble: Ensemble) -> None:
     figures = [(plan.feature_budget_bytes, plan.views_per_batch) for plan in plans]
     assert figures == sorted(figures) and len(set(figures)) > 3
     assert figures[0] == (0, 1) and figures[-1] == (plans[0].wanted_bytes, 3)
+
+
+@pytest.mark.parametrize("side", [100, 10_000, 13_376, 13_440, 16_384, 23_168, 23_200, 40_000])
+def test_a_batch_of_views_has_fewer_elements_than_32_bits_number(ensemble: Ensemble, side: int) -> None:
+    """By which torchvision's RoIAlign finds them on a GPU; one of 141 GB has room for more."""
+    batch, most = views_that_roi_align_takes(ensemble, side * side), 2**31 - 1
+    a_view = 16 * side * side // 4  # tiny detectors have 16 channels, and a finest stride of 2
+    assert batch * a_view <= most or batch == 1
+    assert (batch + 1) * a_view > most
+
+
+def test_the_plan_heeds_it(ensemble: Ensemble, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ensemble, "views_per_batch", 3)
+    assert plan_memory(ensemble, SHAPE, PLENTY).views_per_batch == 3
+    monkeypatch.setattr(memory, "views_that_roi_align_takes", lambda ensemble, pixels: 2)
+    assert plan_memory(ensemble, SHAPE, PLENTY).views_per_batch == 2
 
 
 def test_the_plan_is_applied_and_logged(ensemble: Ensemble, caplog: pytest.LogCaptureFixture) -> None:

@@ -14,6 +14,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from cases import THREE, competition
 from disc_images import disc_image
 from tiny_detectors import tiny_detector, tiny_spec
 from torch import nn
@@ -21,6 +22,8 @@ from torch import nn
 import kernel.training.batches
 import kernel.training.learner
 import kernel.training.trainer
+from kernel.data.annotated import list_annotated
+from kernel.ensemble.networks import NetworkRunner
 from kernel.errors import InputError, RunError
 from kernel.manifest.types import KIND_NAMES
 from kernel.models.checkpoints import is_optional_key, load_detector, read_state_dict
@@ -30,8 +33,10 @@ from kernel.settings import PIXEL_MEAN, PIXEL_STD
 from kernel.training.augment import Augmentation
 from kernel.training.crops import CropDataset
 from kernel.training.initialise import draw_weights, rename_lite0, take_weights
+from kernel.training.learner import Learner
 from kernel.training.losses import LOSS_GROUPS, loss_weight, weighted_loss
 from kernel.training.optimisation import learning_rate_factor, parameter_groups
+from kernel.training.processes import ProcessGroup
 from kernel.training.record import RunRecord
 from kernel.training.run import TrainingRun
 from kernel.training.samples import TrainingImage, collate
@@ -554,13 +559,55 @@ def test_a_failed_write_leaves_the_earlier_weights(tmp_path: Path, monkeypatch: 
     assert out.read_bytes() == before
 
 
-def test_too_little_memory_names_the_crops_and_a_remedy(
+def test_bfloat16_is_trained_in_float16_on_a_gpu_without_it(
     images: list[TrainingImage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*given: Any) -> None:
-        raise MemoryError
+    settings = replace(TINY, dtype="bfloat16", heads_dtype="bfloat16")
+    run = TrainingRun(tiny_spec("maskrcnn"), settings, images, tmp_path / "member.safetensors")
+    begun = Learner(run, ProcessGroup("cpu"))
+    assert (begun.dtype, begun.heads_dtype, begun.scaler.is_enabled()) == (torch.bfloat16, torch.bfloat16, False)
+    monkeypatch.setattr(kernel.training.learner, "own_dtype", lambda device, dtype: torch.float16)
+    going_on = Learner(run, ProcessGroup("cpu"))
+    assert (going_on.dtype, going_on.heads_dtype, going_on.scaler.is_enabled()) == (torch.float16, torch.float16, True)
+    going_on.load_state_dicts(begun.state_dicts())  # of another machine, without a scale
+    assert going_on.scaler.get_scale() == Learner(run, ProcessGroup("cpu")).scaler.get_scale()
 
-    monkeypatch.setattr(kernel.training.learner, "compute_losses", fail)
+
+def test_an_evaluation_leaves_the_weights_laid_out_as_they_are_trained(
+    images: list[TrainingImage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU float32 is evaluated in another layout."""
+    monkeypatch.setattr(NetworkRunner, "memory_format", torch.contiguous_format)
+    strides = list[tuple[int, ...]]()
+    evaluate = kernel.training.trainer.evaluate_detector
+
+    def evaluated(detector: Detector, *given: Any) -> Any:
+        results = evaluate(detector, *given)
+        strides.append(detector.rpn_head.rpn_conv.weight.stride())
+        return results
+
+    monkeypatch.setattr(kernel.training.trainer, "evaluate_detector", evaluated)
+    validation = list_annotated(competition(tmp_path / "cells", THREE))
+    detector = train(
+        tiny_spec("maskrcnn"),
+        images,
+        replace(TINY, evaluate_every=1),
+        tmp_path / "member.safetensors",
+        validation=validation,
+    )
+    weight = detector.rpn_head.rpn_conv.weight
+    assert strides and strides[0] == weight.detach().contiguous().stride()
+    assert weight.is_contiguous(memory_format=torch.channels_last) and weight.stride() != strides[0]
+
+
+@pytest.mark.parametrize("part", ["losses", "backward", "update"])
+def test_too_little_memory_names_the_crops_and_a_remedy(
+    images: list[TrainingImage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    def fail(*given: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(kernel.training.learner.Learner, part, fail)
     with pytest.raises(RunError, match=r"too little memory in step 0 for the crops .* cells\).*: lower crop_size"):
         train(tiny_spec("maskrcnn"), images, TINY, tmp_path / "member.safetensors")
 

@@ -1,0 +1,55 @@
+"""What a GPU can compute, by its generation and by what torch was built for."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+
+from kernel.errors import InputError
+from kernel.log import LOG
+
+#: The first compute capability with bfloat16 of its own; before it torch emulates it, slowly.
+BFLOAT16_SINCE = (8, 0)
+
+
+def lacks_kernels(device: torch.device) -> str | None:
+    """Why this build of torch cannot compute on a GPU; None where it can.
+
+    A build has machine code for some generations, `sm_75` say, which later ones of the same major version run, and may
+    have intermediate code, `compute_90`, which the driver translates for any later one.
+    """
+    built_for = torch.cuda.get_arch_list()
+    known = [re.match(r"(sm|compute)_(\d+)(\d)", name) for name in built_for]
+    builds = [(match[1], (int(match[2]), int(match[3]))) for match in known if match]
+    if not builds:  # AMD's have other names
+        return None
+    major, minor = torch.cuda.get_device_capability(device)
+    if any(built <= (major, minor) and (kind == "compute" or built[0] == major) for kind, built in builds):
+        return None
+    return (
+        f"{device}, {torch.cuda.get_device_name(device)}, is of compute capability {major}.{minor}, and torch "
+        f"{torch.__version__} has no kernels for it, only {', '.join(built_for)}"
+    )
+
+
+def require_kernels(device: torch.device) -> None:
+    """Refuse a GPU that this build of torch cannot compute on.
+
+    Raises:
+        InputError: it cannot.
+    """
+    reason = lacks_kernels(device)
+    if reason is not None:
+        raise InputError(f"{reason}: install a torch that has them, or compute on the CPU")
+
+
+def own_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """The dtype that networks compute in where `dtype` is asked for: float16 on a GPU that has no bfloat16.
+
+    Float16 is as fast there, and finer. What overflows in it is computed again in float32, or its loss is scaled.
+    """
+    if dtype != torch.bfloat16 or device.type != "cuda" or torch.cuda.get_device_capability(device) >= BFLOAT16_SINCE:
+        return dtype
+    LOG.warning("%s, %s, has no bfloat16: float16 is used", device, torch.cuda.get_device_name(device))
+    return torch.float16
