@@ -202,8 +202,8 @@ def recognised_entries(folder: Path, passed_over: list[str]) -> list[dict[str, A
         except InputError as error:
             passed_over.append(str(error))
             continue
-        if spec.num_classes != len(CELL_TYPES):
-            passed_over.append(f"{path} tells {spec.num_classes} classes apart, not {len(CELL_TYPES)}")
+        if spec.num_classes < len(CELL_TYPES):
+            passed_over.append(f"{path} tells {spec.num_classes} classes apart, fewer than {len(CELL_TYPES)}")
             continue
         entry = manifest_entry(path, spec.kind, spec.encoder, CELL_TYPES)
         entry["name"] = free_name(member_name(path), [other["name"] for other in entries])

@@ -199,7 +199,7 @@ def recognise(manifest: Manifest, file: Path) -> DetectorSpec:
     """What detector a file holds.
 
     Raises:
-        InputError: it is no file, holds no detector of ours, one of other classes, or the same as a member's, or
+        InputError: it is no file, holds no detector of ours, one of too few classes, or the same as a member's, or
             Kaggle or a manifest would not take its name.
     """
     from kernel.models.checkpoints import recognise_checkpoint
@@ -208,7 +208,7 @@ def recognise(manifest: Manifest, file: Path) -> DetectorSpec:
     if problem is not None:
         raise InputError(problem)
     spec = recognise_checkpoint(file)
-    if spec.num_classes != len(CELL_TYPES):
+    if spec.num_classes < len(CELL_TYPES):
         raise InputError(
             f"{file} tells {spec.num_classes} classes apart, the ensemble {len(CELL_TYPES)} ({', '.join(CELL_TYPES)}): "
             "train it on these (`python -m kernel train --init FILE`)"

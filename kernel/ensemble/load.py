@@ -20,6 +20,10 @@ from kernel.models.detectors import Detector
 from kernel.models.fusion import fuse_batch_norms
 from kernel.models.recognition import recognise_members
 from kernel.mounts import dataset_folders, find_weights, walk_paths
+from kernel.settings import CELL_TYPES
+
+#: The classes of members that were pretrained on LIVECell; its first three stand for the cell types afterwards.
+LIVECELL_CLASSES = DetectorSpec.num_classes
 
 
 def mounted_weights(manifest: Manifest, root: Path) -> dict[str, Path]:
@@ -109,7 +113,7 @@ def check_members(manifest: Manifest, weights: Mapping[str, Path]) -> list[str]:
     """
     problems: list[str] = []
     signatures: dict[str, Mapping[str, Any]] = {}
-    assumed: list[str] = []
+    assumed, told = list[str](), list[str]()
     for entry in manifest.members:
         try:
             detector, is_assumed = load_member(entry, weights[entry.name])
@@ -119,16 +123,22 @@ def check_members(manifest: Manifest, weights: Mapping[str, Path]) -> list[str]:
         signatures[entry.name] = averaging_signature(detector)
         if is_assumed:
             assumed.append(entry.name)
+        classes = signatures[entry.name].get("number of classes", LIVECELL_CLASSES)
+        if classes not in (len(CELL_TYPES), LIVECELL_CLASSES):
+            told.append(
+                f"member {entry.name} knows {classes} classes, neither the {len(CELL_TYPES)} cell types nor LIVECell's "
+                f"{LIVECELL_CLASSES}: its first {len(CELL_TYPES)} are taken as {', '.join(CELL_TYPES)}"
+            )
     if problems:
         raise InputError("\n".join(problems))
     check_signatures(signatures, manifest.ensemble)
-    if not assumed:
-        return []
-    return [
-        f"the files of {len(assumed)} member(s) do not say the stride of the first convolution, which is taken as "
-        f"{DetectorSpec.stem_stride}, as trained here; of a plain mmdet detector it is 2: state `stem_stride` for "
-        + ", ".join(assumed)
-    ]
+    if assumed:
+        told.append(
+            f"the files of {len(assumed)} member(s) do not say the stride of the first convolution, which is taken as "
+            f"{DetectorSpec.stem_stride}, as trained here; of a plain mmdet detector it is 2: state `stem_stride` for "
+            + ", ".join(assumed)
+        )
+    return told
 
 
 def prepare_gpu(device: torch.device, dtype: torch.dtype) -> torch.dtype:

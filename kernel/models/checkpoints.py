@@ -15,9 +15,17 @@ from safetensors import SafetensorError
 
 from kernel.errors import InputError
 from kernel.files import file_sha256, reading
-from kernel.manifest.types import PLAIN_ENCODER, WEIGHT_SUFFIXES
+from kernel.manifest.types import MASK_KINDS, PLAIN_ENCODER, WEIGHT_SUFFIXES
+from kernel.models.adapting import for_our_pixels, refuse_other_boxes, refuse_other_pixels
 from kernel.models.configs import NECK_NORM_GROUPS, DetectorSpec
-from kernel.models.configurations import PixelRule, configured_encoder, configured_pixels, configured_stem_stride
+from kernel.models.configurations import (
+    OUR_PIXELS,
+    PixelRule,
+    configured_boxes,
+    configured_encoder,
+    configured_pixels,
+    configured_stem_stride,
+)
 from kernel.models.detectors import Detector, build_detector
 from kernel.models.encoders import ENCODER_SIGNATURES, encoder_signature
 from kernel.models.pickles import DAMAGED_FILE_ERRORS, first_line, foreign_classes, refuse_torchscript
@@ -52,6 +60,7 @@ class Checkpoint:
     told: tuple[str, ...] = ()  # what it holds besides, and is not used
     encoder: str | None = None  # of timm, as its configuration names it
     pixels: PixelRule | None = None  # how its network was given them, by its configuration
+    boxes: Mapping[str, frozenset[tuple[float, ...]]] = field(default_factory=dict)  # `configured_boxes`
     metadata: Mapping[str, str] = field(default_factory=dict)  # of safetensors
 
 
@@ -88,6 +97,7 @@ def checkpoint_of(content: Any, configuration: Any, source: str, take: str | Non
         tuple(told),
         configured_encoder(configuration),
         configured_pixels(configuration),
+        configured_boxes(configuration),
     )
 
 
@@ -362,7 +372,8 @@ def read_claimed(
         stem_stride: 1 or 2; None: as the file's configuration has it, else 1.
 
     Raises:
-        InputError: the file was altered, cannot be read, or belongs to another detector than claimed.
+        InputError: the file was altered, cannot be read, belongs to another detector than claimed, or was trained by
+            other anchors or on other pixels than can be made up for.
     """
     if sha256 is not None and path.is_file():
         with reading(path):
@@ -375,7 +386,26 @@ def read_claimed(
     checkpoint = read_checkpoint(path)
     spec = recognise_detector(checkpoint, str(path))
     refuse_other_detector(spec, kind, encoder, path)
-    return replace(spec, stem_stride=agreed_stem_stride(stem_stride, checkpoint.stem_stride, path)), checkpoint
+    spec = replace(spec, stem_stride=agreed_stem_stride(stem_stride, checkpoint.stem_stride, path))
+    if spec.kind in MASK_KINDS:
+        return spec, checkpoint
+    refuse_other_boxes(checkpoint.boxes, spec, str(path))
+    return spec, with_our_pixels(checkpoint, str(path))
+
+
+def with_our_pixels(checkpoint: Checkpoint, source: str) -> Checkpoint:
+    """The checkpoint of a detector, its first layer changed to our pixels where its configuration names others.
+
+    Raises:
+        InputError: as `refuse_other_pixels`.
+    """
+    theirs = checkpoint.pixels or OUR_PIXELS
+    if theirs == OUR_PIXELS:
+        return checkpoint
+    refuse_other_pixels(checkpoint.state, theirs, source)
+    told = f"its first layer is changed from its pixels, {theirs}, to ours"
+    state = for_our_pixels(checkpoint.state, theirs)
+    return replace(checkpoint, state=state, pixels=OUR_PIXELS, told=(*checkpoint.told, told))
 
 
 def build_loaded(spec: DetectorSpec, checkpoint: Checkpoint, source: str) -> Detector:

@@ -1,4 +1,5 @@
-"""What the configuration in a weight file tells, and its weights do not: the stem's stride, an encoder's name, pixels.
+"""What the configuration in a weight file tells, and its weights do not: the stem's stride, an encoder's name, pixels,
+anchors.
 
 Weights of either stride have the same keys and shapes, and many networks of timm have keys that are alike.
 """
@@ -21,6 +22,8 @@ CONFIGURATION_NAMES = (
 )  # fmt: skip
 #: Names under which a configuration lists the strides of a detector's levels.
 LEVEL_STRIDE_NAMES = ("strides", "featmap_strides")
+#: Names under which it lists what anchors and deltas of boxes mean.
+BOX_RULE_NAMES = ("scales", "ratios", "target_stds")
 #: The stride of the stem by that of the first level.
 STEM_STRIDE_OF_FIRST_LEVEL = {2: 1, 4: 2}
 #: How deep a configuration is read.
@@ -56,6 +59,16 @@ def configured_pixels(content: Any) -> PixelRule | None:
         return None
     (mean,), (std,), (to_rgb,) = found.values()
     return PixelRule(mean, std, to_rgb) if all(std) else None
+
+
+def configured_boxes(content: Any) -> dict[str, frozenset[tuple[float, ...]]]:
+    """What the numbers of anchors and boxes mean, by the same as `configured_stem_stride`: all lists of numbers that it
+    has under each of `BOX_RULE_NAMES`. Deviations of 1, mmdet's own, are left out."""
+    found: dict[str, set[tuple[float, ...]]] = {name: set() for name in BOX_RULE_NAMES}
+    for name, value in configured_values(content):
+        if name in found and isinstance(value, list | tuple) and all(type(number) in (int, float) for number in value):
+            found[name].add(tuple(map(float, value)))
+    return {name: frozenset(values - {(1.0,) * 4}) for name, values in found.items()}
 
 
 def is_colour(value: Any) -> bool:

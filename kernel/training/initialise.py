@@ -13,6 +13,7 @@ import torch
 
 from kernel.errors import InputError
 from kernel.manifest.types import MASK_KINDS, WEIGHT_SUFFIXES
+from kernel.models.adapting import STEM_KEYS, for_our_pixels
 from kernel.models.checkpoints import (
     TIMM_KEYS,
     Checkpoint,
@@ -23,7 +24,7 @@ from kernel.models.checkpoints import (
     shapes_of,
 )
 from kernel.models.configs import CASCADE_STDS
-from kernel.models.configurations import OUR_PIXELS, PixelRule
+from kernel.models.configurations import OUR_PIXELS
 from kernel.models.detectors import Detector
 from kernel.settings import PIXEL_MEAN, PIXEL_STD
 
@@ -40,8 +41,6 @@ STAGED_HEAD = re.compile(r"roi_head\.(bbox_head|mask_head)\.(?!\d)")
 FIRST_STAGE = re.compile(r"^roi_head\.(bbox_head|mask_head)\.0\.")
 #: The heads as mmdet 1 had them, beside each other.
 OLD_HEAD = re.compile(r"^((?:bbox_head|mask_head|semantic_head)\.)")
-#: The first layer of a ResNet.
-STEM_KEYS = {"backbone.conv1.weight", "backbone.bn1.running_mean"}
 #: What stands before the name that a tensor has in the whole network of timm.
 TIMM_PART = re.compile(r"^backbone\.timm\.(model\.)?")
 
@@ -182,24 +181,6 @@ def describe_source(checkpoint: Checkpoint, detector: Detector, source: str) -> 
         words += f", its stem of stride {checkpoint.stem_stride}"
     own = recognise_state_dict(shapes_of(detector.state_dict()), "the detector", given.encoder)
     return words if own.encoder == given.encoder else f"{words}; to be trained is a {own.encoder}: little of it fits"
-
-
-def for_our_pixels(state: Mapping[str, torch.Tensor], theirs: PixelRule) -> dict[str, torch.Tensor]:
-    """A ResNet's weights with the first layer changed such that its outputs on our pixels are those on theirs.
-
-    Our pixel times our deviation plus our mean is the image's; that less their mean, over their deviation, is theirs.
-    """
-    order = slice(None) if theirs.to_rgb else slice(None, None, -1)
-    mean, std = (torch.tensor(values[order]) for values in (theirs.mean, theirs.std))
-    ours_mean, ours_std = torch.tensor(PIXEL_MEAN), torch.tensor(PIXEL_STD)
-    weight, norm_mean = (state[key].float() for key in ("backbone.conv1.weight", "backbone.bn1.running_mean"))
-    weight = weight if theirs.to_rgb else weight.flip(1)
-    constant = (weight.sum(dim=(2, 3)) * (ours_mean - mean) / std).sum(dim=1)
-    return {
-        **state,
-        "backbone.conv1.weight": weight * (ours_std / std)[:, None, None],
-        "backbone.bn1.running_mean": norm_mean - constant,
-    }
 
 
 def rename_lite0(given: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

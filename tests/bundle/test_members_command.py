@@ -163,7 +163,7 @@ def test_what_was_measured_of_a_swapped_member_goes(tmp_path: Path, other: Path)
         (["swap", "htc", "OTHER", "--name", ""], 'name: found "", expected letters'),
         (["add", "MANIFEST"], "not a weight file"),
         (["add", "A&B"], "Kaggle takes no & or @ in a file's name"),
-        (["add", "EIGHT"], "tells 8 classes apart, the ensemble 3"),
+        (["add", "TWO"], "tells 2 classes apart, the ensemble 3"),
         (["swap", "nobody", "OTHER"], "has no member 'nobody'"),
     ],
 )
@@ -177,14 +177,14 @@ def test_refused_with_the_reason(
     told: str,
 ) -> None:
     shutil.copy(other, tmp_path / "a&b.safetensors")
-    if "EIGHT" in words:
+    if "TWO" in words:
         state = dict(load_file(other))
         for key in [key for key in state if ".fc_cls." in key]:
-            state[key] = state[key][:1].repeat(9, *[1] * (state[key].dim() - 1)).contiguous()
-        save_file(state, tmp_path / "eight.safetensors")
+            state[key] = state[key][:1].repeat(3, *[1] * (state[key].dim() - 1)).contiguous()
+        save_file(state, tmp_path / "two.safetensors")
     files = {
         "OTHER": other, "MANIFEST": manifest, "A&B": tmp_path / "a&b.safetensors",
-        "EIGHT": tmp_path / "eight.safetensors", "NEAR": WEIGHTS / "htd.safetensors", "FOLDER": WEIGHTS,
+        "TWO": tmp_path / "two.safetensors", "NEAR": WEIGHTS / "htd.safetensors", "FOLDER": WEIGHTS,
         "DANGLING": tmp_path / "dangling.pt", "BRACES": tmp_path / "a{1}.safetensors",
     }  # fmt: skip
     (tmp_path / "dangling.pt").symlink_to("nowhere.pt")
@@ -358,6 +358,18 @@ def test_init_from_the_published_ensemble(tmp_path: Path) -> None:
     assert mine.members == published.members and mine.weight_datasets == published.weight_datasets
     schema = json.loads((tmp_path / "mine.json").read_text(encoding="utf-8"))["$schema"]
     assert (tmp_path / schema).resolve() == ROOT / "bundle" / "manifest.schema.json"
+
+
+def test_members_of_livecells_classes_are_taken(manifest: Path, tmp_path: Path) -> None:
+    """Those that every recipe here trains: of the eight classes the first three count. Mask networks have none."""
+    shipped = ROOT / "bundle" / "members" / "weights"
+    assert init(tmp_path / "shipped.json", "--user", "ada", "--from", str(shipped)) == 0
+    kinds = {member.name: member.kind for member in read_manifest(tmp_path / "shipped.json").members}
+    assert kinds == {"cascade": "cascade", "htc": "htc", "maskrcnn": "maskrcnn", "unet": "unet"}
+    given = ["swap", "htc", str(shipped / "htc.safetensors"), "--dataset", "ada/my-weights", "--name", "real"]
+    assert members(manifest, *given) == 0
+    assert members(manifest, "add", str(shipped / "unet.safetensors"), "--dataset", "ada/my-weights") == 0
+    assert [member.name for member in read_manifest(manifest).members] == ["maskrcnn", "cascade", "real", "unet"]
 
 
 def test_init_from_weights_alone(tmp_path: Path, other: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,75 @@
+"""Weights that were trained by other rules than ours: changed to ours where that is exact, else refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from kernel.errors import InputError
+from kernel.models.configs import DetectorSpec, rpn_head_config
+from kernel.models.configurations import BOX_RULE_NAMES, OUR_PIXELS, PixelRule, configured_boxes
+from kernel.models.detectors import DETECTOR_KINDS
+from kernel.settings import PIXEL_MEAN, PIXEL_STD
+
+#: The first layer of a ResNet.
+STEM_KEYS = {"backbone.conv1.weight", "backbone.bn1.running_mean"}
+
+
+def refuse_other_pixels(state: Mapping[str, torch.Tensor], theirs: PixelRule, source: str) -> None:
+    """Refuse weights that know pixels by another rule than ours, and have no first layer that `for_our_pixels` changes.
+
+    Raises:
+        InputError: they are such.
+    """
+    if theirs != OUR_PIXELS and not state.keys() >= STEM_KEYS:
+        raise InputError(
+            f"{source} was trained on pixels by {theirs}, its configuration says, and is given them by {OUR_PIXELS} "
+            "here: only a ResNet's first layer can be changed for that; train it on, or take another file"
+        )
+
+
+def for_our_pixels(state: Mapping[str, torch.Tensor], theirs: PixelRule) -> dict[str, torch.Tensor]:
+    """A ResNet's weights with the first layer changed such that its outputs on our pixels are those on theirs.
+
+    Our pixel times our deviation plus our mean is the image's; that less their mean, over their deviation, is theirs.
+    """
+    order = slice(None) if theirs.to_rgb else slice(None, None, -1)
+    mean, std = (torch.tensor(values[order]) for values in (theirs.mean, theirs.std))
+    ours_mean, ours_std = torch.tensor(PIXEL_MEAN), torch.tensor(PIXEL_STD)
+    weight, norm_mean = (state[key].float() for key in ("backbone.conv1.weight", "backbone.bn1.running_mean"))
+    weight = weight if theirs.to_rgb else weight.flip(1)
+    constant = (weight.sum(dim=(2, 3)) * (ours_mean - mean) / std).sum(dim=1)
+    return {
+        **state,
+        "backbone.conv1.weight": weight * (ours_std / std)[:, None, None],
+        "backbone.bn1.running_mean": norm_mean - constant,
+    }
+
+
+def refuse_other_boxes(boxes: Mapping[str, frozenset[tuple[float, ...]]], spec: DetectorSpec, source: str) -> None:
+    """Refuse a detector whose numbers mean other boxes: no weight shows by which anchors and deviations it was trained.
+
+    Args:
+        boxes: `configured_boxes` of its file.
+        spec: the detector.
+        source: the file, for the message.
+
+    Raises:
+        InputError: its configuration names other anchors or deviations than ours, and not ours as well.
+    """
+    ours = configured_boxes({"cfg": [rpn_head_config(spec), DETECTOR_KINDS[spec.kind].roi_head(spec)]})
+    for name in BOX_RULE_NAMES:
+        if boxes[name] and not boxes[name] >= ours[name]:
+            theirs, here = listed(boxes[name]), listed(ours[name])
+            raise InputError(
+                f"{source}: its configuration has {name} {theirs}, a {spec.kind} here {here}: "
+                "its boxes would be others than it has learned; train it on with `python -m kernel train --init`"
+            )
+
+
+def listed(values: frozenset[tuple[float, ...]]) -> str:
+    """Lists of numbers, for a person."""
+    return ", ".join(
+        str([int(number) if number == int(number) else number for number in each]) for each in sorted(values)
+    )
