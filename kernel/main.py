@@ -47,7 +47,7 @@ from kernel.ensemble.leaving_out import BEST_EFFORT, MEMBER_POLICIES, STRICT
 from kernel.ensemble.quality_levels import quality_levels
 from kernel.errors import InputError, RunError
 from kernel.files import whole_file
-from kernel.images.listing import SAMPLE_NAME, absent_ids
+from kernel.images.listing import SAMPLE_NAME, AskedIds, asked_ids
 from kernel.images.reading import list_images
 from kernel.log import LOG, guard_output, show_log
 from kernel.manifest.reader import parse_manifest
@@ -162,7 +162,7 @@ class KernelRun:
         # Halfway from there to the time limit.
         self.hard_deadline = self.deadline + self.manifest.time_margin_hours * 1800
         self.paths: list[Path] = []
-        self.absent: tuple[str, ...] = ()  # ids that sample_submission.csv asks for, without a file
+        self.asked = AskedIds()  # by sample_submission.csv
         self.saved: SavedRun | None = None
         self.scratch: Path | None = None
 
@@ -179,13 +179,13 @@ class KernelRun:
         def look() -> None:
             (test,) = find()
             self.paths = list_images(test, twins=True)
-            self.absent = tuple(absent_ids(test.parent / SAMPLE_NAME, [path.stem for path in self.paths]))
+            self.asked = asked_ids(test.parent / SAMPLE_NAME, [path.stem for path in self.paths])
 
         try:
             patiently(look, lambda error: may_pass(error) or is_away(find))
         except OSError as error:
             raise InputError(f"cannot read the mounted images: {error}") from error
-        self.saved = SavedRun(self.working, self.paths, self.shard.share(self.paths), self.shard.rank, self.absent)
+        self.saved = SavedRun(self.working, self.paths, self.shard.share(self.paths), self.shard.rank, self.asked)
 
     def go_on(self) -> None:
         """Choose the devices, and take over what an earlier start has done; from here on there is a journal.
@@ -278,7 +278,9 @@ class KernelRun:
         log_end(summary, results, self.working / "submission.csv")
         if not results.failed and failure is None:
             self.saved.forget()
-        shapes = {image_id: shape for image_id, (_, shape) in results.rows.items()} | dict.fromkeys(self.absent)
+        spelled = self.asked.spelled
+        shapes = {spelled.get(image_id, image_id): shape for image_id, (_, shape) in results.rows.items()}
+        shapes |= dict.fromkeys(self.asked.absent)
         is_valid = is_valid_submission(self.working / "submission.csv", shapes)
         if failure is not None and not (is_valid and is_scoring_run()):
             raise failure

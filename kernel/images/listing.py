@@ -6,8 +6,8 @@ import csv
 import io
 import os
 import unicodedata
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from kernel.errors import InputError
@@ -124,9 +124,18 @@ def search_images(folder: Path, *, below: bool = False, more: Collection[str] = 
     return FolderContent(sorted(images), passed_over, hidden)
 
 
-def absent_ids(sample: Path, image_ids: Collection[str]) -> list[str]:
-    """The ids that a competition's sample_submission.csv asks for and no image has, in its order; the log tells.
+@dataclass(frozen=True)
+class AskedIds:
+    """How the ids that a competition asks for differ from those of its images."""
 
+    absent: tuple[str, ...] = ()  # without an image, in the competition's order
+    spelled: Mapping[str, str] = field(default_factory=dict)  # by the image's id, where the competition's is another
+
+
+def asked_ids(sample: Path, image_ids: Collection[str]) -> AskedIds:
+    """What a competition's sample_submission.csv asks for otherwise than the images' ids say; the log tells.
+
+    An id with an image's ending, or in another form of Unicode, means the image that is called so but for that.
     A file that is not there, or cannot be read, asks for nothing: that is no reason to do without the images.
 
     Args:
@@ -135,30 +144,38 @@ def absent_ids(sample: Path, image_ids: Collection[str]) -> list[str]:
     """
     try:
         if not os.path.isfile(sample):  # noqa: PTH113 (a pipe would make this wait)
-            return []
+            return AskedIds()
         csv.field_size_limit(2**31 - 1)  # its example may be a large cell
         rows = list(csv.reader(io.StringIO(read_any_text(sample), newline="")))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         LOG.warning("%s is passed over: it cannot be read (%s)", sample, error)
-        return []
+        return AskedIds()
     head, *rows = [row for row in rows if any(row)] or [[""]]
     columns = [name.strip().lower() for name in head]
     if "id" not in columns:
         named = printable_name(", ".join(head)[:60])
         LOG.warning("%s is passed over: it has no column 'id', but '%s'", sample, named)
-        return []
+        return AskedIds()
     place = columns.index("id")
-    known = {unicodedata.normalize("NFC", image_id) for image_id in image_ids}
+    known = {unicodedata.normalize("NFC", image_id): image_id for image_id in image_ids}
     fields = [row[place] for row in rows if row[place:] and row[place].strip()]
     # Blanks around a field are the table's, unless a file is called so.
     asked = dict.fromkeys(name if unicodedata.normalize("NFC", name) in known else name.strip() for name in fields)
-    absent = [image_id for image_id in asked if unicodedata.normalize("NFC", image_id) not in known]
+    meant = {known[form]: name for name in asked if (form := unicodedata.normalize("NFC", name)) in known}
+    for name in asked:
+        bare = Path(unicodedata.normalize("NFC", name))
+        if bare.suffix.lower() in IMAGE_SUFFIXES and bare.stem in known:
+            meant.setdefault(known[bare.stem], name)
+    absent = [name for name in asked if name not in meant.values()]
+    spelled = {image_id: name for image_id, name in meant.items() if name != image_id}
     if absent:
         LOG.warning(
             "%d of the %d images that %s asks for are not there, and have empty rows: %s",
             len(absent), len(asked), sample.name, _first_names(absent),
         )  # fmt: skip
-    return absent
+    if spelled:
+        LOG.info("%d ids are written as %s has them: %s", len(spelled), sample.name, _first_names([*spelled.values()]))
+    return AskedIds(tuple(absent), spelled)
 
 
 def is_hidden(name: str) -> bool:

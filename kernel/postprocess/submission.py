@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -66,12 +66,14 @@ class SubmissionWriter:
 
     Args:
         expected_ids: the images that the submission must have, each once.
+        spelled: by such an id, what is written in its place.
 
     Raises:
         InputError: an id is given twice or cannot be written.
     """
 
-    def __init__(self, expected_ids: Iterable[str]) -> None:
+    def __init__(self, expected_ids: Iterable[str], spelled: Mapping[str, str] | None = None) -> None:
+        self._spelled = spelled or {}
         self._rows: dict[str, list[str] | None] = {}
         for image_id in expected_ids:
             check_image_id(image_id)
@@ -115,7 +117,8 @@ class SubmissionWriter:
             )
         lines = [",".join(SUBMISSION_HEADER)]
         for image_id, rles in self._rows.items():
-            lines.extend(f"{id_field(image_id)},{text}" for text in rles or [""])
+            written = id_field(self._spelled.get(image_id, image_id))
+            lines.extend(f"{written},{text}" for text in rles or [""])
         return ("\n".join(lines) + "\n").encode("utf-8")
 
     def write(self, path: Path, *, so_far: bool = False) -> None:

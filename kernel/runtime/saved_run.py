@@ -12,6 +12,7 @@ from typing import Any
 
 from kernel.errors import InputError, RunError
 from kernel.files import is_full, writing
+from kernel.images.listing import AskedIds
 from kernel.log import LOG
 from kernel.postprocess.submission import SubmissionWriter
 from kernel.runtime.failures import FailedImage
@@ -41,7 +42,7 @@ class SavedRun:
         paths: all images of the run.
         share: those of them that this process does.
         rank: this process's, where there are several. Only the first one writes submission.csv.
-        absent: ids without an image, which have an empty row.
+        asked: ids without an image, which have an empty row, and how those of images are written.
 
     Raises:
         InputError: the folder cannot be written, or an image's name cannot stand in submission.csv.
@@ -53,7 +54,7 @@ class SavedRun:
         paths: Sequence[Path],
         share: Sequence[Path],
         rank: int = 0,
-        absent: Sequence[str] = (),
+        asked: AskedIds | None = None,
     ):
         self.results = RunResults()
         self.submission = working / "submission.csv"
@@ -66,7 +67,8 @@ class SavedRun:
         self._failed_before: set[str] = set()
         self._warned: set[str] = set()
         self._last_save, self._save_seconds = 0.0, 0.0
-        self._writer = SubmissionWriter([*(path.stem for path in paths), *absent])
+        asked = asked or AskedIds()
+        self._writer = SubmissionWriter([*(path.stem for path in paths), *asked.absent], asked.spelled)
         if self.submission.is_dir():
             raise InputError(f"{self.submission} is a folder, and a file is to be written there: move it away")
         if not self.submission.is_file():

@@ -22,7 +22,7 @@ from kernel.data.prepare import prepare
 from kernel.data.sources import read_competition, read_pseudo_labels
 from kernel.data.splits import read_folds
 from kernel.errors import InputError
-from kernel.images.listing import absent_ids
+from kernel.images.listing import AskedIds, asked_ids
 
 Rows = list[list[str]]
 NAMES = ("a", "b", "cellule \u00e9")
@@ -138,16 +138,27 @@ def test_folds_csv(images: Path, way: str) -> None:
 def test_sample_submission(images: Path, way: str) -> None:
     rows = [*PREDICTED, ["only asked for", "1 1"]]
     (images / "sample_submission.csv").write_bytes(WAYS[way](rows))
-    assert absent_ids(images / "sample_submission.csv", NAMES) == ["only asked for"]
+    asked = asked_ids(images / "sample_submission.csv", NAMES)
+    assert asked.absent == ("only asked for",)
+    assert len(asked.spelled) == (way == "decomposed names")
 
 
 def test_sample_submission_with_a_large_example(images: Path, caplog: pytest.LogCaptureFixture) -> None:
     csv.field_size_limit(131072)  # as Python begins
     runs = " ".join(f"{2 * start + 1} 1" for start in range(100_000))
     (images / "sample_submission.csv").write_text(f"id,predicted\nx,{runs}\n y ,\n", encoding="utf-8")
-    assert absent_ids(images / "sample_submission.csv", ["x", "y"]) == []
-    assert absent_ids(images / "sample_submission.csv", ["x", " y "]) == []  # a file is called so
+    assert asked_ids(images / "sample_submission.csv", ["x", "y"]) == AskedIds()
+    assert asked_ids(images / "sample_submission.csv", ["x", " y "]) == AskedIds()  # a file is called so
     assert not caplog.records
+
+
+def test_ids_with_an_ending_are_asked_for_as_they_are_written(images: Path) -> None:
+    """As other competitions have them; and an accent as one sign or as two."""
+    sample = images / "sample_submission.csv"
+    sample.write_text("id,predicted\na.png,\nb.TIF,\nc,\nc.png,\ngone.png,\nd.v2,\ne\u0301,\n", encoding="utf-8")
+    asked = asked_ids(sample, ["a", "b", "c", "d", "\u00e9"])
+    assert asked.spelled == {"a": "a.png", "b": "b.TIF", "\u00e9": "e\u0301"}
+    assert asked.absent == ("c.png", "gone.png", "d.v2")
 
 
 #: Rows that are wrong in one way, each beside a good one of its image and a good image.

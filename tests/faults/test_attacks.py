@@ -127,7 +127,9 @@ def test_a_second_start_where_much_has_changed(make_run: MakeRun) -> None:
         (run.images / f"image{number:04}.png").write_bytes(other.read_bytes())
     (run.images / "image0004.png").unlink()
     write_cells(run.home / "more", 7)[6].rename(run.images / "image0006.png")
-    (run.images.parent / "sample_submission.csv").write_text("id,predicted\nimage0000,\nnowhere,\n", encoding="utf-8")
+    (run.images.parent / "sample_submission.csv").write_text(
+        "id,predicted\nimage0000.png,\nnowhere,\n", encoding="utf-8"
+    )
     wrong = {
         "image": "image0006", "digest": None, "failure": None, "device": "cpu", "rles": ["1 5", "3 4"],
         "image_shape": [96, 96], "summary": {}, "peaks": [1.0, None],
@@ -140,7 +142,7 @@ def test_a_second_start_where_much_has_changed(make_run: MakeRun) -> None:
     assert sorted(images_done(log)) == ["image0000", "image0001", "image0006"]
     rows = done(run)
     assert {name for name, cells in rows.items() if not cells} == {"broken", "nowhere"} and len(rows) == 7
-    assert rows["image0000"] == rows["image0002"] and rows["image0001"] == rows["image0003"]
+    assert rows["image0000.png"] == rows["image0002"] and rows["image0001"] == rows["image0003"]
 
     newer = journal_line({"journal": 2, "script": "x"}) + journal_line({"image": "image0000", "polygons": []})
     journal.write_bytes(newer)

@@ -100,6 +100,12 @@ def test_missing_ids_are_told():
     assert writer.missing_ids == ["b"]
 
 
+def test_ids_are_written_as_they_are_asked_for():
+    writer = SubmissionWriter(["a", "b"], {"b": "b, 2.png"})
+    writer.add("b", ["1 1", "3 1"], (1, 4))
+    assert writer.content(so_far=True) == b'id,predicted\na,\n"b, 2.png",1 1\n"b, 2.png",3 1\n'
+
+
 def test_a_folder_that_does_not_exist_is_told(tmp_path):
     with pytest.raises(InputError, match="cannot write"):
         write_submission(tmp_path / "nowhere" / "s.csv", ROWS, SHAPES)
