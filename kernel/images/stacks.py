@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from kernel.errors import InputError
+from kernel.images.ome_sets import own_part
 from kernel.images.pixel_size import (
     PixelSize,
     imagej_pixel_size,
@@ -152,16 +154,15 @@ def is_tiff(path: Path) -> bool:
 
 def open_tiff(path: Path, choice: PlaneChoice) -> Stack:
     """A TIFF, by what tifffile makes of its pages and texts; one that it cannot make out is read as a plain image."""
-    import tifffile
-
     try:
-        with tifffile.TiffFile(path) as file:
+        with opened_alone(path) as (file, xml, told):
             series = file.series[0]
             axes, shape = series.axes, tuple(map(int, series.shape))
-            pixel, names = tiff_pixel_size(file), tiff_channel_names(file)
-            told = f"the first of its {len(file.series)} images is taken" if len(file.series) > 1 else ""
+            pixel, names = tiff_pixel_size(file, xml), tiff_channel_names(file)
+            if len(file.series) > 1:
+                told = "; ".join(filter(None, (told, f"the first of its {len(file.series)} images is taken")))
             order = [place for place, letter in enumerate(axes) if letter not in PLANE_AXES]
-            pages = page_numbers(file, series)
+            pages = page_numbers(series)
             values = StoredValues(
                 path, axes, shape, np.dtype(series.dtype).newbyteorder(file.byteorder), series.dataoffset,
                 int(series.keyframe.photometric) == MIN_IS_WHITE,
@@ -186,11 +187,33 @@ def open_tiff(path: Path, choice: PlaneChoice) -> Stack:
     return Stack(letters, sizes, read, pixel, names, told)
 
 
-def page_numbers(file: Any, series: Any) -> list[int] | None:
-    """The numbers of a series' pages in its file; None where they are not pages of this one."""
+@contextmanager
+def opened_alone(path: Path) -> Iterator[tuple[Any, str | None, str]]:
+    """A TIFF by tifffile, with its OME-XML, if any, and what is left out of it.
+
+    Where its metadata tell of a set of files, tifffile would give what all of them hold, the same for each: it is told
+    of this file's planes alone.
+    """
+    import tifffile
+
+    with tifffile.TiffFile(path) as file:
+        xml = file.ome_metadata
+        part = own_part(xml, path.name, len(file.pages)) if xml else None
+        if part is None and not any(series.is_multifile for series in file.series):
+            yield file, xml, ""
+            return
+    flags: dict[str, Any] = {"is_mmstack": False, "is_ndtiff": False}  # these look for other files, too
+    if part is not None:
+        flags |= {"omexml": part.text} if part.has_axes else {"is_ome": False}
+    with tifffile.TiffFile(path, **flags) as file:
+        yield file, part.text if part is not None else xml, "of the set of files that it belongs to, it alone is read"
+
+
+def page_numbers(series: Any) -> list[int] | None:
+    """The numbers of a series' pages in its file; None where it has not all as pages of their own."""
     numbers = []
     for page in series.pages:
-        if page is None or page.parent.filehandle.path != file.filehandle.path or not isinstance(page.index, int):
+        if page is None or not isinstance(page.index, int):
             return None
         numbers.append(page.index)
     return numbers
@@ -242,20 +265,18 @@ class StoredValues:
 
     def whole(self) -> np.ndarray:
         """All values, of which only what is asked for is read where that can be."""
-        import tifffile
-
         if self.offset is not None:
             return np.memmap(self.path, self.dtype, "r", self.offset, self.shape)
-        with tifffile.TiffFile(self.path) as file:
+        with opened_alone(self.path) as (file, _, _):
             return file.series[0].asarray(maxworkers=1)
 
 
-def tiff_pixel_size(file: Any) -> PixelSize | None:
-    """What the texts and tags of a file that tifffile has opened tell; the texts come first."""
+def tiff_pixel_size(file: Any, xml: str | None) -> PixelSize | None:
+    """What the OME-XML, the texts and tags of a file that tifffile has opened tell; the texts come first."""
     tags = file.pages.first.tags
     y, x = (per_unit(tags.get(name)) for name in ("YResolution", "XResolution"))
-    if file.is_ome and file.ome_metadata:
-        told = ome_pixel_size(file.ome_metadata)
+    if xml:
+        told = ome_pixel_size(xml)
         if told is not None:
             return told
     if file.is_imagej:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
+import struct
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
+from uuid import UUID
 
 import cv2
 import numpy as np
@@ -14,7 +19,7 @@ import tifffile
 
 from kernel.errors import InputError
 from kernel.images.pixel_size import PixelSize, ome_pixel_size, pixel_size
-from kernel.images.planes import PlaneChoice
+from kernel.images.planes import PlaneChoice, count_frames
 from kernel.images.reading import read_image
 from kernel.images.stacks import BIOIO_READERS, open_stack, read_picture
 
@@ -39,6 +44,52 @@ def write_ome(path: Path, **more: Any) -> None:
         metadata={"axes": "TCZYX", **size, "Channel": {"Name": ["DAPI", "Phase", "GFP"]}},
         **more,
     )
+
+
+def write_ome_set(folder: Path, kind: str, root_uuid: str = "own") -> dict[Path, list[np.ndarray]]:
+    """Two OME-TIFFs that tell of each other, as Micro-Manager and Bio-Formats write them; the pages of each.
+
+    Args:
+        folder: where to.
+        kind: "frames", of two channels, one in each; "films", two frames in each; "halves", of three channels, the
+            second of which is cut; "positions", an image in each.
+        root_uuid: whose UUID the text of a file has: its "own", that of the "first" one in all, or "none".
+    """
+    sizes = {"frames": (2, 2), "films": (2, 4), "halves": (3, 2), "positions": (2, 1)}  # channels and frames
+    channels, frames = sizes[kind]
+    images = 2 if kind == "positions" else 1
+    planes = [(image, c, t) for image in range(images) for t in range(frames) for c in range(channels)]
+    parts = [planes[: len(planes) // 2 + (kind == "halves")], planes[len(planes) // 2 + (kind == "halves") :]]
+    values = np.random.default_rng(1).integers(0, 255, (len(planes), 11, 13)).astype(np.uint8)
+    names, uuids = ("set_0.ome.tif", "set_1.ome.tif"), (f"urn:uuid:{UUID(int=1)}", f"urn:uuid:{UUID(int=2)}")
+    texts = []
+    for image in range(images):
+        data = "".join(
+            f'<TiffData FirstC="{c}" FirstT="{t}" FirstZ="0" IFD="{page}" PlaneCount="1">'
+            f'<UUID FileName="{name}">{uuid}</UUID></TiffData>'
+            for name, uuid, part in zip(names, uuids, parts, strict=True)
+            for page, (of, c, t) in enumerate(part)
+            if of == image
+        )
+        labels = "".join(
+            f'<Channel ID="Channel:{image}:{c}" Name="{label}" SamplesPerPixel="1"/>'
+            for c, label in enumerate(("DAPI", "Phase", "GFP")[image : image + channels])
+        )
+        texts.append(
+            f'<Image ID="Image:{image}"><Pixels ID="Pixels:{image}" DimensionOrder="XYCZT" Type="uint8" SizeX="13" '
+            f'SizeY="11" SizeC="{channels}" SizeZ="1" SizeT="{frames}" PhysicalSizeX="{0.65 + image}" '
+            f'PhysicalSizeY="{0.65 + image}">{labels}{data}</Pixels></Image>'
+        )
+    written: dict[Path, list[np.ndarray]] = {}
+    for name, uuid, part in zip(names, uuids, parts, strict=True):
+        told = {"own": f' UUID="{uuid}"', "first": f' UUID="{uuids[0]}"', "none": ""}[root_uuid]
+        space = "http://www.openmicroscopy.org/Schemas/OME/2016-06"
+        text = f'<?xml version="1.0" encoding="UTF-8"?><OME xmlns="{space}"{told}>{"".join(texts)}</OME>'
+        written[folder / name] = [values[planes.index(plane)] for plane in part]
+        with tifffile.TiffWriter(folder / name) as file:
+            for number, page in enumerate(written[folder / name]):
+                file.write(page, description=text if not number else None, metadata=None, contiguous=False)
+    return written
 
 
 def write_zarr(path: Path, zarr_format: int = 2) -> None:
@@ -82,6 +133,101 @@ def test_every_plane_is_the_one_that_was_written(tmp_path: Path, name: str) -> N
     assert all(text in default.told for text in ("frame 0 of 2", "channel 0 of 3", "z 2 of 4"))
     with pytest.raises(InputError, match=f"{name}.*no channel 3"):
         read_picture(tmp_path / name, PlaneChoice(channel=3))
+
+
+@pytest.mark.parametrize("where", ["together", "alone", "renamed"])
+@pytest.mark.parametrize("root_uuid", ["own", "first", "none"])
+@pytest.mark.parametrize("kind", ["frames", "films", "halves", "positions"])
+def test_a_file_of_a_set_shows_its_own_planes(tmp_path: Path, kind: str, root_uuid: str, where: str) -> None:
+    """Each of them tells of all planes: what tifffile makes of it is the same for all, and black where one is away."""
+    for path, pages in write_ome_set(tmp_path, kind, root_uuid).items():
+        place = path
+        if where != "together":
+            place = tmp_path / where / (path.name if where == "alone" else f"a {path.name}")
+            place.parent.mkdir(exist_ok=True)
+            shutil.copy(path, place)
+        stack = open_stack(place, ANY)
+        told = read_picture(place, ANY)
+        assert "of the set of files that it belongs to, it alone is read" in told.told
+        assert int(np.prod(stack.sizes)) == len(pages)
+        for page, at in zip(pages, np.ndindex(stack.sizes), strict=True):
+            np.testing.assert_array_equal(stack.read(at)[..., 0], page)
+        np.testing.assert_array_equal(told.image_bgr[..., 0], pages[0])
+        is_known = where != "renamed" or root_uuid != "none"
+        second = kind == "positions" and path.name == "set_1.ome.tif" and is_known
+        if where != "renamed" or root_uuid == "own" or kind != "positions":  # else the text tells of the first
+            assert stack.pixel is not None and stack.pixel.y_um == pytest.approx(1.65 if second else 0.65)
+        if kind == "halves" or not is_known:
+            continue  # what is cut in a frame has no axes
+        assert stack.axes == ("TC" if kind == "films" else "C")
+        if where != "renamed" or root_uuid == "own":
+            name = "GFP" if second else "Phase"
+            np.testing.assert_array_equal(read_picture(place, PlaneChoice(name)).image_bgr[..., 0], pages[1])
+
+
+def test_the_frames_of_a_file_of_a_set_are_its_own(tmp_path: Path) -> None:
+    for path in write_ome_set(tmp_path, "films"):
+        stack = open_stack(path, PlaneChoice(frame="all"))
+        assert count_frames(stack.axes, stack.sizes, PlaneChoice(frame="all")) == 2
+    for path in write_ome_set(tmp_path, "frames"):
+        stack = open_stack(path, PlaneChoice(frame="all"))
+        assert count_frames(stack.axes, stack.sizes, PlaneChoice(frame="all")) == 1
+        with pytest.raises(InputError, match="no frame 1"):
+            read_picture(path, PlaneChoice(0, frame=1))
+
+
+def write_micro_manager_set(folder: Path, values: np.ndarray) -> list[Path]:
+    """Frames (N, H, W) uint8 in two files, with the index by which tifffile finds the other one, and no OME-XML."""
+    summary = json.dumps({"MicroManagerVersion": "2.0", "Prefix": "a", "Frames": len(values)}).encode()
+    paths = [folder / "a_MMStack_Pos0.ome.tif", folder / "a_MMStack_Pos0_1.ome.tif"]
+    height, width = values.shape[1:]
+    for path, part in zip(paths, np.split(np.arange(len(values)), 2), strict=True):
+        at = 40 + len(summary) + len(summary) % 2
+        step = 162 + height * width + height * width % 2
+        offsets = [at + step * number for number in range(len(part))]
+        index = at + step * len(part)
+        content = struct.pack("<2sHI", b"II", 42, at)
+        content += struct.pack("<8I", 54773648, index, 483765892, 0, 99384722, 0, 2355492, len(summary)) + summary
+        for number, offset in zip(part, offsets, strict=True):
+            tags = {254: 0, 256: width, 257: height, 258: 8, 259: 1, 262: 1, 273: offset + 162, 277: 1, 278: height}
+            tags |= {279: height * width, 284: 1, 339: 1}
+            following = offset + step if offset != offsets[-1] else 0
+            content = content.ljust(offset, b"\0") + struct.pack("<H", 13)
+            content += b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+            content += struct.pack("<HHIII", 51123, 2, len(summary), 40, following) + values[number].tobytes()
+        rows = [value for number, offset in zip(part, offsets, strict=True) for value in (0, 0, int(number), 0, offset)]
+        path.write_bytes(content.ljust(index, b"\0") + struct.pack(f"<{2 + len(rows)}I", 3453623, len(part), *rows))
+    return paths
+
+
+def test_a_file_of_micro_managers_shows_its_own_planes(tmp_path: Path) -> None:
+    frames = VALUES[0, 0]
+    paths = write_micro_manager_set(tmp_path, frames)
+    with tifffile.TiffFile(paths[1]) as file:
+        assert file.series[0].shape == frames.shape and file.series[0].is_multifile
+    for path, own in zip(paths, (frames[:2], frames[2:]), strict=True):
+        for number, frame in enumerate(own):
+            picture = read_picture(path, PlaneChoice(frame=number))
+            np.testing.assert_array_equal(picture.image_bgr[..., 0], frame)
+            assert "it alone is read" in picture.told
+        with pytest.raises(InputError, match="no frame 2: it has 2"):
+            read_picture(path, PlaneChoice(frame=2))
+
+
+def test_a_renamed_file_whose_text_has_no_uuid_of_its_own(tmp_path: Path) -> None:
+    """It names one file, which tifffile looks for by the name that it had."""
+    write_ome(tmp_path / "a.ome.tif", tile=(16, 16))
+    with tifffile.TiffFile(tmp_path / "a.ome.tif") as file:
+        text = file.ome_metadata or ""
+    (uuid,) = re.findall(r' UUID="(urn:[^"]*)"', text)
+    text = text.replace(f' UUID="{uuid}"', "")
+    assert uuid in text or "<UUID" not in text
+    text = re.sub(r"(<TiffData[^>]*)/>", rf'\1><UUID FileName="old.ome.tif">{uuid}</UUID></TiffData>', text)
+    with tifffile.TiffWriter(tmp_path / "new.ome.tif") as writer:
+        for number, page in enumerate(VALUES.reshape(-1, 11, 13)):
+            writer.write(page, description=text if not number else None, metadata=None, contiguous=False)
+    picture = read_picture(tmp_path / "new.ome.tif", PlaneChoice("phase", 1, 1))
+    np.testing.assert_array_equal(picture.image_bgr[..., 0], VALUES[1, 1, 1])
 
 
 def test_channels_by_the_names_of_ome(tmp_path: Path) -> None:
