@@ -80,6 +80,31 @@ def test_the_same_stem_twice_keeps_its_endings(tmp_path: Path) -> None:
     }
 
 
+def test_masks_beside_their_image_are_no_images(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they lie there once masks were corrected; the cells of such a file would be called as masks of the image."""
+    caplog.set_level(logging.INFO, "kernel")
+    masks = [
+        "a_masks.tif", "a_cp_masks.png", "cell one_cp_masks.png", "cell one_cp_outlines.png", "well_mask.ome.tif",
+        "raw_masks.png", "a.png_labels.tif", "\u00e4_Masks.png",
+    ]  # fmt: skip
+    images = ["a.png", "b_mask.png", "b.png.jpg", "cell one.tif", "raw_img.png", "a\u0308.png", "well.ome.tif"]
+    write(*(tmp_path / name for name in (*masks, *images, "deep/c_masks.png", "deep/a.png")))
+    monkeypatch.chdir(tmp_path)
+    for named_by in (".", "*"):
+        caplog.clear()
+        files = {image.file for image in list_inputs([named_by], ANY)}
+        assert files >= set(images) and not files.intersection(masks)
+        assert f"{len(masks)} with masks or outlines of other images (" in caplog.text
+        assert "a_cp_masks.png" in caplog.text
+    below = {image.file for image in list_inputs(["."], ANY, recursive=True)}
+    assert below == {*images, "deep/c_masks.png", "deep/a.png"}  # c.png is not there
+    assert names(list_inputs(["a_masks.tif"], ANY)) == ["a_masks"]
+    assert names(list_inputs(["a.png", "a_masks.tif"], ANY)) == ["a", "a_masks"]
+    assert names(list_inputs(["a_*masks.*"], ANY)) == ["a_cp_masks", "a_masks"]  # a pattern of masks alone
+
+
 FILE_NAMES = st.lists(
     st.sampled_from(["a", "A", "ä", "a\u0308", "a.png", "a.tif", "b/a", "a_t1", "a~2"]).flatmap(
         lambda stem: st.sampled_from([f"{stem}.png", f"{stem}.tif", f"{stem}.PNG"])

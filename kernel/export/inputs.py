@@ -15,14 +15,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from kernel.data.mask_files.pairing import made_of_others
 from kernel.errors import InputError
-from kernel.images.listing import IMAGE_SUFFIXES, is_text, printable_name, search_images
+from kernel.images.listing import IMAGE_SUFFIXES, FolderContent, is_text, printable_name, search_images
 from kernel.images.planes import ALL_FRAMES, PlaneChoice, count_frames
 from kernel.images.stacks import STACK_SUFFIXES, is_zarr, open_stack
 from kernel.log import LOG
 
 #: Endings of what is read.
 READ_SUFFIXES = (*IMAGE_SUFFIXES, *STACK_SUFFIXES)
+#: Images that are passed over, for one and for several: a folder of images often holds their masks, too.
+_OF_AN_IMAGE = ("with masks or outlines of another image", "with masks or outlines of other images")
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,10 @@ def named_images(text: str, recursive: bool, closed: Sequence[Path]) -> tuple[st
         )
     if others:
         LOG.warning("%s: %d file(s) of other formats are passed over", text, others)
-    return common_folder(homes), images
+    made = made_of_others(images)
+    if made:
+        FolderContent([], {_OF_AN_IMAGE: sorted(map(str, made))}, 0).warn_of_passed_over(text)
+    return common_folder(homes), [path for path in images if path not in made]
 
 
 def folder_images(folder: Path, recursive: bool, closed: Sequence[Path]) -> list[Path]:
@@ -134,8 +140,10 @@ def folder_images(folder: Path, recursive: bool, closed: Sequence[Path]) -> list
         sort: [name for name in names if not is_inside(folder / name, closed)]
         for sort, names in content.passed_over.items()
     }
+    made = made_of_others(images)
+    others[_OF_AN_IMAGE] = [path.relative_to(folder).as_posix() for path in images if path in made]
     replace(content, passed_over={sort: names for sort, names in others.items() if names}).warn_of_passed_over(folder)
-    return images
+    return [path for path in images if path not in made]
 
 
 def is_inside(path: Path, folders: Iterable[Path]) -> bool:

@@ -60,8 +60,8 @@ class FolderContent:
             sorts.append(f"{len(names)} {one if len(names) == 1 else many} ({_first_names(names)})")
         return ", ".join(sorts)
 
-    def warn_of_passed_over(self, folder: Path) -> None:
-        """Say in one line of the log what of `folder` is not used, if there is anything."""
+    def warn_of_passed_over(self, folder: Path | str) -> None:
+        """Say in one line of the log what of `folder`, or of a pattern, is not used, if there is anything."""
         count = sum(map(len, self.passed_over.values()))
         if count:
             entries = "1 entry is" if count == 1 else f"{count} entries are"

@@ -134,6 +134,21 @@ def is_of_another(path: Path, keys: Collection[str]) -> bool:
     return stem.lower().endswith(PLAIN_MARKS) or any(base in keys for base in bases)
 
 
+def made_of_others(paths: Sequence[Path]) -> set[Path]:
+    """Those image files that are, by a mark behind a name, masks or pictures of another one that is beside them."""
+    keys: dict[Path, set[str]] = {}
+    for path in paths:
+        keys.setdefault(path.parent, set()).update(image_keys(composed(path.stem)))
+    return {path for path in paths if keys[path.parent].intersection(marked_of(path.stem))}
+
+
+def marked_of(stem: str) -> list[str]:
+    """What a file with a mark behind a name may be of, by its name without ending; empty where it has no mark."""
+    stem = composed(stem).removesuffix(".ome")
+    mark = max((mark for mark in (*MASK_MARKS, *OTHER_MARKS) if stem.lower().endswith(mark)), key=len, default="")
+    return mask_keys(stem[: len(stem) - len(mark)]) if mark else []
+
+
 def only_image(path: Path, images: Collection[Path]) -> str | None:
     """The name of the only image beside a RoiSet.zip, as the ROI Manager calls what it saves."""
     beside = [image for image in images if image.parent == path.parent] if path.name.lower() == "roiset.zip" else []
