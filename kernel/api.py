@@ -24,7 +24,7 @@ import numpy as np
 from kernel.errors import InputError
 from kernel.images.gray_levels import to_eight_bit
 from kernel.images.pixel_size import PixelSize
-from kernel.images.planes import ALL_FRAMES, PlaneChoice, choose_planes
+from kernel.images.planes import ALL_FRAMES, ROLES, PlaneChoice, choose_planes, count_frames
 from kernel.images.stacks import PLANE_AXES
 from kernel.log import LOG
 from kernel.masks.choosing import keep_cells
@@ -36,6 +36,9 @@ from kernel.settings import CELL_TYPES
 if TYPE_CHECKING:
     from kernel.ensemble.ensemble import Ensemble
     from kernel.scale import ScaledEnsemble
+
+#: Of Pillow's images those whose values are gray levels or RGB; those of a palette, for one, are numbers of colours.
+PILLOW_MODES = ("L", "RGB", "I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +127,7 @@ class Segmenter:
         Args:
             image: (H, W) gray or (H, W, 3) RGB, of any real dtype; or of any shape, where `axes` says what it has.
                 uint8 is taken as it is; other values are brought to the gray levels that members know, as those of
-                files are.
+                files are. Images of Pillow, of gray or RGB, and tensors of torch do as well as arrays.
             axes: a letter for each dimension, as "TCZYX": T time, C channel, Z depth, Y rows, X columns, S the three
                 samples of RGB.
             channel: which one, counted from 0. Default: the first.
@@ -139,8 +142,9 @@ class Segmenter:
             Cells in the image's own pixels, whatever the zoom.
 
         Raises:
-            ValueError: another shape or dtype, no pixel, or axes that do not fit.
-            InputError: a place along an axis that the image has not, or a zoom that shows no cells.
+            ValueError: a path, another shape, dtype or mode of Pillow, no pixel, or axes that do not fit.
+            InputError: a place along an axis that the image has not, or that is no index; or a zoom that shows no
+                cells.
         """
         if frame == ALL_FRAMES:
             raise ValueError("all frames have a result each: segment_many gives them")
@@ -151,17 +155,21 @@ class Segmenter:
         """The cells of each image, one after the other, as they are asked for.
 
         Args:
-            images: as `segment` takes them.
+            images: as `segment` takes them, in a list or the like; an array of them has one more dimension.
             **wanted: the same for all, as `segment` takes it; with frame="all" each frame of an image is one more.
+
+        Raises:
+            ValueError: one image instead of several.
         """
-        every_frame = wanted.get("frame") == ALL_FRAMES
+        axes = wanted.get("axes")
+        check_several(images, axes)
+        choice = PlaneChoice(**{role: wanted.get(role) for role in ROLES})
         for image in images:
-            if not every_frame:
+            if choice.frame != ALL_FRAMES:
                 yield self.segment(image, **wanted)
                 continue
-            axes = wanted.get("axes") or ""
-            count = np.shape(image)[axes.index("T")] if "T" in axes else 1
-            for frame in range(count):
+            letters, sizes = ("", ()) if axes is None else stack_axes(as_array(image), axes)
+            for frame in range(count_frames(letters, sizes, choice)):
                 yield self.segment(image, **{**wanted, "frame": frame})
 
     def _segment(
@@ -232,11 +240,25 @@ def load(
 
 def array_plane(image: Any, axes: str | None, choice: PlaneChoice) -> np.ndarray:
     """The plane of an array that is asked for, (H, W) or (H, W, 3); arguments and errors as `Segmenter.segment`."""
-    array = np.asarray(image)
+    array = as_array(image)
     if axes is None:
         if choice != PlaneChoice():
             raise ValueError("channel, z and frame are places along axes: give these too, as axes='CZYX'")
         return array
+    others, sizes = stack_axes(array, axes)
+    letters = axes.upper()
+    order = [*others, *(letter for letter in PLANE_AXES if letter in letters)]
+    stack = array.transpose([letters.index(letter) for letter in order])
+    planes = choose_planes(others, sizes, choice)
+    return functools.reduce(np.fmax, (stack[place] for place in planes.places))
+
+
+def stack_axes(array: np.ndarray, axes: str) -> tuple[str, tuple[int, ...]]:
+    """The letters of an array's axes but those of a plane, and the sizes of these.
+
+    Raises:
+        ValueError: the axes do not fit the array.
+    """
     letters = axes.upper()
     if len(letters) != array.ndim or len(set(letters)) != len(letters) or not {"Y", "X"} <= set(letters):
         raise ValueError(
@@ -244,10 +266,42 @@ def array_plane(image: Any, axes: str | None, choice: PlaneChoice) -> np.ndarray
             "with Y and X among them"
         )
     others = "".join(letter for letter in letters if letter not in PLANE_AXES)
-    order = [*others, *(letter for letter in PLANE_AXES if letter in letters)]
-    stack = array.transpose([letters.index(letter) for letter in order])
-    planes = choose_planes(others, stack.shape[: len(others)], choice)
-    return functools.reduce(np.fmax, (stack[place] for place in planes.places))
+    return others, tuple(array.shape[letters.index(letter)] for letter in others)
+
+
+def as_array(image: Any) -> np.ndarray:
+    """The values of an image, of any shape; arguments and errors as `Segmenter.segment`."""
+    import torch
+
+    if isinstance(image, (str, os.PathLike)):
+        raise ValueError(f"{os.fspath(image)!r} is a path: read the image first, and give its pixels")
+    mode = getattr(image, "mode", None)
+    if hasattr(image, "getbands") and mode not in PILLOW_MODES:
+        raise ValueError(
+            f"the image is one of Pillow's of mode {mode}: give image.convert('RGB'), or image.convert('L') for gray"
+        )
+    if isinstance(image, torch.Tensor):
+        image = image.detach().cpu()
+        image = image.float() if image.dtype == torch.bfloat16 else image  # numpy has no such type
+    return np.asarray(image)
+
+
+def check_several(images: Any, axes: str | None) -> None:
+    """Refuse one image where several are asked for: its rows would be taken for images.
+
+    Raises:
+        ValueError: it is one.
+    """
+    shape = getattr(images, "shape", None)
+    if shape is None:
+        is_one = isinstance(images, str) or not isinstance(images, Iterable)
+    elif axes is None:
+        is_one = len(shape) < 3 or (len(shape) == 3 and shape[2] == 3)
+    else:
+        is_one = len(shape) <= len(axes)
+    if is_one:
+        what = type(images).__name__ if shape is None else f"an array of the shape {tuple(shape)}"
+        raise ValueError(f"segment_many was given one image ({what}): give a list of images, as [image]")
 
 
 def as_bgr(image: Any) -> np.ndarray:

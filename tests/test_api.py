@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from kernel.api import Cells, Segmenter, as_bgr, load
 from kernel.data.synthetic.generate import generate_image
@@ -63,6 +65,79 @@ def test_planes_of_an_array_with_axes(segmenter: Segmenter, monkeypatch: pytest.
     assert len(every) == 3
     for image, frame in zip(seen, (0, 1, 0), strict=True):
         np.testing.assert_array_equal(image[..., 0], stack[frame, 0, 0])
+
+
+def seen_by() -> tuple[Segmenter, list[np.ndarray]]:
+    """A segmenter without networks, and the images that these would see."""
+    seen: list[np.ndarray] = []
+
+    def segment(image: np.ndarray, zoom: tuple[float, float]) -> SimpleNamespace:
+        seen.append(image)
+        return SimpleNamespace(masks=CellMasks.empty(image.shape[:2]))
+
+    return Segmenter(cast(Any, SimpleNamespace(member_um=1.24, segment=segment))), seen
+
+
+@pytest.mark.parametrize("axes", ["TYX", "tyx", "QYX", "IYX"])
+def test_every_frame_whatever_its_axis_is_called(axes: str) -> None:
+    segmenter, seen = seen_by()
+    movie = np.stack([np.full((6, 7), value, np.uint8) for value in (10, 20, 30)])
+    assert len(list(segmenter.segment_many([movie, movie[:2]], axes=axes, frame="all"))) == 5
+    assert [int(image.mean()) for image in seen] == [10, 20, 30, 10, 20]
+    segmenter.segment(movie, axes=axes, frame=2)
+    assert int(seen[-1].mean()) == 30
+    both = np.stack([movie, movie + 1], axis=1)  # the axis without a meaning is the one that is left
+    assert len(list(segmenter.segment_many([both], axes="qcyx", frame="all", channel=1))) == 3
+    assert [int(image.mean()) for image in seen[-3:]] == [11, 21, 31]
+    assert len(list(segmenter.segment_many([movie[0]], axes="YX", frame="all"))) == 1
+
+
+def test_one_image_is_not_several() -> None:
+    segmenter, seen = seen_by()
+    gray = np.zeros((6, 7), np.uint8)
+    for one in (gray, np.dstack([gray] * 3), Image.fromarray(gray), torch.from_numpy(gray), "a.png", Path("a.png")):
+        with pytest.raises(ValueError, match="give a list of images"):
+            next(segmenter.segment_many(cast(Any, one)))
+    with pytest.raises(ValueError, match="give a list of images"):
+        next(segmenter.segment_many(np.stack([gray] * 2), axes="ZYX"))
+    assert not seen
+    assert len(list(segmenter.segment_many(np.stack([gray] * 4)))) == 4  # an array of images
+    assert len(list(segmenter.segment_many(np.stack([gray] * 4)[None], axes="ZYX"))) == 1
+    with pytest.raises(ValueError, match=r"'a\.png' is a path: read the image first"):
+        next(segmenter.segment_many(cast(Any, ["a.png"])))
+
+
+def test_images_of_other_packages() -> None:
+    segmenter, seen = seen_by()
+    gray = np.random.default_rng(0).integers(0, 255, (6, 7)).astype(np.uint8)
+    given = [Image.fromarray(gray), Image.fromarray(gray).convert("RGB"), torch.from_numpy(gray)]
+    for image in given:
+        segmenter.segment(cast(Any, image))
+        np.testing.assert_array_equal(seen[-1], np.repeat(gray[..., None], 3, axis=2))
+    values = torch.from_numpy(gray / 255.0)
+    segmenter.segment(values.numpy())
+    expected = seen[-1]
+    segmenter.segment(cast(Any, values.clone().requires_grad_()))
+    np.testing.assert_array_equal(seen[-1], expected)
+    segmenter.segment(cast(Any, values.bfloat16()))
+    assert np.abs(seen[-1].astype(int) - expected).max() < 4
+    for mode in ("P", "CMYK", "HSV", "LA", "1"):
+        with pytest.raises(ValueError, match=rf"mode {mode}: give image\.convert\('RGB'\)"):
+            segmenter.segment(cast(Any, Image.fromarray(np.dstack([gray] * 3)).convert(mode)))
+    for path in ("a.png", Path("a.png")):
+        with pytest.raises(ValueError, match="is a path: read the image first"):
+            segmenter.segment(cast(Any, path))
+
+
+@pytest.mark.parametrize("value", [True, 1.0, np.float32(1), [1]])
+@pytest.mark.parametrize("role", ["channel", "z", "frame"])
+def test_a_place_is_an_index(role: str, value: Any) -> None:
+    segmenter, seen = seen_by()
+    stack = np.stack([np.full((6, 7), level, np.uint8) for level in (10, 20, 30)])
+    with pytest.raises(InputError, match=f"{role} .*give an index, counted from 0"):
+        segmenter.segment(stack, axes="IYX", **{role: value})
+    segmenter.segment(stack, axes="IYX", **{role: np.int64(1)})
+    assert int(seen[-1].mean()) == 20
 
 
 def test_the_scale_and_the_choice_of_cells(segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:

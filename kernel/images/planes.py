@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 from kernel.errors import InputError
@@ -34,13 +35,15 @@ class PlaneChoice:
     frame: int | str | None = None
 
     def __post_init__(self) -> None:
-        for role, words in (("z", (LARGEST, MIDDLE)), ("frame", (ALL_FRAMES,))):
+        for role, words in (("channel", ()), ("z", (LARGEST, MIDDLE)), ("frame", (ALL_FRAMES,))):
             value = getattr(self, role)
-            if isinstance(value, str) and value not in words:
-                raise InputError(f"{role} {value!r}: give an index, counted from 0, or {' or '.join(words)}")
-        for role in ROLES:
-            value = getattr(self, role)
-            if isinstance(value, int) and value < 0:
+            if value is None or (isinstance(value, str) and (value in words or not words)):
+                continue
+            if isinstance(value, bool) or not isinstance(value, Integral):
+                raise InputError(
+                    f"{role} {value!r}: give an index, counted from 0, or {' or '.join(words) or 'a name in quotes'}"
+                )
+            if int(value) < 0:
                 raise InputError(f"{role} {value}: an index is counted from 0")
 
 
