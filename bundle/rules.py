@@ -21,7 +21,7 @@ VENDORED_PACKAGES = frozenset({"mmcv", "mmdet"})
 #: What these import from the image, and need, beside what the script itself imports.
 VENDORED_NEEDS = frozenset({"PIL", "cv2", "numpy", "packaging", "pycocotools", "scipy", "torch", "torchvision"})
 #: What the image may hold or not: the code that needs it asks first, and imports it inside a function.
-OPTIONAL_PACKAGES = frozenset({"tifffile"})
+OPTIONAL_PACKAGES = frozenset({"imagecodecs", "tifffile"})
 
 #: Names that mean another thing in a flattened script than in a module.
 MODULE_NAMES = frozenset(

@@ -1,11 +1,27 @@
-"""OpenCV's decoders, as far as they can be trusted."""
+"""Decoders: OpenCV's, as far as they can be trusted, and those of packages that may be installed."""
 
 from __future__ import annotations
+
+import importlib.util
+import lzma
+import struct
+import zlib
 
 import cv2
 import numpy as np
 
 from kernel.log import LOG
+
+#: What tifffile, imagecodecs and what they are made of raise over files that are damaged or beyond them.
+DECODER_ERRORS = (
+    ValueError, RuntimeError, LookupError, ArithmeticError, TypeError, AttributeError, AssertionError, ImportError,
+    OSError, EOFError, struct.error, zlib.error, lzma.LZMAError,
+)  # fmt: skip
+
+
+def is_installed(package: str) -> bool:
+    """Whether a package can be imported."""
+    return importlib.util.find_spec(package) is not None
 
 
 def decode_by_opencv(content: bytes | bytearray) -> np.ndarray | None:

@@ -9,8 +9,9 @@ from typing import BinaryIO
 import numpy as np
 
 from kernel.errors import InputError
-from kernel.images.decoding import decode_by_opencv, without_alpha
+from kernel.images.decoding import DECODER_ERRORS, decode_by_opencv, is_installed, without_alpha
 from kernel.images.tiff_tags import exif_orientation
+from kernel.log import LOG
 
 JPEG_SIGNATURE = b"\xff\xd8\xff"
 #: Markers: of the frame (one for each compression), of what has no length, of the end, a scan, Exif data.
@@ -21,6 +22,7 @@ JPEG_END, JPEG_SCAN, JPEG_APP1 = 0xD9, 0xDA, 0xE1
 JPEG_SEQUENTIAL = (0xC0, 0xC1)
 #: What a picture without its end is continued with: if it is whole, neither changes a pixel.
 JPEG_FILLINGS = (bytes(4096), b"\x55\xaa" * 2048)
+JPEG_LAST_BYTES = bytes((0xFF, JPEG_END))
 #: A block of 8 x 8 pixels takes at least a bit.
 JPEG_PIXELS_PER_BYTE = 8 * 64
 
@@ -126,15 +128,31 @@ def read_jpeg(stream: BinaryIO) -> tuple[np.ndarray, int]:
 
 
 def decode_jpeg(content: bytes, layout: JpegLayout) -> np.ndarray | None:
-    """The pixels of a picture, as `decode_by_opencv` gives them.
+    """The pixels of a picture, as `decode_by_opencv` gives them; None where it cannot.
 
     Raises:
         InputError: rows are missing, with or without an end behind them: they would depend on what follows.
     """
     data = content[: layout.data_end]
-    first, second = (decode_by_opencv(data + filling + b"\xff\xd9") for filling in JPEG_FILLINGS)
+    first, second = (decode_filled(data + filling + JPEG_LAST_BYTES) for filling in JPEG_FILLINGS)
     if first is not None and second is not None and np.array_equal(first, second):
-        return first
+        return decode_by_opencv(data + JPEG_LAST_BYTES)
     if layout.has_end:
         raise InputError("the JPEG is damaged: its data end before its last rows")
     raise InputError("the JPEG is truncated: it has no end")
+
+
+def decode_filled(content: bytes) -> np.ndarray | None:
+    """The pixels of a JPEG with a filling, by imagecodecs where it is installed; None where they cannot be decoded.
+
+    What a whole picture leaves of the filling is reported to the program's standard error by OpenCV alone.
+    """
+    if not is_installed("imagecodecs"):
+        return decode_by_opencv(content)
+    import imagecodecs
+
+    try:
+        return imagecodecs.jpeg8_decode(content)
+    except DECODER_ERRORS as error:
+        LOG.debug("imagecodecs: %s", error)
+        return None

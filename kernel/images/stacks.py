@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from kernel.errors import InputError
+from kernel.images.decoding import DECODER_ERRORS, is_installed
 from kernel.images.ome_sets import own_part
 from kernel.images.pixel_size import (
     PixelSize,
@@ -30,7 +31,6 @@ from kernel.images.pixel_size import (
 from kernel.images.planes import PlaneChoice, choose_planes
 from kernel.images.reading import read_image, read_stored, shown_pixels
 from kernel.images.tiff import inverted
-from kernel.images.tiff_decoding import DECODER_ERRORS, is_installed
 from kernel.images.tiff_layout import MIN_IS_WHITE
 from kernel.images.tiff_tags import TIFF_SIGNATURES
 from kernel.log import LOG

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
-import lzma
 import struct
-import zlib
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 from kernel.errors import InputError
-from kernel.images.decoding import decode_by_opencv
+from kernel.images.decoding import DECODER_ERRORS, decode_by_opencv, is_installed
 from kernel.images.tiff_layout import (
     FLOAT,
     HORIZONTAL,
@@ -31,11 +28,6 @@ from kernel.images.tiff_tags import TiffDirectory, TiffTag
 
 #: What tifffile decodes by itself, without imagecodecs.
 TIFFFILE_COMPRESSIONS = (1, 8, 32773, 32946, 34925)
-#: What tifffile, imagecodecs and what they are made of raise over files that are damaged or beyond them.
-DECODER_ERRORS = (
-    ValueError, RuntimeError, LookupError, ArithmeticError, TypeError, AttributeError, AssertionError, ImportError,
-    OSError, EOFError, struct.error, zlib.error, lzma.LZMAError,
-)  # fmt: skip
 #: Read from the file at a time; tifffile's own default would take as much as the image.
 READ_BYTES = 1 << 24
 
@@ -59,11 +51,6 @@ def decode_samples(
             stream.seek(offset)
             check_segment(layout.compression, stream.read(count), 0 if layout.subsampled else size)
     return decode_by_tifffile(path, layout, page) if by_tifffile else decode_strips_by_opencv(stream, directory, layout)
-
-
-def is_installed(package: str) -> bool:
-    """Whether a package can be imported."""
-    return importlib.util.find_spec(package) is not None
 
 
 def tifffile_reads(layout: TiffLayout) -> bool:

@@ -225,6 +225,39 @@ def test_the_largest_image(tmp_path: Path, gray: np.ndarray) -> None:
     assert largest_image_shape([]) == largest_image_shape([tmp_path / "none.png"]) == (1, 1)
 
 
+JPEG_OPTIONS = [(), (cv2.IMWRITE_JPEG_PROGRESSIVE, 1), (cv2.IMWRITE_JPEG_RST_INTERVAL, 2)]
+
+
+@pytest.mark.parametrize("options", JPEG_OPTIONS)
+def test_nothing_is_said_of_an_intact_jpeg(
+    tmp_path: Path, gray: np.ndarray, capfd: pytest.CaptureFixture[str], options: tuple[int, ...]
+) -> None:
+    """libjpeg writes to the program's standard error, past Python's."""
+    path = tmp_path / "a.jpg"
+    for pixels in (gray, np.dstack([gray, gray[::-1], 255 - gray])):
+        whole = cv2.imencode(".jpg", pixels, options)[1].tobytes()
+        expected = cv2.imdecode(np.frombuffer(whole, np.uint8), cv2.IMREAD_COLOR)
+        for content in (whole, whole + bytes(9), *([] if cv2.IMWRITE_JPEG_PROGRESSIVE in options else [whole[:-2]])):
+            path.write_bytes(content)
+            np.testing.assert_array_equal(read_image(path), expected)
+            assert read_image_shape(path) == gray.shape
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("options", JPEG_OPTIONS)
+def test_jpegs_without_imagecodecs(
+    tmp_path: Path, gray: np.ndarray, monkeypatch: pytest.MonkeyPatch, options: tuple[int, ...]
+) -> None:
+    monkeypatch.setattr("kernel.images.jpeg.is_installed", lambda package: False)
+    whole = cv2.imencode(".jpg", gray, options)[1].tobytes()
+    path = tmp_path / "a.jpg"
+    path.write_bytes(whole)
+    np.testing.assert_array_equal(read_image(path)[..., 0], cv2.imdecode(np.frombuffer(whole, np.uint8), 0))
+    path.write_bytes(whole[: -len(whole) // 4] + whole[-2:])
+    with pytest.raises(InputError, match="its data end before its last rows"):
+        read_image(path)
+
+
 @pytest.mark.parametrize("kind", ["gray", "colour"])
 @pytest.mark.parametrize("missing", [1, 2])
 def test_a_jpeg_that_lacks_its_end_alone_is_whole(tmp_path: Path, gray: np.ndarray, kind: str, missing: int) -> None:
@@ -238,7 +271,7 @@ def test_a_jpeg_that_lacks_its_end_alone_is_whole(tmp_path: Path, gray: np.ndarr
     assert read_image_shape(path) == gray.shape
 
 
-@pytest.mark.parametrize("options", [(), (cv2.IMWRITE_JPEG_PROGRESSIVE, 1), (cv2.IMWRITE_JPEG_RST_INTERVAL, 2)])
+@pytest.mark.parametrize("options", JPEG_OPTIONS)
 def test_a_jpeg_that_lacks_more_is_refused(tmp_path: Path, gray: np.ndarray, options: tuple[int, ...]) -> None:
     """Wherever it ends before the last block; of one in several scans nobody can tell whether one is missing."""
     whole = cv2.imencode(".jpg", np.dstack([gray, gray[::-1], 255 - gray]), options)[1].tobytes()
@@ -249,7 +282,7 @@ def test_a_jpeg_that_lacks_more_is_refused(tmp_path: Path, gray: np.ndarray, opt
             read_image(path)
 
 
-@pytest.mark.parametrize("options", [(), (cv2.IMWRITE_JPEG_PROGRESSIVE, 1), (cv2.IMWRITE_JPEG_RST_INTERVAL, 2)])
+@pytest.mark.parametrize("options", JPEG_OPTIONS)
 def test_a_jpeg_with_an_end_and_rows_missing_is_refused(
     tmp_path: Path, gray: np.ndarray, options: tuple[int, ...]
 ) -> None:
