@@ -22,7 +22,7 @@ from bundle.kaggle import (
 from bundle.lock import LOCK_PATH, load_lock
 from bundle.names import PLACEHOLDER_OWNERS, owner_of
 from kernel.errors import InputError
-from kernel.manifest.types import Manifest
+from kernel.manifest.types import Manifest, MemberEntry
 from kernel.runtime.wheels import verify_wheels
 
 USUAL_COMPETITION = "sartorius-cell-instance-segmentation"
@@ -187,12 +187,12 @@ def absent_findings(
         if dataset in folders:
             names[dataset] = {path.name for path in data_files(folders[dataset])}
         elif state == "ready" and dataset in manifest.all_weight_datasets:
-            names[dataset] = {name.rsplit("/", 1)[-1] for name in client.dataset_files(dataset)}
+            names[dataset] = set(client.dataset_files(dataset))
     for member in manifest.members:
         datasets = manifest.datasets_for(member)
         if member.file is None or not all(dataset in names for dataset in datasets):
             continue
-        if not any(member.file.rsplit("/", 1)[-1] in names[dataset] for dataset in datasets):
+        if not any(may_be_file_of(member, path) for dataset in datasets for path in names[dataset]):
             findings.append(
                 error(
                     f"member {member.name}: {' and '.join(datasets)} on Kaggle holds no {member.file}: correct the "
@@ -200,6 +200,14 @@ def absent_findings(
                 )
             )
     return findings
+
+
+def may_be_file_of(member: MemberEntry, path: str) -> bool:
+    """Whether the kernel would look at the file `path` of a dataset for a member's, as `kernel.mounts` finds it."""
+    file = str(member.file)
+    if member.sha256 is not None:  # which decides, in whatever folder
+        return path.rsplit("/", 1)[-1] == file.rsplit("/", 1)[-1]
+    return f"/{path}".endswith(f"/{file}")
 
 
 def member_findings(manifest: Manifest) -> list[Finding]:

@@ -8,6 +8,7 @@ loads the files as the kernel will.
 from __future__ import annotations
 
 import importlib.util
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -65,8 +66,11 @@ def resolve_weights(manifest: Manifest, folder: Path) -> tuple[Manifest, tuple[F
         except InputError as error:
             problems.append(f"below {folder}: {error}")
         else:
+            paths = [*(weights.path for weights in found.values()), *recognised.values()]
+            counts = Counter(path.name for path in paths)
             for member in nameless:
-                found[member.name] = describe_weights(manifest, member, recognised[member.name], folder)
+                path = recognised[member.name]
+                found[member.name] = describe_weights(manifest, member, path, folder, counts[path.name] == 1)
     if problems:
         raise InputError("\n".join(problems))
     ordered = tuple(found[member.name] for member in manifest.members)
@@ -156,8 +160,12 @@ def renamed_hint(manifest: Manifest, member: MemberEntry, folder: Path) -> str:
     return f"; {same[0]} is that file under another name: rename it, or correct `file`" if same else ""
 
 
-def describe_weights(manifest: Manifest, member: MemberEntry, path: Path, folder: Path) -> FoundWeights:
-    """Fill in a recognised file's name and checksum, and the dataset in whose folder it lies, if any."""
+def describe_weights(manifest: Manifest, member: MemberEntry, path: Path, folder: Path, alone: bool) -> FoundWeights:
+    """Fill in a recognised file's name and checksum, and the dataset in whose folder it lies, if any.
+
+    In no dataset's folder, its path says nothing of its place in the dataset: its base name is taken. Where other
+    members' files have that name too (it is not `alone`), the path tells them apart, and the checksum finds them.
+    """
     relative = path.relative_to(folder)
     for dataset in manifest.datasets_for(member):
         owner, slug = dataset.split("/")
@@ -165,4 +173,5 @@ def describe_weights(manifest: Manifest, member: MemberEntry, path: Path, folder
             if relative.is_relative_to(home):
                 file = relative.relative_to(home).as_posix()
                 return FoundWeights(replace(member, dataset=dataset, file=file, sha256=file_sha256(path)), path)
-    return FoundWeights(replace(member, file=relative.as_posix(), sha256=file_sha256(path)), path)
+    file = path.name if alone else relative.as_posix()
+    return FoundWeights(replace(member, file=file, sha256=file_sha256(path)), path)

@@ -109,6 +109,13 @@ def find_files(folder: Path, name: str) -> list[Path]:
     return [path for path in found if len(path.parts) == nearest]
 
 
+def find_files_by_sum(folder: Path, name: str) -> list[Path]:
+    """Those of `find_files`, then all others of its base name: for a sum that decides, folders do not matter."""
+    base = name.rsplit("/", 1)[-1]
+    others = [path for path in walk_paths(folder) if path.name == base and is_file(path)]
+    return list(dict.fromkeys([*find_files(folder, name), *others]))
+
+
 def find_weights(root: Path, datasets: Sequence[str], name: str, sha256: str | None) -> Path:
     """The weight file of the first of `datasets` that holds it; one that is not mounted is passed over.
 
@@ -116,8 +123,9 @@ def find_weights(root: Path, datasets: Sequence[str], name: str, sha256: str | N
         root: the folder under which all inputs are mounted.
         datasets: as "owner/slug".
         name: a relative path with forward slashes.
-        sha256: in hexadecimal; files with another sum are passed over. Without it, only a file of the dataset's own
-            owner is taken, or of a mount that names none.
+        sha256: in hexadecimal; files with another sum are passed over, and one with it may lie in another folder of
+            the dataset than `name` says. Without it, only a file of the dataset's own owner is taken, or of a mount
+            that names none.
 
     Raises:
         InputError: no dataset holds the file, or several files of one could be meant; lists what was tried.
@@ -145,7 +153,7 @@ def find_weights(root: Path, datasets: Sequence[str], name: str, sha256: str | N
             tried += [f"{folder}: passed over, for it is another owner's" for folder in folders.others]
             continue
         for folder in folders.all:
-            candidates = find_files(folder, name)
+            candidates = find_files_by_sum(folder, name)
             if not candidates:
                 tried.append(f"{folder}: no file {name}; it holds {list_files(folder)}")
             for path in candidates:

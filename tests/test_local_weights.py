@@ -115,6 +115,20 @@ def test_files_are_recognised_by_content(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("place", ["x.pt", "ens11/x.pt", "theirs/ens11/x.pt"])
+def test_a_folder_that_is_no_datasets_says_nothing_of_the_files_place_in_it(tmp_path: Path, place: str) -> None:
+    put(tmp_path / place, "htc resnet50")
+    filled, _ = resolve_weights(manifest_of(member("one")), tmp_path)
+    assert filled.members == (member("one", file="x.pt", sha256=sum_of("htc resnet50")),)
+
+
+def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    put(tmp_path / "fold0" / "best.pt", "htc resnet50")
+    put(tmp_path / "fold1" / "best.pt", "cascade resnet50")
+    filled, _ = resolve_weights(manifest_of(member("one"), member("two", "cascade")), tmp_path)
+    assert [entry.file for entry in filled.members] == ["fold0/best.pt", "fold1/best.pt"]
+
+
 def test_copies_count_once(tmp_path: Path) -> None:
     put(tmp_path / "a.pt", "htc resnet50")
     put(tmp_path / "b.pt", "htc resnet50")

@@ -115,6 +115,17 @@ def test_weights_of_the_right_sum(tmp_path: Path) -> None:
     assert find_weights(tmp_path, ("me/first", "me/second"), "a.pt", sum_of(b"good")) == path
 
 
+@pytest.mark.parametrize("place", ["a.pt", "fold1/a.pt", "deep/er/a.pt"])
+def test_a_sum_finds_weights_in_another_folder_of_the_dataset(tmp_path: Path, place: str) -> None:
+    """The manifest has the folder of somebody's download, or the dataset was sorted into folders since."""
+    put(tmp_path / "weights" / "old" / "a.pt", b"other")
+    path = put(tmp_path / "weights" / place, b"good")
+    for name in ("ens11/a.pt", "a.pt", "old/a.pt"):
+        assert find_weights(tmp_path, ["me/weights"], name, sum_of(b"good")) == path
+    with pytest.raises(InputError, match=r"no file ens11/a\.pt; it holds"):
+        find_weights(tmp_path, ["me/weights"], "ens11/a.pt", None)
+
+
 def test_altered_weights_name_both_sums(tmp_path: Path) -> None:
     put(tmp_path / "first" / "a.pt", b"bad")
     with pytest.raises(InputError) as caught:

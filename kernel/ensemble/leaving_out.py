@@ -20,7 +20,7 @@ from kernel.errors import InputError
 from kernel.files import file_sha256
 from kernel.log import LOG
 from kernel.manifest.types import MASK_KINDS, Manifest, MemberEntry, usual_weights
-from kernel.mounts import DatasetFolders, dataset_folders, find_files, input_root
+from kernel.mounts import DatasetFolders, dataset_folders, find_files, find_files_by_sum, input_root
 from kernel.patience import may_pass, patiently
 from kernel.settings import CELL_TYPES, CLS_USE, STAGES, StageWeights, needed_stages
 
@@ -113,9 +113,10 @@ def mounts_of(dataset: str) -> DatasetFolders:
 def holds_file(folders: DatasetFolders, member: MemberEntry) -> bool:
     """Whether a member's file lies in a dataset: of another owner's folder that the file has its checksum."""
     name = str(member.file)
-    if any(find_files(folder, name) for folder in (*folders.own, *folders.unowned)):
+    find = find_files if member.sha256 is None else find_files_by_sum
+    if any(find(folder, name) for folder in (*folders.own, *folders.unowned)):
         return True
-    others = (path for folder in folders.others for path in find_files(folder, name))
+    others = (path for folder in folders.others for path in find(folder, name))
     return member.sha256 is not None and any(file_sha256(path) == member.sha256 for path in others)
 
 

@@ -16,6 +16,8 @@ from kaggle_stub import CLIENT, Dataset, Failure, StubServer, running_stub
 
 from bundle.checks import error, question
 from bundle.commands.push import refuse
+from bundle.push import built_manifest
+from kernel.ensemble.load import mounted_weights
 from kernel.errors import InputError
 
 pytestmark = [
@@ -218,6 +220,42 @@ def test_a_dataset_without_the_members_file_is_told(project: Project, server: St
     server.datasets[WEIGHTS_DATASET] = Dataset([{"other.safetensors": b"x"}])
     assert "ada/my-cell-weights on Kaggle holds no maskrcnn.safetensors" in advice(project.push())
     assert sent(server) == []
+
+
+def test_weights_in_a_folder_that_is_not_called_like_the_dataset(project: Project, server: StubServer) -> None:
+    """The build recognises them in it, and the kernel finds them where the dataset has them."""
+    weights = project.folder / "weights" / "maskrcnn.safetensors"
+    (weights.parent / "ens11").mkdir()
+    weights = weights.rename(weights.parent / "ens11" / weights.name)
+    data = json.loads(project.manifest.read_text(encoding="utf-8"))
+    data["weight_datasets"] = ["bob/published-members"]
+    for key in ("dataset", "file", "sha256"):
+        data["members"][0].pop(key, None)
+    project.manifest.write_text(json.dumps(data), encoding="utf-8")
+    assert project.build().returncode == 0
+    server.datasets["bob/published-members"] = Dataset([{weights.name: weights.read_bytes()}])
+    done = project.push()
+    assert done.returncode == 0, done.stderr
+    mount = project.folder / "in" / "datasets" / "bob" / "published-members"
+    mount.mkdir(parents=True)
+    shutil.copy(weights, mount)
+    built = built_manifest(project.out / "kernel" / "kernel.py")
+    assert list(mounted_weights(built, project.folder / "in").values()) == [mount / weights.name]
+
+
+@pytest.mark.parametrize(("file", "goes_on"), [("ens11/m.safetensors", False), ("m.safetensors", True)])
+def test_without_a_sum_the_whole_path_counts(project: Project, server: StubServer, file: str, goes_on: bool) -> None:
+    """As the kernel looks for it: the folder that the manifest names must be there, others need not be named."""
+    shutil.rmtree(project.out / "weights-my-cell-weights")
+    server.datasets[WEIGHTS_DATASET] = Dataset([{"fold0/m.safetensors": b"x"}])
+    data = json.loads(project.manifest.read_text(encoding="utf-8"))
+    del data["members"][0]["sha256"]
+    data["members"][0]["file"] = file
+    project.manifest.write_text(json.dumps(data), encoding="utf-8")
+    assert project.run().returncode == 0  # without --weights-dir, which would fill it in
+    done = project.push("--accept-questions")
+    assert (done.returncode == 0) == goes_on
+    assert goes_on or f"{WEIGHTS_DATASET} on Kaggle holds no ens11/m.safetensors" in advice(done)
 
 
 def test_members_without_sums_and_idle_datasets_are_asked_about(project: Project, server: StubServer) -> None:
