@@ -65,6 +65,8 @@ class DatasetFolders:
 def dataset_folders(root: Path, dataset: str) -> DatasetFolders:
     """All folders below `root` that may be the mount of the Kaggle dataset "owner/slug".
 
+    Kaggle does not tell small letters from capitals in an owner, and may write one otherwise than the manifest does.
+
     Raises:
         InputError: there is none; lists what was tried.
     """
@@ -74,7 +76,7 @@ def dataset_folders(root: Path, dataset: str) -> DatasetFolders:
     others: list[Path] = []
     for path in mounted_folders(root, (slug,)):
         parents = path.relative_to(root).parts[:-1]
-        if parents[-1:] == (owner,):
+        if parents and parents[-1].lower() == owner.lower():
             own.append(path)
         elif len(parents) > 1 and parents[-2] in OWNER_PARENTS:
             others.append(path)

@@ -152,6 +152,14 @@ def test_of_two_owners_with_one_slug_each_gets_its_own(tmp_path: Path, form: str
     assert dataset_folders(tmp_path, "me/weights").trusted == (mine.parent,)
 
 
+@pytest.mark.parametrize(("mounted", "named"), [("ada", "Ada"), ("Ada", "ada"), ("ada-L", "Ada-l")])
+def test_an_owner_in_other_letters_is_the_same(tmp_path: Path, mounted: str, named: str) -> None:
+    mine = put(tmp_path / "datasets" / mounted / "weights" / "best.pt", b"mine")
+    put(tmp_path / "datasets" / "you" / "weights" / "best.pt", b"yours")
+    assert find_weights(tmp_path, [f"{named}/weights"], "best.pt", None) == mine
+    assert dataset_folders(tmp_path, f"{named}/weights").trusted == (mine.parent,)
+
+
 @pytest.mark.parametrize("parent", ["datasets", "d", "x/datasets"])
 def test_a_flat_mount_is_the_owners_whose_own_is_not_there(tmp_path: Path, parent: str) -> None:
     """As Kaggle mounted two sources of one slug: the first one flat, the second one below d/<owner>."""
