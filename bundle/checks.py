@@ -12,15 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bundle.client import KaggleClient
-from bundle.datasets import data_files, sums_of, weights_folder_name
+from bundle.datasets import sums_of, weights_folder_name
 from bundle.kaggle import (
     KERNEL_METADATA_NAME,
     SCRIPT_NAME,
+    SUMS_NAME,
     check_dataset_folder,
     kernel_metadata,
 )
 from bundle.lock import LOCK_PATH, load_lock
 from bundle.names import PLACEHOLDER_OWNERS, owner_of
+from bundle.push import read_kaggle_sums
 from kernel.errors import InputError
 from kernel.manifest.types import Manifest, MemberEntry
 from kernel.runtime.wheels import verify_wheels
@@ -178,25 +180,47 @@ def lacking_findings(manifest: Manifest, folders: Mapping[str, Path]) -> list[Fi
 
 
 def absent_findings(
-    client: KaggleClient, manifest: Manifest, folders: Mapping[str, Path], states: Mapping[str, str | None]
+    client: KaggleClient, manifest: Manifest, out: Path, states: Mapping[str, str | None]
 ) -> list[Finding]:
-    """Members whose file is in none of their datasets on Kaggle; datasets that are to be sent count as they will be."""
+    """Members whose file is in none of their datasets on Kaggle, or with another sum than the manifest's.
+
+    Datasets that are to be sent count as they will be. A sum is known where the dataset says it, as those of this
+    project do.
+    """
     findings = []
-    names: dict[str, set[str]] = {}
+    folders = dataset_folders(manifest, out)
+    held: dict[str, dict[str, str | None]] = {}  # by dataset: the sums of its files by path, None: not known
     for dataset, state in states.items():
         if dataset in folders:
-            names[dataset] = {path.name for path in data_files(folders[dataset])}
+            held[dataset] = {**sums_of(folders[dataset])}
         elif state == "ready" and dataset in manifest.all_weight_datasets:
-            names[dataset] = set(client.dataset_files(dataset))
+            paths = client.dataset_files(dataset)
+            sums = read_kaggle_sums(client, dataset, out) if SUMS_NAME in paths else None
+            held[dataset] = {path: (sums or {}).get(path) for path in paths}
     for member in manifest.members:
         datasets = manifest.datasets_for(member)
-        if member.file is None or not all(dataset in names for dataset in datasets):
+        if member.file is None or not all(dataset in held for dataset in datasets):
             continue
-        if not any(may_be_file_of(member, path) for dataset in datasets for path in names[dataset]):
+        found = [
+            (dataset, path, total)
+            for dataset in datasets
+            for path, total in held[dataset].items()
+            if may_be_file_of(member, path)
+        ]
+        if not found:
             findings.append(
                 error(
                     f"member {member.name}: {' and '.join(datasets)} on Kaggle holds no {member.file}: correct the "
                     "member's `file` or `dataset`, or build with `--weights-dir DIR` where the dataset is yours"
+                )
+            )
+        elif member.sha256 is not None and not {None, member.sha256} & {total for _, _, total in found}:
+            others = "; ".join(f"{path} of {dataset} has the sha256 {total}" for dataset, path, total in found)
+            findings.append(
+                error(
+                    f"member {member.name}: the kernel would refuse its file: the manifest has the sha256 "
+                    f"{member.sha256}, but on Kaggle {others}: correct the member's `sha256`, or build with "
+                    "`--weights-dir DIR`, so that the push sends the file, where the dataset is yours"
                 )
             )
     return findings
@@ -268,7 +292,7 @@ def online_findings(
         for dataset, state in states.items()
         if state in ("failed", "deleted") and dataset not in folders
     ]
-    return findings + absent_findings(client, manifest, folders, states)
+    return findings + absent_findings(client, manifest, out, states)
 
 
 def missing_text(manifest: Manifest, dataset: str, nearest: str | None) -> str:

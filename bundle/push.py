@@ -115,9 +115,14 @@ def needs_sending(client: KaggleClient, dataset: str, folder: Path) -> bool:
 
 def shows_sums(client: KaggleClient, dataset: str, folder: Path) -> bool:
     """Whether the version of a dataset that Kaggle shows now holds the sums of `folder`."""
-    with scratch_folder(folder.parent, "sums") as scratch:
+    return read_kaggle_sums(client, dataset, folder.parent) == sums_of(folder)
+
+
+def read_kaggle_sums(client: KaggleClient, dataset: str, out: Path) -> dict[str, str] | None:
+    """The sums by name that Kaggle's last version of a dataset says it has, read by way of `out`; None: it says none."""
+    with scratch_folder(out, "sums") as scratch:
         content = client.read_dataset_file(dataset, SUMS_NAME, scratch)
-    return content is not None and parse_sums(content) == sums_of(folder)
+    return None if content is None else parse_sums(content)
 
 
 def missing_files(client: KaggleClient, dataset: str, folder: Path) -> list[str]:

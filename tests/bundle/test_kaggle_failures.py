@@ -7,6 +7,7 @@ own for each would take seconds.
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import os
 import re
@@ -414,6 +415,26 @@ def test_an_incomplete_folder_of_wheels_is_told(here: Here, harm: str) -> None:
         text = told(here.run("push", *words), 2)
         assert "holds not all wheels as the kernel needs them" in text and "build again" in text
     assert not here.server.requests
+
+
+def test_a_file_on_kaggle_with_another_sum_is_told(here: Here) -> None:
+    """Built without the weights at hand, after the manifest's sum was renewed: the kernel would refuse the old file."""
+    server = here.server
+    assert here.push().returncode == 0
+    shutil.rmtree(here.project.out / "weights-my-cell-weights")
+    pinned = json.loads(here.project.manifest.read_text(encoding="utf-8"))["members"][0]["sha256"]
+    assert here.push().returncode == 0  # the sum that is there is the right one
+    old = b"the weights of last week"
+    found = hashlib.sha256(old).hexdigest()
+    files = {"maskrcnn.safetensors": old, "sha256sums.txt": f"{found}  maskrcnn.safetensors\n".encode()}
+    server.datasets["ada/my-cell-weights"].versions.append(files)
+    kernels = len(server.asked("SaveKernel"))
+    text = told(here.push(), 2)
+    assert f"the manifest has the sha256 {pinned}, but on Kaggle" in text
+    assert f"maskrcnn.safetensors of ada/my-cell-weights has the sha256 {found}" in text
+    assert len(server.asked("SaveKernel")) == kernels
+    del files["sha256sums.txt"]  # as in a dataset of strangers: only the kernel can tell
+    assert here.push().returncode == 0
 
 
 def test_a_script_that_was_edited_is_told(here: Here) -> None:
