@@ -31,6 +31,9 @@ USUAL_COMPETITION = "sartorius-cell-instance-segmentation"
 #: From this many bytes on, Kaggle refuses a script; ours must stay below the second.
 REFUSED_SCRIPT_BYTES = 1_000_000
 LARGEST_SCRIPT_BYTES = 900_000
+#: After so many hours Kaggle ends any run; a code competition's run usually, and Sartorius's by its rules, before.
+LONGEST_RUN_HOURS = 12.0
+USUAL_SCORED_HOURS = 9.0
 
 
 @dataclass(frozen=True)
@@ -65,11 +68,21 @@ def unchecked_datasets(manifest: Manifest, out: Path) -> list[str]:
     return [name for name in sources if name not in dataset_folders(manifest, out)]
 
 
-def offline_findings(manifest: Manifest, out: Path, user: str | None = None) -> list[Finding]:
-    """What can be found without the network. `user` is who is logged in, if that is known."""
+def offline_findings(
+    manifest: Manifest, out: Path, user: str | None = None, timeout: int | None = None
+) -> list[Finding]:
+    """What can be found without the network.
+
+    Args:
+        manifest: what the kernel is built from.
+        out: where the build has written.
+        user: who is logged in, if that is known.
+        timeout: seconds after which the run is to be ended, if that is asked for.
+    """
     return [
         *owner_findings(manifest, user),
         *kernel_findings(manifest, out / "kernel"),
+        *time_findings(manifest, timeout),
         *folder_findings(manifest, out),
         *member_findings(manifest),
     ]
@@ -118,6 +131,43 @@ def kernel_findings(manifest: Manifest, folder: Path) -> list[Finding]:
             error(
                 f"{script} has {size:,} bytes: ours stays below {LARGEST_SCRIPT_BYTES:,}, and Kaggle refuses "
                 f"{REFUSED_SCRIPT_BYTES:,} and more: shorten the manifest's notes, or what was added to the modules"
+            )
+        )
+    return findings
+
+
+def time_findings(manifest: Manifest, timeout: int | None) -> list[Finding]:
+    """Times by which the kernel plans, and which it may not be given; `timeout` in seconds, as the push asks for it."""
+    findings = []
+    hours, competition = manifest.time_limit_hours, manifest.kernel.competition
+    granted = USUAL_SCORED_HOURS if competition == USUAL_COMPETITION else LONGEST_RUN_HOURS
+    if hours > granted:
+        findings.append(
+            error(
+                f"time_limit_hours is {hours:g}, and a run of {competition} gets {granted:g} h at most: the kernel would "
+                f"lower its quality too late, and be ended without a score; write {granted:g} or less, and build again"
+            )
+        )
+    elif hours > USUAL_SCORED_HOURS:
+        findings.append(
+            question(
+                f"time_limit_hours is {hours:g}: does {competition} grant a run that much? (likely no: "
+                f"{USUAL_SCORED_HOURS:g} h are usual, and its page says it, under code requirements)"
+            )
+        )
+    if manifest.time_margin_hours == 0:
+        findings.append(
+            question(
+                "time_margin_hours is 0, which leaves no time to finish the images begun, and to write them: is that "
+                "meant? (likely no: 0.5 is what it is where the manifest says nothing)"
+            )
+        )
+    if timeout is not None and timeout < hours * 3600:
+        findings.append(
+            question(
+                f"--timeout ends the run after {timeout / 3600:.3g} h, and the kernel plans for time_limit_hours, "
+                f"{hours:g}: is it done with the images of this run by then? (likely yes with the few that a "
+                "competition shows; the scoring run has its own limit)"
             )
         )
     return findings

@@ -119,7 +119,7 @@ def shows_sums(client: KaggleClient, dataset: str, folder: Path) -> bool:
 
 
 def read_kaggle_sums(client: KaggleClient, dataset: str, out: Path) -> dict[str, str] | None:
-    """The sums by name that Kaggle's last version of a dataset says it has, read by way of `out`; None: it says none."""
+    """The sums by name that Kaggle's last version of a dataset says it has; None: it says none. `out` is for scratch."""
     with scratch_folder(out, "sums") as scratch:
         content = client.read_dataset_file(dataset, SUMS_NAME, scratch)
     return None if content is None else parse_sums(content)

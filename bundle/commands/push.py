@@ -106,7 +106,8 @@ def push(options: argparse.Namespace, stand: Stand) -> int:
     refuse_stale(manifest, given, options.manifest, folder)
     client = log_in()
     states: dict[str, str | None] = {}
-    findings = offline_findings(manifest, options.out, client.user)
+    timeout = None if options.no_run else options.timeout
+    findings = offline_findings(manifest, options.out, client.user, timeout)
     if not any(finding.certain for finding in findings):
         findings += online_findings(client, manifest, options.out, states)
     refuse(findings, options.accept_questions)

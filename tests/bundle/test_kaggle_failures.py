@@ -6,6 +6,7 @@ own for each would take seconds.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -25,7 +26,9 @@ from kaggle_stub import CLIENT, Failure, Run, StubServer, client_environment, ru
 import build_kernel
 from bundle import client, waiting
 from bundle.build import script_text
-from kernel.manifest.reader import parse_manifest
+from bundle.kaggle import kernel_metadata
+from bundle.push import built_manifest
+from kernel.manifest.reader import parse_manifest, read_manifest
 from kernel.manifest.types import manifest_to_json
 
 pytestmark = [
@@ -435,6 +438,36 @@ def test_a_file_on_kaggle_with_another_sum_is_told(here: Here) -> None:
     assert len(server.asked("SaveKernel")) == kernels
     del files["sha256sums.txt"]  # as in a dataset of strangers: only the kernel can tell
     assert here.push().returncode == 0
+
+
+TIMES = [
+    ({"time_limit_hours": 9.5}, {}, [], "a run of sartorius-cell-instance-segmentation gets 9 h at most", 2),
+    ({"time_limit_hours": 24}, {"competition": "other-cells"}, [], "a run of other-cells gets 12 h at most", 2),
+    ({"time_limit_hours": 12}, {"competition": "other-cells"}, [], "does other-cells grant a run that much?", 0),
+    ({"time_margin_hours": 0}, {}, [], "time_margin_hours is 0, which leaves no time", 0),
+    ({}, {}, ["--timeout", "600"], "--timeout ends the run after 0.167 h, and the kernel plans", 0),
+    ({}, {}, ["--timeout", "32400"], "", 0),
+    ({}, {}, ["--timeout", "600", "--no-run"], "", 0),
+]
+
+
+@pytest.mark.parametrize(("change", "kernel", "words", "text", "accepted"), TIMES)
+def test_times_that_kaggle_may_not_grant(
+    here: Here, change: dict[str, Any], kernel: dict[str, Any], words: list[str], text: str, accepted: int
+) -> None:
+    """What is certain is refused, and what may be meant asked about."""
+    here.project.edit(change, **kernel)
+    here.server.competitions["other-cells"] = True
+    folder = here.project.out / "kernel"
+    manifest = read_manifest(here.project.manifest)
+    built = built_manifest(folder / "kernel.py")
+    manifest = dataclasses.replace(manifest, members=built.members)
+    (folder / "kernel.py").write_text(built_script(manifest_to_json(manifest)), encoding="utf-8", newline="\n")
+    (folder / "kernel-metadata.json").write_text(json.dumps(kernel_metadata(manifest)), encoding="utf-8")
+    done = here.push(*words)
+    assert done.returncode == (2 if text else 0) and text in done.stdout + done.stderr, done.stderr
+    assert not text or not here.server.asked("SaveKernel")
+    assert here.push("--accept-questions", *words).returncode == accepted
 
 
 def test_a_script_that_was_edited_is_told(here: Here) -> None:
