@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bundle.client import KaggleClient
+from bundle.client import KaggleClient, KernelThere
 from bundle.datasets import sums_of, weights_folder_name
 from bundle.kaggle import (
     KERNEL_METADATA_NAME,
@@ -22,7 +22,7 @@ from bundle.kaggle import (
 )
 from bundle.lock import LOCK_PATH, load_lock
 from bundle.names import PLACEHOLDER_OWNERS, owner_of
-from bundle.push import read_kaggle_sums
+from bundle.push import is_ours, read_kaggle_sums, read_record
 from kernel.errors import InputError
 from kernel.manifest.types import Manifest, MemberEntry
 from kernel.runtime.wheels import verify_wheels
@@ -144,8 +144,9 @@ def time_findings(manifest: Manifest, timeout: int | None) -> list[Finding]:
     if hours > granted:
         findings.append(
             error(
-                f"time_limit_hours is {hours:g}, and a run of {competition} gets {granted:g} h at most: the kernel would "
-                f"lower its quality too late, and be ended without a score; write {granted:g} or less, and build again"
+                f"time_limit_hours is {hours:g}, and a run of {competition} gets {granted:g} h at most: the kernel "
+                f"would lower its quality too late, and be ended without a score; write {granted:g} or less, and build "
+                "again"
             )
         )
     elif hours > USUAL_SCORED_HOURS:
@@ -343,6 +344,34 @@ def online_findings(
         if state in ("failed", "deleted") and dataset not in folders
     ]
     return findings + absent_findings(client, manifest, out, states)
+
+
+def kernel_there_findings(manifest: Manifest, out: Path, there: KernelThere | None) -> list[Finding]:
+    """A kernel of this name that neither was pushed from here nor is built by this project.
+
+    Args:
+        manifest: what the kernel is built from.
+        out: where the build has written, and what was pushed is noted.
+        there: the kernel that Kaggle has; None: it has none. An empty one is nobody's.
+    """
+    kernel = manifest.kernel.id
+    if there is None or not there.source or is_ours(there.source):
+        return []
+    try:
+        record = read_record(out)
+    except InputError:
+        record = None  # which the push replaces
+    if record is not None and record.kernel.lower() == kernel.lower():
+        return []
+    how = {True: "private, ", False: "public, ", None: ""}[there.private]
+    return [
+        question(
+            f"Kaggle has a kernel {kernel} already ({how}version {there.version}), this project has not built its "
+            f"script, and nothing says that it was pushed from here: is it to become version {there.version + 1} of "
+            "that one? (yes if you made it for this, by hand or in another checkout; else give the manifest another "
+            "`kernel.title` and `kernel.id`, and build again)"
+        )
+    ]
 
 
 def missing_text(manifest: Manifest, dataset: str, nearest: str | None) -> str:

@@ -25,6 +25,7 @@ from bundle.client_errors import (
     ForbiddenError,
     KaggleError,
     NotThereError,
+    UnknownOutcomeError,
     asking,
     one_line,
     push_advice,
@@ -49,6 +50,8 @@ LONGEST_SILENCE = 60.0
 FIRST_DELAY = 1.0
 #: Seconds after which a request is made again at the latest, whatever the server asks for.
 LONGEST_DELAY = 120.0
+#: Requests of the client that must not arrive twice, as each makes a version; and which field names the dataset.
+SENT_ONCE = {"create_dataset": "slug", "create_dataset_version": "dataset_slug"}
 #: With these the client shows requests with their login: it must not.
 _VERBOSE = ("--verbose", "-v")
 
@@ -61,6 +64,15 @@ class Pushed:
     version: int
     url: str
     problems: tuple[str, ...] = ()  # what Kaggle has dropped or changed, and what to do about it
+
+
+@dataclass(frozen=True)
+class KernelThere:
+    """The last version of a kernel that Kaggle has."""
+
+    version: int
+    private: bool | None  # None: Kaggle does not tell
+    source: str
 
 
 @dataclass(frozen=True)
@@ -90,7 +102,7 @@ class KaggleClient:
     def __init__(self, api: Any) -> None:
         self._api = api
         # It tries some requests again, by its own rules, and says so: ours are to hold for all.
-        api.with_retry = lambda call: lambda request: self._retried(lambda: call(request))
+        api.with_retry = lambda call: lambda request: self._retried_by_name(call, request)
         api.download_file = functools.partial(api.download_file, max_retries=1)
         api.get_response_processor = lambda: refuse_odd_answer
 
@@ -167,9 +179,10 @@ class KaggleClient:
             return [entry.ref for entry in self._retried(lambda: self._api.dataset_list(mine=True)) or ()]
 
     def send_dataset(self, folder: Path, dataset: str, new: bool) -> None:
-        """Make the dataset of a folder, or a new version of it.
+        """Make the dataset of a folder, or a new version of it, once: a second try could make a second version.
 
         Raises:
+            UnknownOutcomeError: the answer was lost, or a new one is said to be there already.
             RunError: Kaggle refuses it, or a file could not be uploaded.
         """
         quiet = not sys.stdout.isatty()  # its progress bars are for people, and what it says of failures as well
@@ -181,12 +194,11 @@ class KaggleClient:
                 answer = self._api.dataset_create_version(str(folder), "by build_kernel.py push", quiet=quiet)
             status, reason = str(answer.status).lower(), str(answer.error or "no reason given")
         if status != "ok":
-            advice = (
-                "look at kaggle.com/datasets/" + dataset + ", or give the dataset another slug in the manifest"
-                if "in use" in reason
-                else "mend that, and run the same again: what is there already is not sent again"
-            )
-            raise RunError(f"Kaggle refuses the dataset {dataset}: {one_line(reason)}; {advice}")
+            refused = f"Kaggle refuses the dataset {dataset}: {one_line(reason)}"
+            if new and "in use" in reason:
+                look = f"look at kaggle.com/datasets/{dataset}, or give the dataset another slug in the manifest"
+                raise UnknownOutcomeError(refused, look)
+            raise KaggleError(refused, "mend that, and run the same again: what is there already is not sent again")
 
     # Competitions
 
@@ -258,12 +270,8 @@ class KaggleClient:
             metadata = json.loads((folder / KERNEL_METADATA_NAME).read_text(encoding="utf-8"))
             return metadata, folder / metadata["code_file"]
 
-    def last_version(self, kernel: str) -> int:
-        """The number of a kernel's last version.
-
-        Raises:
-            InputError: there is no such kernel.
-        """
+    def kernel_there(self, kernel: str) -> KernelThere | None:
+        """A kernel's last version; None: there is no such kernel that can be seen."""
         from kagglesdk.kernels.types.kernels_api_service import ApiGetKernelRequest
 
         request = ApiGetKernelRequest()
@@ -271,9 +279,21 @@ class KaggleClient:
         try:
             with asking(f"asking for the kernel {kernel}"), self._api.build_kaggle_client() as connection:
                 found = self._retried(lambda: connection.kernels.kernels_api_client.get_kernel(request))
-                return int(found.metadata.current_version_number or 1)
-        except NotThereError as error:
-            raise InputError(f"there is no kernel {kernel} yet: `python build_kernel.py push` makes it") from error
+                version = int(found.metadata.current_version_number or 1)
+                return KernelThere(version, found.metadata.is_private, found.blob.source or "")
+        except NotThereError:
+            return None
+
+    def last_version(self, kernel: str) -> int:
+        """The number of a kernel's last version.
+
+        Raises:
+            InputError: there is no such kernel.
+        """
+        there = self.kernel_there(kernel)
+        if there is None:
+            raise InputError(f"there is no kernel {kernel} yet: `python build_kernel.py push` makes it")
+        return there.version
 
     def run_state(self, kernel: str, version: int) -> tuple[str, str]:
         """The state of a version's run in small letters (queued, running, complete, error, ...), and why it failed.
@@ -364,6 +384,18 @@ class KaggleClient:
                 for name, part in (("GPU", found.gpu_quota), ("TPU", found.tpu_quota))
                 if part is not None
             ]
+
+    def _retried_by_name(self, call: Callable[[Any], T], request: Any) -> T:
+        """What the client makes again by itself: once alone where that is one of `SENT_ONCE`. Errors as `asking`."""
+        name = call.__name__
+        if name not in SENT_ONCE:
+            return self._retried(lambda: call(request))
+        dataset = f"{request.owner_slug}/{getattr(request, SENT_ONCE[name])}"
+        with (
+            sending_once("it has arrived", "push again, which does not send twice what is there"),
+            asking(f"sending the dataset {dataset}"),
+        ):
+            return self._retried(lambda: call(request), once=True)
 
     def _retried(self, call: Callable[[], T], once: bool = False) -> T:
         """Call, and again where that failed by its connection, for too many requests, or as the server failed itself.

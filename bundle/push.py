@@ -26,9 +26,13 @@ from kernel.text import parse_json
 
 #: In the output folder: which version was pushed last.
 PUSHED_NAME = "pushed.json"
+#: What a built script keeps its manifest in.
+MANIFEST_VARIABLE = "MANIFEST_JSON"
 BUILD_AGAIN = "build again, by `python build_kernel.py` with the same options as before"
 #: How often a version that was just pushed is asked for.
 PULL_TRIES = 5
+#: So often a dataset that may have been sent is not shown before it counts as not arrived.
+LONGEST_UNSEEN = 10
 #: States of a dataset from which it does not get ready by itself.
 LOST_STATES = ("failed", "deleted")
 
@@ -43,6 +47,11 @@ class PushRecord:
     sha256: str  # of its script, as `text_sha256`
     meant: dict[str, Any] | None = None  # its metadata; None in notes of earlier states of this project
     compared: bool = True  # whether it was found on Kaggle as it was meant
+
+
+def is_ours(source: str) -> bool:
+    """Whether a kernel's source is a script that this project has built, whatever of."""
+    return f"\n{MANIFEST_VARIABLE} = " in source
 
 
 def built_manifest(script: Path) -> Manifest:
@@ -60,7 +69,7 @@ def built_manifest(script: Path) -> Manifest:
     except OSError as error:
         raise InputError(f"cannot read {script} ({error.strerror}): {BUILD_AGAIN}") from error
     for node in tree.body:
-        if isinstance(node, ast.Assign) and "MANIFEST_JSON" in map(ast.unparse, node.targets):
+        if isinstance(node, ast.Assign) and MANIFEST_VARIABLE in map(ast.unparse, node.targets):
             if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
                 try:
                     return parse_manifest(node.value.value, f"the manifest in {script}")
@@ -119,7 +128,7 @@ def shows_sums(client: KaggleClient, dataset: str, folder: Path) -> bool:
 
 
 def read_kaggle_sums(client: KaggleClient, dataset: str, out: Path) -> dict[str, str] | None:
-    """The sums by name that Kaggle's last version of a dataset says it has; None: it says none. `out` is for scratch."""
+    """The sums that a dataset's last version on Kaggle says, by name; None: it says none. `out` is for scratch."""
     with scratch_folder(out, "sums") as scratch:
         content = client.read_dataset_file(dataset, SUMS_NAME, scratch)
     return None if content is None else parse_sums(content)
@@ -136,13 +145,17 @@ def missing_files(client: KaggleClient, dataset: str, folder: Path) -> list[str]
 
 
 def send_and_wait(client: KaggleClient, dataset: str, folder: Path, new: bool, waiting: Waiting) -> None:
-    """Send a dataset, and wait until it is ready with all files.
+    """Send a dataset, and wait until it is ready with all files. Where the answer is lost, Kaggle shows what arrived.
 
     Raises:
         RunError: Kaggle refuses it, it fails, it does not get ready, or it lacks files.
     """
-    client.send_dataset(folder, dataset, new)
-    wait_for_dataset(client, dataset, waiting, folder)
+    lost = None
+    try:
+        client.send_dataset(folder, dataset, new)
+    except UnknownOutcomeError as error:
+        lost = error
+    wait_for_dataset(client, dataset, waiting, folder, lost)
     lacking = missing_files(client, dataset, folder)
     if lacking:
         raise RunError(
@@ -151,12 +164,27 @@ def send_and_wait(client: KaggleClient, dataset: str, folder: Path, new: bool, w
         )
 
 
-def wait_for_dataset(client: KaggleClient, dataset: str, waiting: Waiting, folder: Path | None = None) -> None:
+def wait_for_dataset(
+    client: KaggleClient,
+    dataset: str,
+    waiting: Waiting,
+    folder: Path | None = None,
+    lost: UnknownOutcomeError | None = None,
+) -> None:
     """Wait until Kaggle can mount a dataset; a kernel that is pushed before that runs without it.
 
     Where `folder` was just sent, Kaggle must also show its sums: for a while it calls the version before it ready.
+    Where whether it was sent is not known (`lost`), it has not arrived once nothing of it is shown for long enough.
     Errors as `send_and_wait`.
     """
+    unseen = 0
+
+    def not_shown(now: str) -> str:
+        nonlocal unseen
+        unseen += 1
+        if lost is not None and unseen == LONGEST_UNSEEN:
+            raise RunError(f"Kaggle does not show the dataset {dataset}: {lost}") from lost
+        return now
 
     def state_of(state: str | None) -> str | None:
         if state in LOST_STATES:
@@ -165,8 +193,10 @@ def wait_for_dataset(client: KaggleClient, dataset: str, waiting: Waiting, folde
                 f"{dataset}, and push again, which sends a new version"
             )
         if state != "ready":
-            return state or "not shown yet"
-        return None if folder is None or shows_sums(client, dataset, folder) else "the version before is ready"
+            return state or not_shown("not shown yet")
+        if folder is None or shows_sums(client, dataset, folder):
+            return None
+        return not_shown("the version before is ready")
 
     waiting.until(
         dataset,

@@ -41,6 +41,7 @@ class Failure:
     body: bytes | None = None  # what is answered, instead of the message
     content_type: str = "application/json"
     whole: bool = True  # whether all of the body comes
+    after: str = ""  # only once this endpoint is asked
 
 
 @dataclass
@@ -140,7 +141,9 @@ class StubHandler(BaseHTTPRequestHandler):
     def failed(self, name: str) -> bool:
         """Fail, if that is asked for."""
         for failure in self.server.failures:
-            if failure.endpoint == name and failure.times > 0:
+            if failure.after == name:
+                failure.after = ""
+            if failure.endpoint == name and failure.times > 0 and not failure.after:
                 failure.times -= 1
                 if failure.status == 0:
                     self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

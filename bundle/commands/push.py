@@ -15,8 +15,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bundle.checks import Finding, dataset_folders, offline_findings, online_findings, unchecked_datasets
-from bundle.client import KaggleClient, log_in
+from bundle.checks import (
+    Finding,
+    dataset_folders,
+    kernel_there_findings,
+    offline_findings,
+    online_findings,
+    unchecked_datasets,
+)
+from bundle.client import KaggleClient, KernelThere, log_in
 from bundle.client_errors import KaggleError
 from bundle.commands.common import (
     Stand,
@@ -106,14 +113,17 @@ def push(options: argparse.Namespace, stand: Stand) -> int:
     refuse_stale(manifest, given, options.manifest, folder)
     client = log_in()
     states: dict[str, str | None] = {}
+    there = None
     timeout = None if options.no_run else options.timeout
     findings = offline_findings(manifest, options.out, client.user, timeout)
     if not any(finding.certain for finding in findings):
         findings += online_findings(client, manifest, options.out, states)
+        there = client.kernel_there(manifest.kernel.id)
+        findings += kernel_there_findings(manifest, options.out, there)
     refuse(findings, options.accept_questions)
     folders = dataset_folders(manifest, options.out)
     plan = make_plan(client, states, folders)
-    show_plan(client, manifest, plan, folders, options)
+    show_plan(client, manifest, plan, folders, there, options)
     if options.check:
         print("nothing is wrong that can be found; nothing was sent")
         return 0
@@ -215,9 +225,14 @@ def make_plan(client: KaggleClient, states: Mapping[str, str | None], folders: M
 
 
 def show_plan(
-    client: KaggleClient, manifest: Manifest, plan: Plan, folders: Mapping[str, Path], options: argparse.Namespace
+    client: KaggleClient,
+    manifest: Manifest,
+    plan: Plan,
+    folders: Mapping[str, Path],
+    there: KernelThere | None,
+    options: argparse.Namespace,
 ) -> None:
-    """Print what a push will do."""
+    """Print what a push will do; `there` is the kernel that Kaggle has already, if it has."""
     print(f"as {client.user}, to Kaggle:")
     for dataset in [*manifest.all_weight_datasets, manifest.wheels_dataset]:
         if dataset in plan.new:
@@ -229,11 +244,13 @@ def show_plan(
             what += ", not ready yet" if dataset in plan.waited_for else ""
         print(f"  dataset {dataset}: {what}")
     identity = manifest.kernel
+    number = "new" if there is None else f"version {there.version + 1}"
     how = "saved without a run" if options.no_run else f"run on {identity.accelerator}, internet off"
     limit = f", for {options.timeout} s at most" if options.timeout else ""
     image = f", in {identity.docker_image}" if identity.docker_image else ""
     same = same_version(manifest, plan, options)
-    print(f"  kernel {identity.id} ({'private' if identity.private else 'public'}): {how}{limit}{image}{same}")
+    whose = "private" if identity.private else "public"
+    print(f"  kernel {identity.id} ({whose}): {number}, {how}{limit}{image}{same}")
 
 
 def same_version(manifest: Manifest, plan: Plan, options: argparse.Namespace) -> str:

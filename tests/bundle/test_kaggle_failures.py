@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 from kaggle_project import Project, build_project
-from kaggle_stub import CLIENT, Failure, Run, StubServer, client_environment, running_stub
+from kaggle_stub import CLIENT, Dataset, Failure, Refusal, Run, StubServer, client_environment, running_stub
 
 import build_kernel
 from bundle import client, waiting
@@ -205,7 +205,7 @@ def test_a_failure_ends_with_one_line_of_advice(here: Here, command: str, endpoi
         if failure in NO_FAILURE.get(endpoint, ()):
             continue
         server.failures, server.kernels = (
-            [failing(failure, endpoint)],
+            [failing(failure, endpoint, after="SaveKernel" if (command, endpoint) == ("push", "GetKernel") else "")],
             {name: list(runs) for name, runs in kernels.items()},
         )
         server.requests.clear()
@@ -255,6 +255,47 @@ def test_a_push_outlives_what_passes_while_it_waits_for_a_dataset(here: Here, fa
     done = here.push()
     assert done.returncode == 0, done.stderr
     assert len(server.asked("CreateDataset")) == 2 and len(server.asked("SaveKernel")) == 1
+
+
+@pytest.mark.parametrize("version", [False, True])
+def test_a_dataset_whose_answer_is_lost_is_not_sent_twice(here: Here, version: bool) -> None:
+    """It has arrived, and Kaggle shows it after a while."""
+    server, name = here.server, "CreateDatasetVersion" if version else "CreateDataset"
+    server.datasets["ada/mmdet-pure-python-wheels"] = Dataset([{"a.whl": b"old"}])
+    server.datasets["ada/my-cell-weights"] = Dataset([{"maskrcnn.safetensors": b"old"}])
+    if version:
+        server.new_lag = 2
+    else:
+        server.datasets.clear()
+    answer = getattr(server, f"answer_{name}")
+
+    def lose(request: dict[str, Any]) -> dict[str, Any]:
+        answer(request)
+        raise Refusal(504, "Gateway timeout")
+
+    setattr(server, f"answer_{name}", lose)
+    done = here.push()
+    assert done.returncode == 0, done.stderr
+    assert [len(dataset.versions) for dataset in server.datasets.values()] == [2, 2] if version else [1, 1]
+    assert len(server.asked(name)) == 2 and len(server.asked("SaveKernel")) == 1
+
+
+@pytest.mark.parametrize("arrived", [True, False])
+def test_a_dataset_that_is_said_to_be_in_use(here: Here, arrived: bool) -> None:
+    """By a push before, whose answer was lost; or it is another one, of which Kaggle shows nothing."""
+    server = here.server
+    answer = server.answer_CreateDataset
+
+    def in_use(request: dict[str, Any]) -> dict[str, Any]:
+        if arrived:
+            answer(request)
+        return {"status": "error", "error": 'The requested title "My cells" is already in use by a dataset.'}
+
+    server.answer_CreateDataset = in_use  # type: ignore[method-assign]
+    done = here.push()
+    assert (done.returncode == 0) == arrived, done.stderr
+    assert arrived or "is already in use by a dataset.: look at kaggle.com/datasets/ada/my-cell-w" in told(done, 1)
+    assert bool(server.asked("SaveKernel")) == arrived
 
 
 def test_a_submission_whose_score_cannot_be_asked_for_is_not_made_twice(here: Here) -> None:
@@ -310,7 +351,7 @@ def test_the_version_is_known_from_the_moment_it_is_there(here: Here) -> None:
     """A push that cannot compare it, or is not content with it, is no reason to mean the version before."""
     server = here.server
     assert here.push().returncode == 0 and here.record["version"] == 3 and here.record["compared"]
-    server.failures = [failing("500", "GetKernel")]
+    server.failures = [failing("500", "GetKernel", after="SaveKernel")]
     assert "do not push again" in told(here.push(), 1)
     assert (here.record["version"], here.record["compared"]) == (4, False)
     server.kernels[KERNEL][3].states = ["COMPLETE"]
@@ -394,6 +435,29 @@ def test_notes_of_others_and_of_earlier_states(here: Here) -> None:
     note.unlink()
     note.mkdir()
     assert "cannot" in told(here.push(), 2) and not here.server.asked("SaveKernel")
+
+
+def test_a_kernel_of_the_same_name_that_is_another_one(here: Here) -> None:
+    """Neither was it pushed from here, nor is it built by this project: one of a fresh clone's is."""
+    server = here.server
+    other = "# cells in pictures, read by hundreds"
+    server.kernels[KERNEL][-1].request |= {"text": other, "isPrivate": False}
+    for words in (["--check"], ["--yes", "--poll", "0"]):
+        done = here.run("push", *words)
+        assert "1 question(s) above are open" in told(done, 2)
+        assert f"Kaggle has a kernel {KERNEL} already (public, version 2)" in done.stdout
+        assert not server.asked("SaveKernel") and not server.asked("CreateDataset")
+    done = here.push("--accept-questions")
+    assert done.returncode == 0 and f"kernel {KERNEL} (private): version 3, run on" in done.stdout, done.stderr
+    server.kernels[KERNEL][-1].request["text"] = other  # edited on Kaggle; it was pushed from here
+    assert here.run("push", "--check").returncode == 0
+    (here.project.out / "pushed.json").unlink()
+    assert here.run("push", "--check").returncode == 2
+    server.kernels[KERNEL][-1].request["text"] = (here.project.out / "kernel" / "kernel.py").read_text(encoding="utf-8")
+    assert here.run("push", "--check").returncode == 0
+    server.kernels.clear()
+    done = here.run("push", "--check")
+    assert done.returncode == 0 and f"kernel {KERNEL} (private): new, run on" in done.stdout
 
 
 def test_the_same_again_is_told(here: Here) -> None:

@@ -385,8 +385,9 @@ def test_a_planted_token_shows_nowhere(project: Project, server: StubServer) -> 
         (Failure("SaveKernel", 500, "oops"), "Kaggle itself fails (500)"),
         (Failure("SaveKernel", 0), "whether a version was made is not known"),
         (Failure("upload", 400), "Upload unsuccessful"),
+        (Failure("GetKernel", 503), "asking for the kernel ada/my-cell-kernel: Kaggle itself fails (503)"),
         (Failure("SaveKernel", 400, "Maximum batch GPU session count of 2 reached"), "wait until your other run ends"),
-        (Failure("GetKernel", 500), "Kaggle itself fails (500)"),
+        (Failure("GetKernel", 500, after="SaveKernel"), "Kaggle itself fails (500)"),
     ],
     ids=lambda value: f"{value.endpoint}-{value.status}" if isinstance(value, Failure) else "",
 )
