@@ -32,6 +32,7 @@ from bundle.client_errors import (
     sending_once,
     status_of,
     submit_advice,
+    token_source,
 )
 from bundle.kaggle import KERNEL_METADATA_NAME
 from kernel.errors import InputError, RunError
@@ -434,14 +435,6 @@ def refuse_odd_answer(response: Any) -> None:
     """
     if "application/json" in response.headers.get("Content-Type", "") and not isinstance(response.json(), dict):
         raise TypeError("it is no object")
-
-
-def token_source() -> str | None:
-    """Where the client has found a token, for a message; None where there is none."""
-    from kagglesdk.kaggle_env import get_access_token_from_env
-
-    source = get_access_token_from_env()[1]
-    return None if source is None else "the token in " + ("~/.kaggle/" if source == "access_token" else "") + source
 
 
 @functools.cache

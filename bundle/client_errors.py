@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -163,7 +164,11 @@ def refusal(doing: str, error: Any, advise: Callable[[str], str] | None = None) 
     status = status_of(error)
     said = one_line(str(error))
     if status == 401:
-        return KaggleError(f"{doing}: Kaggle does not take the login (401)", LOG_IN)
+        return KaggleError(
+            f"{doing}: Kaggle does not take the login (401), which is {login_source()}",
+            "it is expired, revoked or mistyped; take it away first, for the client may prefer it to a new one; "
+            f"then {LOG_IN}",
+        )
     if status == 403:
         return ForbiddenError(
             f"{doing}: not allowed (403)",
@@ -183,6 +188,28 @@ def refusal(doing: str, error: Any, advise: Callable[[str], str] | None = None) 
         return PassingError(f"{doing}: Kaggle itself fails ({status})", "wait some minutes, and run the same again")
     advice = "see that what the manifest says is right" if advise is None else advise(said)
     return KaggleError(f"{doing}: Kaggle refuses ({status}): {said}", advice)
+
+
+def token_source() -> str | None:
+    """Where the client has found a token, for a message; None where there is none."""
+    from kagglesdk.kaggle_env import get_access_token_from_env
+
+    source = get_access_token_from_env()[1]
+    return None if source is None else "the token in " + ("~/.kaggle/" if source == "access_token" else "") + source
+
+
+def login_source() -> str:
+    """Which login the client uses, for a message: of several, it prefers them in this order."""
+    token = token_source()
+    if token is not None:
+        return token
+    if os.environ.get("KAGGLE_KEY"):
+        return "the key in KAGGLE_KEY"
+    folders = (os.environ.get("KAGGLE_CONFIG_DIR") or "~/.kaggle", os.environ.get("XDG_CONFIG_HOME") or "~/.config")
+    for path in (Path(folders[0], "kaggle.json"), Path(folders[1], "kaggle", "kaggle.json")):
+        if path.expanduser().is_file():
+            return f"the key in {path}"
+    return "what `kaggle auth login` keeps in ~/.kaggle/credentials.json"
 
 
 def status_of(error: Any) -> int:

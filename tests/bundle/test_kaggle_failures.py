@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -713,6 +714,45 @@ def test_a_login_that_has_expired_is_not_called_none(here: Here, monkeypatch: py
     token.write_text("KGAT_old", encoding="utf-8")
     text = told(here.run("quota"), 2)
     assert "does not take the token in ~/.kaggle/access_token" in text and "KGAT_old" not in text
+
+
+def test_the_login_that_is_refused_is_named(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One beside it may be a good one, which the client does not get to."""
+    assert here.run("quota").returncode == 0  # the client is imported, whose home is set then
+    home = here.project.home / ".kaggle"
+    home.mkdir(exist_ok=True)
+    extended = sys.modules["kaggle.api.kaggle_api_extended"]
+    monkeypatch.setattr(extended.KaggleApi, "config", str(home / "kaggle.json"))
+    monkeypatch.delenv("KAGGLE_API_TOKEN")
+    (home / "kaggle.json").write_text(json.dumps({"username": "ada", "key": "rotated-away"}), encoding="utf-8")
+    (home / "credentials.json").write_text(
+        json.dumps(
+            {
+                "refresh_token": "r",
+                "access_token": here.server.token,
+                "access_token_expiration": "2099-01-01T00:00:00+00:00",
+                "username": "ada",
+                "scopes": [],
+            }
+        ),
+        encoding="utf-8",
+    )
+    text = told(here.run("quota"), 1)
+    assert "does not take the login (401), which is the key in ~/.kaggle/kaggle.json" in text
+    assert "take it away first" in text and "rotated-away" not in text
+    (home / "kaggle.json").unlink()
+    assert here.run("quota").returncode == 0
+    here.server.failures = [failing("401", "GetAcceleratorQuotaStatistics", times=1)]
+    assert "what `kaggle auth login` keeps in ~/.kaggle/credentials.json" in told(here.run("quota"), 1)
+    # A good key beside a token that has expired.
+    here.server.key = "good-key"
+    (home / "kaggle.json").write_text(json.dumps({"username": "ada", "key": here.server.key}), encoding="utf-8")
+    monkeypatch.setenv("KAGGLE_API_TOKEN", "KGAT_expired")
+    assert "(401), which is the token in KAGGLE_API_TOKEN: it is expired" in told(here.run("quota"), 1)
+    monkeypatch.delenv("KAGGLE_API_TOKEN")
+    assert here.run("quota").returncode == 0
+    monkeypatch.setenv("KAGGLE_KEY", "old-key")
+    assert "(401), which is the key in KAGGLE_KEY: it is expired" in told(here.run("quota"), 1)
 
 
 @pytest.mark.parametrize("token", ["x" * 5000, "a\tsecret", "\u00e4\u20ac", "not.one", "q q"])
