@@ -368,8 +368,8 @@ def kernel_there_findings(manifest: Manifest, out: Path, there: KernelThere | No
         question(
             f"Kaggle has a kernel {kernel} already ({how}version {there.version}), this project has not built its "
             f"script, and nothing says that it was pushed from here: is it to become version {there.version + 1} of "
-            "that one? (yes if you made it for this, by hand or in another checkout; else give the manifest another "
-            "`kernel.title` and `kernel.id`, and build again)"
+            "that one? (yes if you made it for this by hand; else give the manifest another `kernel.title` and "
+            "`kernel.id`, and build again)"
         )
     ]
 

@@ -122,13 +122,13 @@ def write_verdict(verdict: Verdict, folder: Path) -> None:
         temporary.write_text(json.dumps(asdict(verdict), indent=2) + "\n", encoding="utf-8", newline="\n")
 
 
-def read_verdict(folder: Path, kernel: str, version: int) -> Verdict | None:
-    """The verdict in a folder of results; None where there is none on this version, or it is damaged."""
+def read_verdict(folder: Path) -> Verdict | None:
+    """The verdict in a folder of results; None where there is none, or it is damaged."""
     try:
         verdict = Verdict(**parse_json((folder / VERDICT_NAME).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
-    return verdict if (verdict.kernel, verdict.version) == (kernel, version) else None
+    return verdict if isinstance(verdict.kernel, str) else None
 
 
 @dataclass(frozen=True)

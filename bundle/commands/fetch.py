@@ -24,10 +24,11 @@ from bundle.runs import (
     check_submission,
     machine_changes,
     read_run_summary,
+    read_verdict,
     summary_rows,
     write_verdict,
 )
-from kernel.errors import RunError
+from kernel.errors import InputError, RunError
 from kernel.folders import replace_folder, scratch_folder
 
 RUNS_NAME = "runs"
@@ -39,13 +40,32 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--images", type=Path, metavar="DIR", help="the competition's test images: the submission is checked on them"
     )
+    parser.add_argument("--replace", action="store_true", help="put the results in the place of another kernel's")
 
 
 def run(options: argparse.Namespace) -> int:
     """Download and check. Returns the exit code."""
     with telling_stops("what was fetched before is as it was: `python build_kernel.py fetch` begins anew"):
         client = log_in()
-        return fetch(client, chosen_version(options, client), options.out, options.images)
+        version = chosen_version(options, client)
+        if not options.replace:
+            refuse_others(version, options.out)
+        return fetch(client, version, options.out, options.images)
+
+
+def refuse_others(version: KernelVersion, out: Path) -> None:
+    """Refuse to replace the results of another kernel's version of the same number.
+
+    Raises:
+        InputError: they are there.
+    """
+    folder = results_folder(version, out)
+    found = read_verdict(folder)
+    if found is not None and found.kernel.lower() != version.kernel.lower():
+        raise InputError(
+            f"{folder} holds the results of version {found.version} of {found.kernel}: --replace puts those of "
+            f"{version.kernel} in their place, another --out keeps both"
+        )
 
 
 def fetch(client: KaggleClient, version: KernelVersion, out: Path, images: Path | None) -> int:
@@ -69,6 +89,7 @@ def fetch(client: KaggleClient, version: KernelVersion, out: Path, images: Path 
         replace_folder(new, folder)
     print(f"{version.kernel} version {version.number}: {state}; its results are in {folder}")
     if state != "complete":
+        write_verdict(Verdict(version.kernel, version.number, f"the run is {state}"), folder)
         tell_failure(client, version, state, message)
         return 1
     try:

@@ -19,6 +19,7 @@ from bundle.commands.common import (
     add_wait_options,
     chosen_version,
     confirm,
+    note,
     positive_int,
     progress_line,
     telling_stops,
@@ -169,8 +170,10 @@ def refuse_invalid(client: KaggleClient, version: KernelVersion, options: argpar
         RunError: they are.
     """
     folder = results_folder(version, options.out)
-    verdict = read_verdict(folder, version.kernel, version.number)
-    if verdict is None:
+    verdict = read_verdict(folder)
+    if verdict is None or (verdict.kernel, verdict.version) != (version.kernel, version.number):
+        if verdict is not None:
+            note(f"the results of version {verdict.version} of {verdict.kernel} in {folder} are replaced")
         fetch(client, version, options.out, None)
     elif verdict.problem is not None:
         raise RunError(

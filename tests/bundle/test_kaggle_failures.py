@@ -669,6 +669,26 @@ def test_submit_heeds_what_fetch_has_found(here: Here) -> None:
         assert done.returncode == 0 and "submission.csv is valid" in done.stdout, done.stderr
 
 
+@pytest.mark.parametrize("state", ["COMPLETE", "ERROR"])
+def test_the_results_of_another_kernel_are_not_replaced_untold(here: Here, state: str) -> None:
+    server, results = here.server, here.project.out / "runs" / "2" / "submission.csv"
+    other = [Run(run.request, ["COMPLETE"], "", run.log, dict(run.outputs)) for run in server.kernels[KERNEL]]
+    other[1].outputs["submission.csv"] = b"id,predicted\na,7 3\nb,\nc,\n"
+    server.kernels["ada/my-other-kernel"] = other
+    server.kernels[KERNEL][1].states = [state]
+    assert here.run("fetch").returncode == (0 if state == "COMPLETE" else 1)
+    here.project.edit({}, id="ada/my-other-kernel", title="My other kernel")
+    text = told(here.run("fetch"), 2)
+    assert (
+        f"{results.parent} holds the results of version 2 of {KERNEL}: --replace puts those of ada/my-other-kernel"
+        in text
+    )
+    assert results.read_bytes() == SUBMISSION
+    assert here.run("fetch", "--replace").returncode == 0
+    assert results.read_bytes() == other[1].outputs["submission.csv"]
+    assert here.run("fetch").returncode == 0  # one's own are
+
+
 def test_outputs_that_would_leave_their_folder(here: Here) -> None:
     for name in ("../../away.txt", "/away.txt"):
         here.server.kernels[KERNEL][1].outputs[name] = b"x"
