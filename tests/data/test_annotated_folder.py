@@ -336,6 +336,73 @@ def test_what_is_no_label_image_is_refused(labels: np.ndarray, message: str) -> 
         cells_of_labels(labels, (4, 5))
 
 
+def numbered_discs() -> np.ndarray:
+    """(120, 160) uint8: 12 cells apart from each other."""
+    ys, xs = np.mgrid[:120, :160]
+    labels = np.zeros((120, 160), np.uint8)
+    for number, (y, x) in enumerate(((y, x) for y in (20, 60, 100) for x in (20, 60, 100, 140)), start=1):
+        labels[(ys - y) ** 2 + (xs - x) ** 2 < 144] = number
+    return labels
+
+
+def classes_of_pixels() -> dict[str, tuple[np.ndarray, str]]:
+    """Pictures that programs export beside label images, of `numbered_discs`; and what is said of each."""
+    found = (numbered_discs() > 0).astype(np.uint8)
+    inner = cv2.erode(found, np.ones((5, 5)))
+    return {
+        "cell and border": (found * 2 - inner, "2 values mark 24 pieces, value 1 alone 12"),
+        "cell and border as gray levels": (found * 128 + inner * 127, "classes"),
+        "smoothed": (cv2.GaussianBlur(found * 255, (5, 5), 0), "shades of a smoothed mask"),
+        "Ilastik's 1 and 2": (2 - found, "value 2 covers 73% of the image"),
+        "Ilastik's 2 and 1": (1 + found, "value 1 covers 73% of the image"),
+        "numbered, on a background of 255": (np.where(found, numbered_discs(), 255), "value 255 covers 73%"),
+    }
+
+
+@pytest.mark.parametrize("what", list(classes_of_pixels()))
+def test_classes_of_pixels_are_no_cells(what: str) -> None:
+    labels, message = classes_of_pixels()[what]
+    with pytest.raises(InputError, match=rf"{message}.*export instance labels"):
+        cells_of_labels(labels, labels.shape)
+
+
+def squares(side: int) -> np.ndarray:
+    """(20 side, 20 side) int: side x side cells of 12 x 12, numbered from 1."""
+    ys, xs = np.mgrid[: 20 * side, : 20 * side]
+    return np.where((ys % 20 < 12) & (xs % 20 < 12), ys // 20 * side + xs // 20 + 1, 0)
+
+
+@pytest.mark.parametrize("in_8_bits", [lambda labels: labels % 256, lambda labels: np.minimum(labels, 255)])
+@pytest.mark.parametrize("side", [17, 19, 40])
+def test_more_cells_than_8_bits_number_are_refused(side: int, in_8_bits: Callable[[np.ndarray], np.ndarray]) -> None:
+    labels = squares(side)
+    assert len(cells_of_labels(labels.astype(np.uint16), labels.shape).cells) == side**2
+    with pytest.raises(InputError, match="16 bits"):
+        cells_of_labels(in_8_bits(labels).astype(np.uint8), labels.shape)
+
+
+def test_label_images_of_odd_cells_are_read() -> None:
+    labels = numbered_discs()
+    labels[8:33, 18:22] = 0  # over the first cell lies another: it is in two pieces
+    labels[50:54, 40:80] = 13  # and one over the sixth and beyond its edges
+    labels[60, 60], labels[60, 0], labels[0, 60], labels[110, 80] = 5, 5, 5, 5  # single pixels, far away
+    labels[0, 159], labels[119, 0], labels[119, 159], labels[80, 80], labels[2, 2] = (
+        99,
+        99,
+        99,
+        99,
+        99,
+    )  # and of these only
+    labels[90:110, 112:130] = 11  # touches the twelfth
+    assert len(cells_of_labels(labels, labels.shape).cells) == 14
+    whole = squares(16)
+    whole[whole == 256] = 0
+    whole[2:10, 5:8], whole[22:30, 5:8] = 255, 255  # as many as 8 bits number, and three of them in two pieces
+    assert len(cells_of_labels(whole.astype(np.uint8), whole.shape).cells) == 255
+    tiles = np.arange(12).reshape(3, 4).repeat(40, axis=0).repeat(40, axis=1) + 1  # no background
+    assert len(cells_of_labels(tiles, tiles.shape).cells) == 12
+
+
 def test_files_that_are_no_label_images(tmp_path: Path) -> None:
     write_png(tmp_path / "a.jpg", np.zeros(SHAPE, np.uint8))
     tifffile.imwrite(tmp_path / "stack.tif", np.zeros((5, *SHAPE), np.uint8))
