@@ -13,6 +13,7 @@ from tqdm import tqdm
 from kernel.data.image_names import known_name
 from kernel.data.mask_files.forms import MASK_FORMS, require_package
 from kernel.data.mask_files.pairing import MaskFile, Pairing, pair_masks
+from kernel.data.mask_files.taken import FIRST_PLANE, TakenPlane, taken_plane
 from kernel.data.sources import DroppedCell, DroppedImage, Showing, Source, SourceCell, SourceImage, cell_type_lookup
 from kernel.data.tables import read_table
 from kernel.errors import InputError
@@ -52,7 +53,8 @@ def read_annotated_folder(
         form: of MASK_FORMS, the one to read where images have several; None: they must say the same.
         cell_types: as for `read_pseudo_labels`; None: as above.
         keep_empty: images whose masks have no cell are images without cells; else they are dropped by name.
-        showing: how the images are shown to members; None: as their files are read. Masks are of the files' pixels.
+        showing: how the images are shown to members; None: as their files are read. Masks are of the files' pixels;
+            of shapes that tell their plane those on the one that is shown count.
 
     Raises:
         InputError: a folder cannot be read, no image has masks, or several that differ.
@@ -71,7 +73,8 @@ def read_annotated_folder(
             require_package(MASK_FORMS[file.form])
         try:
             image_shape = read_image_shape(path) or shape_of_pixels(path)
-            results = [read_masks(file, image_shape) for file in chosen]
+            plane = FIRST_PLANE if showing is None else taken_plane(path, showing.choice)
+            results = [read_masks(file, image_shape, plane) for file in chosen]
         except InputError as error:
             dropped.append(DroppedImage(image_id, str(error), 0))
             continue
@@ -122,14 +125,16 @@ def shape_of_pixels(path: Path) -> tuple[int, int]:
     return height, width
 
 
-def read_masks(file: MaskFile, image_shape: tuple[int, int]) -> tuple[list[_Row], Sequence[tuple[str, str]]]:
-    """The cells of a mask file, and the place and reason of each that is left out.
+def read_masks(
+    file: MaskFile, image_shape: tuple[int, int], plane: TakenPlane
+) -> tuple[list[_Row], Sequence[tuple[str, str]]]:
+    """The cells of a mask file for a plane of its image, and the place and reason of each that is left out.
 
     Raises:
         InputError: it cannot be used, with its name.
     """
     try:
-        found = MASK_FORMS[file.form].read(file.path, image_shape)
+        found = MASK_FORMS[file.form].read(file.path, image_shape, plane)
     except InputError as error:
         raise InputError(f"{file.path.name}: {error}") from error
     except OSError as error:

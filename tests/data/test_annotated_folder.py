@@ -31,6 +31,7 @@ from kernel.data.mask_files.label_images import read_label_image
 from kernel.data.mask_files.ome_zarr import read_ome_zarr
 from kernel.data.mask_files.rings import fill_rings
 from kernel.data.mask_files.seg_npy import read_seg_npy
+from kernel.data.mask_files.taken import TakenPlane
 from kernel.errors import InputError
 from kernel.export.folder import image_file, write_image
 from kernel.export.kinds import IMAGE_EXPORTS, FoundCells
@@ -742,3 +743,82 @@ def test_a_plane_of_a_stack_is_prepared_as_predict_took_it(tmp_path: Path, capsy
     assert "no image is left to prepare" in capsys.readouterr().err
     competition = ["prepare", "--competition", str(tmp_path), "--zoom", "2", "--out", str(tmp_path / "no")]
     assert main(competition) == 2 and "--zoom belongs to --annotated" in capsys.readouterr().err
+
+
+def told_planes(form: str, planes: list[dict[str, int]], path: Path) -> None:
+    """Write a square for each plane that it tells, its number as the side: ImageJ's ROIs, or QuPath's GeoJSON."""
+    from roifile import ROI_TYPE, ImagejRoi
+
+    if form == "rois":
+        boxes = [dict(left=5, top=5, right=5 + side, bottom=5 + side) for side in range(1, len(planes) + 1)]
+        rois = [ImagejRoi(roitype=ROI_TYPE.RECT, **box, **plane) for box, plane in zip(boxes, planes, strict=True)]
+        write_zip(path / "a.zip", rois)
+        return
+    squares_of = [np.pad(np.ones((side, side), bool), ((5, 99), (5, 99))) for side in range(1, len(planes) + 1)]
+    features = [feature(square, objectType="annotation") for square in squares_of]
+    for each, plane in zip(features, planes, strict=True):
+        each["geometry"] |= {"plane": {"c": -1, "z": 0, "t": 0, **plane}} if plane else {}
+    (path / "a.geojson").write_text(json.dumps(features), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("axes", "sizes", "words", "form", "planes", "taken"),
+    [
+        ("ZYX", (5,), [], "rois", [{"position": n} for n in range(6)], [0, 3]),  # 0 tells nothing
+        ("ZYX", (5,), ["--z", "0"], "rois", [{"position": n} for n in range(6)], [0, 1]),
+        ("ZYX", (5,), ["--z", "max"], "rois", [{"position": n} for n in range(7)], [0, 1, 2, 3, 4, 5]),
+        ("TYX", (3,), ["--frame", "1"], "rois", [{"position": n} for n in range(4)], [0, 2]),
+        ("QYX", (4,), ["--frame", "2"], "rois", [{"position": n} for n in range(5)], [0, 3]),
+        ("CYX", (2,), [], "rois", [{"position": n} for n in range(4)], [0, 1, 2]),  # a cell is in each channel
+        ("TZCYX", (2, 3, 2), ["--frame", "1"], "rois", [{"position": n} for n in range(13)], [0, 9, 10]),
+        (
+            "TZCYX", (2, 3, 2), ["--frame", "1", "--channel", "1"], "rois",
+            [{"z_position": z, "t_position": t, "c_position": 1} for t in (0, 1, 2) for z in (0, 1, 2, 3)],
+            [0, 2, 8, 10],
+        ),
+        ("TYX", (5,), [], "geojson", [{"t": t} for t in range(5)] + [{}], [0, 5]),
+        ("TYX", (5,), ["--frame", "3"], "geojson", [{"t": t} for t in range(5)] + [{}], [3, 5]),
+        ("ZYX", (5,), [], "geojson", [{"z": z} for z in range(5)] + [{}], [2, 5]),
+        ("TZYX", (2, 3), [], "geojson", [{"z": z, "t": t} for t in (0, 1) for z in range(3)], [1]),
+    ],
+)  # fmt: skip
+def test_shapes_of_the_plane_that_is_taken_count(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    axes: str,
+    sizes: tuple[int, ...],
+    words: list[str],
+    form: str,
+    planes: list[dict[str, int]],
+    taken: list[int],
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    stack = np.stack([draw_image(1, GRID)] * int(np.prod(sizes))).reshape(*sizes, 160, 160)
+    told: dict[str, Any] = (
+        {"photometric": "minisblack"} if "Q" in axes else {"imagej": True, "metadata": {"axes": axes}}
+    )
+    tifffile.imwrite(folder / "a.tif", stack, **told)
+    told_planes(form, planes, folder)
+    prepared_cells("--annotated", folder, "--cell-type", "cort", *words, tmp_path / "out")
+    (image,) = list_annotated(tmp_path / "out")
+    assert sorted(image.annotations.masks().sizes.tolist()) == [(place + 1) ** 2 for place in taken]
+    printed = capsys.readouterr().out
+    left_out = len(planes) - len(taken)
+    assert f"cells dropped: {left_out}" in printed or not left_out
+    assert ("taken, counted from" in printed) == bool(left_out), printed
+
+
+def test_a_plane_that_is_none_and_strokes_of_other_planes(tmp_path: Path) -> None:
+    square = feature(disc(15, 15, 4))
+    for odd in ({"z": "1"}, "1", [0, 1], {"z": 0, "t": 0.5}):
+        geometry = square["geometry"] | {"plane": odd}
+        (tmp_path / "a.geojson").write_text(json.dumps({**square, "geometry": geometry}), encoding="utf-8")
+        assert "whole numbers z and t" in read_geojson(tmp_path / "a.geojson", SHAPE).flaws[0][1]
+    outlines = [strokes_around(3, 4, 8) + np.array([plane, 0, 0, 0]) for plane in range(3)]
+    np.save(tmp_path / "a_seg.npy", np.array({"outlines": outlines}, dtype=object), allow_pickle=True)
+    found = read_seg_npy(tmp_path / "a_seg.npy", SHAPE, TakenPlane(z=(2,), positions=(2,)))
+    assert [cell.place for cell in found.cells] == ["outline 3"]
+    assert [flaw for _, flaw in found.flaws] == [
+        f"it lies on slice {n} of a stack, and 3 is taken, counted from 1 (see --z, --frame)" for n in (1, 2)
+    ]

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from kernel.data.mask_files.taken import TakenPlane
+
 
 @dataclass(frozen=True, eq=False)
 class MaskCell:
@@ -41,7 +43,7 @@ class MaskForm:
     Attributes:
         name: by which it is asked for.
         what: it is called in a sentence, of several.
-        read: gives the masks of a file for an image of a (H, W).
+        read: gives the masks of a file for an image of a (H, W), of which a plane is taken.
 
             Raises:
                 InputError: the file holds no masks that can be used, without its path.
@@ -50,5 +52,5 @@ class MaskForm:
 
     name: str
     what: str
-    read: Callable[[Path, tuple[int, int]], FoundMasks]
+    read: Callable[[Path, tuple[int, int], TakenPlane], FoundMasks]
     package: str | None = None

@@ -10,6 +10,7 @@ import numpy as np
 
 from kernel.data.mask_files.found import FoundMasks, MaskCell
 from kernel.data.mask_files.rings import fill_rings
+from kernel.data.mask_files.taken import FIRST_PLANE, TakenPlane
 from kernel.errors import InputError
 from kernel.text import parse_json, read_any_text
 
@@ -21,8 +22,10 @@ NO_CELLS = ("root", "tile", "tma_core")
 DETECTED = ("detection", "cell")
 
 
-def read_geojson(path: Path, image_shape: tuple[int, int]) -> FoundMasks:
-    """The cells of Polygons and MultiPolygons; other geometries are named. Errors as a `MaskForm`'s reader.
+def read_geojson(path: Path, image_shape: tuple[int, int], plane: TakenPlane = FIRST_PLANE) -> FoundMasks:
+    """The cells of Polygons and MultiPolygons; other geometries, and those that tell another plane, are named.
+
+    Errors as a `MaskForm`'s reader.
 
     An annotation that surrounds several of a file's detections is the region that they were looked for in.
     """
@@ -39,7 +42,9 @@ def read_geojson(path: Path, image_shape: tuple[int, int]) -> FoundMasks:
         try:
             if kind in NO_CELLS:
                 raise InputError(f"it is a {kind} of QuPath, and no cell")
-            crop, offset = fill_geometry(feature.get("geometry") if isinstance(feature, Mapping) else None, image_shape)
+            geometry = feature.get("geometry") if isinstance(feature, Mapping) else None
+            refuse_other_plane(geometry, plane)
+            crop, offset = fill_geometry(geometry, image_shape)
         except InputError as error:
             flaws.append((place, str(error)))
             continue
@@ -75,6 +80,22 @@ def class_of(properties: Mapping[str, Any]) -> str:
         name = classification.get("name")
         return ": ".join(map(str, names)) if isinstance(names, list) and not name else str(name or "")
     return classification if isinstance(classification, str) else ""
+
+
+def refuse_other_plane(geometry: Any, plane: TakenPlane) -> None:
+    """Refuse a geometry that tells another plane of a stack, as QuPath does where it is not the first one.
+
+    Raises:
+        InputError: it does, or it tells none that can be read.
+    """
+    told = geometry.get("plane") if isinstance(geometry, Mapping) else None
+    if told is None:
+        return
+    z, frame = (told.get("z"), told.get("t")) if isinstance(told, Mapping) else ("", "")
+    if not all(each is None or isinstance(each, int) for each in (z, frame)):
+        raise InputError(f"its plane is {str(told)[:60]!r}, and has no whole numbers z and t, as QuPath's have")
+    if flaw := plane.flaw(z, frame):
+        raise InputError(flaw)
 
 
 def fill_geometry(geometry: Any, image_shape: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:

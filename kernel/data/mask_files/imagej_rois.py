@@ -12,6 +12,7 @@ import numpy as np
 
 from kernel.data.mask_files.found import FoundMasks, MaskCell
 from kernel.data.mask_files.rings import fill_rings
+from kernel.data.mask_files.taken import FIRST_PLANE, TakenPlane
 from kernel.errors import InputError
 
 #: What reading raises for bytes that are no ROI.
@@ -25,10 +26,10 @@ LARGEST_ROI = 64 << 20
 OVAL_CORNERS = 720
 
 
-def read_imagej_rois(path: Path, image_shape: tuple[int, int]) -> FoundMasks:
+def read_imagej_rois(path: Path, image_shape: tuple[int, int], plane: TakenPlane = FIRST_PLANE) -> FoundMasks:
     """The cells of ROIs that have an area: polygon, freehand, traced, rectangle, oval, composite.
 
-    Others, and those of later slices of a stack, are named. Errors as a `MaskForm`'s reader.
+    Others, and those that tell another slice of a stack, are named. Errors as a `MaskForm`'s reader.
     """
     import roifile
 
@@ -52,7 +53,7 @@ def read_imagej_rois(path: Path, image_shape: tuple[int, int]) -> FoundMasks:
         place = f"ROI {number} '{name}'"
         try:
             roi = roifile.ImagejRoi.frombytes(content)
-            flaw = flaw_of(roi)
+            flaw = flaw_of(roi, plane)
             rings = [] if flaw else rings_of(roi)
         except DAMAGED_ROI_ERRORS as error:
             flaw, rings = f"it cannot be read ({error})", []
@@ -70,15 +71,16 @@ def is_roi(name: str) -> bool:
     return name.lower().endswith(".roi") and not name.startswith("__MACOSX/") and not Path(name).name.startswith(".")
 
 
-def flaw_of(roi: Any) -> str:
-    """Why a ROI is no cell of the image, or ""."""
+def flaw_of(roi: Any, plane: TakenPlane) -> str:
+    """Why a ROI is no cell of the image's plane, or ""."""
     from roifile import ROI_TYPE
 
     with_area = (ROI_TYPE.POLYGON, ROI_TYPE.RECT, ROI_TYPE.OVAL, ROI_TYPE.FREEHAND, ROI_TYPE.TRACED)
     if roi.roitype not in with_area:
         return f"it is of the type {roi.roitype.name.lower()}, which has no area"
-    position = max(roi.position, roi.z_position, roi.t_position)
-    return f"it lies on slice {position} of a stack, of which the first is read" if position > 1 else ""
+    # Counted from 1; 0 tells nothing. In a hyperstack a slice has no number of its own.
+    position, z, frame = (place - 1 if place > 0 else None for place in (roi.position, roi.z_position, roi.t_position))
+    return plane.flaw(z, frame, position if z is None and frame is None else None)
 
 
 def rings_of(roi: Any) -> list[np.ndarray]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from kernel.data.mask_files.found import FoundMasks
 from kernel.data.mask_files.label_arrays import cells_of_labels
+from kernel.data.mask_files.taken import FIRST_PLANE, TakenPlane
 from kernel.errors import InputError
 from kernel.images.jpeg import JPEG_SIGNATURE
 from kernel.images.png import PNG_GRAY, PNG_PALETTE, PNG_SIGNATURE, chunk_data, parse_png_header, png_chunks, read_png
@@ -20,8 +21,8 @@ from kernel.images.tiff_layout import check_segments, read_layout
 from kernel.images.tiff_tags import TIFF_SIGNATURES, tiff_directories
 
 
-def read_label_image(path: Path, image_shape: tuple[int, int]) -> FoundMasks:
-    """The cells of a label image; errors as a `MaskForm`'s reader."""
+def read_label_image(path: Path, image_shape: tuple[int, int], _plane: TakenPlane = FIRST_PLANE) -> FoundMasks:
+    """The cells of a label image, which is of one plane; errors as a `MaskForm`'s reader."""
     with path.open("rb") as stream:
         head = stream.read(8)
         stream.seek(0)

@@ -9,14 +9,15 @@ import numpy as np
 
 from kernel.data.mask_files.found import FoundMasks
 from kernel.data.mask_files.label_arrays import cells_of_labels
+from kernel.data.mask_files.taken import FIRST_PLANE, TakenPlane
 from kernel.errors import InputError
 
 #: The label image that `predict --export ome-zarr` writes.
 OWN_LABEL = "cells"
 
 
-def read_ome_zarr(path: Path, image_shape: tuple[int, int]) -> FoundMasks:
-    """The cells of an OME-Zarr folder, at its full resolution; errors as a `MaskForm`'s reader."""
+def read_ome_zarr(path: Path, image_shape: tuple[int, int], _plane: TakenPlane = FIRST_PLANE) -> FoundMasks:
+    """The cells of an OME-Zarr folder of one plane, at its full resolution; errors as a `MaskForm`'s reader."""
     import zarr
 
     try:

@@ -18,6 +18,7 @@ from numpy.lib import format as npy
 
 from kernel.data.mask_files.found import FoundMasks, MaskCell
 from kernel.data.mask_files.label_arrays import cells_of_labels
+from kernel.data.mask_files.taken import FIRST_PLANE, TakenPlane
 from kernel.errors import InputError
 
 #: What reading a pickle raises for bytes that are none, or another's than expected.
@@ -74,7 +75,7 @@ class ArrayUnpickler(pickle.Unpickler):
         return super().find_class(module, name) if (module, name) in ARRAY_GLOBALS else PassedOver
 
 
-def read_seg_npy(path: Path, image_shape: tuple[int, int]) -> FoundMasks:
+def read_seg_npy(path: Path, image_shape: tuple[int, int], plane: TakenPlane = FIRST_PLANE) -> FoundMasks:
     """The cells of a `_seg.npy`; errors as a `MaskForm`'s reader."""
     with path.open("rb") as stream:
         try:
@@ -91,7 +92,7 @@ def read_seg_npy(path: Path, image_shape: tuple[int, int]) -> FoundMasks:
             masks = masks + 1
         return cells_of_labels(masks, image_shape)
     if isinstance(outlines, (list, np.ndarray)):
-        return cells_of_strokes(list(outlines), image_shape)
+        return cells_of_strokes(list(outlines), image_shape, plane)
     raise InputError(f"its masks are no array of numbers, but {type(masks).__name__}")
 
 
@@ -107,10 +108,10 @@ def read_npy(stream: BinaryIO) -> Any:
     return held.item() if isinstance(held, np.ndarray) and shape == () else held
 
 
-def cells_of_strokes(outlines: list[Any], image_shape: tuple[int, int]) -> FoundMasks:
+def cells_of_strokes(outlines: list[Any], image_shape: tuple[int, int], plane: TakenPlane) -> FoundMasks:
     """Cells by the strokes that were drawn around them, filled with their outlines as Cellpose's window does.
 
-    A pixel that two strokes have belongs to the first cell, as there.
+    A pixel that two strokes have belongs to the first cell, as there. Those on other planes of a stack are named.
     """
     free = np.ones(image_shape, np.uint8)
     cells, flaws = [], []
@@ -120,8 +121,9 @@ def cells_of_strokes(outlines: list[Any], image_shape: tuple[int, int]) -> Found
         if points is None:
             flaws.append((place, "it is no list of points with plane, row and column"))
             continue
-        if points[:, 0].any():
-            flaws.append((place, "it lies in another plane of a stack than the first"))
+        others = filter(None, (plane.flaw(position=position) for position in np.unique(points[:, 0]).tolist()))
+        if flaw := next(others, ""):
+            flaws.append((place, flaw))
             continue
         drawn = np.zeros(image_shape, np.uint8)
         cv2.fillPoly(drawn, [points[:, [2, 1]].astype(np.int32)], [1])
