@@ -47,10 +47,15 @@ def known_name(text: str, names: Collection[str]) -> str:
     """Which of the images' `names` an image id in a table means.
 
     The id itself, if there is such a name; else what is left of it without a path before and an image's ending behind
-    it, or, where a program took the ids for numbers, without the .0 that it appended; else the id, for a message.
+    it, or, where a program took the ids for numbers, without the .0 that it appended; else the same without the
+    apostrophe that `spreadsheet_cell` puts before some; else the id, for a message.
     """
-    bare = image_name(text)
-    return next((known for known in (text, bare, bare.removesuffix(".0")) if known in names), text)
+    for written in (text, text.removeprefix("'")):
+        bare = image_name(written)
+        for known in (written, bare, bare.removesuffix(".0")):
+            if known in names:
+                return known
+    return text
 
 
 def present_form(path: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import pickle
 import shutil
@@ -33,8 +34,10 @@ from kernel.data.mask_files.rings import fill_rings
 from kernel.data.mask_files.seg_npy import read_seg_npy
 from kernel.data.mask_files.taken import TakenPlane
 from kernel.errors import InputError
-from kernel.export.folder import image_file, write_image
+from kernel.export.folder import image_file, image_rows, write_image
+from kernel.export.inputs import list_inputs
 from kernel.export.kinds import IMAGE_EXPORTS, FoundCells
+from kernel.images.planes import PlaneChoice
 from kernel.masks.instances import CellMasks
 from kernel.masks.labels import label_image
 from kernel.postprocess.outlines import mask_polygons
@@ -611,6 +614,24 @@ def test_types_by_folder_by_table_and_by_default(tmp_path: Path, capsys: pytest.
     assert types() == {"a": "astro", "b": "cort", "c": "astro"}
     table.write_text("name,cell_type\na,cort\n", encoding="utf-8")
     assert main(["prepare", "--annotated", str(folder), "--cell-types", str(table), "--out", str(tmp_path / "no")]) == 2
+
+
+def test_types_of_names_that_predict_writes_with_an_apostrophe(tmp_path: Path) -> None:
+    names = {"-DOX 1": "cort", "+DOX 1": "astro", "=DOX": "cort", "@1": "astro", "DOX": "cort", "-7": "astro"}
+    for number, name in enumerate(names):
+        write_png(tmp_path / "images" / f"{name}.png", draw_image(number, GRID))
+        write_png(tmp_path / "found" / "labels" / f"{name}.png", grid_labels())
+    images = list_inputs([str(tmp_path / "images")], PlaneChoice())
+    told = {"height": 160, "width": 160, "cells": 9, "confluence": 0.2, "pixel": None, "zoom": "1", "seconds": 1}
+    records = {image.name: {**told, "cell_type": names[image.name]} for image in images}
+    table = tmp_path / "found" / "images.csv"
+    with table.open("w", encoding="utf-8", newline="") as stream:
+        csv.writer(stream, lineterminator="\n").writerows(image_rows(images, records, {}))
+    assert "'-DOX 1,'-DOX 1.png," in table.read_text(encoding="utf-8")
+    for words in ([], ["--cell-types", table]):
+        folders = ["--annotated", tmp_path / "images", "--masks", tmp_path / "found" / "labels"]
+        prepared_cells(*folders, *words, tmp_path / "out")
+        assert {image.image_id: image.cell_type for image in list_annotated(tmp_path / "out")} == names
 
 
 def test_several_masks_of_one_image_must_say_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -43,7 +43,11 @@ def test_images_are_known_by_either_unicode_form(tmp_path: Path) -> None:
         ("7.0", "7"),
         ("7.00", "7.00"),
         ("", ""),
+        ("'-DOX 1", "-DOX 1"),
+        ("'=DOX 2.tif", "=DOX 2"),
+        ("'+a", "'+a"),  # as it is, for there is such a name
+        ("'@b", "'@b"),  # another image
     ],
 )
 def test_an_id_is_matched_with_the_names_there_are(text: str, name: str) -> None:
-    assert known_name(text, {"abc", "x.tif", "x.1", "7"}) == name
+    assert known_name(text, {"abc", "x.tif", "x.1", "7", "-DOX 1", "=DOX 2", "+a", "'+a"}) == name
