@@ -279,6 +279,34 @@ def test_what_is_no_cell_in_geojson_is_named(tmp_path: Path) -> None:
             read_geojson(path, SHAPE)
 
 
+def test_a_region_around_drawn_cells_is_no_cell(tmp_path: Path, export: Any) -> None:
+    """Whether somebody draws a region beside what `predict` found, or around cells of their own."""
+    masks = random_cells(1)
+    path = export(masks, "geojson")
+    drawn = json.loads(path.read_text(encoding="utf-8"))
+    cells = [frame for frame in frames_of(read_geojson(path, SHAPE)) if frame.sum() < np.prod(SHAPE) / 4]
+    features = [feature(cell, objectType="annotation", classification={"name": "cort"}) for cell in cells]
+    assert len(cells) > 3 and {each["properties"]["objectType"] for each in drawn["features"]} == {"annotation"}
+    features.insert(1, feature(np.ones(SHAPE, bool), objectType="annotation"))
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": features}), encoding="utf-8")
+    found = read_geojson(path, SHAPE)
+    assert [frame.tobytes() for frame in frames_of(found)] == [cell.tobytes() for cell in cells]
+    ((place, reason),) = found.flaws
+    assert place == "feature 2" and f"surrounds {len(cells)} shapes" in reason
+
+
+def test_cells_over_each_other_are_no_regions(tmp_path: Path) -> None:
+    path = tmp_path / "a.geojson"
+    far = [disc(3, x, 2) for x in range(3, 48, 6)] + [disc(37, x, 2) for x in range(3, 48, 6)]
+    for together in (
+        [disc(20, 20, 14), disc(20, 22, 3)],  # one in the other
+        [disc(20, 20, 14), disc(20, 13, 8), disc(20, 27, 8)],  # and two that are not far smaller
+        [disc(20, 20, 14), disc(20, 14, 3), disc(20, 26, 3), *far],  # a large cell of many lies over two small ones
+    ):
+        path.write_text(json.dumps([feature(each, objectType="annotation") for each in together]), encoding="utf-8")
+        assert len(read_geojson(path, SHAPE).cells) == len(together)
+
+
 # Label images
 
 

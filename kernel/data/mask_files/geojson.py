@@ -20,6 +20,12 @@ FARTHEST = 1e9
 NO_CELLS = ("root", "tile", "tma_core")
 #: QuPath's objects that its detection of cells makes, within annotations that are regions.
 DETECTED = ("detection", "cell")
+#: How many times as large as the largest shape in it an annotation is where it is a region. Astrocytes are, too, over
+#: small cells, but not over more than a few of an image's: so a region has more in it than MOST_OVERLAID, or no smaller
+#: share of all shapes than REGION_SHARE.
+REGION_TIMES = 4
+MOST_OVERLAID = 3
+REGION_SHARE = 0.25
 
 
 def read_geojson(path: Path, image_shape: tuple[int, int], plane: TakenPlane = FIRST_PLANE) -> FoundMasks:
@@ -27,7 +33,7 @@ def read_geojson(path: Path, image_shape: tuple[int, int], plane: TakenPlane = F
 
     Errors as a `MaskForm`'s reader.
 
-    An annotation that surrounds several of a file's detections is the region that they were looked for in.
+    An annotation that surrounds several of a file's shapes is the region that they were looked for or drawn in.
     """
     try:
         data = parse_json(read_any_text(path))
@@ -52,7 +58,8 @@ def read_geojson(path: Path, image_shape: tuple[int, int], plane: TakenPlane = F
         kinds.append(kind)
     regions = regions_among(cells, kinds)
     flaws += [
-        (cells[index].place, "it surrounds detections, so that it is their region, and no cell") for index in regions
+        (cells[index].place, f"it surrounds {count} shapes, so that it is their region, and no cell")
+        for index, count in regions.items()
     ]
     return FoundMasks(tuple(cell for index, cell in enumerate(cells) if index not in regions), tuple(flaws))
 
@@ -150,20 +157,26 @@ def is_point(point: Any) -> bool:
     )
 
 
-def regions_among(cells: list[MaskCell], kinds: list[str]) -> set[int]:
-    """The places of annotations in which two or more detections have their middle pixel."""
-    middles = [middle_of(cell) for cell, kind in zip(cells, kinds, strict=True) if kind in DETECTED and cell.crop.size]
-    regions = set()
-    for index, (cell, kind) in enumerate(zip(cells, kinds, strict=True)):
-        if kind not in DETECTED and cell.crop.size:
-            (top, left), (height, width) = cell.offset_yx, cell.crop.shape
-            inside = [
-                (y, x)
-                for y, x in middles
-                if 0 <= y - top < height and 0 <= x - left < width and cell.crop[y - top, x - left]
-            ]
-            if len(inside) > 1:
-                regions.add(index)
+def regions_among(cells: list[MaskCell], kinds: list[str]) -> dict[int, int]:
+    """The places of annotations that are regions, and how many shapes each surrounds.
+
+    Two or more detections have their middle pixel in it, or two or more shapes that it is far larger than, and that are
+    many or most.
+    """
+    sizes = np.array([np.count_nonzero(cell.crop) for cell in cells])
+    found = np.flatnonzero(sizes)
+    middles = np.array([middle_of(cells[index]) for index in found]).reshape(-1, 2)
+    is_detected = np.array([kind in DETECTED for kind in kinds], bool)
+    regions = {}
+    for index in found[~is_detected[found]].tolist():
+        places = middles - cells[index].offset_yx
+        inside = ((places >= 0) & (places < cells[index].crop.shape)).all(axis=1) & (found != index)
+        inside[inside] = cells[index].crop[tuple(places[inside].T)]
+        within = found[inside]
+        is_larger = len(within) > 1 and REGION_TIMES * sizes[within].max() <= sizes[index]
+        has_many = len(within) > MOST_OVERLAID or len(within) >= REGION_SHARE * len(found)
+        if is_detected[within].sum() > 1 or (is_larger and has_many):
+            regions[index] = len(within)
     return regions
 
 
