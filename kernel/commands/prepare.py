@@ -30,6 +30,7 @@ alone is written.
     python -m kernel prepare --pseudo-labels submission.csv --images DIR --cell-types summary.json --out OUT
     python -m kernel prepare --annotated DIR [--masks DIR] [--cell-type astro] --out OUT
 
+--livecell-annotations takes other COCO files, too, whose categories are cell types, as predict's coco.json, or CVAT's.
 --annotated takes images with masks of other programs or of `predict`, in whatever of these forms lies there:
 NAME_masks.tif or NAME_cp_masks.png, label images in a folder masks or labels, Cellpose's NAME_seg.npy, ImageJ's ROIs
 (NAME.zip), GeoJSON (NAME.geojson), OME-Zarr labels (NAME.ome.zarr). What was found is said in one line. Cell types come
@@ -154,7 +155,9 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that name one of the sources, for `read_source`."""
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--competition", type=Path, metavar="DIR", help="train.csv and train/<id>.png")
-    source.add_argument("--livecell-annotations", type=Path, nargs="+", metavar="JSON", help="LIVECell's COCO files")
+    source.add_argument(
+        "--livecell-annotations", type=Path, nargs="+", metavar="JSON", help="COCO files: LIVECell's, or of cell types"
+    )
     source.add_argument("--pseudo-labels", type=Path, metavar="CSV", help="a submission.csv: its masks as annotations")
     source.add_argument("--annotated", type=Path, metavar="DIR", help="images with masks; sub-folders are searched")
     parser.add_argument(

@@ -256,5 +256,6 @@ def _nothing_paired(pairing: Pairing, folder: Path, masks_folder: Path | None, f
         f"masks below {place}"
         + (f" in the form {form}" if form else f" in one of the forms {kinds}")
         + (f"; masks without an image are there: {others}" if others else "")
-        + "; masks have their image's name, as a.png and a_masks.tif, a_seg.npy, a.geojson, or masks/a.png"
+        + "; masks have their image's name, as a.png and a_masks.tif, a_seg.npy, a.geojson, or masks/a.png; COCO "
+        "annotations of many images are read by --livecell-annotations"
     )

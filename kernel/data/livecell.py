@@ -1,4 +1,4 @@
-"""LIVECell (CC BY-NC 4.0, Edlund et al. 2021): its COCO annotations as a source of cells of eight lines."""
+"""COCO annotations as a source of cells: LIVECell's (CC BY-NC 4.0, Edlund et al. 2021), of eight lines, and others."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from kernel.data.sources import DroppedCell, DroppedImage, Source, SourceCell, S
 from kernel.data.tables import whole_number
 from kernel.errors import InputError
 from kernel.images.listing import IMAGE_SUFFIXES, search_images
+from kernel.settings import CELL_TYPES
 
 #: LIVECell's cell lines in the published solution's order; a line's place is its label.
 LIVECELL_CLASSES = ("skbr3", "a172", "huh7", "bv2", "mcf7", "bt474", "skov3", "shsy5y")
@@ -28,16 +29,17 @@ class _Draft:
 
     image_id: str
     image_shape: tuple[int, int]
-    label: int | None  # of the cell line that the file's name begins with
+    label: int | None  # of the class that the file's name begins with
     cells: list[SourceCell] = field(default_factory=list)
 
 
 def read_livecell(annotations: Sequence[Path], images_folder: Path, *, keep_empty: bool = False) -> Source:
-    """The cells of one or several of LIVECell's COCO files.
+    """The cells of one or several COCO files: of LIVECell, or of `predict` and others with cell types as categories.
 
-    A category that is one of LIVECELL_CLASSES (in any case of letters) is the cell's class; with LIVECell's own
-    "cell" it is the line that the image's name begins with (BT474_Phase_...). Ids are the same whether they are
-    written as numbers or as text, and file names whatever system's path is before them.
+    A category that is one of the classes (in any case of letters) is the cell's class; with LIVECell's own "cell" it is
+    the class that the image's name begins with (BT474_Phase_...). The classes are LIVECELL_CLASSES; where the files
+    name categories of CELL_TYPES that are not among these, and no others of them, they are CELL_TYPES. Ids are the same
+    whether they are written as numbers or as text, and file names whatever system's path is before them.
 
     Crowd regions (iscrowd 1) are no single cells and are dropped by name; but where a file marks all of its run lengths
     so, the mark only says that a mask is run lengths, as CVAT means it for its brush masks: these are cells.
@@ -52,13 +54,14 @@ def read_livecell(annotations: Sequence[Path], images_folder: Path, *, keep_empt
         InputError: a file cannot be read at all, or the folder holds no image.
     """
     paths = _images_below(images_folder)
-    reader = _CocoReader()
-    for path in annotations:
-        reader.read(path)
+    contents = [(path, read_json(path, "annotations")) for path in annotations]
+    reader = _CocoReader(_classes_of(contents))
+    for path, data in contents:
+        reader.read(path, data)
     images = reader.match_files(paths, images_folder, keep_empty=keep_empty)
     return Source(
-        name="livecell",
-        class_names=LIVECELL_CLASSES,
+        name="livecell" if reader.classes == LIVECELL_CLASSES else "COCO annotations",
+        class_names=reader.classes,
         images=tuple(images),
         rows=reader.rows,
         dropped_images=tuple(reader.dropped_images),
@@ -71,22 +74,22 @@ def read_livecell(annotations: Sequence[Path], images_folder: Path, *, keep_empt
 class _CocoReader:
     """Gathers the images and cells of several COCO files, and what of them is dropped."""
 
-    def __init__(self) -> None:
+    def __init__(self, classes: tuple[str, ...]) -> None:
+        self.classes = classes
         self.drafts: dict[str, _Draft] = {}
         self.dropped_images: list[DroppedImage] = []
         self.dropped_cells: list[DroppedCell] = []
         self.notes: list[str] = []
         self.rows = 0
 
-    def read(self, path: Path) -> None:
+    def read(self, path: Path, data: dict[str, Any]) -> None:
         """Add a file's images and cells.
 
         Raises:
-            InputError: it is no JSON file of COCO's form.
+            InputError: it is not of COCO's form.
         """
-        data = read_json(path, "annotations")
-        images, cells, categories = (_records(data, key, path) for key in ("images", "annotations", "categories"))
-        names = {_key(category, "id"): str(category.get("name", "")).strip().lower() for category in categories}
+        images, cells = (_records(data, key, path) for key in ("images", "annotations"))
+        names = _category_names(data, path)
         run_lengths = [record for record in cells if isinstance(record.get("segmentation"), dict)]
         crowds = sum(map(_is_crowd, run_lengths))
         brushed = 0 < crowds == len(run_lengths)
@@ -98,7 +101,7 @@ class _CocoReader:
             place = f"annotation {record.get('id', f'without id, number {number} of {path.name}')}"
             key = _key(record, "image_id")
             if key in drafts:
-                cell = _cell(record, place, names, drafts[key], brushed=brushed)
+                cell = _cell(record, place, names, drafts[key], self.classes, brushed=brushed)
             elif key in repeated:
                 cell = DroppedCell(repeated[key], place, "its image was dropped")
             else:
@@ -116,7 +119,7 @@ class _CocoReader:
         drafts: dict[str | None, _Draft] = {}
         repeated: dict[str | None, str] = {}
         for number, record in enumerate(records, start=1):
-            draft, reason = _draft(record)
+            draft, reason = _draft(record, self.classes)
             key = _key(record, "id")
             if draft is None:
                 self.dropped_images.append(DroppedImage(f"{path.name}, image {number}", reason, 0))
@@ -142,10 +145,10 @@ class _CocoReader:
             all_dropped = not draft.cells and draft.image_id in with_dropped_cells
             is_empty = keep_empty and not draft.cells and not all_dropped
             if len(files) == 1 and (draft.cells or (is_empty and draft.label is not None)):
-                found.append(_source_image(draft, files[0]))
+                found.append(_source_image(draft, files[0], self.classes))
                 continue
             if is_empty and draft.label is None:
-                lines = ", ".join(LIVECELL_CLASSES)
+                lines = ", ".join(self.classes)
                 reason = (
                     f"no cell is annotated in it, and its name begins with none of {lines}: its cell line is unknown"
                 )
@@ -189,6 +192,20 @@ def _records(data: dict[str, Any], key: str, path: Path) -> list[dict[str, Any]]
     return [value if isinstance(value, dict) else {} for value in values]
 
 
+def _category_names(data: dict[str, Any], path: Path) -> dict[str | None, str]:
+    """The names of a file's categories, in lower case, by their id; errors as `_records`."""
+    categories = _records(data, "categories", path)
+    return {_key(category, "id"): str(category.get("name", "")).strip().lower() for category in categories}
+
+
+def _classes_of(contents: Sequence[tuple[Path, dict[str, Any]]]) -> tuple[str, ...]:
+    """LIVECELL_CLASSES or CELL_TYPES, which have one in common, by the categories of files; errors as `_records`."""
+    named = {name for path, data in contents for name in _category_names(data, path).values()}
+    has_types = any(name in named for name in CELL_TYPES if name not in LIVECELL_CLASSES)
+    has_lines = any(name in named for name in LIVECELL_CLASSES if name not in CELL_TYPES)
+    return CELL_TYPES if has_types and not has_lines else LIVECELL_CLASSES
+
+
 def _key(record: dict[str, Any], name: str) -> str | None:
     """An id as text: 7, 7.0 and "7" are the same. None where it is no id."""
     value = record.get(name)
@@ -207,7 +224,7 @@ def _side(record: dict[str, Any], name: str) -> int | None:
     return (whole_number(str(value)) or None) if isinstance(value, (int, float, str)) else None
 
 
-def _draft(record: dict[str, Any]) -> tuple[_Draft | None, str]:
+def _draft(record: dict[str, Any], classes: tuple[str, ...]) -> tuple[_Draft | None, str]:
     """An image without its cells, or why there is none."""
     name = record.get("file_name")
     image_id = Path(last_part(name)).stem if isinstance(name, str) else ""
@@ -217,12 +234,18 @@ def _draft(record: dict[str, Any]) -> tuple[_Draft | None, str]:
     if height is None or width is None:
         return None, f"the height and width of {name} are {record.get('height')!r} and {record.get('width')!r}"
     line = image_id.split("_")[0].lower()
-    label = LIVECELL_CLASSES.index(line) if line in LIVECELL_CLASSES else None
+    label = classes.index(line) if line in classes else None
     return _Draft(image_id, (height, width), label), ""
 
 
 def _cell(
-    record: dict[str, Any], place: str, names: dict[Any, str], draft: _Draft, *, brushed: bool
+    record: dict[str, Any],
+    place: str,
+    names: dict[str | None, str],
+    draft: _Draft,
+    classes: tuple[str, ...],
+    *,
+    brushed: bool,
 ) -> SourceCell | DroppedCell:
     """A cell, or why it is none. `brushed`: iscrowd 1 does not say that run lengths are a crowd."""
     name, outline = names.get(_key(record, "category_id")), record.get("segmentation")
@@ -233,26 +256,26 @@ def _cell(
         reason = f"it has no outline: its segmentation is missing or empty{box}"
     elif not isinstance(outline, (list, dict)):
         reason = f"its segmentation is neither a list of polygons nor run lengths, but {str(outline)[:60]!r}"
-    elif name in LIVECELL_CLASSES:
-        return SourceCell(place, LIVECELL_CLASSES.index(name), outline)
+    elif name in classes:
+        return SourceCell(place, classes.index(name), outline)
     elif name == _ANY_CELL and draft.label is not None:
         return SourceCell(place, draft.label, outline)
     elif name == _ANY_CELL:
         reason = (
-            f"the image's name begins with none of {', '.join(LIVECELL_CLASSES)}, and its category is only '{name}': "
-            "give the category its cell line's name, or let the image's name begin with that"
+            f"the image's name begins with none of {', '.join(classes)}, and its category is only '{name}': give the "
+            "category its cell line's name, or let the image's name begin with that"
         )
     else:
         category = f"'{name}'" if name else f"{record.get('category_id')!r}, which the file does not explain"
-        reason = f"its category is {category}; it must be '{_ANY_CELL}' or one of {', '.join(LIVECELL_CLASSES)}"
+        reason = f"its category is {category}; it must be '{_ANY_CELL}' or one of {', '.join(classes)}"
     return DroppedCell(draft.image_id, place, reason)
 
 
-def _source_image(draft: _Draft, path: Path) -> SourceImage:
+def _source_image(draft: _Draft, path: Path, classes: tuple[str, ...]) -> SourceImage:
     label = draft.label
     if label is None:  # the commonest class of its cells, the first in order among equals
         counts = Counter(cell.label for cell in draft.cells)
         label = min(counts, key=lambda one: (-counts[one], one))
     # The place in the well: the name up to the time, as BT474_Phase_D3_1_02d16h00m_1.
     sample_id = "_".join(draft.image_id.split("_")[:4]) if "_Phase_" in draft.image_id else ""
-    return SourceImage(draft.image_id, path, LIVECELL_CLASSES[label], sample_id, draft.image_shape, tuple(draft.cells))
+    return SourceImage(draft.image_id, path, classes[label], sample_id, draft.image_shape, tuple(draft.cells))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import pickle
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -305,6 +306,27 @@ def test_cells_over_each_other_are_no_regions(tmp_path: Path) -> None:
     ):
         path.write_text(json.dumps([feature(each, objectType="annotation") for each in together]), encoding="utf-8")
         assert len(read_geojson(path, SHAPE).cells) == len(together)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"images": [], "annotations": [], "categories": []}, r"COCO annotations.*--livecell-annotations"),
+        ({"version": "5", "shapes": [], "imagePath": "a.png"}, r"LabelMe's shapes.*--livecell-annotations"),
+        ({"exposure": 3}, "FeatureCollection"),
+    ],
+)
+def test_other_json_is_called_by_its_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: dict[str, Any], message: str
+) -> None:
+    write_png(tmp_path / "in" / "a.png", draw_image(0, GRID))
+    words = ["prepare", "--annotated", str(tmp_path / "in"), "--out", str(tmp_path / "out")]
+    path = tmp_path / "in" / "a.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    assert main(words) == 2
+    assert re.search(rf"a\.json: it is no GeoJSON of objects: .*{message}", capsys.readouterr().err)
+    path.rename(path.with_name("instances_default.json"))  # as CVAT calls it
+    assert main(words) == 2 and "--livecell-annotations" in capsys.readouterr().err
 
 
 # Label images

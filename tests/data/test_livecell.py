@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,18 @@ from oracles import full_frames
 from prepared_frames import assert_every_row_is_told, assert_same_frames, frames_of
 from pycocotools import mask as mask_utils
 from scipy.ndimage import binary_fill_holes
+from test_export_formats import SHAPE, random_cells
 
+from kernel.__main__ import main
 from kernel.data.annotated import list_annotated
 from kernel.data.livecell import LIVECELL_CLASSES, read_livecell
 from kernel.data.prepare import prepare
 from kernel.data.prepare_report import PrepareReport
 from kernel.data.prepared import read_prepared
+from kernel.data.sources import Source
 from kernel.errors import InputError
+from kernel.export.coco import coco_cells, coco_file
+from kernel.settings import CELL_TYPES
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
@@ -186,6 +192,51 @@ def test_livecell_in_other_words_is_the_same(change: Callable[[Any], object], tm
     assert changed_livecell(tmp_path / "two", change).cells == expected.cells == 4
     frames = [frames_of(tmp_path / name / "out") for name in ("one", "two")]
     assert_same_frames(frames[1], frames[0])
+
+
+def test_coco_of_predict_is_read_back_pixel_for_pixel(tmp_path: Path) -> None:
+    masks = {
+        f"{kind} 1": replace(random_cells(seed), cell_type=kind)
+        for seed, kind in enumerate(("astro", "cort", "shsy5y"))
+    }
+    size = {"height": SHAPE[0], "width": SHAPE[1]}
+    for number, name in enumerate(masks):
+        (tmp_path / "images" / "plate").mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(tmp_path / "images" / "plate" / f"{name}.png"), np.full(SHAPE, number, np.uint8))
+    path = tmp_path / "coco.json"
+    of_images = (({"file_name": f"plate/{name}.png", **size}, coco_cells(each)) for name, each in masks.items())
+    path.write_text(json.dumps(coco_file(of_images)), encoding="utf-8")
+    words = ["--livecell-annotations", str(path), "--livecell-images", str(tmp_path / "images"), "--workers", "1"]
+    assert main(["prepare", *words, "--split", "none", "--out", str(tmp_path / "out")]) == 0
+    assert read_prepared(tmp_path / "out").class_names == CELL_TYPES
+    found = {image.image_id: image for image in list_annotated(tmp_path / "out")}
+    assert {name: image.cell_type for name, image in found.items()} == {name: name.split()[0] for name in masks}
+    for name, each in masks.items():
+        expected = [binary_fill_holes(frame) for frame in full_frames(each)]
+        assert {frame.tobytes() for frame in full_frames(found[name].masks())} == {e.tobytes() for e in expected}
+        assert {CELL_TYPES[label] for label in found[name].labels} == {found[name].cell_type}
+
+
+def test_categories_of_lines_and_of_types(tmp_path: Path) -> None:
+    """shsy5y is both: the other categories tell which is meant. Of both kinds, types are named as before."""
+
+    def renamed(names: dict[str, str]) -> Source:
+        path = livecell_json(tmp_path / "-".join(names.values()))
+        data = json.loads(path.read_text())
+        set_all(data["categories"], "name", lambda name: names.get(name, name))
+        path.write_text(json.dumps(data))
+        return read_livecell([path], path.parent / "images")
+
+    types = renamed({"a172": "Astro"})
+    assert types.class_names == CELL_TYPES and types.name == "COCO annotations"
+    assert {image.image_id: [cell.label for cell in image.cells] for image in types.images} == {
+        "SkBr3_Phase_G3_2_00d16h00m_4": [0], "other": [1],
+    }  # fmt: skip
+    assert any("must be 'cell' or one of shsy5y, astro, cort" in cell.reason for cell in types.dropped_cells)
+    both = renamed({"yeast": "astro"})
+    assert both.class_names == LIVECELL_CLASSES and both.name == "livecell"
+    assert any("its category is 'astro'" in cell.reason for cell in both.dropped_cells)
+    assert renamed({"a172": "shsy5y"}).class_names == LIVECELL_CLASSES
 
 
 def test_brush_masks_are_cells(tmp_path: Path) -> None:

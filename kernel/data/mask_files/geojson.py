@@ -76,7 +76,12 @@ def features_of(data: Any) -> list[Any]:
         return [data]
     if isinstance(data, list) and all(isinstance(each, Mapping) and each.get("type") == "Feature" for each in data):
         return data
-    raise InputError("it is no GeoJSON of objects: a FeatureCollection or a list of Features is expected")
+    hint = "a FeatureCollection or a list of Features is expected"
+    if isinstance(data, Mapping) and {"images", "annotations"} <= data.keys():
+        hint = "it looks like COCO annotations, which prepare reads by --livecell-annotations and --livecell-images"
+    elif isinstance(data, Mapping) and {"shapes", "imagePath"} <= data.keys():
+        hint = "it looks like LabelMe's shapes; export them as COCO annotations, for --livecell-annotations"
+    raise InputError(f"it is no GeoJSON of objects: {hint}")
 
 
 def class_of(properties: Mapping[str, Any]) -> str:
@@ -98,8 +103,8 @@ def refuse_other_plane(geometry: Any, plane: TakenPlane) -> None:
     told = geometry.get("plane") if isinstance(geometry, Mapping) else None
     if told is None:
         return
-    z, frame = (told.get("z"), told.get("t")) if isinstance(told, Mapping) else ("", "")
-    if not all(each is None or isinstance(each, int) for each in (z, frame)):
+    z, frame = (told.get("z"), told.get("t")) if isinstance(told, Mapping) else (None, None)
+    if not isinstance(told, Mapping) or not all(each is None or isinstance(each, int) for each in (z, frame)):
         raise InputError(f"its plane is {str(told)[:60]!r}, and has no whole numbers z and t, as QuPath's have")
     if flaw := plane.flaw(z, frame):
         raise InputError(flaw)
