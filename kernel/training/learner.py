@@ -11,11 +11,12 @@ from torch import nn
 
 from kernel.gpus import own_dtype
 from kernel.log import LOG
+from kernel.manifest.types import MASK_KINDS
 from kernel.models.crop_unet import CropUNet
 from kernel.models.detectors import Detector, build_detector
 from kernel.models.roi_align import quicken_extractors
 from kernel.training.assigning import bound_assignment
-from kernel.training.initialise import draw_weights, take_weights
+from kernel.training.initialise import IMAGENET, draw_weights, take_weights
 from kernel.training.losses import weighted_loss
 from kernel.training.optimisation import WeightsEma, learning_rate_factor, parameter_groups
 from kernel.training.precision import keep_depthwise_wide
@@ -124,6 +125,11 @@ def first_detector(run: TrainingRun, group: ProcessGroup) -> Detector:
     if run.init is not None:
         taken = take_weights(detector, run.init, run.keep_classes)
         LOG.info("%s", taken.describe(str(run.init)))
+    elif run.spec.kind not in MASK_KINDS and group.is_first:
+        LOG.warning(
+            "all weights are drawn, the encoder's too, which then learns far more slowly and finds less: --init takes "
+            "ImageNet's (--init %s: those of efficientnet_lite0), or a detector's", IMAGENET,
+        )  # fmt: skip
     set_proposal_counts(detector, run.settings)
     quicken(detector, group.device)
     detector.to(group.device, memory_format=torch.channels_last)

