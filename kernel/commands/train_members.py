@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from kernel.training.members import MembersPlan
 
 RECIPE = Path(__file__).parents[1] / "training" / "recipes" / "lite0.toml"
-#: Where the encoder's weights come from when none are given.
-
 PRETRAINING_ITERATIONS = 2000
 
 TRAIN_MEMBERS_HELP = """\

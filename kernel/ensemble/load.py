@@ -23,7 +23,7 @@ from kernel.mounts import dataset_folders, find_weights, walk_paths
 from kernel.settings import CELL_TYPES
 
 #: The classes of members that were pretrained on LIVECell; its first three stand for the cell types afterwards.
-LIVECELL_CLASSES = DetectorSpec.num_classes
+LIVECELL_CLASS_COUNT = DetectorSpec.num_classes
 
 
 def mounted_weights(manifest: Manifest, root: Path) -> dict[str, Path]:
@@ -123,11 +123,11 @@ def check_members(manifest: Manifest, weights: Mapping[str, Path]) -> list[str]:
         signatures[entry.name] = averaging_signature(detector)
         if is_assumed:
             assumed.append(entry.name)
-        classes = signatures[entry.name].get("number of classes", LIVECELL_CLASSES)
-        if classes not in (len(CELL_TYPES), LIVECELL_CLASSES):
+        classes = signatures[entry.name].get("number of classes", LIVECELL_CLASS_COUNT)
+        if classes not in (len(CELL_TYPES), LIVECELL_CLASS_COUNT):
             told.append(
                 f"member {entry.name} knows {classes} classes, neither the {len(CELL_TYPES)} cell types nor LIVECell's "
-                f"{LIVECELL_CLASSES}: its first {len(CELL_TYPES)} are taken as {', '.join(CELL_TYPES)}"
+                f"{LIVECELL_CLASS_COUNT}: its first {len(CELL_TYPES)} are taken as {', '.join(CELL_TYPES)}"
             )
     if problems:
         raise InputError("\n".join(problems))

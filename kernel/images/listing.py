@@ -166,7 +166,8 @@ def asked_ids(sample: Path, image_ids: Collection[str]) -> AskedIds:
         bare = Path(unicodedata.normalize("NFC", name))
         if bare.suffix.lower() in IMAGE_SUFFIXES and bare.stem in known:
             meant.setdefault(known[bare.stem], name)
-    absent = [name for name in asked if name not in meant.values()]
+    there = set(meant.values())
+    absent = [name for name in asked if name not in there]
     spelled = {image_id: name for image_id, name in meant.items() if name != image_id}
     if absent:
         LOG.warning(

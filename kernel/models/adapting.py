@@ -8,7 +8,7 @@ import torch
 
 from kernel.errors import InputError
 from kernel.models.configs import DetectorSpec, rpn_head_config
-from kernel.models.configurations import BOX_RULE_NAMES, OUR_PIXELS, PixelRule, configured_boxes
+from kernel.models.configurations import BOX_RULE_NAMES, PixelRule, configured_boxes
 from kernel.models.detectors import DETECTOR_KINDS
 from kernel.settings import PIXEL_MEAN, PIXEL_STD
 
@@ -16,23 +16,11 @@ from kernel.settings import PIXEL_MEAN, PIXEL_STD
 STEM_KEYS = {"backbone.conv1.weight", "backbone.bn1.running_mean"}
 
 
-def refuse_other_pixels(state: Mapping[str, torch.Tensor], theirs: PixelRule, source: str) -> None:
-    """Refuse weights that know pixels by another rule than ours, and have no first layer that `for_our_pixels` changes.
-
-    Raises:
-        InputError: they are such.
-    """
-    if theirs != OUR_PIXELS and not state.keys() >= STEM_KEYS:
-        raise InputError(
-            f"{source} was trained on pixels by {theirs}, its configuration says, and is given them by {OUR_PIXELS} "
-            "here: only a ResNet's first layer can be changed for that; train it on, or take another file"
-        )
-
-
 def for_our_pixels(state: Mapping[str, torch.Tensor], theirs: PixelRule) -> dict[str, torch.Tensor]:
     """A ResNet's weights with the first layer changed such that its outputs on our pixels are those on theirs.
 
     Our pixel times our deviation plus our mean is the image's; that less their mean, over their deviation, is theirs.
+    The state dict must have STEM_KEYS.
     """
     order = slice(None) if theirs.to_rgb else slice(None, None, -1)
     mean, std = (torch.tensor(values[order]) for values in (theirs.mean, theirs.std))
@@ -45,6 +33,11 @@ def for_our_pixels(state: Mapping[str, torch.Tensor], theirs: PixelRule) -> dict
         "backbone.conv1.weight": weight * (ours_std / std)[:, None, None],
         "backbone.bn1.running_mean": norm_mean - constant,
     }
+
+
+def tell_change(theirs: PixelRule) -> str:
+    """That `for_our_pixels` was needed, for a person."""
+    return f"its first layer is changed from its pixels, {theirs}, to ours"
 
 
 def refuse_other_boxes(boxes: Mapping[str, frozenset[tuple[float, ...]]], spec: DetectorSpec, source: str) -> None:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from kernel.errors import InputError
 from kernel.files import file_sha256, reading
 from kernel.manifest.types import MASK_KINDS, PLAIN_ENCODER, WEIGHT_SUFFIXES
-from kernel.models.adapting import for_our_pixels, refuse_other_boxes, refuse_other_pixels
+from kernel.models.adapting import STEM_KEYS, for_our_pixels, refuse_other_boxes, tell_change
 from kernel.models.configs import NECK_NORM_GROUPS, DetectorSpec
 from kernel.models.configurations import (
     OUR_PIXELS,
@@ -397,15 +397,18 @@ def with_our_pixels(checkpoint: Checkpoint, source: str) -> Checkpoint:
     """The checkpoint of a detector, its first layer changed to our pixels where its configuration names others.
 
     Raises:
-        InputError: as `refuse_other_pixels`.
+        InputError: they are others, and the encoder is no ResNet.
     """
     theirs = checkpoint.pixels or OUR_PIXELS
     if theirs == OUR_PIXELS:
         return checkpoint
-    refuse_other_pixels(checkpoint.state, theirs, source)
-    told = f"its first layer is changed from its pixels, {theirs}, to ours"
+    if not checkpoint.state.keys() >= STEM_KEYS:
+        raise InputError(
+            f"{source} was trained on pixels by {theirs}, its configuration says, and is given them by {OUR_PIXELS} "
+            "here: only a ResNet's first layer can be changed for that; train it on, or take another file"
+        )
     state = for_our_pixels(checkpoint.state, theirs)
-    return replace(checkpoint, state=state, pixels=OUR_PIXELS, told=(*checkpoint.told, told))
+    return replace(checkpoint, state=state, pixels=OUR_PIXELS, told=(*checkpoint.told, tell_change(theirs)))
 
 
 def build_loaded(spec: DetectorSpec, checkpoint: Checkpoint, source: str) -> Detector:

@@ -14,7 +14,7 @@ import torch
 
 from kernel.errors import InputError
 from kernel.manifest.types import MASK_KINDS, WEIGHT_SUFFIXES
-from kernel.models.adapting import STEM_KEYS, for_our_pixels
+from kernel.models.adapting import STEM_KEYS, for_our_pixels, tell_change
 from kernel.models.checkpoints import (
     TIMM_KEYS,
     Checkpoint,
@@ -142,7 +142,7 @@ def take_weights(detector: Detector, path: Path, keep_classes: bool) -> Taken:
     pixels = checkpoint.pixels or OUR_PIXELS
     if pixels != OUR_PIXELS and renamed.keys() & own.keys() >= STEM_KEYS:
         renamed = for_our_pixels(renamed, pixels)
-        told.append(f"its first layer is changed from its pixels, {pixels}, to ours")
+        told.append(tell_change(pixels))
     left_out = [key for key in renamed if key in own and not keep_classes and CLASS_LAYERS.search(key)]
     taken = {
         key: value
