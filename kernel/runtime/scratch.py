@@ -1,4 +1,4 @@
-"""A run's folder for temporary files, deleted at its end; what killed runs have left is deleted by the next one."""
+"""A run's folder for temporary files, deleted at its end; what killed runs have left is deleted by the next ones."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,13 +15,16 @@ from kernel.log import LOG
 
 #: What the names of these folders begin with.
 SCRATCH_PREFIX = "kernel-scratch-"
+#: Seconds in which an empty folder may be one that another process is about to lock.
+NEW_SECONDS = 1.0
 
 
 @contextlib.contextmanager
 def scratch_home(working: Path) -> Iterator[Path]:
     """Have all temporary files of this process, and of those it starts, in one new folder while the block lasts.
 
-    The folder is locked. A killed process leaves its folder without a lock, by which the next run knows it.
+    The folder is locked. A killed process leaves its folder without a lock, by which the next run knows it: at its
+    start, and at its end, for what the killed one had started (pip) may go on writing for a while.
 
     Args:
         working: a folder for the new one, where the system has none for temporary files.
@@ -46,6 +50,7 @@ def scratch_home(working: Path) -> Iterator[Path]:
         if lock is not None:
             os.close(lock)
         remove_scratch(folder)
+        remove_abandoned(parent)
 
 
 def remove_scratch(folder: Path) -> None:
@@ -59,10 +64,18 @@ def remove_abandoned(parent: Path) -> None:
     """Delete what killed runs have left in `parent`: folders of ours that no process has locked."""
     for folder in parent.glob(f"{SCRATCH_PREFIX}*"):
         lock = locked_folder(folder)
-        if lock is not None:
+        if lock is None:
+            continue
+        if not is_new(lock):
             shutil.rmtree(folder, ignore_errors=True)
-            os.close(lock)
-            LOG.info("deleted %s, which a killed run had left", folder)
+            if not folder.exists():
+                LOG.info("deleted %s, which a killed run had left", folder)
+        os.close(lock)
+
+
+def is_new(descriptor: int) -> bool:
+    """Whether an open folder is empty, and so young that its process may not have locked it yet."""
+    return not os.listdir(descriptor) and 0 <= time.time() - os.fstat(descriptor).st_mtime < NEW_SECONDS
 
 
 def locked_folder(folder: Path) -> int | None:
