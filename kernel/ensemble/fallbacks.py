@@ -103,6 +103,8 @@ def run_by(ensemble: Ensemble, fallback: MemoryFallback) -> Iterator[None]:
         if fallback.one_view:
             ensemble.views_per_batch = 1
         ensemble.feature_budget_bytes = round(ensemble.feature_budget_bytes * fallback.feature_share)
+        if fallback.on_cpu and ensemble.tiling is not None and ensemble.tiling.on_cpu is not None:
+            ensemble.tiling = ensemble.tiling.on_cpu
         if fallback.in_tiles and ensemble.tiling is not None:
             ensemble.tiling = Tiling(0, max(LEAST_TILE_SIDE, ensemble.tiling.side // 2), 0)
         if fallback.on_cpu:

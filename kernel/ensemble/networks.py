@@ -23,6 +23,7 @@ class Tiling:
     whole_pixels: int  # padded images of more are
     side: int  # of a tile, at most
     feature_bytes: int  # of one tile's features that are kept between the stages, at most
+    on_cpu: Tiling | None = None  # of a GPU: for an image that the CPU takes over, with the memory that the host has
 
 
 class NetworkRunner:

@@ -12,7 +12,7 @@ from typing import Any
 
 from kernel.ensemble.ensemble import Ensemble
 from kernel.ensemble.views import ALL_VIEWS
-from kernel.manifest.types import MemberEntry
+from kernel.manifest.types import MASK_KINDS, MemberEntry
 from kernel.settings import CELL_TYPES, CLS_USE, EnsembleSettings, StageWeights, needed_stages, types_differ
 
 
@@ -41,12 +41,13 @@ class QualityLevel:
     settings: EnsembleSettings
     uses: Mapping[str, frozenset[str]]  # by member that is used, in the manifest's order
     weights: Mapping[str, StageWeights]  # of all members
+    mask_networks: frozenset[str] = frozenset()  # the members that make masks alone, from the image itself
 
     def stage_work(self, cell_type: str) -> dict[str, float]:
         """The work on an image of a cell type by stage, in runs of one member on one view.
 
-        All members cost the same, and nothing at a stage where their weight is 0. What is the same at all quality
-        levels (reading, post-processing) is "other".
+        All members cost the same, and nothing at a stage where their weight is 0. Mask networks have no features. What
+        is the same at all quality levels (reading, post-processing) is "other".
         """
 
         def asked(names: set[str], stage: str) -> int:
@@ -55,10 +56,11 @@ class QualityLevel:
         typed = {name for name, uses in self.uses.items() if cell_type in uses}
         has_first_pass = types_differ(self.uses.values())
         first = {name for name, uses in self.uses.items() if CLS_USE in uses} if has_first_pass else set()
+        detectors = typed - self.mask_networks
         box_views = len(ALL_VIEWS) if self.settings.use_tta else 1
         mask_views = len(ALL_VIEWS) if self.settings.use_tta_masks else 1
         return {
-            "features": len(typed) * max(box_views, mask_views) + len(first - typed) * box_views,
+            "features": len(detectors) * max(box_views, mask_views) + len(first - typed) * box_views,
             "proposals": asked(typed, "proposals") + asked(first, "proposals"),
             "boxes": (asked(typed, "boxes") + asked(first, "boxes")) * box_views,
             "masks": asked(typed, "masks") * mask_views,
@@ -72,7 +74,8 @@ def quality_levels(members: Sequence[MemberEntry], settings: EnsembleSettings) -
     Steps that change nothing are left out: an ensemble without flips has none to save.
     """
     weights = {member.name: member.weights for member in members}
-    levels = [QualityLevel("full", settings, uses_left(members, 0), weights)]
+    mask_networks = frozenset(member.name for member in members if member.kind in MASK_KINDS)
+    levels = [QualityLevel("full", settings, uses_left(members, 0), weights, mask_networks)]
     most = max(sum(use in member.use_for for member in members) for use in (*CELL_TYPES, CLS_USE))
     dropped = 0
     for step in QUALITY_STEPS:
@@ -82,20 +85,23 @@ def quality_levels(members: Sequence[MemberEntry], settings: EnsembleSettings) -
             if (settings, uses) != (levels[-1].settings, levels[-1].uses):
                 kept = max(sum(cell_type in left for left in uses.values()) for cell_type in CELL_TYPES)
                 name = f"at most {kept} member(s)" if step.drops_members else step.description
-                levels.append(QualityLevel(name, settings, uses, weights))
+                levels.append(QualityLevel(name, settings, uses, weights, mask_networks))
     return tuple(levels)
 
 
 def uses_left(members: Sequence[MemberEntry], dropped: int) -> dict[str, frozenset[str]]:
     """What each member is used for when each use loses its `dropped` least worthy members. One at least stays.
 
-    Members without a `worth` go first, among equals the last in the manifest. Where none of those that stay has a
-    weight at an averaging stage, the worthiest that has one stays as well.
+    Members without a `worth` go first, among equals the last in the manifest. A mask network takes a fraction of a
+    detector's time: it goes after all detectors but the last. Where none of those that stay has a weight at an
+    averaging stage, the worthiest that has one stays as well.
     """
     ranked = sorted(members, key=lambda member: (member.worth is None, -(member.worth or 0.0)))  # a stable sort
     left: dict[str, set[str]] = {member.name: set() for member in members}
     for use, stages in needed_stages(member.use_for for member in members).items():
-        used = [member for member in ranked if use in member.use_for]
+        detectors = [member for member in ranked if use in member.use_for and member.kind not in MASK_KINDS]
+        networks = [member for member in ranked if use in member.use_for and member.kind in MASK_KINDS]
+        used = [*detectors[:1], *networks, *detectors[1:]]
         kept = used[: max(1, len(used) - dropped)]
         for stage in stages:
             counting = [member for member in used if getattr(member.weights, stage) > 0]

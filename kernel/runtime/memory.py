@@ -12,7 +12,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +108,7 @@ def plan_memory(ensemble: Ensemble, largest_shape: tuple[int, int], free_bytes: 
     """
     height, width = (-(-side // PAD_MULTIPLE) * PAD_MULTIPLE for side in largest_shape)
     footprints = {member.name: measure_footprint(ensemble, member) for member in ensemble.members}
-    room = room_for_features(ensemble, free_bytes)
+    room = room_for_features(ensemble, ensemble.device.type, free_bytes)
     per_pixel = max(footprint.working for footprint in footprints.values())
     tiling = plan_tiling(ensemble, free_bytes, per_pixel)
     in_tiles = needs_tiles(largest_shape, tiling)
@@ -135,9 +135,9 @@ def views_that_roi_align_takes(ensemble: Ensemble, pixels: int) -> int:
     return max(1, (2**31 - 1) // max(elements, 1))
 
 
-def room_for_features(ensemble: Ensemble, free_bytes: int) -> int:
-    """Of the free memory, what encoders and necks may take."""
-    return round(free_bytes * USABLE_SHARE[ensemble.device.type]) - heads_bytes(ensemble)
+def room_for_features(ensemble: Ensemble, device_type: str, free_bytes: int) -> int:
+    """Of the free memory of a device, what encoders and necks may take."""
+    return round(free_bytes * USABLE_SHARE[device_type]) - heads_bytes(ensemble)
 
 
 def heads_bytes(ensemble: Ensemble) -> int:
@@ -149,7 +149,8 @@ def heads_bytes(ensemble: Ensemble) -> int:
 def plan_tiling(ensemble: Ensemble, free_bytes: int, bytes_per_pixel: float | None = None) -> Tiling:
     """Which images are predicted in tiles, and how large these are.
 
-    On the CPU tiles are small, so that the largest image is done within a few GB; on a GPU as large as fits.
+    On the CPU tiles are small, so that the largest image is done within a few GB; on a GPU as large as fits. A GPU's
+    tiling has that of the CPU with it: where a GPU's memory does not suffice, the host's may be less still.
 
     Args:
         ensemble: loaded, on its device.
@@ -158,9 +159,19 @@ def plan_tiling(ensemble: Ensemble, free_bytes: int, bytes_per_pixel: float | No
     """
     if bytes_per_pixel is None:
         bytes_per_pixel = max(measure_footprint(ensemble, member).working for member in ensemble.members)
-    room = max(0, room_for_features(ensemble, free_bytes))
-    tile_room = room
+    tiling = device_tiling(ensemble, ensemble.device.type, free_bytes, bytes_per_pixel)
     if ensemble.device.type == "cpu":
+        return tiling
+    if ensemble.dtype == torch.float16:  # the CPU computes in float32 instead
+        bytes_per_pixel *= 2
+    return replace(tiling, on_cpu=device_tiling(ensemble, "cpu", free_memory(torch.device("cpu")), bytes_per_pixel))
+
+
+def device_tiling(ensemble: Ensemble, device_type: str, free_bytes: int, bytes_per_pixel: float) -> Tiling:
+    """`plan_tiling` for a device of a type, whatever the ensemble's."""
+    room = max(0, room_for_features(ensemble, device_type, free_bytes))
+    tile_room = room
+    if device_type == "cpu":
         tile_room = min(room, CPU_TILE_BYTES - heads_bytes(ensemble))
     fitting = [side for side in TILE_SIDES if bytes_per_pixel * side * side <= TILE_WORKING_PART * tile_room]
     side = max(fitting, default=LEAST_TILE_SIDE)

@@ -14,9 +14,9 @@ from kernel.ensemble.ensemble import Ensemble
 from kernel.ensemble.members import Member
 from kernel.ensemble.quality_levels import ensemble_at, quality_levels, uses_left
 from kernel.manifest.reader import read_manifest
-from kernel.manifest.types import MemberEntry
+from kernel.manifest.types import PLAIN_ENCODER, MemberEntry
 from kernel.segment import segment_image
-from kernel.settings import CELL_TYPES, CLS_USE, EQUAL_WEIGHTS, EnsembleSettings, StageWeights, Thresholds
+from kernel.settings import CELL_TYPES, CLS_USE, EQUAL_WEIGHTS, MASKS_ALONE, EnsembleSettings, StageWeights, Thresholds
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMITS = Thresholds(rpn_max_per_img=40, rcnn_iou_threshold=0.5, rcnn_score_threshold=0.1, confidence=0.1, min_size=0)
@@ -80,6 +80,22 @@ def test_where_the_best_has_no_weight_the_next_one_stays_too() -> None:
     assert uses_left(members, 9) == {"a": {*CELL_TYPES, CLS_USE}, "b": {*CELL_TYPES}}
 
 
+def test_mask_networks_go_after_all_detectors_but_the_last() -> None:
+    """They take a fraction of a detector's time, whatever their place in the manifest and their worth."""
+    masks = MemberEntry("m", "unet", PLAIN_ENCODER, CELL_TYPES, weights=MASKS_ALONE)
+    members = [masks, entry("a", worth=0.1), entry("b"), entry("c", worth=0.3)]
+    assert ["".join(uses_left(members, dropped)) for dropped in range(5)] == ["mabc", "mac", "mc", "c", "c"]
+    last = replace(masks, worth=0.9, use_for=("cort",))
+    left = [uses_left([entry("a"), entry("b", ("astro",)), last], dropped) for dropped in range(3)]
+    assert [sorted(uses) for uses in left] == [["a", "b", "m"], ["a"], ["a"]]
+
+
+def test_mask_networks_have_no_features() -> None:
+    masks = MemberEntry("m", "unet", PLAIN_ENCODER, CELL_TYPES, weights=MASKS_ALONE)
+    full = quality_levels([entry("a"), entry("b"), masks], EnsembleSettings())[0]
+    assert full.stage_work("cort") == {"features": 8, "proposals": 2, "boxes": 8, "masks": 12, "other": 1}
+
+
 def test_no_level_has_a_first_pass_where_full_quality_has_none() -> None:
     members = [entry("a"), entry("b"), entry("c", (*CELL_TYPES, CLS_USE))]
     for level in quality_levels(members, EnsembleSettings()):
@@ -92,7 +108,9 @@ def test_members_without_weight_are_no_work() -> None:
         assert level.stage_work("cort") == {"features": 2, "proposals": 2, "boxes": 1, "masks": 1, "other": 1}
 
 
-@pytest.mark.parametrize("name", ["weights_manifest.json", "bundle/synthetic/manifest.json"])
+@pytest.mark.parametrize(
+    "name", ["weights_manifest.json", *(f"bundle/{each}/manifest.json" for each in ("synthetic", "members"))]
+)
 def test_work_falls_from_level_to_level(name: str) -> None:
     manifest = read_manifest(ROOT / name)
     levels = quality_levels(manifest.members, manifest.ensemble)

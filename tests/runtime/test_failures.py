@@ -18,7 +18,7 @@ from kernel.ensemble.ensemble import Ensemble, Prediction
 from kernel.ensemble.fallbacks import MEMORY_FALLBACKS, means_out_of_memory, predict_image, predict_within_memory
 from kernel.ensemble.features import ImageFeatures, features_bytes
 from kernel.ensemble.members import Member
-from kernel.ensemble.networks import NotFiniteError
+from kernel.ensemble.networks import NotFiniteError, Tiling
 from kernel.errors import InputError
 from kernel.models.detectors import ViewFeatures
 from kernel.runtime.failures import FailedImage, FirstImages, attempt, attempt_prediction
@@ -113,16 +113,18 @@ def test_a_gpu_hands_its_image_to_the_cpu_and_takes_the_next(
         if ensemble.device.type != "cpu":
             raise torch.OutOfMemoryError("full")
         assert ensemble.dtype == torch.float32, "float16 is no type for a CPU"
+        assert ensemble.tiling == tiling.on_cpu, "the host's memory decides, not the GPU's"
         return predict(ensemble, image)
 
-    ensemble = Ensemble(members, SETTINGS, dtype=torch.float16)
+    tiling = Tiling(1 << 24, 2048, 1 << 30, on_cpu=Tiling(1 << 20, 512, 0))
+    ensemble = Ensemble(members, SETTINGS, dtype=torch.float16, tiling=tiling)
     monkeypatch.setattr(Ensemble, "move_to", move_to)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: moves.append("emptied"))
     monkeypatch.setattr(Ensemble, "predict", predict_there)
     ensemble.move_to("cuda:1")
     found = predict_within_memory(ensemble, IMAGE)
     assert moves == ["cuda:1", "emptied", "emptied", "emptied", "cpu", "cuda:1"]
-    assert (ensemble.device, ensemble.dtype) == (torch.device("cuda:1"), torch.float16)
+    assert (ensemble.device, ensemble.dtype, ensemble.tiling) == (torch.device("cuda:1"), torch.float16, tiling)
     assert [each.description in caplog.text for each in MEMORY_FALLBACKS] == [False, True, True, True, False]
     monkeypatch.undo()
     assert rows(finish_prediction(found, SETTINGS.thresholds)) == rows(

@@ -132,6 +132,21 @@ def test_tiles_on_the_cpu_are_the_same_from_four_gigabytes_on(ensemble: Ensemble
     assert plan_tiling(ensemble, 0).side == LEAST_TILE_SIDE
 
 
+@pytest.mark.parametrize(("dtype", "factor"), [(torch.float16, 2), (torch.bfloat16, 1), (torch.float32, 1)])
+def test_a_gpus_image_is_cut_by_the_hosts_memory_on_the_cpu(
+    ensemble: Ensemble, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, factor: int
+) -> None:
+    """No GPU is needed: nothing is computed. Of float16 the CPU makes float32."""
+    host, per_pixel = 6 << 30, 1000.0
+    monkeypatch.setattr("kernel.runtime.memory.host_memory", lambda meminfo, cgroup: host)
+    on_cpu = plan_tiling(ensemble, host, factor * per_pixel)
+    monkeypatch.setattr(ensemble, "device", torch.device("cuda:1"))
+    monkeypatch.setattr(ensemble, "dtype", dtype)
+    tiling = plan_tiling(ensemble, 100 << 30, per_pixel)
+    assert tiling.on_cpu == on_cpu and on_cpu.on_cpu is None
+    assert on_cpu.whole_pixels < tiling.whole_pixels and on_cpu.side < tiling.side
+
+
 def test_the_log_says_that_large_images_are_tiled(ensemble: Ensemble, caplog: pytest.LogCaptureFixture) -> None:
     plan = plan_memory(ensemble, (10_000, 10_000), PLENTY)
     with caplog.at_level("INFO", logger="kernel"):
