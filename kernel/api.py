@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,7 +113,7 @@ class Segmenter:
         self,
         image: np.ndarray,
         *,
-        axes: str | None = None,
+        axes: Sequence[str] | None = None,
         channel: int | None = None,
         z: int | str | None = None,
         frame: int | None = None,
@@ -128,8 +128,8 @@ class Segmenter:
             image: (H, W) gray or (H, W, 3) RGB, of any real dtype; or of any shape, where `axes` says what it has.
                 uint8 is taken as it is; other values are brought to the gray levels that members know, as those of
                 files are. Images of Pillow, of gray or RGB, and tensors of torch do as well as arrays.
-            axes: a letter for each dimension, as "TCZYX": T time, C channel, Z depth, Y rows, X columns, S the three
-                samples of RGB.
+            axes: a letter for each dimension, as "TCZYX" or ("T", "C", "Z", "Y", "X"): T time, C channel, Z depth, Y
+                rows, X columns, S the three samples of RGB.
             channel: which one, counted from 0. Default: the first.
             z: which one, "middle", or "max" for the largest value of each pixel. Default: the middle.
             frame: which one. Default: the first.
@@ -238,7 +238,7 @@ def load(
     return Segmenter(ScaledEnsemble(files.load(check_device(device)), member_pixel_um(files.paths)))
 
 
-def array_plane(image: Any, axes: str | None, choice: PlaneChoice) -> np.ndarray:
+def array_plane(image: Any, axes: Sequence[str] | None, choice: PlaneChoice) -> np.ndarray:
     """The plane of an array that is asked for, (H, W) or (H, W, 3); arguments and errors as `Segmenter.segment`."""
     array = as_array(image)
     if axes is None:
@@ -246,20 +246,32 @@ def array_plane(image: Any, axes: str | None, choice: PlaneChoice) -> np.ndarray
             raise ValueError("channel, z and frame are places along axes: give these too, as axes='CZYX'")
         return array
     others, sizes = stack_axes(array, axes)
-    letters = axes.upper()
+    letters = axis_letters(axes)
     order = [*others, *(letter for letter in PLANE_AXES if letter in letters)]
     stack = array.transpose([letters.index(letter) for letter in order])
     planes = choose_planes(others, sizes, choice)
     return functools.reduce(np.fmax, (stack[place] for place in planes.places))
 
 
-def stack_axes(array: np.ndarray, axes: str) -> tuple[str, tuple[int, ...]]:
+def axis_letters(axes: Sequence[str]) -> str:
+    """The letters of axes that are given as a text, or as one text each.
+
+    Raises:
+        ValueError: they are neither.
+    """
+    letters = [axes] if isinstance(axes, str) else list(axes) if isinstance(axes, Iterable) else [axes]
+    if not all(isinstance(letter, str) for letter in letters):
+        raise ValueError(f"axes are {axes!r}: give a letter for each dimension, as 'CZYX'")
+    return "".join(letters).upper()
+
+
+def stack_axes(array: np.ndarray, axes: Sequence[str]) -> tuple[str, tuple[int, ...]]:
     """The letters of an array's axes but those of a plane, and the sizes of these.
 
     Raises:
         ValueError: the axes do not fit the array.
     """
-    letters = axes.upper()
+    letters = axis_letters(axes)
     if len(letters) != array.ndim or len(set(letters)) != len(letters) or not {"Y", "X"} <= set(letters):
         raise ValueError(
             f"axes {axes!r} do not fit the image's shape {array.shape}: give a letter for each dimension, none twice, "
@@ -286,7 +298,7 @@ def as_array(image: Any) -> np.ndarray:
     return np.asarray(image)
 
 
-def check_several(images: Any, axes: str | None) -> None:
+def check_several(images: Any, axes: Sequence[str] | None) -> None:
     """Refuse one image where several are asked for: its rows would be taken for images.
 
     Raises:
@@ -298,7 +310,7 @@ def check_several(images: Any, axes: str | None) -> None:
     elif axes is None:
         is_one = len(shape) < 3 or (len(shape) == 3 and shape[2] == 3)
     else:
-        is_one = len(shape) <= len(axes)
+        is_one = len(shape) <= len(axis_letters(axes))
     if is_one:
         what = type(images).__name__ if shape is None else f"an array of the shape {tuple(shape)}"
         raise ValueError(f"segment_many was given one image ({what}): give a list of images, as [image]")

@@ -55,7 +55,7 @@ def test_planes_of_an_array_with_axes(segmenter: Segmenter, monkeypatch: pytest.
     stack = np.random.default_rng(0).integers(0, 255, (2, 3, 4, 6, 7)).astype(np.uint8)
     segmenter.segment(stack, axes="TCZYX", channel=2, z=1, frame=1)
     segmenter.segment(stack.transpose(4, 3, 2, 1, 0), axes="xyzct", channel=2, z="max", frame=0)
-    segmenter.segment(stack, axes="TCZYX")
+    segmenter.segment(stack, axes=("T", "C", "Z", "Y", "X"))
     segmenter.segment(np.moveaxis(stack[0, :, 0], 0, -1), axes="YXS")
     for image, expected in zip(seen, (stack[1, 2, 1], stack[0, 2].max(axis=0), stack[0, 0, 2]), strict=False):
         np.testing.assert_array_equal(image, np.repeat(expected[..., None], 3, axis=2))
@@ -171,6 +171,9 @@ def test_the_scale_and_the_choice_of_cells(segmenter: Segmenter, monkeypatch: py
     [
         ({"axes": "ZYX"}, ValueError, "do not fit the image's shape (4, 5)"),
         ({"axes": "YY"}, ValueError, "none twice"),
+        ({"axes": ["time", "y", "x"]}, ValueError, "a letter for each dimension"),
+        ({"axes": [0, 1]}, ValueError, "a letter for each dimension, as 'CZYX'"),
+        ({"axes": 2}, ValueError, "a letter for each dimension, as 'CZYX'"),
         ({"axes": "CZ"}, ValueError, "with Y and X"),
         ({"channel": 1}, ValueError, "axes='CZYX'"),
         ({"axes": "YX", "channel": 1}, InputError, "no channel 1"),
