@@ -51,7 +51,8 @@ def list_jobs(
     if not options.out_of_fold:
         files = chosen.files()
         return [PredictionJob(entry, files) for entry in images]
-    folds = read_folds(folds_file(options)) if folds is None else folds
+    if folds is None:
+        folds = read_folds(folds_file(options), {entry.image_id for entry in images})
     jobs = out_of_fold_jobs(chosen.manifest, chosen.weights_dir, images, folds, options.data)
     return [job.in_dtype(chosen.dtype) for job in jobs]
 

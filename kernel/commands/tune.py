@@ -131,7 +131,7 @@ def run_tune(options: argparse.Namespace) -> None:
 
     plan = read_plan(options)
     images = list_fold(options)
-    plan = keep_together(plan, images)
+    plan = keep_together(replace(plan, folds=read_held_out_folds(options, images)), images)
     folds_of([entry.image_id for entry in images], plan)  # an image in no fold: told before the long part
     if options.stages:
         run_stages(options, images, plan)
@@ -185,7 +185,7 @@ def read_plan(options: argparse.Namespace) -> TuningPlan:
     """How to tune: the defaults, but for what is given.
 
     Raises:
-        InputError: a number is out of its range; or as `read_grids` and `read_folds`.
+        InputError: a number is out of its range; or as `read_grids`.
     """
     from kernel.tuning.plan import TuningPlan
     from kernel.tuning.threshold_grid import read_grids
@@ -201,7 +201,7 @@ def read_plan(options: argparse.Namespace) -> TuningPlan:
         given["significance"] = options.level
     if options.grid is not None:
         given["grid"], given["grid_of_type"] = read_grids(options.grid)
-    return TuningPlan(**given, folds=read_held_out_folds(options))
+    return TuningPlan(**given)
 
 
 def keep_together(plan: TuningPlan, images: Sequence[AnnotatedImage]) -> TuningPlan:
@@ -224,8 +224,8 @@ def keep_together(plan: TuningPlan, images: Sequence[AnnotatedImage]) -> TuningP
     return replace(plan, groups=groups)
 
 
-def read_held_out_folds(options: argparse.Namespace) -> dict[str, int] | None:
-    """The fold of each image, to hold out in cross-validation.
+def read_held_out_folds(options: argparse.Namespace, images: Sequence[AnnotatedImage]) -> dict[str, int] | None:
+    """The fold of each of the images, to hold out in cross-validation.
 
     None with --fold, which leaves a single one; and where there is no folds.csv, nor asked for.
 
@@ -235,4 +235,4 @@ def read_held_out_folds(options: argparse.Namespace) -> dict[str, int] | None:
     path = folds_file(options)
     if options.fold is not None or (options.folds_csv is None and not path.is_file()):
         return None
-    return read_folds(path)
+    return read_folds(path, {entry.image_id for entry in images})

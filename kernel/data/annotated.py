@@ -189,7 +189,7 @@ _REMEDIES = {"train.csv": "take their rows out", PREPARED_NAME: "prepare the fol
 
 def _warn_of_folds(images: Sequence[AnnotatedImage], folder: Path, folds_csv: Path) -> None:
     """Say which images are in no fold, and so left out, and which wells lie in several folds."""
-    fold_of = read_folds(folds_csv)
+    fold_of = read_folds(folds_csv, {image.image_id for image in images})
     nowhere = [image.image_id for image in images if image.image_id not in fold_of]
     if nowhere:
         LOG.warning(
@@ -209,7 +209,7 @@ def _warn_of_folds(images: Sequence[AnnotatedImage], folder: Path, folds_csv: Pa
 def _of_folds(
     images: list[AnnotatedImage], folder: Path, folds_csv: Path, folds: Collection[int]
 ) -> list[AnnotatedImage]:
-    wanted = select_folds(folds_csv, folds)
+    wanted = select_folds(folds_csv, folds, {image.image_id for image in images})
     chosen = [image for image in images if image.image_id in wanted]
     if len(chosen) < len(wanted):
         absent = sorted(wanted - {image.image_id for image in chosen})

@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kernel.data.image_names import image_name
+from kernel.data.image_names import known_name
 from kernel.data.tables import read_table, whole_number, whole_text
 from kernel.errors import InputError
 from kernel.log import LOG
@@ -267,15 +267,20 @@ def write_folds(path: Path, rows: Sequence[FoldRow]) -> None:
         writer.writerows((row.image_id, row.fold, row.cell_type, row.group) for row in rows)
 
 
-def read_folds(path: Path) -> dict[str, int]:
-    """The fold of each image of a folds.csv. A path before an id, of any system, and an image's ending do not count.
+def read_folds(path: Path, names: Collection[str] = ()) -> dict[str, int]:
+    """The fold of each image of a folds.csv.
+
+    Args:
+        path: the file.
+        names: the images' ids: those of the file may be written otherwise, as `known_name` tells. What is not among
+            them stays as it is written.
 
     Raises:
         InputError: no such file, a row that cannot be read, or an image that is named twice.
     """
     folds: dict[str, int] = {}
     for row in read_table(path, _FOLD_COLUMNS[:2], "folds", "the folds.csv that `python -m kernel prepare` writes"):
-        image_id, fold = image_name(row.values["id"]), whole_number(row.values["fold"])
+        image_id, fold = known_name(row.values["id"], names), whole_number(row.values["fold"])
         if not image_id or fold is None:
             raise InputError(
                 f"{path}, row {row.number}: expected an id and a fold from 0, got '{image_id}' and "
@@ -287,13 +292,13 @@ def read_folds(path: Path) -> dict[str, int]:
     return folds
 
 
-def select_folds(path: Path, wanted: Collection[int]) -> set[str]:
-    """The images of a folds.csv that are in one of the folds `wanted`.
+def select_folds(path: Path, wanted: Collection[int], names: Collection[str] = ()) -> set[str]:
+    """The images of a folds.csv that are in one of the folds `wanted`; `names` as in `read_folds`.
 
     Raises:
         InputError: as `read_folds`; or a fold that the file does not have.
     """
-    folds = read_folds(path)
+    folds = read_folds(path, names)
     _check_folds(path, folds, wanted)
     return {image_id for image_id, fold in folds.items() if fold in wanted}
 

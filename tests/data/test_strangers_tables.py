@@ -20,7 +20,7 @@ from kernel.data.annotations import read_annotations
 from kernel.data.livecell import read_livecell
 from kernel.data.prepare import prepare
 from kernel.data.sources import read_competition, read_pseudo_labels
-from kernel.data.splits import read_folds
+from kernel.data.splits import FoldRow, other_folds, read_folds, select_folds, write_folds
 from kernel.errors import InputError
 from kernel.images.listing import AskedIds, asked_ids
 
@@ -131,7 +131,16 @@ def test_submissions_and_their_cell_types(images: Path, way: str) -> None:
 @pytest.mark.parametrize("way", WAYS)
 def test_folds_csv(images: Path, way: str) -> None:
     (images / "folds.csv").write_bytes(WAYS[way](FOLDS))
-    assert read_folds(images / "folds.csv") == {name: number for number, name in enumerate(NAMES)}
+    assert read_folds(images / "folds.csv", NAMES) == {name: number for number, name in enumerate(NAMES)}
+
+
+def test_folds_csv_of_images_whose_own_ids_end_like_a_files(tmp_path: Path) -> None:
+    """As batch converters leave them, a.tif.png: the id is a.tif, and beside it there may be a.png."""
+    names = ["a.tif", "a", "b.jpg"]
+    write_folds(tmp_path / "folds.csv", [FoldRow(name, number, "cort", "") for number, name in enumerate(names)])
+    assert read_folds(tmp_path / "folds.csv", names) == {"a.tif": 0, "a": 1, "b.jpg": 2}
+    assert select_folds(tmp_path / "folds.csv", [0, 2], names) == {"a.tif", "b.jpg"}
+    assert other_folds(tmp_path / "folds.csv", 1) == {0, 2}
 
 
 @pytest.mark.parametrize("way", KAGGLES_WAYS)
