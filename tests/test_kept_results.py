@@ -14,6 +14,7 @@ from kernel.__main__ import main
 from kernel.commands.results import known_results, refuse_to_replace_result
 from kernel.data.livecell import read_livecell
 from kernel.data.prepare import prepare
+from kernel.data.prepared import read_prepared
 from kernel.data.sources import read_competition
 from kernel.errors import InputError
 from kernel.images.writing import write_image_file
@@ -91,6 +92,22 @@ def test_prepared_images_are_not_replaced_untold(
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert main([*words, "--replace"]) == 0
     assert "four" not in (out / "folds.csv").read_text(encoding="utf-8")
+
+
+def test_prepared_images_without_folds_are_not_replaced_untold_either(data: Path, tmp_path: Path) -> None:
+    """As corrections of several batches, into one folder."""
+    for batch in ("first", "second"):
+        (tmp_path / batch).mkdir()
+        write_rows(tmp_path / batch, rows_of_cells(batch, "cort", GRID))
+        (tmp_path / batch / "train").mkdir()
+        write_image_file(tmp_path / batch / "train" / f"{batch}.png", draw_image(7, GRID))
+    out = tmp_path / "out"
+    prepare(read_competition(tmp_path / "first"), out, None)
+    prepare(read_competition(tmp_path / "first"), out, None)
+    with pytest.raises(InputError, match=r"holds 1 prepared images that are not among these \(first\)"):
+        prepare(read_competition(tmp_path / "second"), out, None)
+    prepare(read_competition(tmp_path / "second"), out, None, replace=True)
+    assert [image.image_id for image in read_prepared(out).images] == ["second"]
 
 
 def test_annotations_of_other_sources_and_of_people_are_not_replaced_untold(data: Path, tmp_path: Path) -> None:

@@ -26,9 +26,9 @@ from kernel.data.prepare_report import (
     split_record,
     write_report,
 )
-from kernel.data.prepared import PREPARED_NAME, PreparedDataset, prepared_description, write_prepared
+from kernel.data.prepared import PREPARED_NAME, PreparedDataset, prepared_description, prepared_names, write_prepared
 from kernel.data.sources import Source, SourceImage
-from kernel.data.splits import FOLDS_NAME, SampledImage, Split, make_split, read_folds, write_folds
+from kernel.data.splits import FOLDS_NAME, SampledImage, Split, make_split, write_folds
 from kernel.errors import InputError, RunError
 from kernel.processes import map_in_processes
 from kernel.text import first_names
@@ -158,7 +158,7 @@ def refuse_to_replace_others(source: Source, out: Path) -> None:
             of = f"is of '{description}'" if description.endswith(_PREPARED) else "was not written by prepare"
             raise InputError(f"{annotations} {of}, and would be replaced: {remedy}")
         names = {image.image_id for image in source.images}
-        lost = [name for name in read_folds(folds) if name not in names] if names and folds.is_file() else []
+        lost = [name for name in prepared_names(annotations) if name not in names] if names else []
         if lost:
             raise InputError(
                 f"{out} holds {len(lost)} prepared images that are not among these ({first_names(lost)}), and would be "

@@ -13,6 +13,8 @@ A category's id is its label + 1. One record a line, images sorted by name: the 
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -161,6 +163,22 @@ def prepared_description(path: Path) -> str:
         return str(json.loads(line)["description"])
     except (ValueError, LookupError, TypeError):
         return ""
+
+
+def prepared_names(path: Path) -> list[str]:
+    """The ids of the images in an annotations.json as `write_prepared` wrote it, without reading their cells.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    names = []
+    with reading(path), path.open(encoding="utf-8", errors="replace") as stream:
+        for line in itertools.takewhile(lambda line: not line.startswith('"annotations"'), stream):
+            if '"file_name"' in line:
+                with contextlib.suppress(ValueError, LookupError, TypeError):
+                    name = json.loads(line.rstrip().removesuffix(","))["file_name"]
+                    names.append(composed(Path(_own_separators(path.parent, name)).stem))
+    return names
 
 
 def _sorted_images(dataset: PreparedDataset) -> list[PreparedImage]:

@@ -649,7 +649,7 @@ def test_types_by_folder_by_table_and_by_default(tmp_path: Path, capsys: pytest.
         write_png(folder / f"{name}_masks.png", grid_labels())
 
     def types(*words: object) -> dict[str, str]:
-        prepared_cells("--annotated", folder, *words, tmp_path / "out")
+        prepared_cells("--annotated", folder, "--replace", *words, tmp_path / "out")
         return {image.image_id: image.cell_type for image in list_annotated(tmp_path / "out")}
 
     assert types() == {"a": "astro", "b": "cort", "c": DEFAULT_CELL_TYPE}
