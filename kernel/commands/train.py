@@ -251,11 +251,11 @@ def make_run(options: argparse.Namespace, recipe: Recipe) -> TrainingRun:
     Raises:
         InputError: as `list_annotated`, `list_around_fold`, `read_extra_images`, `read_entries` and `check_device`.
     """
-    from kernel.training.extra import read_extra_images
+    from kernel.training.extra import read_entries_as, read_extra_images
     from kernel.training.initialise import find_weights_to_start_from
     from kernel.training.retraining import start_member
     from kernel.training.run import TrainingRun
-    from kernel.training.samples import leave_out_pictures, read_entries
+    from kernel.training.samples import leave_out_pictures
 
     folds_csv = folds_file(options)
     if options.fold is None:
@@ -265,6 +265,8 @@ def make_run(options: argparse.Namespace, recipe: Recipe) -> TrainingRun:
     init = None if options.init is None else find_weights_to_start_from(options.init)
     if options.from_ is not None:
         init = start_member(options.from_, options.kind).weights
+    # A member to train on knows its classes already; others learn those of the images.
+    classes = entries[0].class_names if entries and options.from_ is None else CELL_TYPES
     held_out = PictureIndex(picture_of(entry.image_id, entry.read()) for entry in validation)
     settings, extra = recipe.training, []
     if options.extra and entries:
@@ -272,7 +274,7 @@ def make_run(options: argparse.Namespace, recipe: Recipe) -> TrainingRun:
             options.extra,
             settings.extra_images,
             settings.seed,
-            entries[0].class_names,
+            classes,
             recipe.detector.num_classes,
             {entry.image_id for entry in validation},
             groups_of(validation),
@@ -281,7 +283,9 @@ def make_run(options: argparse.Namespace, recipe: Recipe) -> TrainingRun:
     return TrainingRun(
         spec=recipe.detector,
         settings=settings,
-        images=leave_out_pictures(read_entries(entries), held_out, options.data),
+        images=leave_out_pictures(
+            read_entries_as(entries, classes, recipe.detector.num_classes), held_out, options.data
+        ),
         out=options.out,
         init=init,
         keep_classes=options.keep_classes or options.from_ is not None,

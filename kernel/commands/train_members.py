@@ -20,6 +20,7 @@ from kernel.errors import InputError
 from kernel.manifest.presets import WEIGHTS_NAME
 from kernel.manifest.reader import read_manifest
 from kernel.manifest.types import KIND_NAMES
+from kernel.settings import CELL_TYPES
 from kernel.vendored import use_vendored_packages
 
 if TYPE_CHECKING:
@@ -174,8 +175,9 @@ def run_retraining(options: argparse.Namespace) -> None:
     Raises:
         InputError: --data is missing; as `start_members` and `retrain_members`.
     """
+    from kernel.training.extra import read_entries_as
     from kernel.training.retraining import RetrainingPlan, retrain_members, start_members
-    from kernel.training.samples import leave_out_pictures, read_entries
+    from kernel.training.samples import leave_out_pictures
 
     if options.data is None:
         raise InputError("--from needs --data, a folder that prepare has written")
@@ -192,10 +194,12 @@ def run_retraining(options: argparse.Namespace) -> None:
             refuse_to_replace_result(options.out / name, "validate")
     held_out = PictureIndex(picture_of(image.image_id, image.read()) for image in unseen)
     check_readable([*unseen, *others])
+    members = start_members(options.from_, options.kinds)
+    classes = min(member.detector.num_classes for member in members)
     plan = RetrainingPlan(
         start=options.from_,
-        members=start_members(options.from_, options.kinds),
-        images=leave_out_pictures(read_entries(entries), held_out, options.data),
+        members=members,
+        images=leave_out_pictures(read_entries_as(entries, CELL_TYPES, classes), held_out, options.data),
         out=options.out,
         recipe=options.recipe,
         iterations=options.iterations[0] if options.iterations else None,

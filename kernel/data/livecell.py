@@ -199,11 +199,14 @@ def _category_names(data: dict[str, Any], path: Path) -> dict[str | None, str]:
 
 
 def _classes_of(contents: Sequence[tuple[Path, dict[str, Any]]]) -> tuple[str, ...]:
-    """LIVECELL_CLASSES or CELL_TYPES, which have one in common, by the categories of files; errors as `_records`."""
+    """LIVECELL_CLASSES or CELL_TYPES, which have one in common, by the categories of files; errors as `_records`.
+
+    Where that one is the only category, the cells are of the type: LIVECell's own files call all of theirs "cell".
+    """
     named = {name for path, data in contents for name in _category_names(data, path).values()}
-    has_types = any(name in named for name in CELL_TYPES if name not in LIVECELL_CLASSES)
     has_lines = any(name in named for name in LIVECELL_CLASSES if name not in CELL_TYPES)
-    return CELL_TYPES if has_types and not has_lines else LIVECELL_CLASSES
+    has_types = any(name in named for name in CELL_TYPES if name not in LIVECELL_CLASSES)
+    return CELL_TYPES if (has_types and not has_lines) or (named and named <= {*CELL_TYPES}) else LIVECELL_CLASSES
 
 
 def _key(record: dict[str, Any], name: str) -> str | None:

@@ -98,9 +98,30 @@ def read_extra_images(
             raise InputError(f"--extra {folder}: none of its {len(entries)} annotated images can be used: {reasons}")
         LOG.info("%s: %d of %d images. %s", folder, len(usable) - before, len(entries), reasons)
     chosen = np.sort(np.random.default_rng(seed).permutation(len(usable))[:count])
-    tables = [usable[index][1] for index in chosen]
-    images = read_entries([usable[index][0] for index in chosen])
+    return relabelled([usable[index] for index in chosen])
+
+
+def read_entries_as(entries: Sequence[AnnotatedImage], classes: Sequence[str], num_classes: int) -> list[TrainingImage]:
+    """The pixels and cells of `entries` with labels of `label_table`, for a detector that knows `classes` already.
+
+    Raises:
+        InputError: as `read_entries`; or cells of a class that the detector has no place for.
+    """
+    tables = [label_table(entry.class_names, classes, num_classes) for entry in entries]
+    for entry, table in zip(entries, tables, strict=True):
+        foreign = {entry.class_names[label] for label in set(entry.labels.tolist()) if table[label] is None}
+        if foreign:
+            raise InputError(
+                f"image '{entry.image_id}' has cells of {', '.join(sorted(foreign))}, and the detector's {num_classes} "
+                f"classes are {', '.join(classes)}: give images of these"
+            )
+    return relabelled(list(zip(entries, tables, strict=True)))
+
+
+def relabelled(tabled: Sequence[tuple[AnnotatedImage, Sequence[int | None]]]) -> list[TrainingImage]:
+    """`read_entries` of images, with each one's labels by its table."""
+    images = read_entries([entry for entry, _ in tabled])
     return [
         replace(image, labels=np.array([table[label] for label in image.labels.tolist()], np.int64))
-        for image, table in zip(images, tables, strict=True)
+        for image, (_, table) in zip(images, tabled, strict=True)
     ]

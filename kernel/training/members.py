@@ -25,10 +25,10 @@ from kernel.errors import InputError
 from kernel.files import file_sha256
 from kernel.log import LOG
 from kernel.manifest.edit import manifest_entry
-from kernel.manifest.reader import parse_manifest
 from kernel.scoring.predictions import fingerprint_differences
 from kernel.settings import CELL_TYPES
 from kernel.training.evaluation import EVALUATION_SETTINGS, check_class_count
+from kernel.training.manifests import leave_manifest
 from kernel.training.recipe import Recipe
 from kernel.training.run import TrainingRun
 from kernel.training.samples import TrainingImage, leave_out_pictures, read_entries, read_training_images
@@ -251,7 +251,4 @@ def write_members_manifest(plan: MembersPlan) -> None:
             "thresholds": {name: asdict(limits) for name, limits in EVALUATION_SETTINGS.thresholds.items()},
         },
     }
-    text = json.dumps(data, indent=2) + "\n"
-    parse_manifest(text, str(plan.manifest))
-    with whole_text(plan.manifest) as stream:
-        stream.write(text)
+    leave_manifest(plan.manifest, data)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from kernel.data.json_files import read_json
-from kernel.data.tables import whole_text
 from kernel.data.toml_files import read_toml
 from kernel.errors import InputError
 from kernel.files import file_sha256
@@ -18,7 +18,9 @@ from kernel.log import LOG
 from kernel.manifest.presets import MANIFEST_NAME, WEIGHTS_NAME, members_folder
 from kernel.manifest.reader import parse_manifest, read_manifest
 from kernel.manifest.types import MemberEntry
-from kernel.models.checkpoints import recognise_checkpoint
+from kernel.models.checkpoints import read_claimed
+from kernel.models.configs import DetectorSpec
+from kernel.training.manifests import leave_manifest
 from kernel.training.recipe import Recipe, recipe_of_tables
 from kernel.training.run import TrainingRun
 from kernel.training.samples import TrainingImage
@@ -35,14 +37,20 @@ class StartMember:
     entry: MemberEntry
     weights: Path
 
+    @cached_property
+    def detector(self) -> DetectorSpec:
+        """What the weights hold, with the stride that the manifest states; errors as `read_claimed`."""
+        entry = self.entry
+        return read_claimed(self.weights, entry.kind, entry.encoder, stem_stride=entry.stem_stride)[0]
+
     def recipe(self, path: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Recipe:
         """The recipe `path`, or FEW_RECIPE, with the detector that the weights hold in the place of its own.
 
         Raises:
-            InputError: as `recipe_of_tables` and `recognise_checkpoint`.
+            InputError: as `recipe_of_tables` and `read_claimed`.
         """
         path = path or FEW_RECIPE
-        tables = {**read_toml(path, "recipe"), "detector": asdict(recognise_checkpoint(self.weights))}
+        tables = {**read_toml(path, "recipe"), "detector": asdict(self.detector)}
         return recipe_of_tables(tables, str(path), overrides or {})
 
 
@@ -129,17 +137,24 @@ def retrain_members(plan: RetrainingPlan) -> Path:
     runs = plan.runs()
     if (plan.out / MANIFEST_NAME).resolve() == (members_folder(plan.start) / MANIFEST_NAME).resolve():
         raise InputError(f"--out {plan.out} is the folder of the members to start from: name another")
+    retrained_manifest(plan, is_trained=False)  # better refused now than after all the training
     for run in runs:
         LOG.info("%s: %s %s from %s", run.out, run.spec.kind, run.spec.encoder, run.init)
         train_detector(run)
-    return write_retrained_manifest(plan)
+    path = plan.out / MANIFEST_NAME
+    leave_manifest(path, retrained_manifest(plan))
+    return path
 
 
-def write_retrained_manifest(plan: RetrainingPlan) -> Path:
-    """Write the manifest that the members started from, with the new files, and with these members alone.
+def retrained_manifest(plan: RetrainingPlan, *, is_trained: bool = True) -> dict[str, Any]:
+    """The manifest that the members started from, with the new files, and with these members alone.
+
+    Args:
+        plan: the training.
+        is_trained: whether the new files are there; else they have no sums yet.
 
     Raises:
-        InputError: it would not be valid: a cell type has no member left, for one.
+        InputError: it is not valid: a cell type has no member left, for one.
     """
     data = read_json(members_folder(plan.start) / MANIFEST_NAME, "members")
     data.pop("$schema", None)  # a path from there
@@ -147,12 +162,8 @@ def write_retrained_manifest(plan: RetrainingPlan) -> Path:
     entries = {entry["name"]: entry for entry in data["members"]}
     data["members"] = [
         entries[member.entry.name]
-        | {"file": plan.weights(member).name, "sha256": file_sha256(plan.weights(member)), "dataset": None}
-        for member in plan.members
+        | {"file": path.name, "sha256": file_sha256(path) if is_trained else None, "dataset": None}
+        for member, path in ((member, plan.weights(member)) for member in plan.members)
     ]
-    path = plan.out / MANIFEST_NAME
-    text = json.dumps(data, indent=2) + "\n"
-    parse_manifest(text, str(path))
-    with whole_text(path) as stream:
-        stream.write(text)
-    return path
+    parse_manifest(json.dumps(data), str(plan.out / MANIFEST_NAME))
+    return data

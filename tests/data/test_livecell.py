@@ -157,7 +157,7 @@ def changed_livecell(tmp_path: Path, change: Callable[[dict[str, list[dict[str, 
     data = json.loads(path.read_text())
     change(data)
     path.write_text(json.dumps(data))
-    report = prepare(read_livecell([path], tmp_path / "images"), tmp_path / "out", split=None)
+    report = prepare(read_livecell([path], tmp_path / "images"), tmp_path / "out", split=None, replace=True)
     assert_every_row_is_told(report)
     return report
 
@@ -237,6 +237,17 @@ def test_categories_of_lines_and_of_types(tmp_path: Path) -> None:
     assert both.class_names == LIVECELL_CLASSES and both.name == "livecell"
     assert any("its category is 'astro'" in cell.reason for cell in both.dropped_cells)
     assert renamed({"a172": "shsy5y"}).class_names == LIVECELL_CLASSES
+
+
+def test_the_only_category_is_a_cell_type(tmp_path: Path) -> None:
+    """As a biologist exports cells of one kind: shsy5y then is the competition's, whose label members give it."""
+    path = livecell_json(tmp_path)
+    data = json.loads(path.read_text())
+    set_all(data["categories"], "name", lambda _: "shsy5y")
+    path.write_text(json.dumps(data))
+    source = read_livecell([path], tmp_path / "images")
+    assert source.class_names == CELL_TYPES
+    assert {cell.label for image in source.images for cell in image.cells} == {0}
 
 
 def test_brush_masks_are_cells(tmp_path: Path) -> None:

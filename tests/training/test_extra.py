@@ -27,7 +27,7 @@ from kernel.data.synthetic.generate import write_dataset
 from kernel.errors import InputError, RunError
 from kernel.settings import CELL_TYPES
 from kernel.training.crops import CropDataset
-from kernel.training.extra import ExtraSchedule, label_table, read_extra_images
+from kernel.training.extra import ExtraSchedule, label_table, read_entries_as, read_extra_images
 from kernel.training.run import TrainingRun
 from kernel.training.samples import TrainingImage, read_training_images
 from kernel.training.settings import TrainSettings
@@ -159,6 +159,37 @@ def test_livecells_cells_are_called_as_the_table_says(livecell: Path) -> None:
     # In the pretraining they are what they are.
     own = {image.name: image.labels[0] for image in read_extra_images([livecell], 800, 0, LIVECELL_CLASSES, 8)}
     assert own == {name: LIVECELL_CLASSES.index(line) for name, line in by_name.items()}
+
+
+def test_a_member_that_is_trained_on_keeps_its_classes(livecell: Path) -> None:
+    """A folder of other classes trains it on what it knows by name, not on what is at the same index."""
+    entries = [entry for entry in list_annotated(livecell) if entry.cell_type in ("bv2", "shsy5y")]
+    images = read_entries_as(entries, CELL_TYPES, 8)
+    assert {image.cell_type: set(image.labels.tolist()) for image in images} == {"bv2": {3}, "shsy5y": {0}}
+    with pytest.raises(InputError, match="has cells of bv2, and the detector's 3 classes are shsy5y, astro, cort"):
+        read_entries_as(entries, CELL_TYPES, 3)
+
+
+@pytest.mark.parametrize("command", ["train", "train-members"])
+def test_retraining_takes_labels_by_name(
+    livecell: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    trained: list[TrainingRun] = []
+
+    class Enough(Exception):
+        pass
+
+    def note(run: TrainingRun) -> None:
+        trained.append(run)
+        raise Enough
+
+    monkeypatch.setattr("kernel.training.trainer.train_detector", note)
+    monkeypatch.setattr("kernel.training.retraining.train_detector", note)
+    out = tmp_path / ("mine.safetensors" if command == "train" else "mine")
+    with pytest.raises(Enough):
+        main([command, "--from", "shipped", "--data", str(livecell), "--out", str(out), "--device", "cpu"])
+    labels = {image.cell_type: set(image.labels.tolist()) for image in trained[0].images}
+    assert labels["shsy5y"] == {0} and labels["a172"] == {7}
 
 
 def test_a_folder_as_the_competition_has_it_keeps_its_labels(competition: Path) -> None:

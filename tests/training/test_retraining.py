@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,11 +14,18 @@ from safetensors.torch import load_file, save_file
 from tiny_detectors import tiny_detector
 
 from kernel.__main__ import main
+from kernel.data.learned import MemberRecord
 from kernel.data.synthetic.generate import write_dataset
 from kernel.errors import InputError
 from kernel.manifest.presets import MEMBERS_FOLDER, members_folder, shipped_members
 from kernel.manifest.reader import read_manifest
+from kernel.manifest.types import MemberEntry
 from kernel.models.checkpoints import read_checkpoint, recognise_checkpoint
+from kernel.models.configs import DetectorSpec
+from kernel.models.detectors import build_detector
+from kernel.settings import CELL_TYPES
+from kernel.training.retraining import StartMember
+from kernel.training.state import save_weights
 
 pytestmark = [pytest.mark.usefixtures("wheels_site", "one_thread"), pytest.mark.xdist_group("members")]
 
@@ -75,6 +84,69 @@ def test_all_members_into_a_manifest(start: Path, tmp_path: Path, capsys: pytest
     assert main(["train-members", *map(str, words)]) == 0
     assert {path.name: path.read_bytes() for path in out.rglob("*.safetensors")} == kept
     assert read_manifest(out / "manifest.json") == after
+
+
+def test_a_tuned_manifest_is_left_and_one_of_other_members_put_aside(
+    start: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "mine"
+    words = ["train-members", "--from", start, "--data", start / "cells", "--recipe", start / "recipe.toml"]
+    words += ["--device", "cpu", "--out", out]
+    assert main([*map(str, words)]) == 0
+    manifest = out / "manifest.json"
+    tuned = manifest.read_text(encoding="utf-8").replace('"confidence": 0.', '"confidence": 0.0')
+    manifest.write_text(tuned, encoding="utf-8")
+    assert main([*map(str, words)]) == 0
+    assert manifest.read_text(encoding="utf-8") == tuned
+    others = json.loads(tuned)
+    others["members"][0]["sha256"] = "0" * 64  # of a training before
+    manifest.write_text(json.dumps(others), encoding="utf-8")
+    assert main([*map(str, words)]) == 0
+    assert len(read_manifest(manifest).members) == 2
+    assert json.loads((out / "manifest.json.old").read_text(encoding="utf-8")) == others
+    assert "manifest.json has other members, and is put aside as manifest.json.old" in capsys.readouterr().err
+    manifest.write_text("{", encoding="utf-8")
+    assert main([*map(str, words)]) == 0
+    assert (out / "manifest.json.old2").read_text(encoding="utf-8") == "{" and len(read_manifest(manifest).members) == 2
+
+
+def changed_start(start: Path, folder: Path, kind: str, **given: object) -> Path:
+    """A copy of the members to start from, with values of those of a kind changed."""
+    shutil.copytree(start / "weights", folder / "weights")
+    data = json.loads((start / "manifest.json").read_text(encoding="utf-8"))
+    data["members"] = [member | (given if member["kind"] == kind else {}) for member in data["members"]]
+    (folder / "manifest.json").write_text(json.dumps(data), encoding="utf-8")
+    return folder
+
+
+def test_what_makes_no_manifest_is_refused_before_the_training(
+    start: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lacking = changed_start(start, tmp_path / "start", "maskrcnn", use_for=["astro"])
+    words = ["--from", lacking, "--kinds", "maskrcnn", "--data", start / "cells", "--out", tmp_path / "mine"]
+    assert main(["train-members", *map(str, words)]) == 2
+    assert "`use_for`" in capsys.readouterr().err and not (tmp_path / "mine").exists()
+
+
+@pytest.mark.parametrize("command", ["train", "train-members"])
+def test_a_stride_that_no_training_here_has_is_refused_before_it(
+    start: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    """Trained at stride 1, its file would say so, and the manifest, which says 2, could not be loaded any more."""
+    strided = changed_start(start, tmp_path / "start", "maskrcnn", stem_stride=2)
+    out = tmp_path / ("mine" if command == "train-members" else "mine.safetensors")
+    assert main([command, "--from", str(strided), "--data", str(start / "cells"), "--out", str(out)]) == 2
+    assert "stem_stride is 2" in capsys.readouterr().err and not out.exists()
+
+
+def test_a_stride_that_an_encoder_keeps_is_trained_on(start: Path, tmp_path: Path) -> None:
+    spec = DetectorSpec("maskrcnn", "timm:fastvit_t8", 3, 16, 16, 16, stem_stride=2)
+    path = tmp_path / "weights" / "maskrcnn.safetensors"
+    path.parent.mkdir()
+    record = MemberRecord("0" * 16, 1, 1, (), spec.encoder, 2)
+    save_weights(build_detector(spec).state_dict(), path, record=record)
+    entry = MemberEntry("maskrcnn", "maskrcnn", spec.encoder, CELL_TYPES)
+    assert StartMember(entry, path).recipe().detector == replace(recognise_checkpoint(path), stem_stride=2)
 
 
 def test_one_kind_alone(start: Path, tmp_path: Path) -> None:
