@@ -32,7 +32,7 @@ from kernel.masks.instances import Instances
 from kernel.segment import instances_of_prediction
 
 #: Part of every fingerprint: to be raised when the files, or what the ensemble makes of an image, change.
-FORMAT = 1
+FORMAT = 2
 #: The thresholds that only the post-processing knows. All others decide what is predicted.
 POSTPROCESSING_THRESHOLDS = ("mask_threshold", "mask_nms_threshold", "confidence", "min_size", "corrupt")
 
@@ -72,6 +72,10 @@ def settings_fingerprint(manifest: Manifest) -> dict[str, Any]:
             del thresholds[name]
     return {
         "members": [member.name for member in manifest.members],
+        "detectors": {
+            member.name: {"kind": member.kind, "encoder": member.encoder, "stem_stride": member.stem_stride}
+            for member in manifest.members
+        },
         "use_for": {member.name: sorted(member.use_for) for member in manifest.members},
         "averaging": {member.name: asdict(member.weights) for member in manifest.members},
         "settings": settings,

@@ -179,6 +179,11 @@ def changed_member(**given: object) -> Fingerprint:
         ),
         (changed_threshold("rpn_nms_pre", 7), ["settings.thresholds.cort.rpn_nms_pre: stored 1000, wanted 7"]),
         (changed_member(sha256="0" * 64), ['weights.htc: stored "hhhhhhhh...", wanted "00000000..."']),
+        (changed_member(stem_stride=2), ["detectors.htc.stem_stride: stored null, wanted 2"]),
+        (
+            changed_member(encoder="resnet18_narrow"),
+            ['detectors.htc.encoder: stored "resnet50", wanted "resnet18_narrow"'],
+        ),
         (changed_member(weights=StageWeights(masks=2.0)), ["averaging.htc.masks: stored 1.0, wanted 2.0"]),
         (changed_member(use_for=("cort",)), ['use_for.htc: stored ["astro", "cort", "shsy5y"], wanted ["cort"]']),
         (
@@ -192,6 +197,9 @@ def changed_member(**given: object) -> Fingerprint:
             ensemble_fingerprint(replace(MANIFEST, members=MANIFEST.members[:1]), "float32"),
             [
                 'members: stored ["cascade", "htc"], wanted ["cascade"]',
+                'detectors.htc.kind: stored "htc", wanted nothing',
+                'detectors.htc.encoder: stored "resnet50", wanted nothing',
+                "detectors.htc.stem_stride: stored null, wanted nothing",
                 'use_for.htc: stored ["astro", "cort", "shsy5y"], wanted nothing',
                 *(f"averaging.htc.{stage}: stored 1.0, wanted nothing" for stage in ("proposals", "boxes", "masks")),
                 'weights.htc: stored "hhhhhhhh...", wanted nothing',
