@@ -286,6 +286,20 @@ def test_an_image_where_nothing_is_found_counts_with_nothing(tmp_path: Path) -> 
     assert tuning.new.confidence == 0.4
 
 
+def test_an_image_counts_for_the_type_whose_thresholds_it_meets(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Found as shsy5y, an image of cort is finished by shsy5y's thresholds, in `validate` and in the submission."""
+    images, found = repeated(tmp_path, 7, "shsy5y", [FIRST], [(FIRST, 0.9, "shsy5y"), (THIRD, 0.35, "shsy5y")])
+    images.append(annotated(tmp_path, 20, "cort", [FIRST]))
+    thresholds = {**EnsembleSettings().thresholds, "cort": Thresholds(confidence=0.99)}
+    ensemble = FakeEnsemble({**found, 20: [(FIRST, 0.9, "shsy5y")]}, settings=EnsembleSettings(thresholds=thresholds))
+    ((cell_type, tuning),) = tune_ensemble(ensemble, images, PLAN).items()
+    assert cell_type == "shsy5y" and len(tuning.image_ids) == 8
+    assert tuning.before.tolist() == [each.score for each in validate_ensemble(ensemble, images)]
+    assert "1 image(s) count for the type that the members find: image20, cort found as shsy5y" in caplog.text
+
+
 def test_nothing_found_at_all_can_be_tuned_on(tmp_path: Path) -> None:
     ensemble = FakeEnsemble({10: []})
     tuning = tune_ensemble(ensemble, [annotated(tmp_path, 10, "cort", [FIRST])], PLAN)["cort"]
