@@ -14,6 +14,7 @@ from kernel.ensemble.ensemble import Ensemble
 from kernel.ensemble.members import Member
 from kernel.errors import InputError
 from kernel.models.detectors import Detector
+from kernel.runtime.memory import free_memory, plan_tiling
 from kernel.scoring.scores import ImageResult, draw_scored, refuse_other_types, validate_ensemble
 from kernel.settings import CELL_TYPES, CLS_USE, EnsembleSettings, Thresholds
 
@@ -83,4 +84,6 @@ def evaluate_detector(
     if pictures is not None:
         pictures.mkdir(parents=True, exist_ok=True)
     draw = None if pictures is None else partial(draw_scored, folder=pictures)
-    return validate_ensemble(Ensemble([member], settings, device), images, draw, is_stopped)
+    ensemble = Ensemble([member], settings, device)
+    ensemble.tiling = plan_tiling(ensemble, free_memory(device))
+    return validate_ensemble(ensemble, images, draw, is_stopped)

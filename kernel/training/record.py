@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 from collections.abc import Mapping, Sequence
@@ -46,8 +47,8 @@ class RunRecord:
         }
         write_record(run.out.with_suffix(".json"), json.dumps(settings, indent=2) + "\n")
         last_score = step if is_evaluated else step - 1  # of an evaluation that is done again, no line stays
-        kept = [line for line in read_log(self.path) if line["step"] <= (last_score if "score" in line else step)]
-        kept = kept if step else []
+        before = read_log(self.path) if step else []
+        kept = [line for line in before if line["step"] <= (last_score if "score" in line else step)]
         write_record(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         self.board = open_board(run.out.with_suffix(""))
 
@@ -111,11 +112,14 @@ def open_board(folder: Path) -> Any:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log; a last one that was broken off is left out. Nothing for no file."""
+    """The lines of a log; those that are damaged, or broken off at the end, are left out. Nothing for no file."""
     if not path.is_file():
         return []
-    text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    lines = []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(ValueError):
+            lines.append(json.loads(text))
+    return [line for line in lines if isinstance(line, dict) and isinstance(line.get("step"), int)]
 
 
 def draw_curves(lines: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:

@@ -31,6 +31,7 @@ class RunState:
     parts: Mapping[str, Any]  # state dicts by name: detector, optimizer, scheduler, scaler, mean
     best_score: float  # of the evaluations so far; -1: none
     is_evaluated: bool = True  # false: an evaluation is due after this step, and was not finished
+    processes: int | None = None  # that train together: with another number the crops are others. None: not told
 
 
 def fingerprint_of(*described: str) -> str:
@@ -50,6 +51,7 @@ def save_state(state: RunState, path: Path) -> None:
         "parts": dict(state.parts),
         "best_score": state.best_score,
         "is_evaluated": state.is_evaluated,
+        "processes": state.processes,
     }
     with written_file(path, RunError) as temporary, as_os_errors():
         torch.save(content, temporary)

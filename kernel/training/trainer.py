@@ -77,20 +77,30 @@ class Trainer:
         if self.group.is_first:
             save_weights(self.learner.weights(), self.run.out, self.run.half, self.run.record(self.step))
             parts = self.learner.state_dicts()
-            state = RunState(self.step, self.run.fingerprint, parts, self.best_score, self.is_evaluated)
+            state = RunState(
+                self.step, self.run.fingerprint, parts, self.best_score, self.is_evaluated, self.group.size
+            )
             save_state(state, self.run.state_path)
 
     def restore(self) -> None:
         """Go on from the state beside the weights, if there is one.
 
         Raises:
-            InputError: it is another run's, or the processes would go on after different steps.
+            InputError: it is another run's, or one of another number of processes; or the processes would go on after
+                different steps.
         """
         path = self.run.state_path
         if path.is_file():
             state = read_state(path, self.run.fingerprint)
+            if state.processes not in (None, self.group.size) and state.step < self.settings.iterations:
+                raise InputError(
+                    f"{path} is of a run of {state.processes} process(es), and this is one of {self.group.size}: each "
+                    "trains on batches of its own, so that another number would go on with other crops. Resume with as "
+                    "many (torchrun --nproc-per-node), or start anew with another --out (or delete the file)"
+                )
             self.learner.load_state_dicts(state.parts)
-            self.step, self.best_score, self.is_evaluated = state.step, state.best_score, state.is_evaluated
+            self.step, self.best_score = state.step, state.best_score
+            self.is_evaluated = state.is_evaluated or not self.run.has_evaluations
             LOG.info("resumed after step %d of %d", self.step, self.settings.iterations)
         steps = self.group.all_of(self.step)
         if len(set(steps)) > 1:  # only the first process writes it, and machines need not share a disk

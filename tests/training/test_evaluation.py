@@ -58,10 +58,14 @@ def test_a_run_is_evaluated_and_keeps_its_best_weights(tmp_path: Path, ema_decay
         assert any(not torch.equal(best[key], written[key]) for key in best)
 
 
+@pytest.mark.parametrize("goes_on_without", [False, True])
 def test_a_run_stopped_in_an_evaluation_has_its_state_and_evaluates_when_it_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, goes_on_without: bool
 ) -> None:
-    """The state is on disk before the first image is scored; the signal is heard between two images."""
+    """The state is on disk before the first image is scored; the signal is heard between two images.
+
+    Evaluations that are not asked for any more are not made either: one may be what ends the run, for memory.
+    """
     write_dataset(tmp_path / "data", {"cort": 3}, seed=1, shape=(96, 128))
     out, images = tmp_path / "run" / "member.safetensors", list_annotated(tmp_path / "data")
     run = TrainingRun(
@@ -73,6 +77,7 @@ def test_a_run_stopped_in_an_evaluation_has_its_state_and_evaluates_when_it_goes
         ensemble: Ensemble, entries: list[AnnotatedImage], draw: object, is_stopped: Callable[[], bool]
     ) -> object:
         state = read_state(run.state_path, run.fingerprint)
+        assert ensemble.tiling is not None, "large images are cut, as in validate"
         assert state.step == 2 and not state.is_evaluated and read_member_record(out) == run.record(2)
 
         def is_stopped_then() -> bool:
@@ -90,9 +95,14 @@ def test_a_run_stopped_in_an_evaluation_has_its_state_and_evaluates_when_it_goes
     assert scored == [False, True]  # asked before the first image, and before the second, which is not begun
     log = out.with_suffix(".jsonl")
     assert "score" not in log.read_text(encoding="utf-8") and not run.best_path.exists()
-    train_detector(run)
+    if goes_on_without:
+        train_detector(replace(run, settings=replace(TINY, evaluate_every=0)))
+    else:
+        train_detector(run)
     lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    assert [line["step"] for line in lines if "score" in line] == [2, 4]
+    assert [line["step"] for line in lines if "score" in line] == ([] if goes_on_without else [2, 4])
+    state = read_state(run.state_path, run.fingerprint)
+    assert (state.step, state.is_evaluated) == (4, True)
 
 
 def truncated(image: AnnotatedImage) -> AnnotatedImage:

@@ -52,6 +52,25 @@ def test_a_finished_member_is_known_by_itself(
     assert digest(out) != before and (read_member_record(out) or record).iterations == 3
 
 
+@pytest.mark.parametrize("text", ['{"cell": 1}\n', "no JSON\n", "[1]\n", "\x00"])
+def test_what_is_to_be_replaced_is_not_read(words: list[str], tmp_path: Path, text: str) -> None:
+    log = tmp_path / "out.jsonl"
+    log.write_text(text, encoding="utf-8")
+    assert main(words) == 2 and log.read_text(encoding="utf-8") == text
+    assert main([*words, "--replace"]) == 0
+    assert '"step": 1' in log.read_text(encoding="utf-8").splitlines()[0]
+
+
+def test_a_damaged_line_of_the_log_does_not_stop_a_run(words: list[str], tmp_path: Path) -> None:
+    """A disk that lost power leaves such."""
+    assert main(words) == 0
+    log = tmp_path / "out.jsonl"
+    whole = log.read_text(encoding="utf-8")
+    log.write_bytes(b"\x00\xff\n{}\n" + whole.encode() + b'{"st')
+    assert main([*words, "--resume"]) == 0
+    assert log.read_text(encoding="utf-8") == whole
+
+
 @pytest.mark.parametrize("resume", [[], ["--resume"]])
 def test_a_foreign_file_is_not_written_over(words: list[str], tmp_path: Path, resume: list[str]) -> None:
     out = tmp_path / "out.safetensors"

@@ -144,6 +144,19 @@ def test_a_state_of_another_run_is_refused(whole_run: Path, tmp_path: Path) -> N
     assert done.returncode == 2 and "is no state of a run" in done.stderr
 
 
+def test_a_state_of_another_number_of_processes_is_refused(whole_run: Path, tmp_path: Path) -> None:
+    """Each process takes batches of its own: with another number some crops came twice, and others never."""
+    out = tmp_path / "member.safetensors"
+    content = torch.load(whole_run.with_suffix(".state"), weights_only=True)
+    assert content["processes"] == 1
+    torch.save({**content, "step": 3, "processes": 2}, out.with_suffix(".state"))
+    done = run_tiny(out, "ema_decay=0.9", "--resume")
+    assert done.returncode == 2 and "is of a run of 2 process(es), and this is one of 1" in done.stderr
+    del content["processes"]  # as earlier versions wrote it
+    torch.save({**content, "step": 3}, out.with_suffix(".state"))
+    assert run_tiny(out, "ema_decay=0.9", "--resume").returncode == 0
+
+
 def test_a_loss_that_is_no_number_names_its_crops(tmp_path: Path) -> None:
     done = run_tiny(tmp_path / "member.safetensors", "learning_rate=1e30", "warmup_share=0.0")
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
