@@ -249,7 +249,7 @@ def make_run(options: argparse.Namespace, recipe: Recipe) -> TrainingRun:
     """The training run: its images, read, and where it starts and writes.
 
     Raises:
-        InputError: as `list_annotated`, `list_around_fold`, `read_extra_images`, `read_entries` and `check_device`.
+        InputError: as `list_annotated`, `list_around_fold`, `read_extra_images`, `read_entries_as` and `check_device`.
     """
     from kernel.training.extra import read_entries_as, read_extra_images
     from kernel.training.initialise import find_weights_to_start_from
