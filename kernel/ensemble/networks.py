@@ -81,12 +81,16 @@ class NetworkRunner:
         Raises:
             NotFiniteError: numbers overflow.
         """
+        features = self.unchecked_features(member, images)
+        require_finite(f"features of {member.name}", features.tensors)
+        return features
+
+    def unchecked_features(self, member: Member, images: torch.Tensor) -> ViewFeatures:
+        """`compute_features`, whatever the numbers are."""
         with self.arithmetic():
             computed = compute_features(member.detector, images)
         semantic = None if computed.semantic is None else self.lay_out(computed.semantic)
-        features = ViewFeatures(tuple(self.lay_out(level) for level in computed.levels), semantic)
-        require_finite(f"features of {member.name}", features.tensors)
-        return features
+        return ViewFeatures(tuple(self.lay_out(level) for level in computed.levels), semantic)
 
     def lay_out(self, fmap: torch.Tensor) -> torch.Tensor:
         """A feature map as the RoI extractors take it: float32, and on a GPU contiguous.

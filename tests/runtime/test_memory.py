@@ -14,6 +14,7 @@ from tiny_detectors import tiny_detector
 from kernel.ensemble.ensemble import Ensemble
 from kernel.ensemble.features import features_bytes
 from kernel.ensemble.members import Member
+from kernel.ensemble.networks import NotFiniteError
 from kernel.ensemble.tiles import LEAST_TILE_SIDE, needs_tiles
 from kernel.ensemble.views import IDENTITY, view_images
 from kernel.runtime import memory
@@ -154,6 +155,21 @@ def test_the_log_says_that_large_images_are_tiled(ensemble: Ensemble, caplog: py
     assert f"larger images in tiles of up to {plan.tiling.side} pixels" in caplog.text
     assert ensemble.tiling == plan.tiling == Ensemble.like(ensemble, ensemble.members).tiling
     ensemble.tiling = None
+
+
+@pytest.mark.parametrize("kind", ["maskrcnn", "htc"])
+def test_numbers_that_overflow_take_what_others_do(wheels_site: Path, kind: str) -> None:
+    """An image where they do is done in float32, so the plan must not end the run."""
+    planned = []
+    for factor in (1.0, 1e38):
+        detector = tiny_detector(kind)
+        for parameter in detector.neck.parameters():
+            parameter.data.mul_(factor)
+        runner = Ensemble([Member("a", kind, detector, ALL_TYPES)], EnsembleSettings(), dtype=torch.bfloat16)
+        planned.append(plan_memory(runner, SHAPE, PLENTY))
+    with torch.inference_mode(), pytest.raises(NotFiniteError):
+        runner.compute_features(runner.members[0], torch.zeros(1, 3, 64, 64))
+    assert planned[0] == planned[1]
 
 
 def test_measuring_leaves_no_hooks(ensemble: Ensemble) -> None:
