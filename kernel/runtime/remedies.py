@@ -7,7 +7,8 @@ import re
 #: What begins the line that names it.
 REMEDY_MARK = "to do: "
 PUSH_COMMAND = "`python build_kernel.py push`"
-#: What messages contain, and the one thing to do; the first that fits counts.
+#: What messages contain, and the one thing to do; the first that fits counts. Case matters only where it says so: the
+#: name of a device, as in "cuda:0: ", stands before what its worker cannot start with, whatever that is.
 REMEDIES = (
     (
         r"competition \S+ is not mounted",
@@ -18,8 +19,8 @@ REMEDIES = (
         r"no file .* in .*: correct the member|was altered|no weight file",
         f"build with --weights-dir and push by {PUSH_COMMAND}: the dataset does not hold what the manifest names",
     ),
-    (r"\.whl|wheel", f"push again by {PUSH_COMMAND}: the dataset of wheels is not the one of this build"),
     (r"no space left|disk quota", "free space in the working folder: see what else is written there"),
+    (r"\.whl|wheel", f"push again by {PUSH_COMMAND}: the dataset of wheels is not the one of this build"),
     (r"out of memory|memory limit|SIGKILL", "push with the accelerator that the manifest names, or with fewer members"),
     (r"exceeded.{0,40}(time|limit)|timed? ?out", "lower `time_limit_hours` in the manifest, or push without --timeout"),
     (
@@ -30,7 +31,7 @@ REMEDIES = (
         r"has no kernels for it",
         f"choose the accelerator GPU T4 x2 in the notebook's settings, or push by {PUSH_COMMAND}, which asks for it",
     ),
-    (r"CUDA|KERNEL_DEVICE", f"push again by {PUSH_COMMAND}, which asks for the GPUs that the manifest names"),
+    (r"(?-i:CUDA|KERNEL_DEVICE)", f"push again by {PUSH_COMMAND}, which asks for the GPUs that the manifest names"),
     (r"cancel", "push again: the run was cancelled"),
 )
 

@@ -37,6 +37,22 @@ def test_what_is_missing(tmp_path: Path, what: str, told: str) -> None:
     assert told in str(remedy_for(failure_of(tmp_path, what)))
 
 
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("cuda:0: CUDA error: no kernel image is available", "which asks for the GPUs"),
+        ("KERNEL_DEVICE is 'cuda:1'; this machine has the CPU and 1 GPU(s)", "which asks for the GPUs"),
+        ("cuda:0: its process cannot be started: Resource temporarily unavailable", None),
+        ("cuda:1: OSError: [Errno 5] Input/output error", None),
+        ("the vendored wheels can be installed nowhere:\n  No space left on device: '/tmp'", "free space"),
+        ("cuda:0: AttributeError: module 'numpy' has no attribute 'bool'", "pin the image"),
+    ],
+)
+def test_a_devices_name_is_no_reason(message: str, told: str | None) -> None:
+    found = remedy_for(message)
+    assert found is None if told is None else told in str(found)
+
+
 def test_there_is_always_a_last_line() -> None:
     lines = with_remedy(InputError("something never seen:\n  - in two lines")).splitlines()
     assert lines[:2] == ["something never seen:", "  - in two lines"]
