@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from kernel.runtime.scratch import NEW_SECONDS, SCRATCH_PREFIX, locked_folder, scratch_home
+from kernel.files import lock_descriptor
+from kernel.runtime import scratch
+from kernel.runtime.scratch import NEW_SECONDS, SCRATCH_PREFIX, locked_folder, remove_abandoned, scratch_home
 
 
 @pytest.fixture
@@ -81,3 +83,31 @@ def test_folders_of_living_runs_are_left(parent: Path) -> None:
     os.utime(starting, (time.time() - NEW_SECONDS - 1,) * 2)
     with scratch_home(parent):
         assert not living.exists() and not starting.exists()
+
+
+def test_a_new_folder_is_locked_though_another_process_looks_at_it(
+    parent: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a look takes the lock for a moment. Without it the folder would be deleted by the next one who looks."""
+    looks: list[int] = []
+
+    def busy_first(descriptor: int) -> bool:
+        looks.append(descriptor)
+        if len(looks) == 1:
+            raise BlockingIOError
+        return lock_descriptor(descriptor)
+
+    monkeypatch.setattr(scratch, "lock_descriptor", busy_first)
+    with scratch_home(parent) as folder:
+        (folder / "packages").mkdir()
+        os.utime(folder, (time.time() - 60,) * 2)
+        remove_abandoned(parent)
+        assert folder.exists()
+    assert not any(parent.iterdir())
+
+
+def test_a_folder_that_another_process_keeps_is_not_waited_for_without_end(parent: Path) -> None:
+    folder = abandoned(parent)
+    lock = locked_folder(folder)
+    assert lock is not None and locked_folder(folder) is None and locked_folder(folder, 0.02) is None
+    os.close(lock)

@@ -16,9 +16,8 @@ from kernel.ensemble.tiles import LEAST_TILE_SIDE, predict_whole_or_tiled
 from kernel.log import LOG
 
 #: Parts of the messages of plain RuntimeErrors that mean missing memory: of the CPU's allocator; of a GPU's libraries,
-#: which ask the driver and not torch's allocator (cuDNN 9 spells it out); of cuDNN, which finds no algorithm without room
-#: for its workspace; of torch, where NVML refuses to tell what an out-of-memory error is to say (pytorch/pytorch issues
-#: 112377 and 121899).
+#: which ask the driver and not torch's allocator; of cuDNN, which finds no algorithm without room for its workspace; of
+#: torch, where NVML does not tell what an out-of-memory error is to say (pytorch/pytorch issues 112377 and 121899).
 OUT_OF_MEMORY_SIGNS = (
     "DefaultCPUAllocator",
     "out of memory",

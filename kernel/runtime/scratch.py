@@ -17,6 +17,8 @@ from kernel.log import LOG
 SCRATCH_PREFIX = "kernel-scratch-"
 #: Seconds in which an empty folder may be one that another process is about to lock.
 NEW_SECONDS = 1.0
+#: Another process has the lock of a new folder for a moment only.
+LOCKING_SECONDS = 0.005
 
 
 @contextlib.contextmanager
@@ -36,7 +38,7 @@ def scratch_home(working: Path) -> Iterator[Path]:
         parent = working
     remove_abandoned(parent)
     folder = Path(tempfile.mkdtemp(prefix=SCRATCH_PREFIX, dir=parent))
-    lock = locked_folder(folder)
+    lock = locked_folder(folder, NEW_SECONDS)  # another process may look just now whether it is abandoned
     before, variable = tempfile.tempdir, os.environ.get("TMPDIR")
     tempfile.tempdir, os.environ["TMPDIR"] = str(folder), str(folder)
     try:
@@ -78,20 +80,24 @@ def is_new(descriptor: int) -> bool:
     return not os.listdir(descriptor) and 0 <= time.time() - os.fstat(descriptor).st_mtime < NEW_SECONDS
 
 
-def locked_folder(folder: Path) -> int | None:
+def locked_folder(folder: Path, patience: float = 0.0) -> int | None:
     """Lock a folder until the returned descriptor is closed, or this process ends.
 
-    None: it is locked, or not ours, or the system has no such locks.
+    None: it is locked, and so for `patience` seconds; or not ours, or the system has no such locks.
     """
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except (OSError, AttributeError):  # Windows opens no folders
         return None
-    try:
-        is_locked = lock_descriptor(descriptor)
-    except BlockingIOError:
-        is_locked = False
-    if is_locked:
-        return descriptor
+    until = time.monotonic() + patience
+    while True:
+        try:
+            if lock_descriptor(descriptor):
+                return descriptor
+            break
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                break
+        time.sleep(LOCKING_SECONDS)
     os.close(descriptor)
     return None
