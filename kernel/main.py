@@ -36,7 +36,6 @@ import logging
 import os
 import sys
 import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -45,7 +44,7 @@ import torch
 
 from kernel.ensemble.leaving_out import BEST_EFFORT, MEMBER_POLICIES, STRICT
 from kernel.ensemble.quality_levels import quality_levels
-from kernel.errors import InputError, RunError
+from kernel.errors import InputError, RunError, as_failure
 from kernel.files import whole_file
 from kernel.images.listing import SAMPLE_NAME, AskedIds, asked_ids
 from kernel.images.reading import list_images
@@ -356,15 +355,6 @@ def journal_head(manifest: Manifest, dtype: str, embedded: Sequence[str]) -> dic
         "weights": None if weights is None else hashlib.sha256(" ".join(weights).encode("ascii")).hexdigest(),
         "dtype": dtype,
     }
-
-
-def as_failure(error: Exception) -> InputError | RunError:
-    """An exception as one line for people: of one that nobody expected what it is, and where it comes from."""
-    if isinstance(error, InputError | RunError):
-        return error
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" in {frames[-1].name}, line {frames[-1].lineno} of {Path(frames[-1].filename).name}" if frames else ""
-    return RunError(f"{type(error).__name__}{place}: {error}: this is a fault of the program; what was done is kept")
 
 
 def is_away(find: Callable[[], Sequence[Path]]) -> bool:

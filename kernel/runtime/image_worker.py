@@ -20,7 +20,7 @@ import torch
 from kernel.ensemble.ensemble import Ensemble, Prediction
 from kernel.ensemble.leaving_out import level_of, load_mounted_ensemble
 from kernel.ensemble.quality_levels import QualityLevel, ensemble_at, quality_levels
-from kernel.errors import InputError, RunError
+from kernel.errors import InputError, RunError, as_failure
 from kernel.images.reading import read_image
 from kernel.log import LOG, show_log
 from kernel.manifest.reader import parse_manifest
@@ -201,6 +201,9 @@ def serve_device(manifest_json: str) -> int:
     except (RunError, ImportError, RuntimeError, MemoryError, OSError) as error:  # of files, of torch, of its packages
         name = "" if isinstance(error, RunError) else f"{type(error).__name__}: "
         write_message(output, {"failure": f"{name}{error}"})
+        return 1
+    except Exception as error:  # noqa: BLE001 (what an old mmdet raises under a new numpy is not known beforehand)
+        write_message(output, {"failure": str(as_failure(error))})
         return 1
     finisher = Finisher(lambda message: write_message(output, message), end_process, worker.overlaps)
     write_message(output, {"ready": True})

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kernel.errors import InputError, RunError
+from kernel.errors import InputError, as_failure
 from kernel.files import whole_file
 from kernel.log import LOG
 from kernel.runtime.results import RunResults, failed_results, results_from_json, results_to_json
@@ -104,16 +104,17 @@ def segment_in_processes(
         The results of all images in the first process, None in the others.
 
     Raises:
-        InputError, RunError: as `segment_share` does in the first process.
+        Exception: what `segment_share` raises in the first process.
     """
     begin_shard(working, shard)
     try:
         segment_share()
-    except (InputError, RunError) as error:
+    except Exception as error:  # whatever it is: see above
         if shard.rank == 0:
             raise
-        LOG.error("%s", error)
-        results.fail_rest(shard.share(paths), f"process {shard.rank}: {error}")
+        failure = as_failure(error)
+        LOG.error("%s", failure)
+        results.fail_rest(shard.share(paths), f"process {shard.rank}: {failure}")
     write_shard(working, shard, results)
     if shard.rank:
         return None

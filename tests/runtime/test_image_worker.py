@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -47,6 +50,31 @@ def make_worker() -> ImageWorker:
             )
         ],
     )
+
+
+@pytest.mark.parametrize(
+    ("raised", "told"),
+    [
+        ("AttributeError(\"module 'numpy' has no attribute 'bool'\")", "has no attribute 'bool'"),
+        ("ValueError('numpy.dtype size changed')", "numpy.dtype size changed"),
+        ("KeyError('mmdet')", "KeyError"),
+    ],
+)
+def test_whatever_a_process_cannot_start_with_is_told(tmp_path: Path, raised: str, told: str) -> None:
+    """Libraries that do not fit each other raise what they like; without a reason a run would end with empty rows."""
+    script = f"""
+import kernel.runtime.image_worker as served
+def fail(*_):
+    raise {raised}
+served.install_wheels = fail
+raise SystemExit(served.serve_device("{{}}"))
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", script], input=json.dumps({"packages": str(tmp_path)}) + "\n",
+        cwd=Path(__file__).resolve().parents[2], capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 1 and "Traceback" not in ended.stderr, ended.stderr
+    assert told in json.loads(ended.stdout.splitlines()[-1])["failure"]
 
 
 def test_on_the_cpu_nothing_overlaps() -> None:

@@ -15,6 +15,7 @@ from kernel.runtime.shards import (
     begin_shard,
     gather_shards,
     read_shard,
+    segment_in_processes,
     shard_path,
     this_shard,
     write_shard,
@@ -59,6 +60,22 @@ def test_a_share_that_never_comes_fails_its_images(tmp_path: Path) -> None:
     assert list(whole.failed) == list("bcdf")
     assert whole.failed["b"] == FailedImage("process 1 did not end in time", wrong_input=False)
     assert whole.rows["b"] == ([], (0, 0))
+
+
+@pytest.mark.parametrize("error", [InputError("no mount"), MemoryError("none left"), RuntimeError("of torch")])
+def test_whatever_ends_another_process_costs_its_share_alone(tmp_path: Path, error: Exception) -> None:
+    """With an exit code other than 0 torchrun would end the first process as well."""
+
+    def fail() -> None:
+        raise error
+
+    first, second = (Shard(rank, 2, rank, 2, "now") for rank in range(2))
+    assert segment_in_processes(second, tmp_path, PATHS, 0.0, RunResults(), fail) is None
+    told = read_shard(tmp_path, first, 1)
+    assert told is not None and list(told.failed) == list("bdf")
+    assert all("process 1" in each.reason and str(error) in each.reason for each in told.failed.values())
+    with pytest.raises(type(error), match=str(error)):
+        segment_in_processes(first, tmp_path, PATHS, 0.0, RunResults(), fail)
 
 
 def test_a_share_of_an_earlier_launch_does_not_count(tmp_path: Path) -> None:
