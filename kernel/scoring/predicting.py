@@ -19,6 +19,7 @@ from kernel.log import LOG
 from kernel.manifest.types import Manifest, usual_weights
 from kernel.processes import own_device, share_over_devices
 from kernel.runtime.memory import free_memory, plan_tiling
+from kernel.scale import ScaledEnsemble
 from kernel.scoring.predictions import (
     SoftPrediction,
     check_distinct,
@@ -151,15 +152,17 @@ class LastEnsemble:
     def __init__(self, device: str) -> None:
         self.device = device
         self._files: EnsembleFiles | None = None
-        self._ensemble: Ensemble | None = None
+        self._scaled: ScaledEnsemble | None = None
 
-    def load(self, files: EnsembleFiles) -> Ensemble:
-        """The ensemble of these files."""
-        if self._ensemble is None or self._files != files:
-            self._ensemble = None  # its memory is needed for the next
-            self._ensemble = files.load(self.device)
+    def load(self, files: EnsembleFiles, shape: tuple[int, int] | None = None) -> Ensemble:
+        """The ensemble of these files; its memory is planned for an image (H, W) where `shape` is given."""
+        if self._scaled is None or self._files != files:
+            self._scaled = None  # its memory is needed for the next
+            self._scaled = ScaledEnsemble(files.load(self.device))
             self._files = files
-        return self._ensemble
+        if shape is not None:
+            self._scaled.plan(shape)
+        return self._scaled.ensemble
 
 
 class FoldEnsembles:
@@ -189,7 +192,8 @@ class Predictor:
             InputError: the image cannot be read, or the prediction cannot be stored.
         """
         image = job.image.read()  # before the loading, so that an image that cannot be read is refused at once
-        prediction = soft_prediction(predict_image(self.last.load(job.files), image))
+        height, width = image.shape[:2]
+        prediction = soft_prediction(predict_image(self.last.load(job.files, (height, width)), image))
         if folder is not None:
             path = prediction_path(folder, job.image.image_id)
             store_prediction(path, prediction, job.fingerprint(), job.seen_by, job.untold)

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from same_predictions import assert_same
 from tiny_detectors import tiny_detector
 
-from kernel import processes
+from kernel import processes, scale
 from kernel.data.annotated import list_annotated
 from kernel.data.synthetic.generate import write_dataset
 from kernel.ensemble.tiles import needs_tiles
@@ -92,6 +92,19 @@ def test_images_too_large_for_the_memory_are_tiled_by_what_commands_load(files: 
     ensemble = files.load("cpu")
     assert ensemble.tiling is not None and needs_tiles((10_000, 10_000), ensemble.tiling)
     assert not needs_tiles((520, 704), ensemble.tiling)
+
+
+def test_what_an_image_keeps_is_planned_by_what_is_free(
+    jobs: list[PredictionJob], expected: list[SoftPrediction], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A small machine's system would end the process of a run that keeps 4 GB of features, whatever is free."""
+    predictor = Predictor("cpu")
+    for free, kept in ((0, False), (64 << 30, True)):
+        monkeypatch.setattr(scale, "free_memory", lambda device, free=free: free)
+        predictor.last = LastEnsemble("cpu")
+        found = predictor.predict(jobs[0], None)
+        assert_same(without_seconds(found), without_seconds(expected[0]))
+        assert bool(predictor.last.load(jobs[0].files).feature_budget_bytes) == kept
 
 
 def test_predictions_are_the_ensembles(jobs: list[PredictionJob], expected: list[SoftPrediction]) -> None:
