@@ -24,7 +24,7 @@ from typing import Any
 
 from kernel.ensemble.quality_levels import QualityLevel
 from kernel.log import LOG
-from kernel.runtime.image_costs import Forecast, ImageCosts, LevelCosts
+from kernel.runtime.image_costs import Forecast, ImageCosts, LevelCosts, image_size
 
 #: *forecast*: quality stays full until this share of the images is done, since the first ones are often slow.
 LEARNING_SHARE = 0.1
@@ -38,8 +38,11 @@ CAUTION = 2.0
 RESERVE_FACTOR = 1.5
 #: A running image's process hangs where it takes longer than this, and than so many times the costliest image before,
 #: for its size. One that does not fit onto its GPU after all is done on the CPU, and may well take fifty times as long.
+#: Where none was done before, it is so long for each image of the competition that it is as large as: one core needs a
+#: few minutes.
 HANG_SECONDS = 1800.0
 HANG_FACTOR = 100.0
+USUAL_SIZE = image_size((520, 704))
 #: An image is a giant if it is so many times as large as the median.
 GIANT_FACTOR = 16.0
 #: Forecasts are logged at each change of the quality level, and about this many times besides.
@@ -57,7 +60,7 @@ class TimeBudget:
         levels: the quality levels, the best first. Elsewhere here, `quality` is the index of one.
         sizes: the size of every image by id, for example in pixels.
         deadline: when all images must be done, in seconds of the callers' clock.
-        devices: how many images are done at a time.
+        devices: how many images are done at a time; may be set anew while the run goes on.
     """
 
     def __init__(self, levels: Sequence[QualityLevel], sizes: Mapping[str, float], deadline: float, devices: int = 1):
@@ -115,12 +118,17 @@ class TimeBudget:
             self._waiting[image_id] = self._sizes[image_id]
 
     def is_overdue(self, image_id: str, now: float) -> bool:
-        """Whether a running image takes so much longer than any before it that its process must hang."""
-        if image_id not in self._running or not self._costs.images:
+        """Whether a running image takes so much longer than any before it that its process must hang.
+
+        A first image is judged by its size.
+        """
+        if image_id not in self._running:
             return False
         begun, quality = self._running[image_id]
-        longest = self._costs[quality].worst * self._sizes[image_id]
-        return now - begun > max(HANG_SECONDS, HANG_FACTOR * longest)
+        longest = HANG_SECONDS / USUAL_SIZE
+        if self._costs.images:
+            longest = HANG_FACTOR * self._costs[quality].worst
+        return now - begun > max(HANG_SECONDS, longest * self._sizes[image_id])
 
     def choose_level(self, image_id: str, now: float) -> int:
         """The best quality level that both rules allow for a waiting image; the lowest where they allow none."""

@@ -1,9 +1,10 @@
 """Workers: each runs images on one device, in this process or in a process of its own.
 
-With a process for each device none waits for another's Python, and one that dies takes no other along; it is started
-again, unless its last two starts brought no image. Such a process is the same script, and an environment variable makes
-it serve a device: it reads requests from its input and writes messages to its output, as lines of JSON. Images come
-back as run lengths, not as masks. A single device that is the CPU needs no process.
+With a process for each device none waits for another's Python, and one that dies takes no other along. It is started
+again, unless its last two starts brought no image; where it was ready and is needed, even then. Such a process is the
+same script, and an environment variable makes it serve a device: it reads requests from its input and writes messages
+to its output, as lines of JSON. Images come back as run lengths, not as masks. A single device that is the CPU needs no
+process.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from typing import Any, Protocol
 from kernel.log import LOG
 from kernel.runtime.threads import CallThread, Finish, Finisher
 
-#: A process is not started again after this many starts without an answer.
+#: A process is not started again after this many starts that did not become ready; nor after as many without an answer,
+#: unless it is needed.
 MAX_FAILED_STARTS = 2
-#: How long a process may take to end after its input is closed.
+#: How long a process may take to end after its input is closed, and once more after it is killed. One that waits in a
+#: driver may never end.
 CLOSING_SECONDS = 10.0
 
 #: An object with one of the keys
@@ -44,12 +47,20 @@ class DeviceWorker(Protocol):
         """Have an image done at a quality level; `next_path` is likely to be the next one, and may be read ahead."""
         ...
 
-    def restart(self) -> bool:
-        """Start anew after its end, where that is of use; returns whether it did."""
+    def restart(self, is_needed: bool) -> bool:
+        """Start anew after its end, where that is of use; returns whether it did.
+
+        Args:
+            is_needed: whether images wait that it should do, however many it has died with.
+        """
         ...
 
-    def end_hung(self) -> None:
-        """End the process of a worker that does not answer any more, where it has one; it may be started anew."""
+    def end_hung(self) -> bool:
+        """End the process of a worker that does not answer any more; it may be started anew.
+
+        Returns:
+            Whether it has one. Its end is told as any other, unless the system cannot end it.
+        """
         ...
 
     def close(self, at_once: bool = False) -> None:
@@ -100,11 +111,12 @@ class LocalWorker:
         else:
             self._thread.add(lambda: self._run(path, quality_level, next_path))
 
-    def restart(self) -> bool:
+    def restart(self, is_needed: bool) -> bool:
         return False
 
-    def end_hung(self) -> None:
+    def end_hung(self) -> bool:
         """A thread cannot be ended."""
+        return False
 
     def _run(self, path: Path, quality_level: int, next_path: Path | None) -> None:
         self._finisher.take(self._begin(path, quality_level, next_path))
@@ -141,7 +153,8 @@ class ProcessWorker:
         self.name = name
         self._command, self._environment, self._setup = list(command), dict(environment), setup
         self._messages = messages
-        self._failed_starts = 0  # starts since the last answer
+        self._unready_starts = 0  # starts since it was last ready
+        self._fruitless_starts = 0  # starts since the last answer
         self._closed = False
         self.process = self._start()
 
@@ -150,7 +163,8 @@ class ProcessWorker:
 
         None where the system starts none; the messages are then those of a process that has ended at once.
         """
-        self._failed_starts += 1
+        self._unready_starts += 1
+        self._fruitless_starts += 1
         try:
             process = subprocess.Popen(
                 self._command,
@@ -168,9 +182,13 @@ class ProcessWorker:
         threading.Thread(target=self._listen, args=(process,), name=f"listens to {self.name}", daemon=True).start()
         return process
 
-    def restart(self) -> bool:
-        """Start another process, unless this one was closed or its last starts brought no image."""
-        if self._closed or self._failed_starts >= MAX_FAILED_STARTS:
+    def restart(self, is_needed: bool) -> bool:
+        """Start another process, unless this one was closed, or its last starts were of no use.
+
+        One that became ready and died may have died of its images. Where it is needed, these alone are given up.
+        """
+        failed_starts = self._unready_starts if is_needed else self._fruitless_starts
+        if self._closed or failed_starts >= MAX_FAILED_STARTS:
             return False
         self._close_input()
         self.process = self._start()
@@ -194,7 +212,7 @@ class ProcessWorker:
             LOG.debug("%s takes no more requests", self.name)
 
     def _listen(self, process: subprocess.Popen[str]) -> None:
-        """Pass on the messages of a process until it ends."""
+        """Pass on the messages of a process until it ends, or tells nothing any more."""
         assert process.stdout is not None
         with process.stdout as lines:
             for line in lines:
@@ -205,15 +223,29 @@ class ProcessWorker:
                 if not isinstance(message, dict):
                     LOG.debug("%s: no message: %s", self.name, line[:80])
                     continue
+                if "ready" in message:
+                    self._unready_starts = 0
                 if "answer" in message:
-                    self._failed_starts = 0
+                    self._fruitless_starts = 0
                 self._messages.put((self, message))
-        process.wait()
+        self._wait_for_end(process)
         self._messages.put((self, None))
 
-    def end_hung(self) -> None:
-        if self.process is not None:
-            self.process.kill()
+    def _wait_for_end(self, process: subprocess.Popen[str]) -> bool:
+        """Wait until a process has ended, and kill it where it does not; returns whether it has ended at last."""
+        for _ in range(2):
+            try:
+                process.wait(CLOSING_SECONDS)
+                return True
+            except subprocess.TimeoutExpired:
+                process.kill()
+        return False
+
+    def end_hung(self) -> bool:
+        if self.process is None:
+            return False
+        self.process.kill()
+        return True
 
     def close(self, at_once: bool = False) -> None:
         self._closed = True
@@ -222,11 +254,8 @@ class ProcessWorker:
         if at_once:
             self.process.kill()
         self._close_input()
-        try:
-            self.process.wait(CLOSING_SECONDS)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        if not self._wait_for_end(self.process):
+            LOG.error("the process of %s (%d) cannot be ended, and is left behind", self.name, self.process.pid)
 
     def _close_input(self) -> None:
         if self.process is None or self.process.stdin is None:

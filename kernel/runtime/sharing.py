@@ -21,6 +21,12 @@ from kernel.runtime.rereading import Rereading
 MAX_ATTEMPTS = 2
 #: The clock is looked at at least this often.
 LISTENING_SECONDS = 60.0
+#: A worker that is ended and has not told so for this long is dead: the system cannot end its process.
+ENDED_SECONDS = 30.0
+#: A worker that starts for longer is no device in forecasts until it is ready; a usual start takes one or two minutes.
+USUAL_START_SECONDS = 300.0
+#: One that starts for longer than this hangs: large weights may come from a slow mount.
+START_SECONDS = 1800.0
 
 
 def share_images(
@@ -37,8 +43,9 @@ def share_images(
     """Have every image done by whichever worker is free; calls `on_answer` or `on_failure` once for each.
 
     An image whose worker dies is retried, by another one or by the one started in its place. Where all workers have
-    died, the images left fail. An image that cannot be read is tried once more after all others, and where the system
-    is the cause, again and again after longer and longer pauses.
+    died and none can be started, the images left fail. A worker that hangs, in its start too, is ended. An image that
+    cannot be read is tried once more after all others, and where the system is the cause, again and again after longer
+    and longer pauses.
 
     Args:
         workers: all put their messages into `messages`.
@@ -65,8 +72,7 @@ def share_images(
     )
     is_past = False
     while dispatcher.has_images_left():
-        dispatcher.end_hung()
-        if dispatcher.give_up_waiting() or dispatcher.send_next():
+        if dispatcher.look_after_workers() or dispatcher.give_up_waiting() or dispatcher.send_next():
             continue
         due = dispatcher.next_attempt()
         if due is not None and due <= clock():
@@ -98,9 +104,14 @@ class Dispatcher:
     idle: deque[DeviceWorker] = field(default_factory=deque)
     attempts: Counter[Path] = field(default_factory=Counter)  # that ended with the worker's death
     was_ready: bool = False  # any worker
+    starting: dict[DeviceWorker, float] = field(default_factory=dict)  # since when; until they are ready
+    ended: dict[DeviceWorker, float] = field(default_factory=dict)  # by us, when; until their end is told
     start_error: InputError | RunError | None = None  # of a worker, before any was ready
     rereading: Rereading[Path] = field(default_factory=Rereading[Path])
     attempt_at: float | None = None  # when the unread ones are tried again
+
+    def __post_init__(self) -> None:
+        self.starting = dict.fromkeys(self.alive, self.clock())
 
     def has_images_left(self) -> bool:
         """Whether any image waits or runs, or is to be read again."""
@@ -152,7 +163,9 @@ class Dispatcher:
         return True
 
     def receive(self, worker: DeviceWorker, message: Message) -> None:
-        """Do what a worker's message asks for."""
+        """Do what a worker's message asks for. One that was given up is not listened to."""
+        if worker not in self.alive:
+            return
         if message is None:
             self._worker_died(worker)
         elif "log" in message:
@@ -168,29 +181,53 @@ class Dispatcher:
             raise message["crash"]
         elif "ready" in message:
             self.was_ready = True
+            self.starting.pop(worker, None)
             self.idle.append(worker)
         else:
             self._answered(worker, message["answer"])
 
     def _cannot_start(self, worker: DeviceWorker, error: InputError | RunError) -> None:
-        """Take note of why a worker cannot start: it is dead, and where no worker was ready, is not started again."""
+        """Take note of why a worker cannot start. Where none was ready, input that is wrong is so at a next start."""
         LOG.error("%s", error)
         if not self.was_ready:
             self.start_error = self.start_error or error
-            worker.close()
+            if isinstance(error, InputError):
+                worker.close()
 
-    def end_hung(self) -> None:
-        """End workers that hang, by what their images take; these are tried again."""
-        for worker, running in self.running.items():
-            if any(self.budget.is_overdue(path.stem, self.clock()) for path in running):
-                LOG.error("%s hangs, for its image takes far longer than any before, and is ended", worker.name)
-                worker.end_hung()
+    def look_after_workers(self) -> bool:
+        """End workers that hang; their images are tried again. Give up those that cannot be ended.
+
+        Returns:
+            Whether one was given up.
+        """
+        now, before = self.clock(), len(self.alive)
+        for worker in list(self.alive):
+            if worker in self.ended:
+                if now - self.ended[worker] > ENDED_SECONDS:
+                    self._worker_died(worker, has_ended=False)
+                continue
+            reason = self._why_hung(worker, now)
+            if reason is not None and worker.end_hung():
+                LOG.error("%s hangs, for %s, and is ended", worker.name, reason)
+                self.ended[worker] = now
+        late = sum(now - begun > USUAL_START_SECONDS for begun in self.starting.values())
+        self.budget.devices = max(1, len(self.alive) - late)
+        return len(self.alive) < before
+
+    def _why_hung(self, worker: DeviceWorker, now: float) -> str | None:
+        """Why a worker must hang; None: it need not."""
+        if now - self.starting.get(worker, now) > START_SECONDS:
+            return "its start takes far too long"
+        if any(self.budget.is_overdue(path.stem, now) for path in self.running[worker]):
+            return "its image takes far too long"
+        return None
 
     def end_running(self) -> None:
         """End all workers that still run images; these fail when the worker's end is received."""
         for worker, late in self.running.items():
             if late:
                 LOG.error("%s has not answered in time and is ended", worker.name)
+                self.ended.setdefault(worker, self.clock())
                 worker.close(at_once=True)
             self.attempts.update(dict.fromkeys(late, MAX_ATTEMPTS))
 
@@ -213,13 +250,10 @@ class Dispatcher:
         if self.clock() > self.budget.deadline or not self.rereading.takes(path, failure):
             self.on_failure(path.stem, failure)
 
-    def _worker_died(self, worker: DeviceWorker) -> None:
-        if worker.restart():
-            LOG.error("the process of %s has died and is started again", worker.name)
-        else:
-            self.alive.remove(worker)
-            self.budget.devices = max(1, len(self.alive))
-            LOG.error("the process of %s has died; %d device(s) left", worker.name, len(self.alive))
+    def _worker_died(self, worker: DeviceWorker, has_ended: bool = True) -> None:
+        """Take note that a worker is dead, or that its process can only be given up: it keeps its device."""
+        self.ended.pop(worker, None)
+        self.starting.pop(worker, None)
         if worker in self.idle:
             self.idle.remove(worker)
         for path in self.running[worker]:
@@ -231,6 +265,21 @@ class Dispatcher:
             else:
                 self.on_failure(path.stem, FailedImage(f"the process of {worker.name} died or had to be ended", False))
         self.running[worker].clear()
+        if has_ended and worker.restart(self._is_needed(worker)):
+            self.starting[worker] = self.clock()
+            LOG.error("the process of %s has died and is started again", worker.name)
+        else:
+            self.alive.remove(worker)
+            how = "has died" if has_ended else "cannot be ended, and is given up"
+            LOG.error("the process of %s %s; %d device(s) left", worker.name, how, len(self.alive))
+
+    def _is_needed(self, worker: DeviceWorker) -> bool:
+        """Whether a worker should do more images, however many it has died with: for what no process has died of yet.
+
+        The last worker is needed for all that are left. Each image's attempts are counted, so that this has an end.
+        """
+        left = (*self.waiting, *self.rereading.unread)
+        return any(self.alive == [worker] or not self.attempts[path] for path in left)
 
 
 def may_take(path: Path, held: Sequence[Path], attempts: Mapping[Path, int]) -> bool:

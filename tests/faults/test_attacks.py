@@ -116,6 +116,63 @@ def test_a_process_that_hangs_and_an_image_that_kills(make_run: MakeRun) -> None
     assert {name for name, cells in done(run).items() if not cells} == {"image0001"}
 
 
+def test_a_device_that_hangs_in_its_start(make_run: MakeRun) -> None:
+    """Both devices do, for ever; they are ended, and started again."""
+    run = make_run("run", 2)
+    run.with_script(
+        "START_SECONDS, real_start = 60.0, start_worker\n\n\n"
+        "def start_worker(*arguments):\n"
+        "    for number in range(2):\n"
+        "        with contextlib.suppress(FileExistsError):\n"
+        "            Path(os.environ['KERNEL_WORKING']).with_name(f'stopped{number}').touch(exist_ok=False)\n"
+        "            os.kill(os.getpid(), signal.SIGSTOP)\n"
+        "    return real_start(*arguments)"
+    )
+    code, log = run.run({"KERNEL_DEVICE": "cpu,cpu"})
+    assert code == 0 and log.count("hangs, for its start takes far too long") == 2 and "Traceback" not in log, log
+    assert len(done(run)) == 2 and all(done(run).values())
+
+
+def test_a_process_that_cannot_be_ended(make_run: MakeRun) -> None:
+    """It waits for a driver that does not answer, say: it is stopped, and no signal reaches it."""
+    run = make_run("run", 6)
+    stuck = run.home / "stuck"
+    run.with_script(
+        "HANG_SECONDS, HANG_FACTOR, ENDED_SECONDS, CLOSING_SECONDS = 20.0, 3.0, 2.0, 1.0\n"
+        "subprocess.Popen.kill = lambda process: None\n"
+        "real_read, stuck = read_image, Path(os.environ['KERNEL_WORKING']).with_name('stuck')\n\n\n"
+        "def read_image(path, **options):\n"
+        "    if SERVE_VARIABLE in os.environ and path.stem == 'image0001' and not stuck.exists():\n"
+        "        stuck.write_text(str(os.getpid()))\n"
+        "        os.kill(os.getpid(), signal.SIGSTOP)\n"
+        "    return real_read(path, **options)"
+    )
+    told = run.home / "log"  # a pipe would be open as long as the process is there
+    script = run.start({"KERNEL_DEVICE": "cpu,cpu"}, log=told)
+    try:
+        code, log = script.wait(), told.read_text(encoding="utf-8")
+    finally:
+        os.kill(int(stuck.read_text(encoding="ascii")), signal.SIGKILL)
+    assert code == 0 and "cannot be ended, and is given up; 1 device(s) left" in log and "Traceback" not in log, log
+    assert "cannot be ended, and is left behind" in log and log.count(" hangs, ") == 1
+    assert len(done(run)) == 6 and all(done(run).values())
+
+
+def test_images_in_a_row_that_kill(make_run: MakeRun) -> None:
+    """Each is tried twice, and the devices go on: they do all others."""
+    run = make_run("run", 6)
+    run.with_script(
+        "real_read = read_image\n\n\n"
+        "def read_image(path, **options):\n"
+        "    if SERVE_VARIABLE in os.environ and path.stem in ('image0001', 'image0002', 'image0003'):\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return real_read(path, **options)"
+    )
+    code, log = run.run({"KERNEL_DEVICE": "cpu,cpu"})
+    assert code == 1 and "Traceback" not in log, log
+    assert {name for name, cells in done(run).items() if cells} == {"image0000", "image0004", "image0005"}
+
+
 def test_a_second_start_where_much_has_changed(make_run: MakeRun) -> None:
     """Half the images are others, one is gone, one is new; other ids are asked for; the journal has odd lines."""
     run = make_run("run", 5)

@@ -18,10 +18,11 @@ from typing import Any, cast
 import pytest
 
 from kernel.errors import InputError, RunError
-from kernel.runtime.budget import TimeBudget
+from kernel.runtime import device_workers
+from kernel.runtime.budget import HANG_SECONDS, TimeBudget
 from kernel.runtime.device_workers import DeviceWorker, Finish, LocalWorker, ProcessWorker, WorkerQueue
 from kernel.runtime.failures import FailedImage
-from kernel.runtime.sharing import may_take, share_images
+from kernel.runtime.sharing import ENDED_SECONDS, START_SECONDS, USUAL_START_SECONDS, may_take, share_images
 
 #: Behaves as the image's name says.
 WORKER = """
@@ -29,7 +30,11 @@ import json, os, pathlib, sys, threading, time
 task = json.loads(sys.stdin.readline())
 if "say" in task:
     print(json.dumps(task["say"]), flush=True)
-if task.get("die"):
+if task.get("die") or ("die after" in task and pathlib.Path(task["die after"]).exists()):
+    os._exit(3)
+if "fail once" in task and not pathlib.Path(task["fail once"]).exists():
+    pathlib.Path(task["fail once"]).touch()
+    print(json.dumps(task["why"]), flush=True)
     os._exit(3)
 print(json.dumps({"log": [30, "hello"]}), flush=True)
 print(json.dumps({"ready": True}), flush=True)
@@ -135,13 +140,22 @@ def test_a_device_that_never_starts_is_done_without(tmp_path: Path) -> None:
     assert set(share(NAMES, tmp_path, {"die": True}, {}).done.values()) == {"device1"}
 
 
-def test_where_the_last_device_only_dies_the_rest_fails(tmp_path: Path) -> None:
-    outcomes = share([*NAMES[:3], "poison0", "poison1", "poison2", *NAMES[3:]], tmp_path, {})
+@pytest.mark.parametrize("devices", [1, 2])
+def test_images_that_kill_cost_no_other(tmp_path: Path, devices: int) -> None:
+    """However many come in a row: each is tried twice, and the device goes on."""
+    poison = [f"poison{number}" for number in range(4)]
+    outcomes = share([*NAMES[:3], *poison, *NAMES[3:]], tmp_path, *[{}] * devices)
+    assert sorted(outcomes.done) == sorted(NAMES) and sorted(outcomes.failed) == poison
+    assert all("died or had to be ended" in failure.reason for failure in outcomes.failed.values())
+
+
+def test_where_no_device_becomes_ready_any_more_the_rest_fails(tmp_path: Path) -> None:
+    """A device that dies in its start is started once more, whatever it has done before."""
+    names = [*NAMES[:3], "once", *NAMES[3:]]
+    outcomes = share(names, tmp_path, {"die after": str(tmp_path / "once")})
     assert list(outcomes.done) == NAMES[:3]
-    assert {failure.reason for failure in outcomes.failed.values()} == {
-        "no device is left: all their processes have died"
-    }
-    assert not any(failure.wrong_input for failure in outcomes.failed.values())
+    reason = "no device is left: all their processes have died"
+    assert set(outcomes.failed.values()) == {FailedImage(reason, wrong_input=False)}
 
 
 def test_an_image_that_kills_two_devices_is_given_up(tmp_path: Path) -> None:
@@ -169,6 +183,21 @@ def test_one_that_hangs_is_ended_at_the_hard_deadline(tmp_path: Path) -> None:
 def test_what_a_worker_cannot_start_with_is_told(tmp_path: Path, kind: str, error: type[Exception]) -> None:
     with pytest.raises(error, match="device0: no such file"):
         share(NAMES, tmp_path, {"say": {kind: "no such file"}, "die": True}, {"die": True})
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_a_start_that_fails_is_tried_once_more(tmp_path: Path, others: int) -> None:
+    """Whether another device is ready by then does not matter."""
+    task = {"fail once": str(tmp_path / "failed"), "why": {"failure": "of the driver"}}
+    outcomes = share(NAMES, tmp_path, task, *[{"die": True}] * others)
+    assert set(outcomes.done.values()) == {"device0"} and not outcomes.failed
+
+
+def test_a_start_with_wrong_input_is_not_tried_again(tmp_path: Path) -> None:
+    """It would end in the same way, minutes later."""
+    task = {"fail once": str(tmp_path / "failed"), "why": {"wrong_input": "no such file"}}
+    with pytest.raises(InputError, match="device0: no such file"):
+        share(NAMES, tmp_path, task)
 
 
 @pytest.mark.parametrize("overlaps", [False, True])
@@ -290,13 +319,17 @@ class ScriptedWorker:
     """Says what is asked of it when it is asked."""
 
     def __init__(self, name: str):
-        self.name, self.sent = name, list[str]()
+        self.name, self.sent, self.is_ended = name, list[str](), False
 
     def send(self, path: Path, quality_level: int, next_path: Path | None) -> None:
         self.sent.append(path.stem)
 
-    def restart(self) -> bool:
+    def restart(self, is_needed: bool) -> bool:
         return False
+
+    def end_hung(self) -> bool:
+        self.is_ended = True
+        return True
 
     def close(self, at_once: bool = False) -> None:
         pass
@@ -349,14 +382,130 @@ def test_what_a_process_died_with_is_done_alone_and_last() -> None:
 
 
 class ScriptedQueue:
-    """Hands out messages at their times, in seconds, and is the clock as well."""
+    """Hands out messages at their times, in seconds, and is the clock as well. From no worker: there is none."""
 
-    def __init__(self, *messages: tuple[float, DeviceWorker, Any]):
+    def __init__(self, *messages: tuple[float, DeviceWorker | None, Any]):
         self._messages, self.now = deque(messages), 0.0
 
     def get(self, timeout: float) -> tuple[DeviceWorker, Any]:
         self.now, worker, message = self._messages.popleft()
+        if worker is None:
+            raise queue.Empty
         return worker, message
+
+
+def share_scripted(
+    workers: list[ScriptedWorker], said: ScriptedQueue, names: str, hard_deadline: float = 1e9
+) -> tuple[Outcomes, TimeBudget]:
+    """Have images done by workers that say what is written in the script."""
+    outcomes = Outcomes()
+    budget = TimeBudget([OnlyLevel()], dict.fromkeys(names, 1.0), hard_deadline, len(workers))
+    paths, hears = [Path(name) for name in names], cast(WorkerQueue, said)
+    share_images(list(workers), hears, paths, budget, outcomes.answered, outcomes.fail, hard_deadline, lambda: said.now)
+    return outcomes, budget
+
+
+def test_a_device_that_hangs_in_its_start_is_ended_and_counts_for_none(caplog: pytest.LogCaptureFixture) -> None:
+    one, two = ScriptedWorker("one"), ScriptedWorker("two")
+    devices: list[int] = []  # after each message
+
+    class Counting(TimeBudget):
+        def finish(self, *arguments: Any) -> None:
+            devices.append(self.devices)
+            super().finish(*arguments)
+
+    budget, outcomes = Counting([OnlyLevel()], dict.fromkeys("abc", 1.0), 1e9, 2), Outcomes()
+    late, hung = USUAL_START_SECONDS + 1, START_SECONDS + 1
+    said = ScriptedQueue(
+        (10.0, one, {"ready": True}),
+        (20.0, one, {"answer": answer_of(Path("a"))}),
+        (late, one, {"ready": True}),
+        (late + 10, one, {"answer": answer_of(Path("b"))}),
+        (hung, None, None),
+        (hung + 1, two, None),
+        (hung + 2, one, {"ready": True}),
+        (hung + 3, one, {"answer": answer_of(Path("c"))}),
+    )
+    paths, hears = [Path(name) for name in "abc"], cast(WorkerQueue, said)
+    share_images([one, two], hears, paths, budget, outcomes.answered, outcomes.fail, 1e9, lambda: said.now)
+    assert (one.is_ended, two.is_ended) == (False, True) and list(outcomes.done) == ["a", "b", "c"]
+    assert devices == [2, 1, 1] and "two hangs, for its start takes far too long" in caplog.text
+
+
+def test_a_device_that_hangs_at_the_first_image_is_ended(caplog: pytest.LogCaptureFixture) -> None:
+    one, two = ScriptedWorker("one"), ScriptedWorker("two")
+    said = ScriptedQueue(
+        (0.0, one, {"ready": True}),
+        (1.0, two, {"ready": True}),
+        (HANG_SECONDS + 1, None, None),
+        (HANG_SECONDS + 2, one, None),
+        (HANG_SECONDS + 3, two, {"answer": answer_of(Path("a"))}),
+    )
+    outcomes, _ = share_scripted([one, two], said, "a")
+    assert one.is_ended and outcomes.done == {"a": "two"}
+    assert caplog.text.count("one hangs, for its image takes far too long") == 1
+
+
+def test_a_process_that_the_system_cannot_end_is_given_up(caplog: pytest.LogCaptureFixture) -> None:
+    """It tells no end. Another one does its image; what it says later is not listened to."""
+    one, two, ready = ScriptedWorker("one"), ScriptedWorker("two"), {"ready": True}
+    ended = HANG_SECONDS + 1
+    said = ScriptedQueue(
+        (0.0, one, ready),
+        (1.0, two, ready),
+        (2.0, two, {"answer": answer_of(Path("b"))}),
+        (3.0, two, ready),
+        (ended, None, None),
+        (ended + ENDED_SECONDS, None, None),
+        (ended + ENDED_SECONDS + 1, None, None),
+        (ended + ENDED_SECONDS + 2, one, {"answer": answer_of(Path("a"))}),
+        (ended + ENDED_SECONDS + 3, one, None),
+        (ended + ENDED_SECONDS + 4, two, {"answer": answer_of(Path("a"))}),
+    )
+    outcomes, budget = share_scripted([one, two], said, "ab")
+    assert outcomes.done == {"b": "two", "a": "two"} and budget.devices == 1
+    assert "the process of one cannot be ended, and is given up; 1 device(s) left" in caplog.text
+    assert caplog.text.count("one hangs") == 1
+
+
+def test_a_run_ends_though_a_process_does_not() -> None:
+    one = ScriptedWorker("one")
+    times = (101.0, 102.0, 101.0 + ENDED_SECONDS, 102.0 + ENDED_SECONDS)
+    said = ScriptedQueue((0.0, one, {"ready": True}), *[(at, None, None) for at in times])
+    outcomes, _ = share_scripted([one], said, "a", hard_deadline=100.0)
+    assert "died or had to be ended" in outcomes.failed["a"].reason
+
+
+@pytest.fixture
+def unending(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], tuple[ProcessWorker, WorkerQueue]]]:
+    """A function that makes a worker whose process runs a shell's command and hears no signal, as in a driver."""
+    monkeypatch.setattr(device_workers, "CLOSING_SECONDS", 0.1)
+    started: list[tuple[subprocess.Popen[str], Callable[[], None]]] = []
+
+    def start(command: str) -> tuple[ProcessWorker, WorkerQueue]:
+        said: WorkerQueue = queue.SimpleQueue()
+        worker = ProcessWorker("stuck", ["sh", "-c", command], os.environ, {}, said)
+        assert worker.process is not None
+        started.append((worker.process, worker.process.kill))
+        monkeypatch.setattr(worker.process, "kill", lambda: None)
+        return worker, said
+
+    yield start
+    for process, kill in started:
+        kill()
+        process.wait()
+
+
+def test_nothing_waits_for_a_process_that_cannot_be_ended(unending: Any, caplog: pytest.LogCaptureFixture) -> None:
+    worker, _ = unending("exec sleep 600")
+    worker.close(at_once=True)
+    assert worker.process.poll() is None and "cannot be ended, and is left behind" in caplog.text
+
+
+def test_a_process_that_tells_nothing_any_more_has_ended(unending: Any) -> None:
+    """Its output is closed, and what else it waits for is not waited for."""
+    worker, said = unending("exec sleep 600 >&-")
+    assert said.get(timeout=60) == (worker, None) and worker.process.poll() is None
 
 
 class RecordingBudget(TimeBudget):
