@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bundle.kaggle import (
@@ -50,7 +50,7 @@ def write_weights_datasets(
 
     Raises:
         InputError: a file cannot lie in a dataset as it is called, two files of a dataset have one name, or a folder
-            holds other files.
+            holds other files, or the only copy of one that would go.
     """
     files: dict[str, dict[str, Path]] = {}
     for found in weights:
@@ -91,17 +91,28 @@ def write_dataset_folder(folder: Path, dataset: str, files: Mapping[str, Path], 
     return folder
 
 
-def refuse_to_lose_weights(folder: Path, files: Collection[str]) -> None:
+def refuse_to_lose_weights(folder: Path, files: Mapping[str, Path]) -> None:
     """Refuse a folder that holds anything but an earlier dataset of weights, since it is replaced as a whole.
 
     Weights that no earlier build has put there, by the sums that it wrote, and that are not among `files` would be
-    lost.
+    lost. So would those that a build has put there, where the weights are read from this folder itself: it is then all
+    that the user has kept of them.
 
     Raises:
         InputError: it does.
     """
-    own = {DATASET_METADATA_NAME, SUMS_NAME, *files, *read_sums(folder)}
+    earlier = read_sums(folder)
+    own = {DATASET_METADATA_NAME, SUMS_NAME, *files, *earlier}
     refuse_to_replace(folder, ResultFolder("a build", own, (DATASET_METADATA_NAME,)))
+    if not any(path.resolve().is_relative_to(folder.resolve()) for path in files.values()):
+        return
+    left = [folder / name for name in sorted(earlier) if name not in files and (folder / name).is_file()]
+    lost = [path.name for path in left if path.stat().st_nlink == 1]
+    if lost:
+        raise InputError(
+            f"{folder} holds the only copy of {', '.join(lost)}, which no member needs any more, and would be replaced "
+            "as a whole: move that to another folder, and build again"
+        )
 
 
 def ask_license(dataset: str) -> str:

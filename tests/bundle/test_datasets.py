@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -129,6 +131,29 @@ def test_weights_that_no_build_has_put_there_are_not_lost(tmp_path: Path) -> Non
     write_weights_datasets(DEMO, weights, tmp_path / "dist")
     write_weights_datasets(DEMO, weights[:1], tmp_path / "dist")  # an earlier build's may go
     assert not (folder / weights[1].path.name).exists()
+
+
+def test_weights_of_which_the_dataset_folder_has_the_only_copy_are_not_lost(tmp_path: Path) -> None:
+    """Built from the folder that an earlier build has written, after a member was removed."""
+    weights = found(tmp_path / "files")
+    (folder,) = write_weights_datasets(DEMO, weights, tmp_path / "dist").values()
+    kept = [replace(each, path=folder / each.path.name) for each in weights]
+    removed = weights[1].path.name
+    write_weights_datasets(DEMO, kept, tmp_path / "dist")
+    shutil.rmtree(tmp_path / "files")
+    with pytest.raises(InputError, match=rf"holds the only copy of {re.escape(removed)}, .*: move that to another"):
+        write_weights_datasets(DEMO, [kept[0], *kept[2:]], tmp_path / "dist")
+    assert (folder / removed).read_bytes() == b"cascade"
+    (folder / removed).rename(tmp_path / removed)
+    write_weights_datasets(DEMO, [kept[0], *kept[2:]], tmp_path / "dist")
+    assert removed not in read_sums(folder)
+
+
+def test_weights_with_another_copy_may_go_from_the_dataset_folder(tmp_path: Path) -> None:
+    weights = found(tmp_path / "files")
+    (folder,) = write_weights_datasets(DEMO, weights, tmp_path / "dist").values()
+    write_weights_datasets(DEMO, [replace(weights[0], path=folder / weights[0].path.name)], tmp_path / "dist")
+    assert list(read_sums(folder)) == [weights[0].path.name] and weights[1].path.exists()
 
 
 def test_what_members_have_learned_from_goes_with_them(wheels_site: Path, tmp_path: Path) -> None:
