@@ -130,11 +130,15 @@ def looked_up(table: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def inverted(values: np.ndarray) -> np.ndarray:
-    """Dark to bright. What is not of 8 bits is mapped linearly afterwards, so that its zero does not matter."""
-    if values.dtype == np.uint8:
-        return ~values
-    if values.dtype.kind == "u":
+    """Dark to bright. What is not of 8 bits is mapped linearly afterwards, so that its zero does not matter.
+
+    It is the same zero for all planes of a stack, which are compared. Of 64 bits it is not: floats, by which they are
+    mapped, tell no two values near their largest apart.
+    """
+    if values.dtype.kind == "u" and values.dtype.itemsize > 4:
         return values.max() - values
+    if values.dtype.kind == "u":
+        return ~values
     return ~values if values.dtype.kind == "i" else -values
 
 

@@ -258,6 +258,24 @@ def test_planes_of_zero_is_white_and_of_colours(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_picture(tmp_path / "white.tif", ANY).image_bgr[..., 0], ~VALUES[0, 0, 2])
 
 
+@pytest.mark.parametrize("pages", [True, False])
+@pytest.mark.parametrize("bits", [np.uint8, np.uint16, np.uint32, np.int16, np.float32])
+def test_planes_of_zero_is_white_are_compared_by_one_zero(tmp_path: Path, bits: type, pages: bool) -> None:
+    """The brightest of their pixels, each plane with another range, are those of the stack with dark and bright mended.
+
+    Stored as pages, and as planes behind each other.
+    """
+    white = np.stack([VALUES[0, 0, 0] // 4, 100 + VALUES[0, 0, 1] // 4]).astype(bits)
+    bright = 255 - white if bits is np.uint8 else 1000 - white.astype(np.int32)
+    tifffile.imwrite(tmp_path / "bright.tif", bright.astype(bits), metadata={"axes": "ZYX"})
+    tifffile.imwrite(tmp_path / "white.tif", white, photometric="miniswhite", metadata={"axes": "ZYX"}, rowsperstrip=8)
+    if pages:
+        with tifffile.TiffWriter(tmp_path / "white.tif", ome=True) as file:
+            file.write(white, photometric="miniswhite", metadata={"axes": "ZYX"}, contiguous=False, compression="zlib")
+    found, meant = (read_picture(tmp_path / name, PlaneChoice(z="max")) for name in ("white.tif", "bright.tif"))
+    np.testing.assert_array_equal(found.image_bgr, meant.image_bgr)
+
+
 @pytest.mark.parametrize("planar", ["contig", "separate"])
 def test_samples_are_channels_where_one_is_asked_for(tmp_path: Path, planar: str) -> None:
     samples = VALUES[0, :, 0] if planar == "separate" else np.moveaxis(VALUES[0, :, 0], 0, -1)
