@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -16,6 +16,9 @@ try:
 except ImportError:  # on Windows
     fcntl = None
 
+#: Which byte Windows locks: far behind the process's number, which those that do not get the lock read and tell.
+_LOCKED_BYTE = 1 << 30
+
 
 def _try_lock(file: IO[str]) -> bool:
     """Whether this process has the lock now."""
@@ -25,6 +28,8 @@ def _try_lock(file: IO[str]) -> bool:
         else:
             import msvcrt
 
+            # It locks bytes from where the file stands, which is its end after "a+"; other processes cannot read them.
+            os.lseek(file.fileno(), _LOCKED_BYTE, os.SEEK_SET)
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
     except (BlockingIOError, PermissionError):
         return False
@@ -63,7 +68,8 @@ def sole_writer(target: Path) -> Iterator[None]:
                     path.unlink(missing_ok=True)
             break
     if os.name == "nt":
-        path.unlink(missing_ok=True)
+        with suppress(OSError):  # another process has opened it since, and is about to write
+            path.unlink(missing_ok=True)
 
 
 def _holder(file: IO[str]) -> str:

@@ -16,9 +16,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import windows_locks
 
 from bundle.dry_run import stage_file
 from bundle.fetch import FetchError, fetch
+from kernel import locks
 from kernel.data import prepare
 from kernel.errors import InputError, RunError
 from kernel.files import whole_file
@@ -156,14 +158,15 @@ def test_names_of_files_differ_by_more_than_case_and_can_be_had_everywhere() -> 
 #: Takes away, once the libraries are loaded, what Windows has not.
 HIDE = f"""
 import concurrent.futures, logging, multiprocessing, os, queue, shutil, signal, subprocess, sys, tempfile, threading
-import types
 import cv2, matplotlib.figure, numpy, scipy.ndimage, timm, torch, torchvision, tqdm
 from kernel.vendored import use_vendored_packages
 use_vendored_packages()
 import mmdet.models
 for name in {sorted(POSIX_MODULES)}:
     sys.modules[name] = None
-sys.modules["msvcrt"] = types.SimpleNamespace(LK_NBLCK=2, locking=lambda file, mode, count: None)  # which it has
+sys.path.append("tests")
+import windows_locks
+sys.modules["msvcrt"] = windows_locks  # which it has
 for name in {sorted(POSIX_NAMES - NEEDED_HERE)}:
     module, attribute = name.split(".")
     if hasattr(__import__(module), attribute):
@@ -247,6 +250,24 @@ if __name__ == "__main__":
         words = [*recipe, "--device", "cpu", "--workers", workers, "--out", f"{out}/{workers}.safetensors"]
         assert main(["train", "--data", out + "/cells", *words]) == 0
 """
+
+
+# Locks
+
+
+def test_windows_locks_out_a_second_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a file stands when it is locked depends on what is in it; the byte that is locked does not."""
+    monkeypatch.setattr(locks, "fcntl", None)
+    monkeypatch.setitem(sys.modules, "msvcrt", windows_locks)
+    for _ in range(2):
+        with locks.sole_writer(tmp_path / "out"):
+            with (
+                pytest.raises(InputError, match=rf"another run \(its process is {os.getpid()}\)"),
+                locks.sole_writer(tmp_path / "out"),
+            ):
+                pass
+            assert (tmp_path / ".out.lock").read_bytes() == str(os.getpid()).encode()
+    assert list(tmp_path.iterdir()) == []
 
 
 # Memory
