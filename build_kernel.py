@@ -93,6 +93,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RunError as error:
         print(f"failed: {error}", file=sys.stderr)
         return 1
+    except OSError as error:  # of a disk that is full, a folder that cannot be written, a path that is too long
+        print(f"failed: {error}: mend that, and run the same again", file=sys.stderr)
+        return 1
     except ModuleNotFoundError as error:
         print(
             f"error: {error.name} is not installed: building needs a bare Python, but recognising weights and running "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import subprocess
@@ -168,6 +169,20 @@ def test_old_pythons_are_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     monkeypatch.setattr(sys, "version_info", (3, 10, 1))
     assert build_kernel.main([]) == 2
     assert "needs Python 3.11" in capsys.readouterr().err
+
+
+def test_what_the_file_system_refuses_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a disk that gets full while weights are copied."""
+
+    def fill(*given: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "kernel.py"))
+
+    monkeypatch.setattr(build_kernel, "write_kernel", fill)
+    assert build_kernel.main(["--out", str(tmp_path)]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("failed: ") and "No space left on device" in told and str(tmp_path / "kernel.py") in told
 
 
 @pytest.mark.parametrize("folder", ["kernel", "dry-run"])
