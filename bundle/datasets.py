@@ -21,7 +21,7 @@ from bundle.kaggle import (
 from bundle.names import owner_of
 from kernel.errors import InputError
 from kernel.files import file_sha256
-from kernel.folders import ResultFolder, refuse_to_replace, replace_folder, scratch_folder
+from kernel.folders import ResultFolder, is_of_the_system, refuse_to_replace, replace_folder, scratch_folder
 from kernel.local_weights import FoundWeights
 from kernel.manifest.types import Manifest
 
@@ -148,11 +148,11 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def data_files(folder: Path) -> list[Path]:
-    """The files of a dataset folder that are its content, by name."""
+    """The files of a dataset folder that are its content, by name; not what a system puts into any folder."""
     return [
         path
         for path in sorted(folder.iterdir())
-        if path.is_file() and path.name not in (DATASET_METADATA_NAME, SUMS_NAME)
+        if path.is_file() and path.name not in (DATASET_METADATA_NAME, SUMS_NAME) and not is_of_the_system(path.name)
     ]
 
 

@@ -54,6 +54,15 @@ def scratch_folder(parent: Path, name: str) -> Iterator[Path]:
         remove_folder(folder)
 
 
+#: What Finder and Windows' Explorer put into folders that are looked at, in small letters.
+SYSTEM_FILES = (".ds_store", "._*", "thumbs.db", "desktop.ini")
+
+
+def is_of_the_system(name: str) -> bool:
+    """Whether a file of this name was put into a folder by the system that showed it, and is nobody's."""
+    return any(fnmatchcase(name.lower(), pattern) for pattern in SYSTEM_FILES)
+
+
 @dataclass(frozen=True)
 class ResultFolder:
     """A folder that is written as a whole, and by what an earlier one is known."""
@@ -68,8 +77,12 @@ class ResultFolder:
         return any(name in self.markers for name in names) and not self.others(names)
 
     def others(self, names: Iterable[str]) -> list[str]:
-        """Those of the names that it does not have."""
-        return [name for name in sorted(names) if not any(fnmatchcase(name, pattern) for pattern in self.names)]
+        """Those of the names that it does not have; what systems put into any folder is not among them."""
+        return [
+            name
+            for name in sorted(names)
+            if not is_of_the_system(name) and not any(fnmatchcase(name, pattern) for pattern in self.names)
+        ]
 
 
 def refuse_to_replace(
@@ -78,7 +91,8 @@ def refuse_to_replace(
     """Refuse a target that may not be replaced as a whole.
 
     Args:
-        target: a path. A missing or empty folder may be replaced, and an earlier result of the same.
+        target: a path. A missing or empty folder may be replaced, and an earlier result of the same. What a system
+            puts into any folder that it shows does not count.
         own: what is to be written there.
         known: results of others, which are replaced only where `replace` says so.
         replace: whether that was asked for.
@@ -90,7 +104,7 @@ def refuse_to_replace(
         return
     if not target.is_dir():
         raise InputError(f"{target} is a file, and a folder is to be written there: name another folder")
-    names = [path.name for path in target.iterdir()]
+    names = [path.name for path in target.iterdir() if not is_of_the_system(path.name)]
     if not names or own.holds(target):
         return
     other = next((result for result in known if result.holds(target)), None)

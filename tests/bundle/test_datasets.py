@@ -156,6 +156,18 @@ def test_weights_with_another_copy_may_go_from_the_dataset_folder(tmp_path: Path
     assert list(read_sums(folder)) == [weights[0].path.name] and weights[1].path.exists()
 
 
+def test_what_a_system_puts_into_folders_is_no_content(tmp_path: Path) -> None:
+    weights = found(tmp_path / "files")
+    (folder,) = write_weights_datasets(DEMO, weights, tmp_path / "dist").values()
+    for name in (".DS_Store", "._htc.safetensors", "Thumbs.db", "Desktop.ini"):
+        (folder / name).write_bytes(b"Finder's")
+    assert sums_of(folder).keys() == read_sums(folder).keys() and len(sums_of(folder)) == len(weights)
+    write_weights_datasets(DEMO, weights[:1], tmp_path / "dist")
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "dataset-metadata.json", weights[0].path.name, "sha256sums.txt",
+    ]  # fmt: skip
+
+
 def test_what_members_have_learned_from_goes_with_them(wheels_site: Path, tmp_path: Path) -> None:
     """The learned ids and pixel hashes lie in the files' metadata; `convert` keeps them too."""
     weights = found(tmp_path / "files")
