@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from bundle.commands.common import ROOT, add_manifest_option, add_out_option, print_table
 from bundle.kaggle import SCRIPT_NAME, refused_name
+from bundle.lock import LOCK_PATH, load_lock
 from bundle.member_table import COLUMNS, TIMES_NAME, explain_blanks, member_row, read_times, seconds_an_image
 from bundle.names import PLACEHOLDER_OWNERS, dataset_problems, owner_of
 from kernel.commands.options import CommandParser, whole_number
@@ -42,6 +43,7 @@ from kernel.manifest.edit import (
 from kernel.manifest.reader import read_manifest
 from kernel.manifest.rules import RULE_DATASET, is_weight_path
 from kernel.manifest.types import MASK_KINDS, WEIGHT_SUFFIXES, Manifest
+from kernel.runtime.wheels import verify_wheels
 from kernel.settings import CELL_TYPES, CLS_USE, EQUAL_WEIGHTS
 from kernel.text import first_names, name_hint
 from kernel.vendored import use_vendored_packages
@@ -167,8 +169,15 @@ def time_members(options: argparse.Namespace) -> int:
     from bundle.build import write_kernel
     from bundle.dry_run import read_summary, run_dry
 
-    manifest, found = resolve_weights(read_manifest(options.manifest), weights_folder(options))
     out = out_folder(options)
+    try:
+        verify_wheels(out / "wheels", load_lock(LOCK_PATH))
+    except InputError as error:
+        raise InputError(
+            f"{out / 'wheels'} holds not the wheels that a run needs: build first, by `python build_kernel.py`, and "
+            "then measure"
+        ) from error
+    manifest, found = resolve_weights(read_manifest(options.manifest), weights_folder(options))
     times = read_times(out / TIMES_NAME)
     for weights in found:
         if weights.member.kind in MASK_KINDS:

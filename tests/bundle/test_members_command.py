@@ -84,6 +84,13 @@ def test_listing(manifest: Path, capsys: pytest.CaptureFixture[str], tmp_path: P
         assert "damaged" in capsys.readouterr().out
 
 
+def test_seconds_are_measured_after_a_build(manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--weights-dir", str(WEIGHTS), "--out", str(tmp_path / "dist"), "--images", str(WEIGHTS)]
+    assert members(manifest, "time", *words) == 2
+    told = capsys.readouterr().err
+    assert f"{tmp_path / 'dist' / 'wheels'} holds not the wheels that a run needs: build first, by `python b" in told
+
+
 def test_each_members_seconds(
     manifest: Path, tmp_path: Path, wheels_dir: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
