@@ -12,9 +12,9 @@ from kernel.commands.rules import CommandRules, Idle, Needs, flag, is_given
 from kernel.data.annotated_folder import read_annotated_folder
 from kernel.data.livecell import read_livecell
 from kernel.data.mask_files.forms import MASK_FORMS
-from kernel.data.prepare import SHOWN_FOLDER, prepare
+from kernel.data.prepare import prepare
 from kernel.data.prepare_report import REPORT_NAME
-from kernel.data.prepared import PREPARED_NAME
+from kernel.data.prepared import PREPARED_NAME, SHOWN_FOLDER
 from kernel.data.sources import Showing, Source, read_competition, read_pseudo_labels
 from kernel.data.splits import FOLDS_NAME, SPLIT_NAMES
 from kernel.errors import InputError

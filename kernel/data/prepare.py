@@ -26,7 +26,14 @@ from kernel.data.prepare_report import (
     split_record,
     write_report,
 )
-from kernel.data.prepared import PREPARED_NAME, PreparedDataset, prepared_description, prepared_names, write_prepared
+from kernel.data.prepared import (
+    PREPARED_NAME,
+    SHOWN_FOLDER,
+    PreparedDataset,
+    prepared_description,
+    prepared_names,
+    write_prepared,
+)
 from kernel.data.sources import Source, SourceImage
 from kernel.data.splits import FOLDS_NAME, SampledImage, Split, make_split, write_folds
 from kernel.errors import InputError, RunError
@@ -35,8 +42,6 @@ from kernel.text import first_names
 
 #: What the description of a prepared folder ends with, after the source's name.
 _PREPARED = ", prepared by python -m kernel prepare"
-#: Where images are written as members are shown them, where that is not as their files are.
-SHOWN_FOLDER = "shown"
 #: Images that are worth the start of a process.
 _IMAGES_EACH = 4
 #: Windows waits for no more processes than these.

@@ -36,6 +36,8 @@ from kernel.masks.instances import CellMasks, tight_window
 
 #: The file that makes a folder a prepared one.
 PREPARED_NAME = "annotations.json"
+#: The folder in it for what members are shown of images otherwise than these lie there.
+SHOWN_FOLDER = "shown"
 
 
 @dataclass(frozen=True)

@@ -787,6 +787,17 @@ def test_members_learn_from_what_predict_shows_them(tmp_path: Path, capsys: pyte
             np.testing.assert_array_equal(frame, (quarters == number).sum(axis=0) >= 2)
 
 
+@pytest.mark.parametrize("place", ["prepared", "."])
+def test_what_was_prepared_among_the_images_is_none_of_them(tmp_path: Path, place: str) -> None:
+    """A second run finds what the first has shown beside the images that this was made of."""
+    write_png(tmp_path / "a.png", draw_image(1, GRID))
+    write_png(tmp_path / "a_masks.png", grid_labels())
+    for _ in range(2):
+        prepared_cells("--annotated", tmp_path, "--cell-type", "cort", "--zoom", "0.5", tmp_path / place)
+        (image,) = list_annotated(tmp_path / place)
+        assert image.path == tmp_path / place / "shown" / "a.png"
+
+
 def test_a_plane_of_a_stack_is_prepared_as_predict_took_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pixels = draw_image(1, GRID)
     stack = np.stack([np.zeros_like(pixels), pixels])

@@ -21,6 +21,8 @@ from kernel.data.mask_files.forms import (
     WEAK_ENDINGS,
     form_of,
 )
+from kernel.data.prepare_report import REPORT_NAME
+from kernel.data.prepared import PREPARED_NAME, SHOWN_FOLDER
 from kernel.errors import InputError
 from kernel.images.listing import IMAGE_SUFFIXES, is_hidden, is_text
 
@@ -158,7 +160,8 @@ def only_image(path: Path, images: Collection[Path]) -> str | None:
 def walk_files(folder: Path) -> Iterator[tuple[Path, frozenset[str]]]:
     """The files below a folder, and OME-Zarr folders, in order; with the folders between, in lower case.
 
-    Hidden ones, links to folders, and names that are no text are passed over.
+    Hidden ones, links to folders, and names that are no text are passed over. So is what `prepare` has shown of images:
+    copies of them, where an earlier output of it lies among the images.
 
     Raises:
         InputError: there is no such folder, or it cannot be read.
@@ -173,6 +176,8 @@ def walk_files(folder: Path) -> Iterator[tuple[Path, frozenset[str]]]:
         parts = frozenset(part.lower() for part in Path(parent).relative_to(folder).parts)
         whole = sorted(name for name in folders if name.lower().endswith(".zarr"))
         folders[:] = sorted(name for name in folders if not is_hidden(name) and name not in whole)
+        if {PREPARED_NAME, REPORT_NAME} <= set(files) and SHOWN_FOLDER in folders:
+            folders.remove(SHOWN_FOLDER)
         for name in (*whole, *sorted(files)):
             path = Path(parent, name)
             if not is_hidden(name) and is_text(name) and (name in whole or os.path.isfile(path)):  # noqa: PTH113
