@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bundle.client import KaggleClient, KernelThere
-from bundle.datasets import sums_of, weights_folder_name
+from bundle.datasets import data_files, sums_of, weights_folder_name
 from bundle.kaggle import (
     KERNEL_METADATA_NAME,
     SCRIPT_NAME,
@@ -372,6 +372,37 @@ def kernel_there_findings(manifest: Manifest, out: Path, there: KernelThere | No
             "`kernel.id`, and build again)"
         )
     ]
+
+
+def replaced_findings(
+    client: KaggleClient, manifest: Manifest, folders: Mapping[str, Path], datasets: Sequence[str]
+) -> list[Finding]:
+    """Datasets whose version on Kaggle holds other files, which the one that is to be sent lacks.
+
+    A version has what is uploaded for it, and nothing else. Wheels of an earlier build are no loss.
+
+    Args:
+        client: asks Kaggle.
+        manifest: what the kernel is built from.
+        folders: what the datasets are sent from.
+        datasets: those that are there and are to get a new version.
+    """
+    findings = []
+    for dataset in datasets:
+        kept = {SUMS_NAME, *(path.name for path in data_files(folders[dataset]))}
+        gone = [name for name in sorted(client.dataset_files(dataset)) if name not in kept]
+        if dataset == manifest.wheels_dataset:
+            gone = [name for name in gone if not name.endswith(".whl")]
+        if gone:
+            more = f" and {len(gone) - 5} more" if len(gone) > 5 else ""
+            findings.append(
+                question(
+                    f"the dataset {dataset} on Kaggle holds {', '.join(gone[:5])}{more}, and {folders[dataset]} does "
+                    "not: is its new version to be without? (yes if you took a member out or swapped it; else give "
+                    "your dataset another name in the manifest, and build again)"
+                )
+            )
+    return findings
 
 
 def missing_text(manifest: Manifest, dataset: str, nearest: str | None) -> str:

@@ -21,6 +21,7 @@ from bundle.checks import (
     kernel_there_findings,
     offline_findings,
     online_findings,
+    replaced_findings,
     unchecked_datasets,
 )
 from bundle.client import KaggleClient, KernelThere, log_in
@@ -39,6 +40,7 @@ from bundle.commands.common import (
 from bundle.datasets import data_files
 from bundle.kaggle import SCRIPT_NAME, kernel_metadata
 from bundle.push import (
+    LOST_STATES,
     built_manifest,
     check_pulled,
     needs_sending,
@@ -60,9 +62,9 @@ from kernel.manifest.types import Manifest
 class Plan:
     """What a push is to do about each dataset."""
 
-    new: tuple[str, ...]  # to be made
-    changed: tuple[str, ...]  # to get a new version
-    waited_for: tuple[str, ...]  # there, and not ready yet
+    new: tuple[str, ...] = ()  # to be made
+    changed: tuple[str, ...] = ()  # to get a new version
+    waited_for: tuple[str, ...] = ()  # there, and not ready yet
 
 
 def add_options(parser: CommandParser) -> None:
@@ -120,9 +122,13 @@ def push(options: argparse.Namespace, stand: Stand) -> int:
         findings += online_findings(client, manifest, options.out, states)
         there = client.kernel_there(manifest.kernel.id)
         findings += kernel_there_findings(manifest, options.out, there)
-    refuse(findings, options.accept_questions)
     folders = dataset_folders(manifest, options.out)
-    plan = make_plan(client, states, folders)
+    plan = Plan()
+    if not any(finding.certain for finding in findings):
+        plan = make_plan(client, states, folders)
+        readable = [dataset for dataset in plan.changed if states[dataset] not in LOST_STATES]
+        findings += replaced_findings(client, manifest, folders, readable)
+    refuse(findings, options.accept_questions)
     show_plan(client, manifest, plan, folders, there, options)
     if options.check:
         print("nothing is wrong that can be found; nothing was sent")
@@ -215,9 +221,7 @@ def make_plan(client: KaggleClient, states: Mapping[str, str | None], folders: M
     for dataset, state in states.items():
         if state is None:
             new.append(dataset)
-        elif dataset in folders and (
-            state in ("failed", "deleted") or needs_sending(client, dataset, folders[dataset])
-        ):
+        elif dataset in folders and (state in LOST_STATES or needs_sending(client, dataset, folders[dataset])):
             changed.append(dataset)
         elif state != "ready":
             waited_for.append(dataset)

@@ -262,7 +262,7 @@ def test_a_push_outlives_what_passes_while_it_waits_for_a_dataset(here: Here, fa
 def test_a_dataset_whose_answer_is_lost_is_not_sent_twice(here: Here, version: bool) -> None:
     """It has arrived, and Kaggle shows it after a while."""
     server, name = here.server, "CreateDatasetVersion" if version else "CreateDataset"
-    server.datasets["ada/mmdet-pure-python-wheels"] = Dataset([{"a.whl": b"old"}])
+    server.datasets["ada/mmdet-pure-python-wheels"] = Dataset([{"a.whl": b"old"}])  # which may go unasked
     server.datasets["ada/my-cell-weights"] = Dataset([{"maskrcnn.safetensors": b"old"}])
     if version:
         server.new_lag = 2
@@ -459,6 +459,25 @@ def test_a_kernel_of_the_same_name_that_is_another_one(here: Here) -> None:
     server.kernels.clear()
     done = here.run("push", "--check")
     assert done.returncode == 0 and f"kernel {KERNEL} (private): new, run on" in done.stdout
+
+
+def test_a_dataset_that_would_lose_files_is_asked_about(here: Here) -> None:
+    """A version on Kaggle has nothing but what is uploaded for it."""
+    server = here.server
+    others = {f"fold{number}.pt": b"mine" for number in range(7)}
+    server.datasets["ada/my-cell-weights"] = Dataset([others | {"maskrcnn.safetensors": b"old"}])
+    for words in (["--check"], ["--yes", "--poll", "0"]):
+        done = here.run("push", *words)
+        assert "1 question(s) above are open" in told(done, 2)
+        assert (
+            "ada/my-cell-weights on Kaggle holds fold0.pt, fold1.pt, fold2.pt, fold3.pt, fold4.pt and 2 more, and "
+            f"{here.project.out / 'weights-my-cell-weights'} does not: is its new version to be without?"
+        ) in done.stdout
+        assert not server.asked("StartBlobUpload")
+    assert here.push("--accept-questions").returncode == 0
+    assert set(server.datasets["ada/my-cell-weights"].versions[-1]) == {"maskrcnn.safetensors", "sha256sums.txt"}
+    server.datasets["ada/my-cell-weights"].versions[-1] |= others  # added on Kaggle; nothing is to be sent
+    assert here.run("push", "--check").returncode == 0
 
 
 def test_the_same_again_is_told(here: Here) -> None:
