@@ -36,6 +36,7 @@ from bundle.client_errors import (
 )
 from bundle.kaggle import KERNEL_METADATA_NAME
 from kernel.errors import InputError, RunError
+from kernel.folders import is_of_the_system
 from kernel.signals import heard_hang_up
 from kernel.text import parse_json
 
@@ -102,6 +103,7 @@ class KaggleClient:
 
     def __init__(self, api: Any) -> None:
         self._api = api
+        self._uploaded: Callable[[], None] = lambda: None  # of the dataset that is being sent
         # It tries some requests again, by its own rules, and says so: ours are to hold for all.
         api.with_retry = lambda call: lambda request: self._retried_by_name(call, request)
         api.download_file = functools.partial(api.download_file, max_retries=1)
@@ -179,8 +181,16 @@ class KaggleClient:
         with asking("listing your datasets"):
             return [entry.ref for entry in self._retried(lambda: self._api.dataset_list(mine=True)) or ()]
 
-    def send_dataset(self, folder: Path, dataset: str, new: bool) -> None:
+    def send_dataset(self, folder: Path, dataset: str, new: bool, uploaded: Callable[[], None]) -> None:
         """Make the dataset of a folder, or a new version of it, once: a second try could make a second version.
+
+        What a system puts into any folder that it shows is not sent.
+
+        Args:
+            folder: of the dataset.
+            dataset: its name.
+            new: whether it is not there yet.
+            uploaded: is called when all files are with Kaggle, just before it is asked to make the version.
 
         Raises:
             UnknownOutcomeError: the answer was lost, or a new one is said to be there already.
@@ -189,10 +199,13 @@ class KaggleClient:
         quiet = not sys.stdout.isatty()  # its progress bars are for people, and what it says of failures as well
         talk = contextlib.redirect_stdout(io.StringIO()) if quiet else contextlib.nullcontext()
         with asking(f"sending {folder} as the dataset {dataset}"), talk:
+            self._uploaded = uploaded
+            passed_over = [path.name for path in folder.iterdir() if is_of_the_system(path.name)]
             if new:
-                answer = self._api.dataset_create_new(str(folder), quiet=quiet)
+                answer = self._api.dataset_create_new(str(folder), quiet=quiet, ignore_patterns=passed_over)
             else:
-                answer = self._api.dataset_create_version(str(folder), "by build_kernel.py push", quiet=quiet)
+                notes = "by build_kernel.py push"
+                answer = self._api.dataset_create_version(str(folder), notes, quiet=quiet, ignore_patterns=passed_over)
             status, reason = str(answer.status).lower(), str(answer.error or "no reason given")
         if status != "ok":
             refused = f"Kaggle refuses the dataset {dataset}: {one_line(reason)}"
@@ -392,6 +405,7 @@ class KaggleClient:
         if name not in SENT_ONCE:
             return self._retried(lambda: call(request))
         dataset = f"{request.owner_slug}/{getattr(request, SENT_ONCE[name])}"
+        self._uploaded()
         with (
             sending_once("it has arrived", "push again, which does not send twice what is there"),
             asking(f"sending the dataset {dataset}"),

@@ -26,6 +26,8 @@ from kernel.text import parse_json
 
 #: In the output folder: which version was pushed last.
 PUSHED_NAME = "pushed.json"
+#: In the output folder: which files of each dataset were sent last.
+SENT_NAME = "sent.json"
 #: What a built script keeps its manifest in.
 MANIFEST_VARIABLE = "MANIFEST_JSON"
 BUILD_AGAIN = "build again, by `python build_kernel.py` with the same options as before"
@@ -47,6 +49,18 @@ class PushRecord:
     sha256: str  # of its script, as `text_sha256`
     meant: dict[str, Any] | None = None  # its metadata; None in notes of earlier states of this project
     compared: bool = True  # whether it was found on Kaggle as it was meant
+
+
+@dataclass(frozen=True)
+class SentDataset:
+    """What was sent of a dataset last, from the moment on at which Kaggle has all its files."""
+
+    sums: Mapping[str, str]  # of its files, by name
+    arrived: bool  # whether Kaggle was seen to have it whole
+
+
+class NotArrivedError(RunError):
+    """A dataset that was sent is not at Kaggle, or not all of it: another push has to send it again."""
 
 
 def is_ours(source: str) -> bool:
@@ -147,21 +161,78 @@ def missing_files(client: KaggleClient, dataset: str, folder: Path) -> list[str]
 def send_and_wait(client: KaggleClient, dataset: str, folder: Path, new: bool, waiting: Waiting) -> None:
     """Send a dataset, and wait until it is ready with all files. Where the answer is lost, Kaggle shows what arrived.
 
+    What is sent is noted, so that a push after one that was stopped waits for it, and does not send it again.
+
     Raises:
         RunError: Kaggle refuses it, it fails, it does not get ready, or it lacks files.
     """
-    lost = None
+    out, lost = folder.parent, None
     try:
-        client.send_dataset(folder, dataset, new)
+        client.send_dataset(
+            folder, dataset, new, lambda: note_sent(out, dataset, SentDataset(sums_of(folder), arrived=False))
+        )
     except UnknownOutcomeError as error:
         lost = error
-    wait_for_dataset(client, dataset, waiting, folder, lost)
-    lacking = missing_files(client, dataset, folder)
-    if lacking:
-        raise RunError(
-            f"the dataset {dataset} has arrived without {', '.join(lacking[:5])}, or not with all of it: push again, "
-            "which sends a new version"
-        )
+    except (InputError, RunError):
+        note_sent(out, dataset, None)
+        raise
+    wait_until_arrived(client, dataset, folder, waiting, lost)
+
+
+def wait_for_sent(client: KaggleClient, dataset: str, folder: Path, waiting: Waiting) -> None:
+    """Wait for a dataset that a push before this one has sent, and has not seen arrive. Errors as `send_and_wait`."""
+    lost = UnknownOutcomeError(
+        f"it was sent by a push before, and {LONGEST_UNSEEN} questions have not found it",
+        "push again, which sends it once more",
+    )
+    wait_until_arrived(client, dataset, folder, waiting, lost)
+
+
+def wait_until_arrived(
+    client: KaggleClient, dataset: str, folder: Path, waiting: Waiting, lost: UnknownOutcomeError | None
+) -> None:
+    """Wait until a dataset that was sent is ready with all files, and note that. Errors as `send_and_wait`."""
+    try:
+        wait_for_dataset(client, dataset, waiting, folder, lost)
+        lacking = missing_files(client, dataset, folder)
+        if lacking:
+            raise NotArrivedError(
+                f"the dataset {dataset} has arrived without {', '.join(lacking[:5])}, or not with all of it: push "
+                "again, which sends a new version"
+            )
+    except NotArrivedError:
+        note_sent(folder.parent, dataset, None)
+        raise
+    note_sent(folder.parent, dataset, SentDataset(sums_of(folder), arrived=True))
+
+
+def is_under_way(dataset: str, folder: Path) -> bool:
+    """Whether the files of a folder were sent as this dataset, and were not seen to have arrived."""
+    sent = read_sent(folder.parent).get(dataset)
+    return sent is not None and not sent.arrived and sent.sums == sums_of(folder)
+
+
+def note_sent(out: Path, dataset: str, sent: SentDataset | None) -> None:
+    """Note in the output folder what was sent of a dataset; None: of what was sent, nothing is to be waited for."""
+    notes = {name: asdict(each) for name, each in read_sent(out).items() if name != dataset}
+    if sent is not None:
+        notes[dataset] = asdict(sent)
+    with written_file(out / SENT_NAME) as temporary:
+        temporary.write_text(json.dumps(notes, indent=2) + "\n", encoding="utf-8", newline="\n")
+
+
+def read_sent(out: Path) -> dict[str, SentDataset]:
+    """What was sent last from an output folder, by dataset. A damaged note says nothing: that sends once too often."""
+    path = out / SENT_NAME
+    if not path.is_file():
+        return {}
+    with reading(path):
+        content = path.read_bytes()
+    try:
+        found = parse_json(content.decode("utf-8"))
+        return {str(name): SentDataset(dict(note["sums"]), note["arrived"] is True) for name, note in found.items()}
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return {}
 
 
 def wait_for_dataset(
@@ -183,12 +254,12 @@ def wait_for_dataset(
         nonlocal unseen
         unseen += 1
         if lost is not None and unseen == LONGEST_UNSEEN:
-            raise RunError(f"Kaggle does not show the dataset {dataset}: {lost}") from lost
+            raise NotArrivedError(f"Kaggle does not show the dataset {dataset}: {lost}") from lost
         return now
 
     def state_of(state: str | None) -> str | None:
         if state in LOST_STATES:
-            raise RunError(
+            raise NotArrivedError(
                 f"Kaggle could not take in the dataset {dataset} (state: {state}): look at kaggle.com/datasets/"
                 f"{dataset}, and push again, which sends a new version"
             )

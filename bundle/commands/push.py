@@ -43,6 +43,7 @@ from bundle.push import (
     LOST_STATES,
     built_manifest,
     check_pulled,
+    is_under_way,
     needs_sending,
     push_kernel,
     read_record,
@@ -50,6 +51,7 @@ from bundle.push import (
     send_and_wait,
     text_sha256,
     wait_for_dataset,
+    wait_for_sent,
 )
 from bundle.waiting import Waiting
 from kernel.commands.options import CommandParser
@@ -64,6 +66,7 @@ class Plan:
 
     new: tuple[str, ...] = ()  # to be made
     changed: tuple[str, ...] = ()  # to get a new version
+    under_way: tuple[str, ...] = ()  # sent by a push before, and not seen to have arrived
     waited_for: tuple[str, ...] = ()  # there, and not ready yet
 
 
@@ -166,6 +169,9 @@ def send(
             send_and_wait(client, dataset, folders[dataset], dataset in plan.new, dataset_waiting(options, show))
         sent += f"the dataset {dataset} was sent; "
     stand.text = f"{sent}the kernel was not pushed: push again, which sends nothing twice"
+    for dataset in plan.under_way:
+        with progress_line() as show:
+            wait_for_sent(client, dataset, folders[dataset], dataset_waiting(options, show))
     for dataset in plan.waited_for:
         with progress_line() as show:
             wait_for_dataset(client, dataset, dataset_waiting(options, show))
@@ -217,15 +223,18 @@ def refuse(findings: Sequence[Finding], accept_questions: bool) -> None:
 
 def make_plan(client: KaggleClient, states: Mapping[str, str | None], folders: Mapping[str, Path]) -> Plan:
     """What is to be done about each dataset, by what Kaggle has."""
-    new, changed, waited_for = [], [], []
+    new, changed, under_way, waited_for = [], [], [], []
     for dataset, state in states.items():
-        if state is None:
+        own = folders.get(dataset)
+        if own is not None and state not in LOST_STATES and is_under_way(dataset, own):
+            under_way.append(dataset)
+        elif state is None:
             new.append(dataset)
-        elif dataset in folders and (state in LOST_STATES or needs_sending(client, dataset, folders[dataset])):
+        elif own is not None and (state in LOST_STATES or needs_sending(client, dataset, own)):
             changed.append(dataset)
         elif state != "ready":
             waited_for.append(dataset)
-    return Plan(tuple(new), tuple(changed), tuple(waited_for))
+    return Plan(tuple(new), tuple(changed), tuple(under_way), tuple(waited_for))
 
 
 def show_plan(
@@ -243,6 +252,8 @@ def show_plan(
             what = f"new, private, {folder_size(folders[dataset])} from {folders[dataset]}"
         elif dataset in plan.changed:
             what = f"a new version, {folder_size(folders[dataset])} from {folders[dataset]}"
+        elif dataset in plan.under_way:
+            what = "sent before, and waited for"
         else:
             what = "there, unchanged" if dataset in folders else "there"
             what += ", not ready yet" if dataset in plan.waited_for else ""
@@ -264,7 +275,9 @@ def same_version(manifest: Manifest, plan: Plan, options: argparse.Namespace) ->
         record = read_record(options.out)
     except InputError:
         return ""  # which this push replaces
-    if plan.new or plan.changed or record is None or record.version is None or record.kernel != manifest.kernel.id:
+    if plan.new or plan.changed or plan.under_way:
+        return ""
+    if record is None or record.version is None or record.kernel != manifest.kernel.id:
         return ""
     if record.sha256 != text_sha256(folder / SCRIPT_NAME) or record.meant != kernel_metadata(manifest):
         return ""

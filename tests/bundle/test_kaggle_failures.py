@@ -211,7 +211,8 @@ def test_a_failure_ends_with_one_line_of_advice(here: Here, command: str, endpoi
         )
         server.requests.clear()
         server.datasets.clear()
-        (here.project.out / "pushed.json").unlink(missing_ok=True)
+        for note in ("pushed.json", "sent.json"):
+            (here.project.out / note).unlink(missing_ok=True)
         text = told(COMMANDS[command][0](here))
         assert len(text) > 60 and server.token not in text, (failure, text)
         if endpoint in ("SaveKernel", "CreateCodeSubmission"):
@@ -279,6 +280,42 @@ def test_a_dataset_whose_answer_is_lost_is_not_sent_twice(here: Here, version: b
     assert done.returncode == 0, done.stderr
     assert [len(dataset.versions) for dataset in server.datasets.values()] == [2, 2] if version else [1, 1]
     assert len(server.asked(name)) == 2 and len(server.asked("SaveKernel")) == 1
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_dataset_that_a_push_before_has_sent_is_waited_for(here: Here, there: bool) -> None:
+    """Its waiting has ended too early, and Kaggle still shows the version before, or nothing."""
+    server, name = here.server, "CreateDatasetVersion" if there else "CreateDataset"
+    weights = "ada/my-cell-weights"
+    if there:
+        server.datasets[weights] = Dataset([{"maskrcnn.safetensors": b"old"}])
+    server.new_states, server.new_lag = ["READY"], 4
+    hidden = Failure("GetDatasetStatus", 404)
+    if not there:
+        server.failures = [hidden]
+    assert "is not ready after 0 s" in told(here.push("--ready-timeout", "0"), 1)
+    assert len(server.asked(name)) == 1
+    hidden.times = 5  # this is how long it takes Kaggle
+    done = here.push()
+    assert done.returncode == 0, done.stderr
+    assert f"dataset {weights}: sent before, and waited for" in done.stdout
+    assert len(server.asked(name)) == (1 if there else 2)  # the wheels are new
+    assert len(server.datasets[weights].versions) == 1 + there and len(server.asked("SaveKernel")) == 1
+    server.requests.clear()
+    assert here.push().returncode == 0 and not server.asked("StartBlobUpload")
+
+
+def test_what_was_sent_and_never_arrived_is_sent_again(here: Here) -> None:
+    server, weights = here.server, "ada/my-cell-weights"
+    server.datasets[weights] = Dataset([{"maskrcnn.safetensors": b"old"}])
+    server.new_states, server.new_lag = ["READY"], 4
+    assert here.push("--ready-timeout", "0").returncode == 1
+    server.datasets[weights].versions.pop()
+    server.datasets[weights].lag = 0
+    text = told(here.push(), 1)
+    assert f"Kaggle does not show the dataset {weights}: it was sent by a push before" in text and "push again" in text
+    assert here.push().returncode == 0
+    assert len(server.asked("CreateDatasetVersion")) == 2
 
 
 @pytest.mark.parametrize("arrived", [True, False])
