@@ -176,6 +176,17 @@ class KaggleClient:
         except NotThereError:
             return None
 
+    def dataset_license(self, dataset: str) -> str | None:
+        """The license that a dataset has on Kaggle; None: it says none."""
+        from kagglesdk.datasets.types.dataset_api_service import ApiGetDatasetMetadataRequest
+
+        request = ApiGetDatasetMetadataRequest()
+        request.owner_slug, request.dataset_slug = dataset.split("/")
+        with asking(f"asking for the license of {dataset}"), self._api.build_kaggle_client() as connection:
+            found = self._retried(lambda: connection.datasets.dataset_api_client.get_dataset_metadata(request))
+            names = [entry.name for entry in found.info.licenses or ()]
+        return str(names[0]) if names and names[0] else None
+
     def own_datasets(self) -> list[str]:
         """The names of the user's datasets, those that were used last."""
         with asking("listing your datasets"):

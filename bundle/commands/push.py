@@ -37,7 +37,7 @@ from bundle.commands.common import (
     seconds,
     telling_stops,
 )
-from bundle.datasets import data_files
+from bundle.datasets import USUAL_LICENSE, data_files, license_of
 from bundle.kaggle import SCRIPT_NAME, kernel_metadata
 from bundle.push import (
     LOST_STATES,
@@ -257,6 +257,8 @@ def show_plan(
         else:
             what = "there, unchanged" if dataset in folders else "there"
             what += ", not ready yet" if dataset in plan.waited_for else ""
+        if dataset in folders and dataset not in (*plan.new, *plan.under_way, manifest.wheels_dataset):
+            what += license_left(client, dataset, folders[dataset])
         print(f"  dataset {dataset}: {what}")
     identity = manifest.kernel
     number = "new" if there is None else f"version {there.version + 1}"
@@ -266,6 +268,18 @@ def show_plan(
     same = same_version(manifest, plan, options)
     whose = "private" if identity.private else "public"
     print(f"  kernel {identity.id} ({whose}): {number}, {how}{limit}{image}{same}")
+
+
+def license_left(client: KaggleClient, dataset: str, folder: Path) -> str:
+    """That a push does not give a dataset the license that was chosen; empty where it has it, or none was chosen."""
+    chosen = license_of(folder)
+    if chosen in (None, USUAL_LICENSE):
+        return ""
+    there = client.dataset_license(dataset)
+    if there == chosen:
+        return ""
+    has = f"has {there}" if there else "has not"
+    return f"; the license {chosen} is for new datasets, this one {has}: change it on kaggle.com/datasets/{dataset}"
 
 
 def same_version(manifest: Manifest, plan: Plan, options: argparse.Namespace) -> str:

@@ -318,6 +318,21 @@ def test_what_was_sent_and_never_arrived_is_sent_again(here: Here) -> None:
     assert len(server.asked("CreateDatasetVersion")) == 2
 
 
+def test_a_license_that_a_push_does_not_give_is_told(here: Here) -> None:
+    """Kaggle takes it for new datasets alone."""
+    metadata = here.project.out / "weights-my-cell-weights" / "dataset-metadata.json"
+    data = json.loads(metadata.read_text(encoding="utf-8"))
+    metadata.write_text(json.dumps(data | {"licenses": [{"name": "CC0-1.0"}]}), encoding="utf-8")
+    first = here.push()
+    assert first.returncode == 0 and "is for new datasets" not in first.stdout, first.stderr
+    assert "is for new datasets" not in here.run("push", "--check").stdout
+    here.server.datasets["ada/my-cell-weights"].license = "other"
+    assert (
+        "dataset ada/my-cell-weights: there, unchanged; the license CC0-1.0 is for new datasets, this one has other: "
+        "change it on kaggle.com/datasets/ada/my-cell-weights"
+    ) in here.run("push", "--check").stdout
+
+
 @pytest.mark.parametrize("arrived", [True, False])
 def test_a_dataset_that_is_said_to_be_in_use(here: Here, arrived: bool) -> None:
     """By a push before, whose answer was lost; or it is another one, of which Kaggle shows nothing."""
