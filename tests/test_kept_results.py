@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -183,3 +184,35 @@ def test_a_lost_gpu_ends_predict_and_keeps_what_is_finished(
     assert main(words) == 0
     assert sorted(asked[2:]) == sorted({"one", "two", "three"} - {asked[0]})
     assert len(list((out / "labels").iterdir())) == 3
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_an_image_that_costs_the_gpu_each_time_fails_after_two_attempts(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], place: int
+) -> None:
+    """Also where it is the first one, so that nothing is finished before it; the others get their results."""
+    out, asked = tmp_path / "out", list[str]()
+    segment = kernel.export.folder.segment_input
+    unlucky = sorted(["one", "two", "three"])[place]
+
+    def segment_but_one(ensemble: Any, image: Any, *given: Any) -> Any:
+        asked.append(image.name)
+        if image.name == unlucky:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return segment(ensemble, image, *given)
+
+    monkeypatch.setattr(kernel.export.folder, "segment_input", segment_but_one)
+    words = ["predict", str(data / "train"), *ENSEMBLE, "--out", str(out), "--export", "labels"]
+    assert main(words) == 1 and "goes on without it" not in capsys.readouterr().err
+    assert main(words) == 1 and f"image {unlucky}: the same command goes on without it" in capsys.readouterr().err
+    assert not out.exists()
+    assert main(words) == 1
+    assert f"failed: 1 image(s) are not there, {unlucky} for no fault of theirs" in capsys.readouterr().err
+    assert asked.count(unlucky) == 2 and len(asked) == 4
+    assert sorted(path.stem for path in (out / "labels").iterdir()) == sorted({"one", "two", "three"} - {unlucky})
+    assert "it has cost the GPU 2 times" in (out / "images.csv").read_text(encoding="utf-8")
+
+
+def test_the_loss_of_a_gpu_comes_whole_from_another_process() -> None:
+    error = pickle.loads(pickle.dumps(kernel.export.folder.LostDeviceError("a", "CUDA error")))
+    assert (error.image, error.reason) == ("a", "CUDA error") and "a: CUDA error: no image" in str(error)

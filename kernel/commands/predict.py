@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from kernel.scale import ScaledEnsemble
     from kernel.scoring.predicting import EnsembleFiles
 
+#: An image that has ended so many runs, each time by the loss of the GPU, is not tried again.
+MOST_STOPS = 2
 RULES = CommandRules(
     reads=("images", "manifest", "weights_dir"),
     unflagged=("images",),
@@ -100,12 +102,13 @@ def run_predict(options: argparse.Namespace) -> None:
     """Segment images."""
     LOG.setLevel(logging.WARNING if options.quiet else logging.DEBUG if options.verbose else logging.INFO)
     use_vendored_packages()
-    from kernel.export.folder import ImageWork, Wanted, largest_input, predict_images
+    from kernel.export.folder import ImageWork, LostDeviceError, Wanted, largest_input, predict_images
     from kernel.export.inputs import is_inside, list_inputs
     from kernel.export.kinds import IMAGES_TABLE, RUN_PAGE, chosen_exports
     from kernel.export.progress import shown_progress
     from kernel.report.run_page import run_images, write_run_page
     from kernel.runtime.cluster import map_on_cluster
+    from kernel.runtime.failures import FailedImage
 
     exports = chosen_exports(options.export)
     check_scale(options)
@@ -137,7 +140,19 @@ def run_predict(options: argparse.Namespace) -> None:
             outcomes = partial(map_on_cluster, options.scheduler, work, folder=here)
         else:
             outcomes = partial(work_here, work) if len(devices) == 1 else partial(work_on, devices, work)
-        result = predict_images(outcomes, images, folder, wanted, progress, finished.get, finished.add)
+
+        def done_before(image: InputImage) -> Outcome | None:
+            if finished.stops(image) >= MOST_STOPS and finished.get(image) is None:
+                return FailedImage(f"it has cost the GPU {MOST_STOPS} times, and is not tried again", wrong_input=False)
+            return finished.get(image)
+
+        try:
+            result = predict_images(outcomes, images, folder, wanted, progress, done_before, finished.add)
+        except LostDeviceError as error:
+            image = next(image for image in images if image.name == error.image)
+            if finished.stopped(image, error.reason) >= MOST_STOPS:
+                LOG.error("image %s: the same command goes on without it", image.name)
+            raise
         if "report" in exports:
             write_run_page(folder / RUN_PAGE, f"Cells found in {out.name}", run_images(images, result, folder))
     failed = result.failed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,13 +38,15 @@ class FinishedImages:
     def __init__(self, journal: Path, head: Mapping[str, Any], images: Sequence[NamedFile]):
         self._digests: dict[Path, str | None] = {}
         paths = {image.name: image.path for image in images}
-        self._results = {
-            record["image"]: record["result"]
+        records = [
+            record
             for record in read_journal(journal).records
             if record["image"] in paths
             and record.get("digest") is not None
             and self._digest(paths[record["image"]]) == record["digest"]
-        }
+        ]
+        self._results = {record["image"]: record["result"] for record in records if "result" in record}
+        self._stops = Counter(record["image"] for record in records if "stopped" in record)
         self._journal = Journal(journal, head)
         if self._results:
             LOG.info("%d of %d images are finished already", len(self._results), len(images))
@@ -60,6 +63,21 @@ class FinishedImages:
         """Take note that an image is finished, its files written, and of what it has given, as JSON has it."""
         self._results[image.name] = result
         self._journal.append({"image": image.name, "digest": self._digest(image.path), "result": result})
+
+    def stopped(self, image: NamedFile, reason: str) -> int:
+        """Take note that an image has ended the run, and why; returns how often it has by now."""
+        self._stops[image.name] += 1
+        self._journal.append({"image": image.name, "digest": self._digest(image.path), "stopped": reason})
+        return self._stops[image.name]
+
+    def stops(self, image: NamedFile) -> int:
+        """How often an image has ended the run."""
+        return self._stops[image.name]
+
+    @property
+    def has_notes(self) -> bool:
+        """Whether there is anything that the next run is to know."""
+        return bool(self._results or self._stops)
 
     def _digest(self, path: Path) -> str | None:
         """Of the file as it was when it was first asked for: one that changes later on is read again next time."""
@@ -128,7 +146,7 @@ def resumed_folder(
             replace_folder(folder, target)
         except BaseException:
             finished.close()
-            if not len(finished):
+            if not finished.has_notes:
                 remove_folder(unfinished)
             else:
                 LOG.error(

@@ -72,6 +72,23 @@ class Wanted:
     min_area: int = 0
 
 
+class LostDeviceError(RunError):
+    """An image has cost a process its GPU.
+
+    Args:
+        image: its name.
+        reason: why it has no result.
+    """
+
+    def __init__(self, image: str, reason: str):
+        super().__init__(f"{image}: {reason}: no image can be done on this GPU before a new start")
+        self.image, self.reason = image, reason
+
+    def __reduce__(self) -> tuple[type[LostDeviceError], tuple[str, str]]:
+        """As it comes from another process."""
+        return LostDeviceError, (self.image, self.reason)
+
+
 @dataclass(frozen=True)
 class ImageWork:
     """Segments an image and writes its files. Other processes can be sent it: each loads the ensemble once.
@@ -94,12 +111,12 @@ class ImageWork:
         """The image's record, its files written; or why there is none.
 
         Raises:
-            RunError: the GPU is lost, and with it all that this process could do.
+            LostDeviceError: the GPU is lost, and with it all that this process could do.
         """
         ensemble, teller = self.loaded()
         outcome = attempt(image.name, partial(segment_input, ensemble, image, self.wanted, teller, self.out))
         if isinstance(outcome, FailedImage) and means_lost_device(outcome.reason):
-            raise RunError(f"{image.name}: {outcome.reason}: no image can be done on this GPU before a new start")
+            raise LostDeviceError(image.name, outcome.reason)
         return outcome
 
     def loaded(self) -> tuple[ScaledEnsemble, Teller]:
@@ -135,7 +152,7 @@ def predict_images(
     out: Path,
     wanted: Wanted,
     progress: Progress,
-    finished: Callable[[InputImage], Record | None] = lambda image: None,
+    finished: Callable[[InputImage], Outcome | None] = lambda image: None,
     on_finished: Callable[[InputImage, Record], None] = lambda image, record: None,
 ) -> RunResult:
     """Segment images and write what is found into the existing folder `out`.
@@ -166,11 +183,12 @@ def predict_images(
         out: a folder; it may hold the files of an earlier run that was stopped.
         wanted: of each image.
         progress: is told of each.
-        finished: gives the record of an image whose files are there already; None where they are not.
+        finished: gives the record of an image whose files are there already, or why it is not tried any more; None
+            where it is to be done.
         on_finished: takes the record of an image whose files are written.
 
     Raises:
-        InputError, RunError: as `outcomes` does.
+        InputError, RunError: as `outcomes` does, LostDeviceError among them.
     """
     failed: dict[str, FailedImage] = {}
     records: dict[str, Record] = {}
@@ -178,10 +196,14 @@ def predict_images(
     def unfinished() -> Iterator[InputImage]:
         """Each is asked for when its turn comes: a journal then reads the whole file, which all at once takes hours."""
         for image in images:
-            if (record := finished(image)) is None:
+            if (outcome := finished(image)) is None:
                 yield image
+            elif isinstance(outcome, FailedImage):
+                failed[image.name] = outcome
+                LOG.error("image %s: %s", image.name, outcome.reason)
+                progress.done(image.name, "failed, see above")
             else:
-                records[image.name] = record
+                records[image.name] = outcome
                 progress.finished_before()
 
     waiting, rereading = unfinished(), Rereading[InputImage]()
