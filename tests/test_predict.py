@@ -17,7 +17,7 @@ import tifffile
 from quick_predict import spots
 
 from kernel.__main__ import main
-from kernel.export.folder import Outcome, Wanted, predict_images
+from kernel.export.folder import Outcome, Wanted, predict_images, remove_other_files
 from kernel.export.inputs import InputImage
 from kernel.export.progress import readable_seconds, shown_progress
 from kernel.runtime.failures import FailedImage
@@ -318,6 +318,25 @@ def test_images_that_are_gone_leave_nothing(run: Run, stopped: Callable[..., Non
     run("in", "--recursive", "--export", "labels,ome-zarr")
     found = [path.relative_to(run.home / "out").as_posix() for path in (run.home / "out").glob("*/*/*")]
     assert sorted(found) == ["labels/sub/b.tif", "ome-zarr/sub/b.ome.zarr"]
+
+
+def test_folders_that_are_called_as_what_is_written_keep_their_results(run: Run) -> None:
+    """Those of the input, which the output mirrors."""
+    for name in ("day1.tif", "x.png", "y.geojson", "z.ome.tif"):
+        write(run.home / "in" / name / "sub" / "a.png", picture((5, 5)))
+    run("in", "--recursive", "--export", "labels,geojson,pictures,ome-zarr")
+    for kind, ending in (("labels", ".tif"), ("outlines", ".geojson"), ("pictures", ".png"), ("ome-zarr", ".ome.zarr")):
+        for name in ("day1.tif", "x.png", "y.geojson", "z.ome.tif"):
+            assert (run.home / "out" / kind / name / "sub" / f"a{ending}").exists(), (kind, name)
+
+
+def test_accented_names_are_known_in_another_form(tmp_path: Path) -> None:
+    """As macOS may list them: decomposed, where the image's name is composed."""
+    for folder, name in (("labels", "cafe\u0301.tif"), ("labels", "the\u0301.tif")):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / name).write_bytes(b"")
+    remove_other_files(tmp_path, ["labels"], {"caf\u00e9": {}})
+    assert [path.name for path in (tmp_path / "labels").iterdir()] == ["cafe\u0301.tif"]
 
 
 def test_a_kill_after_the_results_were_put_in_place_loses_none(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import time
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -336,13 +337,21 @@ def remove_other_files(out: Path, exports: Sequence[str], records: Mapping[str, 
         kind = IMAGE_EXPORTS[export]
         top = out / kind.folder
         top.mkdir(exist_ok=True)
-        wanted = {image_file(export, name, out) for name in records}
+        wanted = {file_key(image_file(export, name, out)) for name in records}
+        mirrored = {parent for path in wanted for parent in path.parents}  # an input's folder may be called "day1.tif"
         for parent, folders, files in os.walk(top):
             for name in [*folders, *files]:
-                path = Path(parent, name)
-                if name.endswith(kind.ending) and path not in wanted:
-                    remove_export(path)
-            folders[:] = [name for name in folders if not name.endswith(kind.ending)]
+                key = file_key(Path(parent, name))
+                if name.endswith(kind.ending) and key not in wanted and key not in mirrored:
+                    remove_export(Path(parent, name))
+            folders[:] = [
+                name for name in folders if not name.endswith(kind.ending) or file_key(Path(parent, name)) in mirrored
+            ]
+
+
+def file_key(path: Path) -> Path:
+    """A path in one form of Unicode: some file systems list accented names in another one than they were given."""
+    return Path(unicodedata.normalize("NFC", str(path)))
 
 
 def write_image(found: FoundCells, exports: Sequence[str], out: Path) -> Record:
