@@ -14,7 +14,7 @@ from oracles import full_frames
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from kernel.errors import RunError
+from kernel.errors import InputError
 from kernel.export.coco import coco_cells, coco_file
 from kernel.export.formats import MEASUREMENT_COLUMNS
 from kernel.export.label_images import is_outline, write_ome_tiff, write_ome_zarr, write_seg_npy
@@ -84,7 +84,7 @@ def test_no_cells_and_too_large_an_image(tmp_path: Path) -> None:
 
     write_rois(NOTHING, tmp_path / "RoiSet.zip")
     assert roiread(tmp_path / "RoiSet.zip") == []
-    with pytest.raises(RunError, match="larger than ImageJ's"):
+    with pytest.raises(InputError, match="larger than ImageJ's"):
         write_rois(CellMasks.empty((10, LARGEST_SIDE + 1)), tmp_path / "large.zip")
 
 

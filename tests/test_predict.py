@@ -339,6 +339,20 @@ def test_accented_names_are_known_in_another_form(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "labels").iterdir()] == ["cafe\u0301.tif"]
 
 
+def test_an_image_too_large_for_rois_is_told_before_its_networks(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("kernel.export.rois.LARGEST_SIDE", 70)
+    write(run.home / "in" / "small.png", picture((5, 5), shape=(60, 70)))
+    write(run.home / "in" / "large.png", picture((5, 5)))
+    run("in", "--export", "labels,rois", code=2)
+    assert len(run.zooms) == 1 and "large" in capsys.readouterr().err
+    (row,) = (row for row in run.rows() if row["image"] == "large")
+    assert "large.png: the image of 60 x 80 pixels is larger than ImageJ's regions of interest reach" in row["failure"]
+    run("in", "--export", "labels")
+    assert (run.home / "out" / "labels" / "large.tif").is_file()
+
+
 def test_a_kill_after_the_results_were_put_in_place_loses_none(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is left is a journal without its folder: the same command must not take its images for written."""
     write(run.home / "in" / "a.png", picture((5, 5)))

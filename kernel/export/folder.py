@@ -243,6 +243,10 @@ def segment_input(ensemble: ScaledEnsemble, image: InputImage, wanted: Wanted, t
         picture = read_picture(image.path, wanted.choice, image.frame)
         pixel = known_pixel(picture, wanted, image, teller)
         zoom = zoom_of(pixel, ensemble.member_um, wanted.zoom)
+        if "rois" in wanted.exports:  # told before the image's networks, which take long for so large a one
+            from kernel.export.rois import refuse_too_large
+
+            refuse_too_large(picture.image_bgr.shape)
     except InputError as error:
         reason = str(error) if image.path.name in str(error) else f"{image.path}: {error}"
         return FailedImage(reason, wrong_input=True, may_pass=may_pass(error))

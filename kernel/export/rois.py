@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from roifile import ROI_TYPE, ImagejRoi, roiwrite
 
-from kernel.errors import RunError
+from kernel.errors import InputError
 from kernel.masks.instances import CellMasks
 from kernel.postprocess.outlines import Ring, mask_polygons
 
@@ -26,15 +26,20 @@ def write_rois(masks: CellMasks, path: Path) -> None:
     exactly the mask's pixels. Without cells the zip is empty.
 
     Raises:
-        RunError: the image is larger than ImageJ's ROIs can tell.
+        InputError: the image is larger than ImageJ's ROIs can tell.
     """
-    if max(masks.image_shape) > LARGEST_SIDE:
-        raise RunError(
-            f"{path.name}: the image of {masks.image_shape[0]} x {masks.image_shape[1]} pixels is larger than ImageJ's "
-            f"regions of interest reach, {LARGEST_SIDE}: export labels or geojson instead"
-        )
+    refuse_too_large(masks.image_shape)
     path.unlink(missing_ok=True)  # roifile adds to a zip that is there
     roiwrite(path, list(rois_of(masks)), mode="w")
+
+
+def refuse_too_large(shape: tuple[int, ...]) -> None:
+    """Raise InputError for an image of this height and width where ImageJ's ROIs do not reach all of it."""
+    if max(shape[:2]) > LARGEST_SIDE:
+        raise InputError(
+            f"the image of {shape[0]} x {shape[1]} pixels is larger than ImageJ's regions of interest reach, "
+            f"{LARGEST_SIDE}: export labels or geojson instead of rois"
+        )
 
 
 def rois_of(masks: CellMasks) -> Iterator[ImagejRoi]:
