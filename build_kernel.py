@@ -145,7 +145,8 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--license",
         choices=DATASET_LICENSES,
-        help="of the datasets of your weights (default: as before; else it is asked for, or `other`)",
+        help="of the datasets of your weights, for the push that makes them: those on Kaggle keep theirs (default: as "
+        "before; else it is asked for, or `other`)",
     )
     dry = parser.add_argument_group("dry run")
     dry.add_argument("--dry-run", action="store_true", help="run the built script here, as Kaggle would")
