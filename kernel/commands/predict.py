@@ -142,9 +142,10 @@ def run_predict(options: argparse.Namespace) -> None:
             outcomes = partial(work_here, work) if len(devices) == 1 else partial(work_on, devices, work)
 
         def done_before(image: InputImage) -> Outcome | None:
-            if finished.stops(image) >= MOST_STOPS and finished.get(image) is None:
+            record = finished.get(image)
+            if record is None and finished.stops(image) >= MOST_STOPS:
                 return FailedImage(f"it has cost the GPU {MOST_STOPS} times, and is not tried again", wrong_input=False)
-            return finished.get(image)
+            return record
 
         try:
             result = predict_images(outcomes, images, folder, wanted, progress, done_before, finished.add)

@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import time
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from kernel.data.image_names import composed
 from kernel.errors import InputError, RunError
 from kernel.export.coco import coco_cells, coco_file
 from kernel.export.formats import TABLE_COLUMNS, table_rows
@@ -355,7 +355,7 @@ def remove_other_files(out: Path, exports: Sequence[str], records: Mapping[str, 
 
 def file_key(path: Path) -> Path:
     """A path in one form of Unicode: some file systems list accented names in another one than they were given."""
-    return Path(unicodedata.normalize("NFC", str(path)))
+    return Path(composed(str(path)))
 
 
 def write_image(found: FoundCells, exports: Sequence[str], out: Path) -> Record:

@@ -84,13 +84,13 @@ def read_extra_images(
         before = len(usable)
         for entry in entries:
             table = label_table(entry.class_names, classes, num_classes)
-            foreign = {entry.class_names[label] for label in set(entry.labels.tolist()) if table[label] is None}
+            foreign = classes_without_place(entry, table)
             if entry.image_id in held_out:
                 left_out["the validation fold has them too"] += 1
             elif belongs_to(entry.annotations.sample_id) in held_out_groups:
                 left_out["the validation fold has their wells or samples"] += 1
             elif foreign:
-                left_out[f"the detector's {num_classes} classes have no place for {', '.join(sorted(foreign))}"] += 1
+                left_out[f"the detector's {num_classes} classes have no place for {', '.join(foreign)}"] += 1
             else:
                 usable.append((entry, table))
         reasons = "; ".join(f"{number} left out, for {reason}" for reason, number in left_out.items())
@@ -109,13 +109,18 @@ def read_entries_as(entries: Sequence[AnnotatedImage], classes: Sequence[str], n
     """
     tables = [label_table(entry.class_names, classes, num_classes) for entry in entries]
     for entry, table in zip(entries, tables, strict=True):
-        foreign = {entry.class_names[label] for label in set(entry.labels.tolist()) if table[label] is None}
+        foreign = classes_without_place(entry, table)
         if foreign:
             raise InputError(
-                f"image '{entry.image_id}' has cells of {', '.join(sorted(foreign))}, and the detector's {num_classes} "
+                f"image '{entry.image_id}' has cells of {', '.join(foreign)}, and the detector's {num_classes} "
                 f"classes are {', '.join(classes)}: give images of these"
             )
     return relabelled(list(zip(entries, tables, strict=True)))
+
+
+def classes_without_place(entry: AnnotatedImage, table: Sequence[int | None]) -> list[str]:
+    """The classes of an image's cells, by name, for which a `label_table` has no label."""
+    return sorted({entry.class_names[label] for label in set(entry.labels.tolist()) if table[label] is None})
 
 
 def relabelled(tabled: Sequence[tuple[AnnotatedImage, Sequence[int | None]]]) -> list[TrainingImage]:

@@ -137,11 +137,11 @@ def retrain_members(plan: RetrainingPlan) -> Path:
     runs = plan.runs()
     if (plan.out / MANIFEST_NAME).resolve() == (members_folder(plan.start) / MANIFEST_NAME).resolve():
         raise InputError(f"--out {plan.out} is the folder of the members to start from: name another")
-    retrained_manifest(plan, is_trained=False)  # better refused now than after all the training
+    path = plan.out / MANIFEST_NAME
+    parse_manifest(json.dumps(retrained_manifest(plan, is_trained=False)), str(path))  # now, and not after the training
     for run in runs:
         LOG.info("%s: %s %s from %s", run.out, run.spec.kind, run.spec.encoder, run.init)
         train_detector(run)
-    path = plan.out / MANIFEST_NAME
     leave_manifest(path, retrained_manifest(plan))
     return path
 
@@ -149,12 +149,11 @@ def retrain_members(plan: RetrainingPlan) -> Path:
 def retrained_manifest(plan: RetrainingPlan, *, is_trained: bool = True) -> dict[str, Any]:
     """The manifest that the members started from, with the new files, and with these members alone.
 
+    It may not be valid: where a cell type has no member left, for one.
+
     Args:
         plan: the training.
         is_trained: whether the new files are there; else they have no sums yet.
-
-    Raises:
-        InputError: it is not valid: a cell type has no member left, for one.
     """
     data = read_json(members_folder(plan.start) / MANIFEST_NAME, "members")
     data.pop("$schema", None)  # a path from there
@@ -165,5 +164,4 @@ def retrained_manifest(plan: RetrainingPlan, *, is_trained: bool = True) -> dict
         | {"file": path.name, "sha256": file_sha256(path) if is_trained else None, "dataset": None}
         for member, path in ((member, plan.weights(member)) for member in plan.members)
     ]
-    parse_manifest(json.dumps(data), str(plan.out / MANIFEST_NAME))
     return data
