@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, fields
 
 #: The competition's cell types; the index is the label.
 CELL_TYPES = ("shsy5y", "astro", "cort")
+#: Height and width of the competition's images in pixels: limits that are numbers of positions are meant for these.
+COMPETITION_SHAPE = (520, 704)
 #: The dtypes that networks can compute in; float32 is the one that the others approximate.
 NETWORK_DTYPES = ("float32", "float16", "bfloat16")
 #: ImageNet's mean and standard deviation in RGB, on the 0 to 255 scale: by them an image's pixels are normalised.

@@ -135,7 +135,7 @@ def propose(
     rows = torch.cat(found)
     rows = rows[rows[:, 4] > limits["rpn_score_threshold"]]
     rows = rows[rows[:, 4].argsort(descending=True)][: limits["rpn_max_per_img"]]
-    return rows.numpy(), cell_type_of_counts(counts, rule)
+    return rows.numpy(), cell_type_of_counts(counts, rule, shape)
 
 
 def merge(

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from oracles import decode_rle
 
-from kernel.data.synthetic.generate import COMPETITION_SHAPE, generate_image
+from kernel.data.synthetic.generate import generate_image
 from kernel.ensemble.views import PAD_VALUE
 from kernel.masks.rle import encode_rle
-from kernel.settings import PIXEL_MEAN, PIXEL_STD
+from kernel.settings import COMPETITION_SHAPE, PIXEL_MEAN, PIXEL_STD
 from kernel.training.samples import MIN_CELL_PIXELS, Sample, TrainingImage
 
 

@@ -26,7 +26,7 @@ from kernel.__main__ import main
 from kernel.data.annotated import AnnotatedImage, list_annotated
 from kernel.data.annotations import ImageAnnotations
 from kernel.data.splits import FoldRow, write_folds
-from kernel.data.synthetic.generate import COMPETITION_SHAPE, write_dataset
+from kernel.data.synthetic.generate import write_dataset
 from kernel.ensemble.ensemble import Ensemble
 from kernel.errors import RunError
 from kernel.images.reading import read_image
@@ -37,7 +37,7 @@ from kernel.models.checkpoints import load_detector, recognise_checkpoint
 from kernel.models.configs import DetectorSpec
 from kernel.scoring.predicting import FoldEnsembles, PredictionJob
 from kernel.scoring.scores import ImageResult
-from kernel.settings import CELL_TYPES
+from kernel.settings import CELL_TYPES, COMPETITION_SHAPE
 from kernel.tuning.plan import TuningPlan
 from kernel.tuning.stage_scores import StagePoint
 from kernel.tuning.threshold_search import TuningImage

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torchvision.ops import batched_nms
 
 from kernel.models.detectors import Detector
-from kernel.settings import CellTypeRule, Thresholds
+from kernel.settings import COMPETITION_SHAPE, CellTypeRule, Thresholds
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,25 @@ def count_confident_positions(maps: RpnMaps, score: float) -> tuple[int, ...]:
     return tuple(int((level.sigmoid().amax(dim=0) > score).sum()) for level in maps.scores)
 
 
-def cell_type_of_counts(level_counts: Sequence[int], rule: CellTypeRule) -> str:
-    """The cell type by the number of confident positions per FPN level: big cells are astro, few are cort."""
-    if sum(level_counts[-2:]) > rule.astro_above:
+def competition_images(image_shape: tuple[int, int]) -> float:
+    """How many of the competition's images have as many pixels as one of (H, W); 1 for a smaller one.
+
+    Limits that are numbers are this many times as large, so that a large image keeps its cells.
+    """
+    return max(1.0, math.prod(image_shape) / math.prod(COMPETITION_SHAPE))
+
+
+def cell_type_of_counts(level_counts: Sequence[int], rule: CellTypeRule, image_shape: tuple[int, int]) -> str:
+    """The cell type by the number of confident positions per FPN level: big cells are astro, few are cort.
+
+    Args:
+        level_counts: of an image (H, W) of `image_shape`.
+        rule: for images of the competition's size; its numbers grow with larger ones.
+    """
+    times = competition_images(image_shape)
+    if sum(level_counts[-2:]) > rule.astro_above * times:
         return "astro"
-    if sum(level_counts) < rule.cort_below_total and level_counts[1] < rule.cort_below_second:
+    if sum(level_counts) < rule.cort_below_total * times and level_counts[1] < rule.cort_below_second * times:
         return "cort"
     return "shsy5y"
 
@@ -77,7 +92,8 @@ def select_proposals(
 ) -> Proposals:
     """Decode RPN maps and keep the best boxes, by the thresholds of a cell type.
 
-    NMS does not compare boxes of different FPN levels. Empty boxes are dropped.
+    NMS does not compare boxes of different FPN levels. Empty boxes are dropped. Limits on the number of boxes grow with
+    images that are larger than the competition's.
 
     Args:
         maps: averaged over members.
@@ -88,15 +104,18 @@ def select_proposals(
         rpn_type: whose thresholds; None: those of the type that the maps show.
     """
     counts = count_confident_positions(maps, rule.score)
-    cell_type = cell_type_of_counts(counts, rule)
+    cell_type = cell_type_of_counts(counts, rule, image_shape)
     limits = thresholds[rpn_type or cell_type]
+    times = competition_images(image_shape)
+    most_per_level = round(limits.rpn_nms_pre * times)
+    most = None if limits.rpn_max_per_img is None else round(limits.rpn_max_per_img * times)
     device = maps.scores[0].device
     anchors = rpn_head.prior_generator.grid_priors([s.shape[-2:] for s in maps.scores], device=device)
     boxes, scores, levels = [], [], []
     for level, (score_map, delta_map) in enumerate(zip(maps.scores, maps.deltas, strict=True)):
         level_scores = score_map.permute(1, 2, 0).reshape(-1).sigmoid()
         level_deltas = delta_map.permute(1, 2, 0).reshape(-1, 4)
-        best, order = level_scores.topk(min(limits.rpn_nms_pre, len(level_scores)))
+        best, order = level_scores.topk(min(most_per_level, len(level_scores)))
         boxes.append(rpn_head.bbox_coder.decode(anchors[level][order], level_deltas[order], max_shape=image_shape))
         scores.append(best)
         levels.append(torch.full_like(order, level))
@@ -106,5 +125,5 @@ def select_proposals(
     candidates = torch.nonzero(sized & (all_scores > limits.rpn_score_threshold))[:, 0]
     all_boxes, all_scores, all_levels = all_boxes[candidates], all_scores[candidates], all_levels[candidates]
     kept = batched_nms(all_boxes, all_scores, all_levels, limits.rpn_iou_threshold)
-    kept = kept[: limits.rpn_max_per_img]
+    kept = kept[:most]
     return Proposals(all_boxes[kept], all_scores[kept], cell_type, counts)

@@ -1,8 +1,9 @@
 """Images too large for the memory: predicted in tiles that overlap, as if they were whole.
 
 Tiles have cores, which meet without gap or overlap: a cell comes from the tile in whose core its box's centre lies.
-Around its core a tile has a margin, in which the networks see what is beside a cell. The cell type is one decision for
-the whole image: by the confident positions, or the labels, of all cores together.
+Where that is at the border of two cores both tiles give the cell, and NMS leaves one. Around its core a tile has a
+margin, in which the networks see what is beside a cell. The cell type is one decision for the whole image: by the
+confident positions, or the labels, of all cores together.
 
 To rounding, this equals the prediction of the whole image where the networks look no farther than the margin: the
 borders of tiles lie on the grid of the coarsest feature map, also in the flipped views. These differ all the same:
@@ -10,7 +11,7 @@ borders of tiles lie on the grid of the coarsest feature map, also in the flippe
 - EfficientNet's squeeze and excitation takes means over all that it is given;
 - HTC's semantic head resizes its maps from corner to corner, by a factor that depends on their size;
 - a cell longer than two margins is cut where its tile ends;
-- limits on the number of proposals hold for each tile, so that a large image may have more cells.
+- limits on the number of proposals hold for each tile, by its own area.
 """
 
 from __future__ import annotations
@@ -41,6 +42,9 @@ MARGIN_PART = 8
 LEAST_MARGIN = 128
 #: No tile is smaller: its margins would take more than half of each side.
 LEAST_TILE_SIDE = 512
+#: A tile also gives the cells whose centres lie so few pixels outside its core: two tiles do not see quite the same, so
+#: that each may place a cell in the other's core. Of the cells that both give, NMS leaves one.
+SEAM_PIXELS = 2.0
 
 
 @dataclass(frozen=True)
@@ -51,10 +55,11 @@ class Span:
     stop: int
     core_start: int
     core_stop: int
+    grid: int = PAD_MULTIPLE  # starts and inner borders are multiples of it: the stride of the coarsest feature map
 
     def core_slice(self, stride: int) -> slice:
         """The core's positions on the tile's feature map of a stride, those that pad the image included."""
-        stop = -(-(self.core_stop - self.start) // PAD_MULTIPLE) * PAD_MULTIPLE
+        stop = -(-(self.core_stop - self.start) // self.grid) * self.grid
         return slice((self.core_start - self.start) // stride, stop // stride)
 
 
@@ -80,12 +85,13 @@ class Tile:
             tuple(cut(level, stride) for level, stride in zip(maps.deltas, strides, strict=True)),
         )
 
-    def is_in_core(self, boxes_xyxy: torch.Tensor) -> torch.Tensor:
-        """(N,) bool: whether the centres of boxes (N, 4), in pixels of the tile, lie in its core."""
+    def is_in_core(self, boxes_xyxy: torch.Tensor, beyond: float = 0.0) -> torch.Tensor:
+        """(N,) bool: whether the centres of boxes (N, 4), in pixels of the tile, lie in its core, or `beyond` it by no
+        more than so many pixels."""
         inside = torch.ones(len(boxes_xyxy), dtype=torch.bool, device=boxes_xyxy.device)
         for axis, span in ((0, self.columns), (1, self.rows)):
             centres = (boxes_xyxy[:, axis] + boxes_xyxy[:, axis + 2]) / 2 + span.start
-            inside &= (centres >= span.core_start) & (centres < span.core_stop)
+            inside &= (centres >= span.core_start - beyond) & (centres < span.core_stop + beyond)
         return inside
 
     def into_image(self, boxes: Detections) -> Detections:
@@ -94,34 +100,32 @@ class Tile:
         return Detections(boxes.boxes_xyxy.cpu() + shift, boxes.scores.cpu(), boxes.labels.cpu())
 
 
-def lay_spans(length: int, side: int) -> list[Span]:
+def lay_spans(length: int, side: int, grid: int = PAD_MULTIPLE) -> list[Span]:
     """Tiles of at most `side` pixels along an axis of `length` pixels, with overlap; one where `length` fits.
 
-    All starts are multiples of the coarsest stride, and so are the distances of all ends from the axis's own end: the
-    feature maps of a tile, flipped or not, are parts of those of the whole image. Cores are bounded by such multiples.
+    All starts are multiples of `grid`, the coarsest stride, and so are the distances of all ends from the axis's own
+    end: the feature maps of a tile, flipped or not, are parts of those of the whole image. Cores are bounded by such
+    multiples.
     """
     if length <= side:
-        return [Span(0, length, 0, length)]
+        return [Span(0, length, 0, length, grid)]
     margin = max(LEAST_MARGIN, side // MARGIN_PART)
-    side -= (side - length) % PAD_MULTIPLE
-    step = (side - 2 * margin) // PAD_MULTIPLE - 1  # in strides, as all that follows; one less, as borders are rounded
-    last = (length - side) // PAD_MULTIPLE
+    side -= (side - length) % grid
+    step = (side - 2 * margin) // grid - 1  # in strides, as all that follows; one less, as borders are rounded
+    last = (length - side) // grid
     gaps = -(-last // step)
-    starts = [PAD_MULTIPLE * (place * last // gaps) for place in range(gaps + 1)]
-    borders = [
-        PAD_MULTIPLE * round((before + side + start) / (2 * PAD_MULTIPLE))
-        for before, start in itertools.pairwise(starts)
-    ]
+    starts = [grid * (place * last // gaps) for place in range(gaps + 1)]
+    borders = [grid * round((before + side + start) / (2 * grid)) for before, start in itertools.pairwise(starts)]
     return [
-        Span(start, start + side, core_start, core_stop)
+        Span(start, start + side, core_start, core_stop, grid)
         for start, core_start, core_stop in zip(starts, [0, *borders], [*borders, length], strict=True)
     ]
 
 
-def lay_tiles(image_shape: tuple[int, int], side: int) -> list[Tile]:
-    """The tiles of an image (H, W), row by row; sides as `lay_spans` has them."""
+def lay_tiles(image_shape: tuple[int, int], side: int, grid: int = PAD_MULTIPLE) -> list[Tile]:
+    """The tiles of an image (H, W), row by row; sides and `grid` as `lay_spans` has them."""
     height, width = image_shape
-    return [Tile(rows, columns) for rows in lay_spans(height, side) for columns in lay_spans(width, side)]
+    return [Tile(rows, columns) for rows in lay_spans(height, side, grid) for columns in lay_spans(width, side, grid)]
 
 
 def needs_tiles(image_shape: tuple[int, int], tiling: Tiling) -> bool:
@@ -143,7 +147,8 @@ class TiledImage:
         self.ensemble = ensemble
         self.image_bgr = image_bgr
         self.image_shape: tuple[int, int] = image_bgr.shape[:2]
-        self.tiles = lay_tiles(self.image_shape, tiling.side)
+        self.strides = [stride for stride, _ in proposing(ensemble.members).rpn_head.prior_generator.strides]
+        self.tiles = lay_tiles(self.image_shape, tiling.side, max(PAD_MULTIPLE, *self.strides))
         self.budget_bytes = min(ensemble.feature_budget_bytes, tiling.feature_bytes)
         self.used: list[str] = []  # as in `ImageFeatures`, of all tiles
         self.seconds: defaultdict[str, float] = defaultdict(float)
@@ -199,21 +204,20 @@ class TiledImage:
     def count_positions(self, members: Sequence[Member]) -> tuple[tuple[int, ...], str]:
         """Per FPN level the confident positions of all cores, and the cell type that they show."""
         rule = self.ensemble.settings.cell_type_rule
-        strides = [stride for stride, _ in proposing(members).rpn_head.prior_generator.strides]
-        counts = [0] * len(strides)
+        counts = [0] * len(self.strides)
         for tile, features in self.each_tile():
             with features.clock.stage("proposals"):
-                maps = tile.core_maps(self.ensemble.merge_maps(features, members), strides)
+                maps = tile.core_maps(self.ensemble.merge_maps(features, members), self.strides)
                 counts = [a + b for a, b in zip(counts, count_confident_positions(maps, rule.score), strict=True)]
-        return tuple(counts), cell_type_of_counts(counts, rule)
+        return tuple(counts), cell_type_of_counts(counts, rule, self.image_shape)
 
     def boxes_in_core(
         self, tile: Tile, features: ImageFeatures, members: Sequence[Member], rpn_type: str, cell_type: str
     ) -> Detections:
-        """The final boxes of a tile whose centres lie in its core, in pixels of the tile."""
+        """The final boxes of a tile whose centres lie in its core or at its borders, in pixels of the tile."""
         proposals = self.ensemble.propose(features, members, rpn_type)
         boxes = self.ensemble.choose_boxes(features, members, proposals, cell_type)
-        mine = tile.is_in_core(boxes.boxes_xyxy)
+        mine = tile.is_in_core(boxes.boxes_xyxy, SEAM_PIXELS if self.ensemble.settings.bbox_nms else 0.0)
         return Detections(boxes.boxes_xyxy[mine], boxes.scores[mine], boxes.labels[mine])
 
     def each_tile(self) -> Iterator[tuple[Tile, ImageFeatures]]:

@@ -25,6 +25,7 @@ from typing import Any
 from kernel.ensemble.quality_levels import QualityLevel
 from kernel.log import LOG
 from kernel.runtime.image_costs import Forecast, ImageCosts, LevelCosts, image_size
+from kernel.settings import COMPETITION_SHAPE
 
 #: *forecast*: quality stays full until this share of the images is done, since the first ones are often slow.
 LEARNING_SHARE = 0.1
@@ -42,7 +43,7 @@ RESERVE_FACTOR = 1.5
 #: few minutes.
 HANG_SECONDS = 1800.0
 HANG_FACTOR = 100.0
-USUAL_SIZE = image_size((520, 704))
+USUAL_SIZE = image_size(COMPETITION_SHAPE)
 #: An image is a giant if it is so many times as large as the median.
 GIANT_FACTOR = 16.0
 #: Forecasts are logged at each change of the quality level, and about this many times besides.

@@ -40,9 +40,9 @@ HEADS_BYTES = 1 << 30
 HEADS_CHANNELS = 256
 #: The share of the free memory that is used; on the CPU the system and the post-processing need some too.
 USABLE_SHARE = {"cuda": 0.9, "cpu": 0.75}
-#: Images of more pixels are predicted in tiles whatever is free: limits on the number of proposals are for images of
-#: the competition's size, and would take most of the cells of larger ones.
-WHOLE_PIXELS = 4096 * 4096
+#: Images of more pixels are predicted in tiles whatever is free: the NMS of a GPU takes a bit for each pair of boxes,
+#: whose number grows with the area.
+WHOLE_PIXELS = 2048 * 2048
 #: Images of no more pixels are predicted whole whatever is free, as the competition's are: the plan is an estimate, and
 #: the fallbacks are there where they do not fit.
 LEAST_WHOLE_PIXELS = 1024 * 1024

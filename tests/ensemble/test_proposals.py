@@ -19,7 +19,7 @@ from kernel.ensemble.proposals import (
     merge_rpn_maps,
     select_proposals,
 )
-from kernel.settings import CELL_TYPES, CellTypeRule, Thresholds
+from kernel.settings import CELL_TYPES, COMPETITION_SHAPE, CellTypeRule, Thresholds
 
 STRIDES = (2, 4, 8, 16, 32)
 RATIOS = (0.5, 1.0, 2.0)
@@ -132,6 +132,20 @@ def test_proposals_equal_the_oracle(rpn_head: Any, limits: Thresholds, seed: int
     np.testing.assert_allclose(found.boxes_xyxy, expected[:, :4], atol=1e-3)
 
 
+@pytest.mark.parametrize(("shape", "times"), [(COMPETITION_SHAPE, 1), ((1040, 1408), 4), ((64, 96), 1)])
+def test_limits_grow_with_the_image(rpn_head: Any, shape: tuple[int, int], times: int) -> None:
+    rng = np.random.default_rng(0)
+    sizes = [(-(-shape[0] // stride), -(-shape[1] // stride)) for stride in STRIDES]
+    maps = RpnMaps(
+        tuple(torch.from_numpy(rng.normal(0, 1, (3, *size))).float() for size in sizes),
+        tuple(torch.zeros(12, *size) for size in sizes),
+    )
+    for most, expected in ((None, len(STRIDES) * 6 * times), (13, 13 * times)):
+        limits = Thresholds(rpn_nms_pre=6, rpn_iou_threshold=1, rpn_score_threshold=0, rpn_max_per_img=most)
+        found = select_proposals(maps, rpn_head, shape, CellTypeRule(), dict.fromkeys(CELL_TYPES, limits))
+        assert len(found.boxes_xyxy) == expected
+
+
 def test_levels_do_not_suppress_one_another(rpn_head: Any) -> None:
     """Anchor 1 (square) of every level, made the same box: one stays per level."""
     maps = uniform_maps(-9.0)
@@ -235,14 +249,17 @@ def test_maps_are_the_heads_raw_output(rpn_head: Any) -> None:
     ],
 )
 def test_the_cell_type_follows_from_the_counts(counts: tuple[int, ...], expected: str) -> None:
-    assert cell_type_of_counts(counts, CellTypeRule()) == expected
+    assert cell_type_of_counts(counts, CellTypeRule(), COMPETITION_SHAPE) == expected
+    assert cell_type_of_counts(counts, CellTypeRule(), (1, 1)) == expected
+    four_times = tuple(4 * count for count in counts)
+    assert cell_type_of_counts(four_times, CellTypeRule(), (1040, 1408)) == expected
 
 
 def test_the_rule_can_be_changed() -> None:
     counts = (5, 3, 0, 2, 0)
-    assert cell_type_of_counts(counts, CellTypeRule(astro_above=1)) == "astro"
-    assert cell_type_of_counts(counts, CellTypeRule(cort_below_total=10)) == "shsy5y"
-    assert cell_type_of_counts(counts, CellTypeRule(cort_below_second=3)) == "shsy5y"
+    assert cell_type_of_counts(counts, CellTypeRule(astro_above=1), IMAGE_SHAPE) == "astro"
+    assert cell_type_of_counts(counts, CellTypeRule(cort_below_total=10), IMAGE_SHAPE) == "shsy5y"
+    assert cell_type_of_counts(counts, CellTypeRule(cort_below_second=3), IMAGE_SHAPE) == "shsy5y"
 
 
 def test_a_position_counts_once_by_its_best_anchor() -> None:

@@ -37,7 +37,7 @@ from kernel.manifest.reader import read_manifest
 from kernel.masks.rle import parse_rle
 from kernel.postprocess.submission import check_image_rles
 from kernel.segment import segment_image
-from kernel.settings import CELL_TYPES, CLS_USE, EnsembleSettings, Thresholds
+from kernel.settings import CELL_TYPES, CLS_USE, COMPETITION_SHAPE, DEFAULT_THRESHOLDS, EnsembleSettings, Thresholds
 
 pytestmark = pytest.mark.usefixtures("wheels_site", "one_thread")
 
@@ -49,18 +49,29 @@ SMALL = Tiling(whole_pixels=0, side=LEAST_TILE_SIDE, feature_bytes=1 << 30)
 # --- how they are laid -------------------------------------------------------------------------------------------
 
 
-@given(length=st.integers(1, 12_000), side=st.sampled_from([512, 640, 768, 1024, 1536, 2048]))
-def test_tiles_cover_an_axis_and_lie_on_the_grid_of_the_whole(length: int, side: int) -> None:
-    spans = lay_spans(length, side)
+@given(
+    length=st.integers(1, 12_000),
+    side=st.sampled_from([512, 640, 768, 1024, 1536, 2048]),
+    grid=st.sampled_from([PAD_MULTIPLE, 64]),  # the coarsest stride of stems of stride 1 and 2
+)
+def test_tiles_cover_an_axis_and_lie_on_the_grid_of_the_whole(length: int, side: int, grid: int) -> None:
+    spans = lay_spans(length, side, grid)
     assert (spans[0].start, spans[0].core_start, spans[-1].stop, spans[-1].core_stop) == (0, 0, length, length)
     for span in spans:
         assert 0 < span.stop - span.start <= side and span.start <= span.core_start < span.core_stop <= span.stop
         # Both ends: a flipped view is padded at the other side.
-        assert span.start % PAD_MULTIPLE == 0 and (length - span.stop) % PAD_MULTIPLE == 0
+        assert span.start % grid == 0 and (length - span.stop) % grid == 0
     for one, other in itertools.pairwise(spans):
-        assert one.core_stop == other.core_start and one.core_stop % PAD_MULTIPLE == 0
+        assert one.core_stop == other.core_start and one.core_stop % grid == 0
         assert min(one.stop - one.core_stop, other.core_start - other.start) >= LEAST_MARGIN
     assert len(spans) == 1 or length > side
+    padded = -(-length // PAD_MULTIPLE) * PAD_MULTIPLE
+    for stride in (grid // 16, grid // 2, grid):
+        of_cores = 0
+        for span in spans:
+            positions = -(-(-(-(span.stop - span.start) // PAD_MULTIPLE) * PAD_MULTIPLE) // stride)
+            of_cores += len(range(positions)[span.core_slice(stride)])
+        assert of_cores == -(-padded // stride)
 
 
 @given(height=st.integers(1, 3000), width=st.integers(1, 3000))
@@ -234,6 +245,34 @@ def test_where_memory_is_missing_after_all_tiles_get_smaller(
     found = predict_within_memory(ensemble, noise((40, 1500)))
     assert len(found.scores) > 3 and "trying again in smaller tiles" in caplog.text
     assert ensemble.tiling == Tiling(1 << 24, 1024, 1 << 30)
+
+
+def test_a_cell_that_each_tile_sees_in_the_others_core_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    ensemble = Ensemble([typed("first", *ALL_TYPES, CLS_USE)], SETTINGS)
+    first, second = lay_tiles((40, 600), LEAST_TILE_SIDE)
+    border = first.columns.core_stop
+    centres = iter([border + 0.2, border - 0.2 - second.columns.start])
+
+    def chosen(*_: object) -> Detections:
+        x = next(centres)
+        return Detections(torch.tensor([[x - 10, 5, x + 10, 25]]), torch.tensor([0.9]), torch.tensor([0]))
+
+    monkeypatch.setattr(Ensemble, "choose_boxes", chosen)
+    assert len(in_tiles(ensemble, noise((40, 600))).scores) == 1
+
+
+@pytest.mark.parametrize("tiling", [None, SMALL])
+def test_a_large_image_keeps_the_cells_that_its_parts_have(tiling: Tiling | None) -> None:
+    """The same field four times: limits that are meant for one do not take cells of the four."""
+    ensemble = demo("maskrcnn")
+    limits = {each: replace(DEFAULT_THRESHOLDS[each], rpn_nms_pre=400) for each in CELL_TYPES}
+    ensemble.settings = replace(ensemble.settings, use_tta=False, use_tta_masks=False, thresholds=limits)
+    field = cells_image("shsy5y", COMPETITION_SHAPE)
+    alone = ensemble.predict(field)
+    ensemble.tiling = tiling
+    four = predict_whole_or_tiled(ensemble, np.tile(field, (2, 2, 1)))
+    assert four.cell_type == alone.cell_type and len(alone.scores) > 50
+    assert len(four.scores) > 0.95 * 4 * len(alone.scores)
 
 
 # --- the joint ---------------------------------------------------------------------------------------------------

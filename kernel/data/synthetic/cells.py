@@ -18,9 +18,8 @@ from kernel.data.synthetic.shapes import (
     shsy5y_shape,
     wandering_path,
 )
+from kernel.settings import COMPETITION_SHAPE
 
-#: Height and width of the competition's images, pixels.
-COMPETITION_SHAPE = (520, 704)
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 

@@ -26,12 +26,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from kernel.data.synthetic.cells import COMPETITION_SHAPE, DRAW_CELLS, TYPE_FIGURES, relative_size, value_at_quantile
+from kernel.data.synthetic.cells import DRAW_CELLS, TYPE_FIGURES, relative_size, value_at_quantile
 from kernel.data.synthetic.scene import CropMask, Scene
 from kernel.errors import InputError
 from kernel.images.writing import write_image_file
 from kernel.masks.rle import encode_rle
-from kernel.settings import CELL_TYPES
+from kernel.settings import CELL_TYPES, COMPETITION_SHAPE
 
 #: Smaller images cannot hold a cell with its surroundings.
 MIN_SIDE = 64
