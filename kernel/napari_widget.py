@@ -33,6 +33,7 @@ from kernel.manifest.presets import (
     members_folder,
     read_presets,
     shipped_members,
+    weights_folder,
 )
 
 #: The choice of members by their folder.
@@ -180,7 +181,7 @@ class CellsWidget(QWidget):
         if members in list_presets():
             return self.load_members(preset=members)
         folder = members_folder(members)
-        return self.load_members(folder / MANIFEST_NAME, folder / WEIGHTS_NAME)
+        return self.load_members(folder / MANIFEST_NAME, weights_folder(folder))
 
     def show_progress(self, done: int) -> None:
         """Show how many planes are done."""

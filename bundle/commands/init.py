@@ -36,6 +36,7 @@ from kernel.locks import sole_writer
 from kernel.manifest.edit import manifest_entry, read_text
 from kernel.manifest.json_text import set_value
 from kernel.manifest.member_text import set_member
+from kernel.manifest.presets import MANIFEST_NAME, weights_folder
 from kernel.manifest.reader import parse_manifest, read_manifest
 from kernel.manifest.types import WEIGHT_SUFFIXES, refuse_fold_files
 from kernel.settings import CELL_TYPES
@@ -99,7 +100,7 @@ def run(options: argparse.Namespace) -> int:
     print(f"kernel: {manifest.kernel.id}, for {manifest.kernel.competition}")
     print(f"datasets: {', '.join(dict.fromkeys([*manifest.all_weight_datasets, manifest.wheels_dataset]))}")
     named = "" if options.manifest.resolve() == OWN_MANIFEST.resolve() else f" --manifest {options.manifest}"
-    weights = options.from_ or Path("weights")
+    weights = weights_of(options.from_)
     print(
         f"next: `python build_kernel.py members{named}`, then `python build_kernel.py{named} --weights-dir {weights}`"
     )
@@ -151,7 +152,7 @@ def base_text(source: Path | None, passed_over: list[str]) -> tuple[str, str]:
     """The manifest to begin with, and what it is made of: the folder's own, its weight files, or the published one."""
     if source is None:
         return read_text(PUBLISHED_MANIFEST), "the published ensemble"
-    given = source / "manifest.json"
+    given = source / MANIFEST_NAME
     if given.is_file():
         read_manifest(given)
         return read_text(given).removeprefix("\ufeff"), str(given)
@@ -170,6 +171,13 @@ def base_text(source: Path | None, passed_over: list[str]) -> tuple[str, str]:
         "members": members,
     }
     return json.dumps(data, indent=2, ensure_ascii=False) + "\n", f"the weight files in {source}"
+
+
+def weights_of(source: Path | None) -> Path:
+    """The folder of the weight files that the members of `base_text` name, for the build."""
+    if source is None:
+        return Path("weights")
+    return weights_folder(source) if (source / MANIFEST_NAME).is_file() else source
 
 
 def nothing_text(source: Path, passed_over: list[str]) -> str:

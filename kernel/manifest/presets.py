@@ -48,8 +48,7 @@ class ShippedMembers:
 
     @property
     def weights(self) -> Path:
-        inner = self.folder / WEIGHTS_NAME
-        return inner if inner.is_dir() else self.folder
+        return weights_folder(self.folder)
 
 
 @dataclass(frozen=True)
@@ -105,6 +104,15 @@ def members_folder(name: str) -> Path:
             f"no {MANIFEST_NAME} in {folder}: give {SHIPPED!r}, or a folder of {MANIFEST_NAME} and {WEIGHTS_NAME}"
         )
     return folder
+
+
+def weights_folder(folder: Path) -> Path:
+    """Where a folder of members has their weight files: in its `weights`, where there is one, else beside the manifest.
+
+    `train-members` leaves them in either place: in `weights` with `--from`, beside the manifest with `--competition`.
+    """
+    inner = folder / WEIGHTS_NAME
+    return inner if inner.is_dir() else folder
 
 
 def read_presets(shipped: ShippedMembers) -> dict[str, Preset]:

@@ -15,7 +15,7 @@ from kernel.errors import InputError
 from kernel.files import file_sha256
 from kernel.local_weights import resolve_weights
 from kernel.log import LOG
-from kernel.manifest.presets import MANIFEST_NAME, WEIGHTS_NAME, members_folder
+from kernel.manifest.presets import MANIFEST_NAME, WEIGHTS_NAME, members_folder, weights_folder
 from kernel.manifest.reader import parse_manifest, read_manifest
 from kernel.manifest.types import MemberEntry
 from kernel.models.checkpoints import read_claimed
@@ -58,14 +58,14 @@ def start_members(name: str, kinds: Sequence[str] | None = None) -> list[StartMe
     """The members to train on, in their manifest's order.
 
     Args:
-        name: "shipped", or a folder of manifest.json and weights.
+        name: "shipped", or a folder of manifest.json and weights, as `weights_folder` finds them.
         kinds: those of these detector kinds alone; None: all.
 
     Raises:
         InputError: as `members_folder` and `resolve_weights`; or there is none of a kind.
     """
     folder = members_folder(name)
-    manifest, found = resolve_weights(read_manifest(folder / MANIFEST_NAME), folder / WEIGHTS_NAME)
+    manifest, found = resolve_weights(read_manifest(folder / MANIFEST_NAME), weights_folder(folder))
     members = [StartMember(weights.member, weights.path) for weights in found]
     if kinds is None:
         return members
@@ -89,7 +89,7 @@ class RetrainingPlan:
         start: as `start_members` takes it.
         members: of it.
         images: to train on.
-        out: then holds manifest.json and `weights`, as `start` does.
+        out: then holds manifest.json and `weights`.
         recipe: a file; None: FEW_RECIPE.
         iterations: of each member, instead of the recipe's.
     """

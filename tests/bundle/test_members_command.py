@@ -397,14 +397,19 @@ def test_init_from_weights_alone(tmp_path: Path, other: Path, capsys: pytest.Cap
     assert all(member.sha256 for member in mine.members)
 
 
-def test_init_takes_a_folders_own_manifest_over(tmp_path: Path) -> None:
-    """As train-members leaves it: with thresholds."""
-    shutil.copytree(WEIGHTS, tmp_path / "members")
+@pytest.mark.parametrize("place", [".", "weights"])
+def test_init_takes_a_folders_own_manifest_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str
+) -> None:
+    """As train-members leaves it: with thresholds, and with the files beside it or in `weights`."""
+    shutil.copytree(WEIGHTS, tmp_path / "members" / place)
     shutil.copy(ROOT / "bundle" / "synthetic" / "manifest.json", tmp_path / "members" / "manifest.json")
     assert init(tmp_path / "mine.json", "--user", "ada", "--from", str(tmp_path / "members")) == 0
     mine, demo = read_manifest(tmp_path / "mine.json"), read_manifest(ROOT / "bundle" / "synthetic" / "manifest.json")
     assert mine.ensemble == demo.ensemble and mine.members == demo.members
     assert mine.weight_datasets == ("ada/in-network-ensemble-demo-weights",)
+    told = capsys.readouterr().out
+    assert f"--weights-dir {tmp_path / 'members' / place}`" in told and "needs these files" not in told
 
 
 @pytest.mark.parametrize(

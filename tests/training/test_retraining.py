@@ -110,6 +110,20 @@ def test_a_tuned_manifest_is_left_and_one_of_other_members_put_aside(
     assert (out / "manifest.json.old2").read_text(encoding="utf-8") == "{" and len(read_manifest(manifest).members) == 2
 
 
+@pytest.mark.parametrize("command", ["train", "train-members"])
+def test_members_whose_weights_are_beside_the_manifest(start: Path, tmp_path: Path, command: str) -> None:
+    """As `train-members --competition` leaves them."""
+    flat = tmp_path / "start"
+    shutil.copytree(start / "weights", flat)
+    shutil.copy(start / "manifest.json", flat)
+    out = tmp_path / ("mine" if command == "train-members" else "mine.safetensors")
+    words = ["--from", flat, "--data", start / "cells", "--recipe", start / "recipe.toml", "--out", out]
+    kind = ["--kinds" if command == "train-members" else "--kind", "cascade"]
+    assert main([command, *map(str, words), *kind, "--device", "cpu"]) == 0
+    trained = out / "weights" / "cascade.safetensors" if command == "train-members" else out
+    assert recognise_checkpoint(trained) == recognise_checkpoint(flat / "cascade.safetensors")
+
+
 def changed_start(start: Path, folder: Path, kind: str, **given: object) -> Path:
     """A copy of the members to start from, with values of those of a kind changed."""
     shutil.copytree(start / "weights", folder / "weights")
