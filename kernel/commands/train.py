@@ -16,7 +16,7 @@ from kernel.data.pictures import PictureIndex, picture_of
 from kernel.data.toml_files import read_toml
 from kernel.errors import InputError
 from kernel.log import LOG
-from kernel.manifest.types import ENCODER_NAMES, MEMBER_KINDS, TIMM_PREFIX
+from kernel.manifest.types import ENCODER_NAMES, MASK_KINDS, MEMBER_KINDS, TIMM_PREFIX
 from kernel.settings import CELL_TYPES, CLS_USE
 from kernel.vendored import use_vendored_packages
 
@@ -196,12 +196,15 @@ def refuse_wrong_manifest(options: argparse.Namespace, recipe: Recipe, use_for: 
     """Try to put the member into the manifest of --add-to, before hours are spent on it; nothing is written.
 
     Raises:
-        InputError: there is no such file, it is wrong, or would be with the member.
+        InputError: there is no such file, it is wrong, or would be with the member; or no ensemble can use that.
     """
     from kernel.manifest.edit import check_addition
+    from kernel.training.evaluation import check_class_count
 
     if not options.add_to.is_file():
         raise InputError(f"--add-to {options.add_to}: no such manifest")
+    if recipe.detector.kind not in MASK_KINDS:
+        check_class_count(recipe.detector.num_classes)
     check_addition(
         options.add_to,
         {

@@ -42,18 +42,26 @@ EVALUATION_SETTINGS = EnsembleSettings(
 )  # fmt: skip
 
 
+def lacks_classes(num_classes: int) -> str | None:
+    """Why no ensemble can use a detector of so few classes, and what to do; None where one can."""
+    needed = EVALUATION_SETTINGS.num_classes
+    if num_classes >= needed:
+        return None
+    return (
+        f"num_classes is {num_classes}, and {', '.join(CELL_TYPES)} are to be found: set it to {needed} or more in the "
+        "recipe's [detector]"
+    )
+
+
 def check_class_count(num_classes: int) -> None:
     """Refuse a detector without outputs for all of the competition's cell types: no ensemble could use it.
 
     Raises:
         InputError: says how many classes are needed.
     """
-    needed = EVALUATION_SETTINGS.num_classes
-    if num_classes < needed:
-        raise InputError(
-            f"num_classes is {num_classes}, and {', '.join(CELL_TYPES)} are to be found: set it to {needed} or more in "
-            "the recipe's [detector]"
-        )
+    flaw = lacks_classes(num_classes)
+    if flaw is not None:
+        raise InputError(flaw)
 
 
 def check_evaluation(num_classes: int, images: Sequence[AnnotatedImage]) -> None:

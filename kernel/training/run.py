@@ -18,7 +18,7 @@ from kernel.log import LOG
 from kernel.manifest.types import MASK_KINDS, TIMM_PREFIX
 from kernel.models.configs import DetectorSpec
 from kernel.text import first_names
-from kernel.training.evaluation import check_evaluation
+from kernel.training.evaluation import check_evaluation, lacks_classes
 from kernel.training.samples import MIN_CELL_PIXELS, TrainingImage, check_classes, count_small_cells, images_digest
 from kernel.training.settings import TrainSettings
 from kernel.training.state import fingerprint_of
@@ -197,3 +197,5 @@ class TrainingRun:
             )
         if self.has_evaluations:
             check_evaluation(self.spec.num_classes, self.validation)
+        elif self.spec.kind not in MASK_KINDS and (flaw := lacks_classes(self.spec.num_classes)):
+            LOG.warning("no ensemble will take this detector, which is good to start from (--init) alone: %s", flaw)

@@ -131,6 +131,26 @@ def test_options_without_effect_and_manifests_are_told_before(
     assert told in capsys.readouterr().err and not (tmp_path / "out.safetensors").exists()
 
 
+def test_a_detector_of_too_few_classes_for_an_ensemble_is_told_and_not_enlisted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As with one cell type of one's own, whose label is 0. It is good to start from."""
+    data = competition(tmp_path / "cells", [("one", "shsy5y", GRID)])
+    recipe = write_recipe(tmp_path)
+    words = ["train", "--data", str(data), "--recipe", str(recipe), "--out", str(tmp_path / "out.safetensors")]
+    assert main(words) == 0
+    assert "no ensemble" not in capsys.readouterr().err
+    recipe.write_text(recipe.read_text(encoding="utf-8").replace("num_classes = 3", "num_classes = 1"), encoding="utf-8")
+    manifest = shutil.copy("bundle/synthetic/manifest.json", tmp_path)
+    assert main([*words, "--replace", "--add-to", str(manifest)]) == 2
+    told = "num_classes is 1, and shsy5y, astro, cort are to be found: set it to 3 or more in the recipe's [detector]"
+    assert told in capsys.readouterr().err
+    assert main([*words, "--replace"]) == 0
+    assert f"no ensemble will take this detector, which is good to start from (--init) alone: {told}" in " ".join(
+        capsys.readouterr().err.split()
+    )
+
+
 def test_cells_too_small_are_counted_and_refused_where_all_are(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
