@@ -14,7 +14,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-from bundle.checks import USUAL_COMPETITION
 from bundle.commands.common import OWN_MANIFEST, PUBLISHED_MANIFEST, ROOT
 from bundle.commands.members import file_problem, free_name, member_name
 from bundle.names import (
@@ -43,7 +42,6 @@ from kernel.settings import CELL_TYPES
 from kernel.text import first_names
 
 USUAL_TITLE = "In-network ensemble"
-WHEELS_SLUG = "mmdet-pure-python-wheels"
 #: What the datasets of weights are called after the kernel's slug, which is cut where both are too long for Kaggle.
 WEIGHTS_ENDING = "-weights"
 
@@ -149,7 +147,10 @@ def weights_slug(slug: str) -> str:
 
 
 def base_text(source: Path | None, passed_over: list[str]) -> tuple[str, str]:
-    """The manifest to begin with, and what it is made of: the folder's own, its weight files, or the published one."""
+    """The manifest to begin with, and what it is made of: the folder's own, its weight files, or the published one.
+
+    Its weight files get the settings of `new_manifest`: the published thresholds are of thirteen members.
+    """
     if source is None:
         return read_text(PUBLISHED_MANIFEST), "the published ensemble"
     given = source / MANIFEST_NAME
@@ -159,17 +160,9 @@ def base_text(source: Path | None, passed_over: list[str]) -> tuple[str, str]:
     members = recognised_entries(source, passed_over)
     if not members:
         raise InputError(nothing_text(source, passed_over))
-    data = {
-        "$schema": "bundle/manifest.schema.json",
-        "kernel": {
-            "id": f"{PLACEHOLDER_OWNER}/{slug_of_title(USUAL_TITLE)}",
-            "title": USUAL_TITLE,
-            "competition": USUAL_COMPETITION,
-        },
-        "wheels_dataset": f"{PLACEHOLDER_OWNER}/{WHEELS_SLUG}",
-        "weight_datasets": [f"{PLACEHOLDER_OWNER}/{weights_slug(slug_of_title(USUAL_TITLE))}"],
-        "members": members,
-    }
+    from kernel.training.manifests import new_manifest  # by now torch is loaded
+
+    data = {"$schema": "bundle/manifest.schema.json", **new_manifest(members)}
     return json.dumps(data, indent=2, ensure_ascii=False) + "\n", f"the weight files in {source}"
 
 

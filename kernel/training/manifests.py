@@ -1,9 +1,10 @@
-"""The manifest that a training of several members leaves beside their weights."""
+"""The manifest of members that were trained here, as a training of several leaves it beside their weights."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,28 @@ from kernel.log import LOG
 from kernel.manifest.reader import parse_manifest, read_manifest
 from kernel.manifest.types import Manifest
 from kernel.runtime.journal import put_aside
+from kernel.training.evaluation import EVALUATION_SETTINGS
+
+
+def new_manifest(members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A manifest of these entries, with placeholders for names, and the settings that trainings are evaluated with.
+
+    The published thresholds, which count where a manifest states none, are of thirteen members.
+    """
+    return {
+        "kernel": {
+            "id": "your-kaggle-name/in-network-ensemble",
+            "title": "In-network ensemble",
+            "competition": "sartorius-cell-instance-segmentation",
+        },
+        "wheels_dataset": "your-kaggle-name/mmdet-pure-python-wheels",
+        "weight_datasets": ["your-kaggle-name/in-network-ensemble-weights"],
+        "members": members,
+        "ensemble": {
+            "mask_score_power": EVALUATION_SETTINGS.mask_score_power,
+            "thresholds": {name: asdict(limits) for name, limits in EVALUATION_SETTINGS.thresholds.items()},
+        },
+    }
 
 
 def leave_manifest(path: Path, data: Mapping[str, Any]) -> None:

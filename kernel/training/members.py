@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,8 @@ from kernel.log import LOG
 from kernel.manifest.edit import manifest_entry
 from kernel.scoring.predictions import fingerprint_differences
 from kernel.settings import CELL_TYPES
-from kernel.training.evaluation import EVALUATION_SETTINGS, check_class_count
-from kernel.training.manifests import leave_manifest
+from kernel.training.evaluation import check_class_count
+from kernel.training.manifests import leave_manifest, new_manifest
 from kernel.training.recipe import Recipe
 from kernel.training.run import TrainingRun
 from kernel.training.samples import TrainingImage, leave_out_pictures, read_entries, read_training_images
@@ -232,23 +232,9 @@ def train_one(
 
 
 def write_members_manifest(plan: MembersPlan) -> None:
-    """Write a manifest of the members, with the thresholds of EVALUATION_SETTINGS."""
+    """Write a manifest of the members."""
     recipes = plan.recipes
     members = [
         manifest_entry(plan.weights(kind), kind, recipes[kind].detector.encoder, CELL_TYPES) for kind in plan.kinds
     ]
-    data = {
-        "kernel": {
-            "id": "your-kaggle-name/in-network-ensemble",
-            "title": "In-network ensemble",
-            "competition": "sartorius-cell-instance-segmentation",
-        },
-        "wheels_dataset": "your-kaggle-name/mmdet-pure-python-wheels",
-        "weight_datasets": ["your-kaggle-name/in-network-ensemble-weights"],
-        "members": members,
-        "ensemble": {
-            "mask_score_power": EVALUATION_SETTINGS.mask_score_power,
-            "thresholds": {name: asdict(limits) for name, limits in EVALUATION_SETTINGS.thresholds.items()},
-        },
-    }
-    leave_manifest(plan.manifest, data)
+    leave_manifest(plan.manifest, new_manifest(members))

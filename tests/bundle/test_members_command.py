@@ -23,6 +23,7 @@ from kernel.files import file_sha256
 from kernel.locks import sole_writer
 from kernel.manifest.reader import read_manifest
 from kernel.models.checkpoints import read_state_dict
+from kernel.training.evaluation import EVALUATION_SETTINGS
 
 ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = ROOT / "bundle" / "synthetic" / "weights"
@@ -395,6 +396,7 @@ def test_init_from_weights_alone(tmp_path: Path, other: Path, capsys: pytest.Cap
     assert [member.name for member in mine.members] == ["cascade", "htc_v2_best_", "htc", "maskrcnn"]
     assert mine.weight_datasets == ("Ada-L/my-cells-2nd-try-weights",)
     assert all(member.sha256 for member in mine.members)
+    assert mine.ensemble == EVALUATION_SETTINGS  # and not the published ones, which are of 13 members
 
 
 @pytest.mark.parametrize("place", [".", "weights"])
