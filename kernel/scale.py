@@ -1,8 +1,8 @@
 """Images at the scale that members know: zoomed before the networks see them, their masks in the image's own pixels.
 
 Members know cells of a size in pixels: that of the images they have learned from. The size of these images' pixels
-stands in the metadata of the weight files, as `pixel_size_um`; where it does not, they are taken for members of the
-competition's images, and of LIVECell's.
+stands in the metadata of the weight files, as `pixel_size_um`, beside a training's record or in it; where it does not,
+they are taken for members of the competition's images, and of LIVECell's.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from kernel.data.learned import read_member_record
 from kernel.ensemble.ensemble import Ensemble
 from kernel.ensemble.fallbacks import predict_image
 from kernel.errors import InputError
@@ -56,6 +58,8 @@ def member_pixel_um(weights: Mapping[str, Path]) -> float:
 def told_pixel_um(path: Path) -> float | None:
     """What a weight file tells of the pixels that it has learned from; None: nothing.
 
+    What `convert` has noted counts instead of what the record of its training says.
+
     Raises:
         InputError: what it tells is no size.
     """
@@ -63,17 +67,20 @@ def told_pixel_um(path: Path) -> float | None:
         return None
     try:
         with safe_open(path, "np") as file:
-            text = (file.metadata() or {}).get(PIXEL_SIZE_KEY)
+            told: Any = (file.metadata() or {}).get(PIXEL_SIZE_KEY)
     except (SafetensorError, OSError):
         return None  # whoever loads the file says what is wrong
-    if text is None:
+    if told is None:
+        record = read_member_record(path)
+        told = None if record is None else record.pixel_size_um
+    if told is None:
         return None
     try:
-        size = float(text)
-    except ValueError:
+        size = float(told)
+    except (ValueError, TypeError):
         size = math.nan
     if not (math.isfinite(size) and size > 0):
-        raise InputError(f"{path}: its metadata say {PIXEL_SIZE_KEY} = {text!r}, which is no size in micrometres")
+        raise InputError(f"{path}: its metadata say {PIXEL_SIZE_KEY} = {told!r}, which is no size in micrometres")
     return size
 
 

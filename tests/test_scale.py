@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
+from safetensors.torch import load_file
 
 from kernel.__main__ import main
 from kernel.api import load
+from kernel.data.learned import MemberRecord
 from kernel.ensemble.ensemble import Prediction
 from kernel.errors import InputError
 from kernel.images.pixel_size import PixelSize
@@ -23,6 +25,7 @@ from kernel.masks.instances import CellMasks
 from kernel.masks.labels import label_image
 from kernel.scale import PIXEL_SIZE_KEY, ScaledEnsemble, cell_size, member_pixel_um, told_pixel_um
 from kernel.settings import Thresholds
+from kernel.training.state import save_weights
 
 DEMO = Path(__file__).resolve().parents[1] / "bundle" / "synthetic"
 
@@ -69,6 +72,20 @@ def test_what_members_tell_of_their_pixels(tmp_path: Path) -> None:
     for wrong in ("", "x", "0", "-1", "nan", "inf"):
         with pytest.raises(InputError, match="no size in micrometres"):
             member_pixel_um({"a": write_member(tmp_path / "wrong.safetensors", wrong)})
+
+
+def test_a_trainings_record_tells_the_size_of_pixels(tmp_path: Path) -> None:
+    trained, noted = tmp_path / "trained.safetensors", tmp_path / "noted.safetensors"
+    state = load_file(DEMO / "weights" / "maskrcnn.safetensors")
+    for told, expected in ((0.65, 0.65), (None, None)):
+        save_weights(state, trained, record=MemberRecord("0" * 16, 1, 1, (), pixel_size_um=told))
+        assert told_pixel_um(trained) == expected
+    save_weights(state, trained, record=MemberRecord("0" * 16, 1, 1, (), pixel_size_um=0.65))
+    assert main(["convert", str(trained), str(noted), "--pixel-size", "0.5"]) == 0
+    assert told_pixel_um(noted) == 0.5  # a correction
+    save_weights(state, trained, record=MemberRecord("0" * 16, 1, 1, (), pixel_size_um=-1))
+    with pytest.raises(InputError, match="no size in micrometres"):
+        told_pixel_um(trained)
 
 
 def test_convert_notes_the_size_of_pixels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -116,8 +116,8 @@ def add_scale_arguments(parser: argparse.ArgumentParser, description: str) -> No
 
 def check_scale(options: argparse.Namespace) -> None:
     """Raise InputError for a scale that means nothing."""
-    for name in ("pixel_size", "zoom"):
-        if getattr(options, name) == 0:
+    for name in ("pixel_size", "zoom", "member_pixel_size"):
+        if getattr(options, name, None) == 0:
             raise InputError(f"{flag(name)} 0: it must be above 0")
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from kernel.commands.common import add_plane_arguments, add_replace, add_scale_arguments, check_scale
-from kernel.commands.options import whole_number
-from kernel.commands.rules import CommandRules, Idle, Needs, flag, is_given
+from kernel.commands.options import number, whole_number
+from kernel.commands.rules import CommandRules, Excludes, Idle, Needs, flag, is_given
 from kernel.data.annotated_folder import read_annotated_folder
 from kernel.data.livecell import read_livecell
 from kernel.data.mask_files.forms import MASK_FORMS
@@ -19,6 +19,7 @@ from kernel.data.sources import Showing, Source, read_competition, read_pseudo_l
 from kernel.data.splits import FOLDS_NAME, SPLIT_NAMES
 from kernel.errors import InputError
 from kernel.images.planes import ALL_FRAMES, choice_of_texts
+from kernel.images.zoom import COMPETITION_PIXEL_UM
 
 PREPARE_HELP = """\
 Make a folder that train, validate and tune take as --data: annotations.json (COCO, run lengths), folds.csv, and
@@ -37,7 +38,9 @@ NAME_masks.tif or NAME_cp_masks.png, label images in a folder masks or labels, C
 from --cell-type, or else the classes in the file, a folder called as a type, or predict's images.csv.
 
 The images stay where they are. What members are shown otherwise, at another scale or as a plane of a stack, is
-written to OUT/shown; give --annotated the same --pixel-size, --zoom, --channel, --z and --frame that predict was given.
+written to OUT/shown; give --annotated the same --pixel-size, --zoom, --channel, --z and --frame that predict was given,
+and --member-pixel-size for members whose files tell a size (pixel_size_um). Where an image's pixels are known,
+annotations.json keeps the size that is shown, by which train and validate tell members of another one.
 validate's truth is the masks of --data, and prepared ones have their holes filled and
 corrections applied: to score one fold by the competition's own masks, give it the competition's folder and
 --folds-csv OUT/folds.csv."""
@@ -53,7 +56,9 @@ SOURCE_OPTIONS = {
     "competition": {"astro_fix": False},
     "livecell_annotations": {"livecell_images": True},
     "pseudo_labels": {"images": True},
-    "annotated": dict.fromkeys(("masks", "mask_form", "pixel_size", "zoom", "channel", "z", "frame"), False),
+    "annotated": dict.fromkeys(
+        ("masks", "mask_form", "pixel_size", "zoom", "member_pixel_size", "channel", "z", "frame"), False
+    ),
 }
 #: How many folds there are where nobody says.
 FOLDS = 5
@@ -73,6 +78,7 @@ def written(options: argparse.Namespace) -> list[Path]:
 RULES = CommandRules(
     effects=(
         *(Needs([other], [source]) for source, others in SOURCE_OPTIONS.items() for other in others),
+        Excludes(["member_pixel_size"], ["zoom"], ", which counts instead of sizes"),
         Needs(["keep_empty"], EMPTY_SOURCES),
         Needs(["cell_types"], TYPED_SOURCES),
         Idle(
@@ -86,7 +92,7 @@ RULES = CommandRules(
             f"has nothing to take after the split {SPLIT_NAMES[-1]}",
         ),
     ),
-    defaults={"folds": FOLDS},
+    defaults={"folds": FOLDS, "member_pixel_size": COMPETITION_PIXEL_UM},
     reads=(*SOURCE_OPTIONS, "astro_fix", "livecell_images", "images", "masks", "cell_types"),
     writes=written,
 )
@@ -186,6 +192,13 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --pseudo-labels or --annotated: the type of all images, or a CSV of id and cell_type, or the "
         "kernel's summary.json",
     )
+    parser.add_argument(
+        "--member-pixel-size",
+        type=number(0),
+        metavar="UM",
+        help="with --annotated: side of a pixel, in micrometres, that the members know, where their files tell another "
+        f"one than the competition's (default: {COMPETITION_PIXEL_UM})",
+    )
     add_scale_arguments(parser, "With --annotated: as for predict, so that members learn from what they are shown.")
     add_plane_arguments(parser, "With --annotated: as for predict. Indices are counted from 0.", "(default: 0)")
 
@@ -215,7 +228,10 @@ def read_source(options: argparse.Namespace) -> Source:
             cell_types=options.cell_types,
             keep_empty=options.keep_empty,
             showing=Showing(
-                choice_of_texts(options.channel, options.z, options.frame), options.pixel_size, options.zoom
+                choice_of_texts(options.channel, options.z, options.frame),
+                options.pixel_size,
+                options.zoom,
+                options.member_pixel_size,
             ),
         )
     if options.cell_types is None:

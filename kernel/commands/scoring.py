@@ -58,13 +58,15 @@ def list_jobs(
 
 
 def tell_seen(jobs: Sequence[PredictionJob]) -> SeenImages:
-    """Print which images members have learned from that are to predict them.
+    """Print which images members have learned from that are to predict them, and warn of those at another scale.
 
     Raises:
-        InputError: an image cannot be read.
+        InputError: an image cannot be read; or as `warn_of_other_scales`.
     """
+    from kernel.scoring.predicting import warn_of_other_scales
     from kernel.scoring.seen import find_seen
 
+    warn_of_other_scales(jobs)
     seen = find_seen(jobs)
     for line in seen.describe():
         print(line)

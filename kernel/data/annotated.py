@@ -39,6 +39,9 @@ class Annotations(Protocol):
     def sample_id(self) -> str: ...
 
     @property
+    def pixel_um(self) -> float | None: ...
+
+    @property
     def labels(self) -> np.ndarray: ...
 
     def masks(self, *, fill_holes: bool = False) -> CellMasks: ...
@@ -59,6 +62,11 @@ class AnnotatedImage:
     @property
     def cell_type(self) -> str:
         return self.annotations.cell_type
+
+    @property
+    def pixel_um(self) -> float | None:
+        """The side of a pixel in micrometres; None: not known."""
+        return self.annotations.pixel_um
 
     @property
     def labels(self) -> np.ndarray:

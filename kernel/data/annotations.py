@@ -35,6 +35,10 @@ class ImageAnnotations:
     sample_id: str = ""  # "" where unknown
 
     @property
+    def pixel_um(self) -> None:
+        """The side of a pixel, which the table does not tell."""
+
+    @property
     def labels(self) -> np.ndarray:
         """(N,) int64: the cell type's, for each cell."""
         return np.full(len(self.rles), CELL_TYPES.index(self.cell_type))

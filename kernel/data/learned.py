@@ -26,6 +26,7 @@ class MemberRecord:
     images: tuple[Picture, ...]  # learned from, by this run or by those whose weights it started from
     encoder: str | None = None  # one of timm's, which the weights do not tell; None: they tell it
     stem_stride: int | None = None  # of the first convolution, which the weights do not tell; None: it is not known
+    pixel_size_um: float | None = None  # the side of a pixel that it knows; None: it is not known
 
     @property
     def is_finished(self) -> bool:
@@ -39,7 +40,7 @@ class MemberRecord:
             "iterations": self.iterations,
             "images": [astuple(picture) for picture in self.images],
         }
-        told = {"encoder": self.encoder, "stem_stride": self.stem_stride}
+        told = {"encoder": self.encoder, "stem_stride": self.stem_stride, "pixel_size_um": self.pixel_size_um}
         content |= {key: value for key, value in told.items() if value is not None}
         return {METADATA_KEY: json.dumps(content, ensure_ascii=True)}
 
@@ -61,6 +62,7 @@ def read_member_record(path: Path) -> MemberRecord | None:
             tuple(Picture(*map(str, picture)) for picture in content["images"]),
             content.get("encoder"),
             content.get("stem_stride"),
+            content.get("pixel_size_um"),
         )
     except (SafetensorError, ValueError, KeyError, TypeError):  # it says nothing that can be read
         return None

@@ -20,10 +20,10 @@ from kernel.images.reading import read_image
 from kernel.images.stacks import read_picture
 from kernel.images.writing import write_image_file
 from kernel.images.zoom import (
-    COMPETITION_PIXEL_UM,
     NO_ZOOM,
     Zoom,
     resized,
+    shown_pixel_um,
     zoom_of,
     zoom_text,
     zoomed_mask,
@@ -60,7 +60,7 @@ def prepare_image(task: SourceImage) -> PreparedResult:
         RunError: it cannot be written.
     """
     try:
-        pixels, zoom, told = _read_shown(task)
+        pixels, zoom, pixel_um, told = _read_shown(task)
     except InputError as error:
         return PreparedResult(None, str(error))
     height, width = pixels.shape[:2]
@@ -105,7 +105,8 @@ def prepare_image(task: SourceImage) -> PreparedResult:
         path, pixels = task.shown_path, resized(pixels, shown_shape)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_image_file(path, pixels)
-    made = PreparedImage(path, task.cell_type, shown_shape, tuple(cell for _, cell, _ in cells), task.sample_id)
+    kept = tuple(cell for _, cell, _ in cells)
+    made = PreparedImage(path, task.cell_type, shown_shape, kept, task.sample_id, pixel_um)
     return PreparedResult(
         image=made if is_kept else None,
         reason="" if is_kept else "no cell is left",
@@ -123,22 +124,24 @@ def prepare_image(task: SourceImage) -> PreparedResult:
     )
 
 
-def _read_shown(task: SourceImage) -> tuple[np.ndarray, Zoom, str]:
-    """The image, the zoom at which members are shown it, and what is to be told of that; errors as `read_picture`."""
-    if task.showing is None:
-        return read_image(task.path), NO_ZOOM, ""
-    picture = read_picture(task.path, task.showing.choice)
-    pixel = counted_pixel(picture.pixel, task.showing.pixel_um)
-    zoom = zoom_of(pixel, COMPETITION_PIXEL_UM, task.showing.zoom)
+def _read_shown(task: SourceImage) -> tuple[np.ndarray, Zoom, float | None, str]:
+    """The image, the zoom at which members are shown it, the side of a pixel that they then see (`shown_pixel_um`), and
+    what is to be told of that; errors as `read_picture`."""
+    showing = task.showing
+    if showing is None:
+        return read_image(task.path), NO_ZOOM, None, ""
+    picture = read_picture(task.path, showing.choice)
+    pixel = counted_pixel(picture.pixel, showing.pixel_um)
+    zoom = zoom_of(pixel, showing.member_um, showing.zoom)
     told = []
-    if task.showing.choice != PlaneChoice():
+    if showing.choice != PlaneChoice():
         told.append("the plane that is asked for")
     elif picture.told:  # of a stack, where that may be another than the first, which is read else
         told.append("the plane that predict takes")
     if zoom != NO_ZOOM:
-        of = "" if task.showing.zoom is not None else f", of pixels of {pixel}"
+        of = "" if showing.zoom is not None else f", of pixels of {pixel}"
         told.append(f"zoom {zoom_text(zoom)}{of}")
-    return picture.image_bgr, zoom, ", ".join(told)
+    return picture.image_bgr, zoom, shown_pixel_um(pixel, showing.member_um, showing.zoom), ", ".join(told)
 
 
 def _count(counter: Counter[str], pixels: int) -> None:

@@ -8,7 +8,8 @@
 
 COCO's run lengths are column-major, here compressed to ASCII as pycocotools does; the competition's are row-major.
 An image's id here is a number, as COCO's tools want it; its name in this project is its file's name without ending.
-A category's id is its label + 1. One record a line, images sorted by name: the same data gives the same bytes.
+A category's id is its label + 1. Where the side of a pixel is known, in micrometres, an image has it as
+"pixel_size_um". One record a line, images sorted by name: the same data gives the same bytes.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -59,6 +61,7 @@ class PreparedImage:
     image_shape: tuple[int, int]  # height, width
     cells: tuple[PreparedCell, ...]
     sample_id: str = ""  # "" where unknown
+    pixel_um: float | None = None  # the side of a pixel of `path`, as members are shown it; None: not known
 
     @property
     def image_id(self) -> str:
@@ -192,9 +195,10 @@ def _image_records(folder: Path, dataset: PreparedDataset) -> Iterator[dict[str,
         height, width = image.image_shape
         file_name = _path_from(folder, image.path)
         sample = {"sample_id": image.sample_id} if image.sample_id else {}
+        pixel = {"pixel_size_um": image.pixel_um} if image.pixel_um is not None else {}
         yield {
             "id": number, "file_name": file_name, "width": width, "height": height, "cell_type": image.cell_type,
-            **sample,
+            **sample, **pixel,
         }  # fmt: skip
 
 
@@ -242,6 +246,7 @@ def read_prepared(folder: Path) -> PreparedDataset:
             names.append(str(category["name"]))
         heads: dict[int, tuple[Path, str, tuple[int, int]]] = {}
         samples: dict[int, str] = {}
+        pixels: dict[int, float | None] = {}
         cells: dict[int, list[PreparedCell]] = {}
         place = "the file"
         for number, image in enumerate(data["images"], start=1):
@@ -249,6 +254,7 @@ def read_prepared(folder: Path) -> PreparedDataset:
             file_name = os.path.normpath(real_folder / _own_separators(real_folder, image["file_name"]))
             heads[image["id"]] = Path(file_name), str(image["cell_type"]), (int(image["height"]), int(image["width"]))
             samples[image["id"]] = str(image.get("sample_id", ""))
+            pixels[image["id"]] = _pixel_of_record(image)
             cells[image["id"]] = []
         place = "the file"
         for number, annotation in enumerate(data["annotations"], start=1):
@@ -262,7 +268,7 @@ def read_prepared(folder: Path) -> PreparedDataset:
     images, repeated = [], []
     for number, found in cells.items():
         kept, twins = part_twins(found, lambda cell: (cell.bbox_xywh, cell.counts))
-        images.append(PreparedImage(*heads[number], tuple(kept), samples[number]))
+        images.append(PreparedImage(*heads[number], tuple(kept), samples[number], pixels[number]))
         repeated += [f"one at x, y {twin.bbox_xywh[:2]} ('{images[-1].image_id}')" for twin, _ in twins]
     warn_of_twins(path, repeated)
     return PreparedDataset(tuple(names), tuple(images))
@@ -271,6 +277,13 @@ def read_prepared(folder: Path) -> PreparedDataset:
 def _own_separators(folder: Path, name: str) -> str:
     """A path of another system in this one's form; as it is, where there is such a file."""
     return name if "\\" not in name or (folder / name).exists() else name.replace("\\", "/")
+
+
+def _pixel_of_record(record: dict[str, Any]) -> float | None:
+    told = record.get("pixel_size_um")
+    if told is not None and not 0 < (told := float(told)) < math.inf:
+        raise ValueError(f"its pixel_size_um is {told}")
+    return told
 
 
 def _cell_of_record(record: dict[str, Any], image_shape: tuple[int, int], classes: int) -> PreparedCell:

@@ -18,6 +18,7 @@ from kernel.data.tables import read_table
 from kernel.errors import InputError
 from kernel.images.planes import PlaneChoice
 from kernel.images.reading import list_images
+from kernel.images.zoom import COMPETITION_PIXEL_UM
 from kernel.settings import CELL_TYPES
 
 
@@ -38,11 +39,13 @@ class Showing:
         choice: of the plane.
         pixel_um: the side of a pixel; None: as the file tells it.
         zoom: by how much the image is stretched; None: by the size of its pixels.
+        member_um: the side of a pixel that the members know.
     """
 
     choice: PlaneChoice = field(default_factory=PlaneChoice)
     pixel_um: float | None = None
     zoom: float | None = None
+    member_um: float = COMPETITION_PIXEL_UM
 
 
 @dataclass(frozen=True)

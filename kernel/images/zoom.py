@@ -51,6 +51,18 @@ def zoom_of(pixel: PixelSize | None, member_um: float, given: float | None = Non
     return NO_ZOOM if all(abs(factor - 1) <= UNZOOMED for factor in zoom) and given is None else zoom
 
 
+def shown_pixel_um(pixel: PixelSize | None, member_um: float, given: float | None = None) -> float | None:
+    """The side of a pixel of the image as members see it, in micrometres; None: not known. Arguments as of `zoom_of`."""
+    if pixel is None:
+        return None
+    return member_um if given is None else pixel.side_um / given  # also where it is so near that there is no zoom
+
+
+def is_same_scale(one_um: float, other_um: float) -> bool:
+    """Whether images whose pixels have these sides are not worth a zoom from one to the other."""
+    return abs(one_um / other_um - 1) <= UNZOOMED
+
+
 def zoomed_shape(shape: tuple[int, int], zoom: Zoom) -> tuple[int, int]:
     """The rows and columns of an image after a zoom."""
     rows, columns = (max(1, round(side * factor)) for side, factor in zip(shape, zoom, strict=True))

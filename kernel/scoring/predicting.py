@@ -15,11 +15,12 @@ from kernel.ensemble.ensemble import Ensemble
 from kernel.ensemble.fallbacks import predict_image
 from kernel.ensemble.load import load_ensemble
 from kernel.errors import InputError
+from kernel.images.zoom import COMPETITION_PIXEL_UM, is_same_scale
 from kernel.log import LOG
 from kernel.manifest.types import Manifest, usual_weights
 from kernel.processes import own_device, share_over_devices
 from kernel.runtime.memory import free_memory, plan_tiling
-from kernel.scale import ScaledEnsemble
+from kernel.scale import ScaledEnsemble, member_pixel_um
 from kernel.scoring.predictions import (
     SoftPrediction,
     check_distinct,
@@ -83,6 +84,24 @@ class PredictionJob:
         """What its prediction is made of."""
         made_of = ensemble_fingerprint(self.files.manifest, self.files.dtype)
         return {**made_of, **image_fingerprint(self.image.path)}
+
+
+def warn_of_other_scales(jobs: Sequence[PredictionJob]) -> None:
+    """Say which jobs show members an image at another scale than they know, where the image's is known.
+
+    Raises:
+        InputError: as `member_pixel_um`, of an ensemble of such images.
+    """
+    for files, of_files in groupby(jobs, key=lambda job: job.files):
+        shown = [job.image.pixel_um for job in of_files if job.image.pixel_um is not None]
+        member_um = member_pixel_um(files.paths) if shown else COMPETITION_PIXEL_UM
+        others = [pixel_um for pixel_um in shown if not is_same_scale(pixel_um, member_um)]
+        if others:
+            LOG.warning(
+                "%d image(s) are shown with pixels of %s um, and the members know those of %.4g um: what is scored is "
+                "not what predict does; prepare the images with --member-pixel-size %.4g",
+                len(others), ", ".join(f"{size:.4g}" for size in sorted(set(others))), member_um, member_um,
+            )  # fmt: skip
 
 
 def predict_jobs(

@@ -38,6 +38,7 @@ class TrainingImage:
     labels: np.ndarray  # (N,) int64
     cell_type: str
     name: str = ""  # for messages
+    pixel_um: float | None = None  # the side of a pixel in micrometres; None: not known
 
 
 def read_training_images(
@@ -70,6 +71,7 @@ def read_entries(entries: Sequence[AnnotatedImage]) -> list[TrainingImage]:
                 masks.labels,
                 entry.cell_type,
                 entry.image_id,
+                entry.pixel_um,
             )
         )
     return images

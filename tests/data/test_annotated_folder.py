@@ -732,6 +732,9 @@ def test_a_file_that_cannot_be_used_costs_its_image_only(tmp_path: Path, capsys:
         ("--annotated", "images", "--masks", "nowhere"),
         ("--annotated", "images", "--mask-form", "rois"),
         ("--annotated", "images", "--cell-types", "neuron"),
+        ("--annotated", "images", "--member-pixel-size", "0"),
+        ("--annotated", "images", "--member-pixel-size", "0.65", "--zoom", "1"),
+        ("--competition", "images", "--member-pixel-size", "0.65"),
         ("--competition", "images", "--masks", "images"),
         ("--competition", "images", "--cell-type", "astro"),
         ("--pseudo-labels", "s.csv", "--images", "images"),
@@ -762,6 +765,8 @@ def test_members_learn_from_what_predict_shows_them(tmp_path: Path, capsys: pyte
         "by-zoom": ("png", ["--zoom", "0.5"]),
         "as-it-is": ("png", ["--pixel-size", "1.24"]),
         "nothing-known": ("png", []),
+        "for-finer-members": ("tiff", ["--member-pixel-size", "0.62"]),
+        "at-the-files-own": ("tiff", ["--zoom", "1"]),
     }
     found = {}
     for name, (folder, words) in ways.items():
@@ -772,6 +777,12 @@ def test_members_learn_from_what_predict_shows_them(tmp_path: Path, capsys: pyte
         assert ("shown to members by zoom 0.5" in printed) == (name.startswith("by-")), printed
         (found[name],) = list_annotated(out)
         assert (out / "shown").is_dir() == name.startswith("by-")
+    assert {name: image.pixel_um for name, image in found.items()} == {
+        "by-the-file": 1.24, "by-size": 1.24, "by-zoom": None, "as-it-is": 1.24, "nothing-known": None,
+        "for-finer-members": 0.62, "at-the-files-own": 0.62,
+    }  # fmt: skip
+    for name in ("for-finer-members", "at-the-files-own"):
+        assert found[name].path == tmp_path / "tiff" / "a.ome.tif"
     for name in ("as-it-is", "nothing-known"):
         assert found[name].path == tmp_path / "png" / "a.png"
         assert found[name].masks().image_shape == labels.shape

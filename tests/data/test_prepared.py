@@ -56,7 +56,7 @@ def dataset(folder: Path) -> PreparedDataset:
         ("shsy5y", "astro"),
         (
             PreparedImage(folder / "z.png", "astro", SHAPE, cells),  # type: ignore[arg-type]
-            PreparedImage(folder / "a.png", "shsy5y", SHAPE, ()),
+            PreparedImage(folder / "a.png", "shsy5y", SHAPE, (), pixel_um=0.65),
         ),
     )
 
@@ -155,6 +155,8 @@ def test_what_was_there_stays_where_writing_fails(tmp_path: Path) -> None:
         (lambda data: data.pop("images"), "the file has no 'images'"),
         (lambda data: data["categories"][1].update(id=7), "category 2: its id is 7, expected 2"),
         (lambda data: data["images"][0].pop("cell_type"), "image 1 has no 'cell_type'"),
+        (lambda data: data["images"][0].update(pixel_size_um=0), "image 1: its pixel_size_um is 0"),
+        (lambda data: data["images"][0].update(pixel_size_um="x"), "image 1: could not convert"),
         (lambda data: data["annotations"][1].update(image_id=9), "annotation 2 has no 9"),
         (lambda data: data["annotations"][1].update(category_id=3), "annotation 2: category 3 is not one of the 2"),
         (lambda data: data["annotations"][2].update(bbox=[5, 0, 12, 9]), "annotation 3: its box .* leaves the image"),

@@ -7,24 +7,36 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
+import tifffile
 import torch
-from cases import GRID, THREE, competition
+from cases import GRID, THREE, competition, draw_image
 from safetensors.torch import load_file, save_file
 from tiny_detectors import tiny_detector
 
 from kernel.__main__ import main
+from kernel.commands.common import find_ensemble
+from kernel.commands.scoring import tell_seen
+from kernel.data.annotated import list_annotated
 from kernel.data.learned import MemberRecord
 from kernel.data.synthetic.generate import write_dataset
 from kernel.errors import InputError
+from kernel.log import LOG
 from kernel.manifest.presets import MEMBERS_FOLDER, members_folder, shipped_members
 from kernel.manifest.reader import read_manifest
 from kernel.manifest.types import MemberEntry
 from kernel.models.checkpoints import read_checkpoint, recognise_checkpoint
 from kernel.models.configs import DetectorSpec
 from kernel.models.detectors import build_detector
+from kernel.scale import member_pixel_um
+from kernel.scoring.predicting import PredictionJob
 from kernel.settings import CELL_TYPES
 from kernel.training.retraining import StartMember
+from kernel.training.run import TrainingRun
+from kernel.training.samples import TrainingImage
+from kernel.training.settings import TrainSettings
 from kernel.training.state import save_weights
 
 pytestmark = [pytest.mark.usefixtures("wheels_site", "one_thread"), pytest.mark.xdist_group("members")]
@@ -161,6 +173,77 @@ def test_a_stride_that_an_encoder_keeps_is_trained_on(start: Path, tmp_path: Pat
     save_weights(build_detector(spec).state_dict(), path, record=record)
     entry = MemberEntry("maskrcnn", "maskrcnn", spec.encoder, CELL_TYPES)
     assert StartMember(entry, path).recipe().detector == replace(recognise_checkpoint(path), stem_stride=2)
+
+
+def test_members_of_other_pixels_are_shown_images_at_their_scale(
+    start: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From `convert --pixel-size` to members trained on, which `predict` shows what they have learned from."""
+    noted = changed_start(start, tmp_path / "noted", "maskrcnn")
+    for path in (noted / "weights").iterdir():
+        path.unlink()
+        words = ["convert", start / "weights" / path.name, path, "--pixel-size", "0.65"]
+        assert main([*map(str, words)]) == 0
+    (tmp_path / "images").mkdir()
+    told = {"axes": "YX", "PhysicalSizeX": 0.65, "PhysicalSizeY": 0.65}
+    tifffile.imwrite(tmp_path / "images" / "a.ome.tif", draw_image(0, GRID), metadata=told, ome=True)
+    labels = np.zeros((160, 160), np.uint8)
+    for number, (y, x, height, width) in enumerate(GRID, start=1):
+        labels[y : y + height, x : x + width] = number
+    cv2.imwrite(str(tmp_path / "images" / "a.ome_masks.png"), labels)
+    files = find_ensemble(read_manifest(noted / "manifest.json"), noted / "weights")
+    for name, given, learned, warned in (
+        ("theirs", ["--member-pixel-size", "0.65"], 0.65, False),
+        ("own", ["--zoom", "1"], 0.65, False),
+        ("others", [], 1.24, True),
+    ):
+        data, out = tmp_path / name, tmp_path / f"{name}.safetensors"
+        assert main(["prepare", "--annotated", str(tmp_path / "images"), *given, "--out", str(data)]) == 0
+        (image,) = list_annotated(data)
+        assert image.read().shape[0] == round(160 * 0.65 / learned)
+        capsys.readouterr()
+        tell_seen([PredictionJob(image, files)])
+        known = "with pixels of 1.24 um, and the members know those of 0.65 um"
+        assert (known in " ".join(capsys.readouterr().err.split())) == warned
+        words = ["--from", noted, "--kind", "cascade", "--data", data, "--recipe", start / "recipe.toml", "--out", out]
+        assert main(["train", *map(str, words), "--device", "cpu"]) == 0
+        assert ("predict will show those of 1.24 um" in " ".join(capsys.readouterr().err.split())) == warned
+        assert member_pixel_um({"cascade": out}) == learned
+
+
+@pytest.mark.parametrize(
+    ("told", "keeps", "shown", "tells", "warns"),
+    [
+        (None, True, [None], None, False),  # as ever
+        (None, True, [1.24], None, False),  # a member's usual size
+        (None, True, [0.65], 0.65, True),
+        (None, False, [0.65, None], 0.65, False),  # an encoder's file knows none
+        (0.65, True, [None], 0.65, False),
+        (0.65, True, [0.66], 0.65, False),  # as good as theirs
+        (0.65, False, [1.24], 1.24, True),
+        (0.65, True, [0.65, 1.24], 0.65, True),
+        (None, False, [0.65, 1.24], None, True),
+    ],
+)
+def test_which_pixels_a_member_then_knows(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    told: float | None,
+    keeps: bool,
+    shown: list[float | None],
+    tells: float | None,
+    warns: bool,
+) -> None:
+    init = tmp_path / "init.safetensors"
+    save_weights({"weight": torch.zeros(3)}, init, record=MemberRecord("0" * 16, 1, 1, (), pixel_size_um=told))
+    image = TrainingImage(np.zeros((9, 9, 3), np.uint8), (), np.zeros((0, 2), int), np.zeros(0, int), "cort")
+    images = [replace(image, pixel_um=pixel_um) for pixel_um in shown]
+    spec, settings = DetectorSpec("maskrcnn", "resnet18_narrow"), TrainSettings()
+    run = TrainingRun(spec, settings, images, tmp_path / "out.safetensors", init, keeps)
+    with caplog.at_level("WARNING", LOG.name):
+        run.tell_scale()
+    assert run.record(1).pixel_size_um == tells
+    assert bool(caplog.records) == warns
 
 
 def test_one_kind_alone(start: Path, tmp_path: Path) -> None:
