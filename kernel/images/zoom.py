@@ -52,7 +52,7 @@ def zoom_of(pixel: PixelSize | None, member_um: float, given: float | None = Non
 
 
 def shown_pixel_um(pixel: PixelSize | None, member_um: float, given: float | None = None) -> float | None:
-    """The side of a pixel of the image as members see it, in micrometres; None: not known. Arguments as of `zoom_of`."""
+    """The side of a pixel of the image that members see, in micrometres; None: not known. Arguments as of `zoom_of`."""
     if pixel is None:
         return None
     return member_um if given is None else pixel.side_um / given  # also where it is so near that there is no zoom

@@ -400,9 +400,7 @@ def test_init_from_weights_alone(tmp_path: Path, other: Path, capsys: pytest.Cap
 
 
 @pytest.mark.parametrize("place", [".", "weights"])
-def test_init_takes_a_folders_own_manifest_over(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str
-) -> None:
+def test_init_takes_a_folders_own_manifest_over(tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str) -> None:
     """As train-members leaves it: with thresholds, and with the files beside it or in `weights`."""
     shutil.copytree(WEIGHTS, tmp_path / "members" / place)
     shutil.copy(ROOT / "bundle" / "synthetic" / "manifest.json", tmp_path / "members" / "manifest.json")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import cv2
 import pytest
-from cases import GRID, THREE, competition, rows_of_cells, write_recipe, write_rows
+from cases import GRID, RECIPE, THREE, competition, rows_of_cells, write_recipe, write_rows
 from safetensors.torch import load_file
 
 from kernel.__main__ import main
@@ -140,7 +140,7 @@ def test_a_detector_of_too_few_classes_for_an_ensemble_is_told_and_not_enlisted(
     words = ["train", "--data", str(data), "--recipe", str(recipe), "--out", str(tmp_path / "out.safetensors")]
     assert main(words) == 0
     assert "no ensemble" not in capsys.readouterr().err
-    recipe.write_text(recipe.read_text(encoding="utf-8").replace("num_classes = 3", "num_classes = 1"), encoding="utf-8")
+    recipe.write_text(RECIPE.replace("num_classes = 3", "num_classes = 1"), encoding="utf-8")
     manifest = shutil.copy("bundle/synthetic/manifest.json", tmp_path)
     assert main([*words, "--replace", "--add-to", str(manifest)]) == 2
     told = "num_classes is 1, and shsy5y, astro, cort are to be found: set it to 3 or more in the recipe's [detector]"
