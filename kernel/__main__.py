@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,6 +22,7 @@ from kernel.errors import InputError, RunError
 from kernel.folders import end_on_sigterm
 from kernel.log import show_log
 from kernel.output import let_readers_leave
+from kernel.runtime.ending import end_at_once
 from kernel.signals import ended_at_once
 from kernel.text import parse_toml
 
@@ -61,11 +63,16 @@ def refuse_processes(options: argparse.Namespace) -> None:
     Raises:
         InputError: WORLD_SIZE tells of several.
     """
-    if os.environ.get("WORLD_SIZE", "1") != "1" and not getattr(options, "in_processes", False):
+    if is_one_of_several() and not getattr(options, "in_processes", False):
         raise InputError(
             "WORLD_SIZE tells of several processes, as torchrun starts them: of these commands `train` alone is made "
             "for that; start this one without torchrun (validate shares images by --device cuda:0,cuda:1)"
         )
+
+
+def is_one_of_several() -> bool:
+    """Whether torchrun has started other processes beside this one."""
+    return os.environ.get("WORLD_SIZE", "1") != "1"
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -108,10 +115,23 @@ def program_version() -> str:
 
 
 def run() -> int:
-    """The command line as a program of its own. Returns the exit code."""
+    """The command line as a program of its own. Returns the exit code.
+
+    One of several processes that fails ends at once, so that torchrun ends the others. By Python's own end it would
+    leave their group, where NCCL lets it wait for the others, which wait for its part of a step.
+    """
     let_readers_leave()
     end_on_sigterm()
-    return main()
+    if not is_one_of_several():
+        return main()
+    try:
+        code = main()
+    except Exception:  # noqa: BLE001 (shown as Python would do)
+        traceback.print_exc()
+        code = 1
+    if code:
+        end_at_once(code)
+    return code
 
 
 if __name__ == "__main__":

@@ -32,13 +32,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import logging
 import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
@@ -55,7 +54,7 @@ from kernel.mounts import dataset_folders, find_competition, input_root, walk_pa
 from kernel.patience import may_pass, patiently
 from kernel.postprocess.submitted import is_valid_submission
 from kernel.runtime.budget import TimeBudget
-from kernel.runtime.ending import end_children, ending_by_signal
+from kernel.runtime.ending import end_at_once, end_children, ending_by_signal
 from kernel.runtime.environment import chosen_devices, chosen_dtype, startable_script, working_folder
 from kernel.runtime.failures import FailedImage
 from kernel.runtime.image_costs import image_size
@@ -100,17 +99,6 @@ def main(manifest_json: str, wheels_lock_json: str) -> int:
     if has_call_threads():
         end_at_once(code)
     return code
-
-
-def end_at_once(code: int) -> NoReturn:
-    """End the process without waiting for a thread that was given up, or for a GPU that is lost.
-
-    Python's own end could wait for ever, or abort with another exit code when such a thread returns from torch.
-    """
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 def run_kernel(manifest_json: str, wheels_lock_json: str) -> int:

@@ -1,14 +1,17 @@
-"""The end of a process by a signal: with what there is, soon, and without leftovers."""
+"""The end of a process: by a signal with what there is, soon, and without leftovers; or at once."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 from kernel.signals import heard_hang_up
 
@@ -66,6 +69,17 @@ def do_nothing(number: int, frame: object) -> None:
 def exit_later(code: int) -> None:
     """End this process after `ENDING_SECONDS`, whatever its other threads do."""
     threading.Event().wait(ENDING_SECONDS)
+    os._exit(code)
+
+
+def end_at_once(code: int) -> NoReturn:
+    """End the process without waiting for a thread that was given up, a GPU that is lost, or other processes.
+
+    Python's own end could wait for ever, or abort with another exit code when such a thread returns from torch.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
     os._exit(code)
 
 

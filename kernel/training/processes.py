@@ -138,6 +138,6 @@ class ProcessGroup:
         return numbers
 
     def close(self) -> None:
-        """Leave the group."""
+        """Leave the group, together with all others: NCCL waits for them."""
         if self.size > 1:
             dist.destroy_process_group()

@@ -236,6 +236,7 @@ class Trainer:
         is_left = self.group.any_of(not (self.is_finished and self.is_evaluated))
         if self.group.any_of(bool(stops)) and is_left:
             self.save()
+            self.group.any_of(False)  # one that ended before the first has written would have torchrun end that too
             again = "the same command" if self.run.resume else "the same command with --resume"
             raise RunError(f"stopped after step {self.step} of {self.settings.iterations}; {again} goes on from there")
 
@@ -267,16 +268,14 @@ def train_alone(run: TrainingRun) -> Detector:
     if run.replace and is_first_process():
         run.state_path.unlink(missing_ok=True)
     trainer = Trainer(run)
-    try:
-        if run.resume:
-            trainer.restore()
-        record = RunRecord(run, trainer.step, trainer.is_evaluated) if trainer.group.is_first else None
-        if trainer.is_finished:
-            LOG.info("the run was complete already")
-            trainer.save()  # its weights may have been moved away
-        trainer.train(record)
-        if record:
-            record.close()
-        return trainer.learner.finished()
-    finally:
-        trainer.group.close()
+    if run.resume:
+        trainer.restore()
+    record = RunRecord(run, trainer.step, trainer.is_evaluated) if trainer.group.is_first else None
+    if trainer.is_finished:
+        LOG.info("the run was complete already")
+        trainer.save()  # its weights may have been moved away
+    trainer.train(record)
+    if record:
+        record.close()
+    trainer.group.close()  # not after a failure: the others may never come to it
+    return trainer.learner.finished()

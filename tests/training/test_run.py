@@ -267,3 +267,38 @@ def test_a_process_that_does_not_take_part_is_told(number: signal.Signals) -> No
         other.wait()
     assert "another process of this training has ended, was stopped, or cannot be reached" in told
     assert "start all again with --resume" in told and one.returncode == 1
+
+
+#: The command line where Python's own end never comes, as where it waits for other processes.
+ENDLESS = """
+import sys, threading
+from kernel import __main__ as program
+threading.Thread(target=threading.Event().wait).start()
+if sys.argv[1] == "fault":
+    program.main = lambda: [][0]
+print("so far")
+raise SystemExit(program.run())
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["train", "--data", "away", "--out", "out.safetensors"], 2, "error: "),
+        (["fault"], 1, "IndexError: list index out of range"),
+    ],
+)
+def test_one_of_several_that_fails_does_not_wait_for_the_others(words: list[str], code: int, told: str) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", ENDLESS, *words],
+        cwd=SCRIPT.parents[2],
+        env={**os.environ, "RANK": "1", "WORLD_SIZE": "2"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            printed, complaint = process.communicate(timeout=300)
+        finally:
+            process.kill()
+    assert process.returncode == code and told in complaint and printed == "so far\n", complaint

@@ -44,7 +44,7 @@ from kernel.training.settings import TrainSettings
 from kernel.training.signals import Stops
 from kernel.training.state import save_weights
 from kernel.training.step import compute_losses, set_proposal_counts
-from kernel.training.trainer import train_detector
+from kernel.training.trainer import Trainer, train_detector
 
 pytestmark = pytest.mark.usefixtures("wheels_site", "one_thread")
 
@@ -176,6 +176,24 @@ def test_a_stopped_run_says_how_to_go_on(
             tmp_path / "member.safetensors",
             resume=resume,
         )
+
+
+@pytest.mark.parametrize("failure", [RunError("no number"), ValueError("a fault"), None])
+def test_the_processes_part_after_success_alone(
+    failure: Exception | None, images: list[TrainingImage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With NCCL one that leaves the group waits for the others, and these would wait for it in their next step."""
+    left: list[str] = []
+
+    def fail(trainer: Trainer, record: RunRecord | None) -> None:
+        if failure:
+            raise failure
+
+    monkeypatch.setattr(ProcessGroup, "close", lambda group: left.append("the group"))
+    monkeypatch.setattr(Trainer, "train", fail)
+    with pytest.raises(type(failure)) if failure else nullcontext():
+        train(tiny_spec("maskrcnn"), images, TINY, tmp_path / "member.safetensors")
+    assert left == ([] if failure else ["the group"])
 
 
 @pytest.mark.parametrize("kind", KIND_NAMES)
