@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 import torch
 
@@ -31,6 +32,29 @@ def lacks_kernels(device: torch.device) -> str | None:
         f"{device}, {torch.cuda.get_device_name(device)}, is of compute capability {major}.{minor}, and torch "
         f"{torch.__version__} has no kernels for it, only {', '.join(built_for)}"
     )
+
+
+def gpu_count() -> int:
+    """How many GPUs torch reaches. Warns where it reaches none of those that there are."""
+    count = torch.cuda.device_count()  # as the driver says
+    if count and not torch.cuda.is_available():
+        LOG.warning(
+            "torch %s, built for CUDA %s, does not reach the %d GPU(s) of this machine: their driver is too old for it "
+            "or fails",
+            torch.__version__, torch.version.cuda, count,
+        )  # fmt: skip
+        return 0
+    return count
+
+
+def usable_gpus() -> Iterator[int]:
+    """The indices of the GPUs that this torch can compute on, one after another. Warns of others."""
+    for index in range(gpu_count()):
+        reason = lacks_kernels(torch.device("cuda", index))
+        if reason is None:
+            yield index
+        else:
+            LOG.warning("%s: it is not used", reason)
 
 
 def require_kernels(device: torch.device) -> None:

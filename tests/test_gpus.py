@@ -13,6 +13,8 @@ from kernel.ensemble.load import load_ensemble, prepare_gpu
 from kernel.errors import InputError
 from kernel.gpus import lacks_kernels, own_dtype
 from kernel.manifest.presets import choose_preset, shipped_members
+from kernel.runtime import environment
+from kernel.runtime.environment import KAGGLE_VARIABLE, SCORING_RUN_VARIABLE, chosen_devices
 from kernel.runtime.remedies import remedy_for
 
 #: What torch 2.10 is built for with CUDA 12.8, and what names of other builds look like.
@@ -63,7 +65,7 @@ def test_a_gpu_without_kernels_is_passed_over_where_none_is_asked_for(
     Machine(monkeypatch, P100)
     with caplog.at_level(logging.WARNING):
         assert check_device(None) == "cpu"
-    assert "cuda, GPU 0, is of compute capability 6.0" in caplog.text and "it is not used" in caplog.text
+    assert "cuda:0, GPU 0, is of compute capability 6.0" in caplog.text and "it is not used" in caplog.text
     Machine(monkeypatch, P100, T4, H200)
     assert check_device(None) == "cuda:1"
     assert check_devices(None, every_gpu=True) == ["cuda:1", "cuda:2"]
@@ -71,6 +73,55 @@ def test_a_gpu_without_kernels_is_passed_over_where_none_is_asked_for(
     assert (check_device(None), check_devices(None, every_gpu=True)) == ("cuda", ["cuda"])
     Machine(monkeypatch)
     assert (check_device(None), check_devices(None, every_gpu=True)) == ("cpu", ["cpu"])
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script that is a file, not on Kaggle."""
+    monkeypatch.setattr(environment, "startable_script", lambda: Path("kernel.py"))
+    for name in ("KERNEL_DEVICE", KAGGLE_VARIABLE, SCORING_RUN_VARIABLE):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "used"),
+    [((T4, T4), "cuda:0,cuda:1"), ((P100, T4), "cuda:1"), ((T4,), "cuda:0"), ((P100,), "cpu"), ((), "cpu")],
+)
+@pytest.mark.usefixtures("elsewhere")
+def test_the_script_uses_the_gpus_that_it_can_compute_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capabilities: tuple, used: str
+) -> None:
+    Machine(monkeypatch, *capabilities)
+    assert ",".join(chosen_devices()) == used
+    assert ("ALL IS COMPUTED ON THE CPU" in caplog.text) == ("GPU T4 x2" in caplog.text) == (capabilities == (P100,))
+    assert ("GPU 0, is of compute capability 6.0" in caplog.text) == (P100 in capabilities)
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_a_run_on_kaggle_without_a_gpu_to_use_goes_on_only_where_it_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    Machine(monkeypatch, P100)
+    monkeypatch.setenv(KAGGLE_VARIABLE, "Batch")
+    with pytest.raises(InputError, match="can compute on no GPU") as caught:
+        chosen_devices()
+    assert "GPU T4 x2" in str(remedy_for(str(caught.value)))
+    monkeypatch.setenv(SCORING_RUN_VARIABLE, "1")
+    assert chosen_devices() == ["cpu"]
+    Machine(monkeypatch)  # a kernel that asks for no GPU
+    monkeypatch.delenv(SCORING_RUN_VARIABLE)
+    assert chosen_devices() == ["cpu"]
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_a_gpu_whose_driver_is_too_old_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    Machine(monkeypatch, T4, built_for=[])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert (chosen_devices(), check_device(None)) == (["cpu"], "cpu")
+    assert "does not reach the 1 GPU(s) of this machine: their driver is too old" in caplog.text
+    monkeypatch.setenv("KERNEL_DEVICE", "cuda:0")
+    with pytest.raises(InputError, match=r"the CPU and 0 GPU\(s\)"):
+        chosen_devices()
 
 
 def test_a_gpu_without_kernels_is_refused_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

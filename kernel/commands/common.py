@@ -211,7 +211,7 @@ def check_device(name: str | None) -> str:
     from kernel.gpus import require_kernels
 
     if name is None:
-        return next(usable_gpus(), "cpu")
+        return next(usable_devices(), "cpu")
     try:
         device = torch.device(name)
         if device.type == "cuda" and torch.cuda.is_available():
@@ -226,19 +226,13 @@ def check_device(name: str | None) -> str:
     return name
 
 
-def usable_gpus() -> Iterator[str]:
-    """The GPUs that this torch can compute on, one after another; "cuda" alone where there is one. Warns of others."""
+def usable_devices() -> Iterator[str]:
+    """The GPUs of `usable_gpus` by name; "cuda" alone where there is one."""
     import torch
 
-    from kernel.gpus import lacks_kernels
+    from kernel.gpus import usable_gpus
 
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    for name in [f"cuda:{index}" for index in range(count)] if count > 1 else ["cuda"] * count:
-        reason = lacks_kernels(torch.device(name))
-        if reason is None:
-            yield name
-        else:
-            LOG.warning("%s: it is not used", reason)
+    return ("cuda" if torch.cuda.device_count() == 1 else f"cuda:{index}" for index in usable_gpus())
 
 
 def check_devices(names: str | None, *, every_gpu: bool = False) -> list[str]:
@@ -248,7 +242,7 @@ def check_devices(names: str | None, *, every_gpu: bool = False) -> list[str]:
         InputError: as `check_device`.
     """
     if names is None and every_gpu:
-        return list(usable_gpus()) or ["cpu"]
+        return list(usable_devices()) or ["cpu"]
     return [check_device(name) for name in names.split(",")] if names else [check_device(None)]
 
 
