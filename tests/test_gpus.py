@@ -169,3 +169,9 @@ def test_the_default_preset_runs_on_a_gpu_without_bfloat16(monkeypatch: pytest.M
     paths = {member.name: shipped.weights / str(member.file) for member in preset.manifest.members}
     ensemble = load_ensemble(preset.manifest, paths, "cuda", torch.bfloat16)
     assert ensemble.dtype == torch.float16
+
+
+@pytest.mark.parametrize("name", ["meta", "mps", "xpu:0"])
+def test_other_devices_of_torch_are_refused(name: str) -> None:
+    with pytest.raises(InputError, match=rf"--device {name}: this machine has cpu and \d GPU\(s\) .* these alone"):
+        check_device(name)

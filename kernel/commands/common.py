@@ -214,16 +214,22 @@ def check_device(name: str | None) -> str:
         return next(usable_devices(), "cpu")
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise refused_device(name, "networks run on these alone")
         if device.type == "cuda" and torch.cuda.is_available():
             require_kernels(device)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:  # of an unknown name; of a CUDA that is not there, or is full
-        count = torch.cuda.device_count()
-        reason = str(error).strip().partition("\n")[0]
-        raise InputError(
-            f"--device {name}: this machine has cpu and {count} GPU(s) (cuda, cuda:1, ...): {reason}"
-        ) from error
+        raise refused_device(name, str(error).strip().partition("\n")[0]) from error
     return name
+
+
+def refused_device(name: str, reason: str) -> InputError:
+    """What to raise for a --device that cannot be used."""
+    import torch
+
+    count = torch.cuda.device_count()
+    return InputError(f"--device {name}: this machine has cpu and {count} GPU(s) (cuda, cuda:1, ...): {reason}")
 
 
 def usable_devices() -> Iterator[str]:
