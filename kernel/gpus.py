@@ -50,7 +50,11 @@ def gpu_count() -> int:
 def usable_gpus() -> Iterator[int]:
     """The indices of the GPUs that this torch can compute on, one after another. Warns of others."""
     for index in range(gpu_count()):
-        reason = lacks_kernels(torch.device("cuda", index))
+        try:
+            reason = lacks_kernels(torch.device("cuda", index))
+        except RuntimeError as error:  # it fails, or another process has it for itself
+            first_line = str(error).strip().partition("\n")[0]
+            reason = f"cuda:{index}: {first_line}"
         if reason is None:
             yield index
         else:

@@ -124,6 +124,20 @@ def test_a_gpu_whose_driver_is_too_old_is_not_used(
         chosen_devices()
 
 
+@pytest.mark.usefixtures("elsewhere")
+def test_a_gpu_that_fails_costs_no_other(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    Machine(monkeypatch, T4, T4)
+
+    def capability(device: torch.device) -> tuple[int, int]:
+        if device.index == 0:
+            raise RuntimeError("CUDA error: uncorrectable ECC error encountered\nCUDA kernel errors might ...")
+        return T4
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", capability)
+    assert (chosen_devices(), check_device(None)) == (["cuda:1"], "cuda:1")
+    assert "cuda:0: CUDA error: uncorrectable ECC error encountered: it is not used" in caplog.text
+
+
 def test_a_gpu_without_kernels_is_refused_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     Machine(monkeypatch, P100)
     with pytest.raises(InputError, match=r"has no kernels for it, only sm_70, .* or compute on the CPU"):
