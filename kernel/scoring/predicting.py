@@ -12,7 +12,7 @@ import torch
 
 from kernel.data.annotated import AnnotatedImage
 from kernel.ensemble.ensemble import Ensemble
-from kernel.ensemble.fallbacks import predict_image
+from kernel.ensemble.fallbacks import means_out_of_memory, predict_image
 from kernel.ensemble.load import load_ensemble
 from kernel.errors import InputError
 from kernel.images.zoom import COMPETITION_PIXEL_UM, is_same_scale
@@ -50,8 +50,21 @@ class EnsembleFiles:
         return {member.name: member.sha256 for member in self.manifest.members}
 
     def load(self, device: str) -> Ensemble:
-        """Load it. mmdet must be importable."""
-        ensemble = load_ensemble(self.manifest, dict(self.paths), device, getattr(torch, self.dtype))
+        """Load it. mmdet must be importable.
+
+        Raises:
+            InputError: as `load_ensemble`, or the members do not fit into the device's memory.
+        """
+        try:
+            ensemble = load_ensemble(self.manifest, dict(self.paths), device, getattr(torch, self.dtype))
+        except (RuntimeError, MemoryError) as error:
+            if not means_out_of_memory(error):
+                raise
+            others = "" if torch.device(device).type == "cpu" else "the CPU (--device cpu), or "
+            raise InputError(
+                f"{device} has too little free memory for the {len(self.paths)} member(s): take {others}fewer members, "
+                "or end what else uses it"
+            ) from error
         ensemble.tiling = plan_tiling(ensemble, free_memory(ensemble.device))
         return ensemble
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import save_file
 from same_predictions import assert_same
 from tiny_detectors import tiny_detector
@@ -19,6 +20,7 @@ from tiny_detectors import tiny_detector
 from kernel import processes, scale
 from kernel.data.annotated import list_annotated
 from kernel.data.synthetic.generate import write_dataset
+from kernel.ensemble.networks import NetworkRunner
 from kernel.ensemble.tiles import needs_tiles
 from kernel.errors import InputError, RunError
 from kernel.files import file_sha256
@@ -75,6 +77,26 @@ def jobs(files: EnsembleFiles, tmp_path_factory: pytest.TempPathFactory) -> list
 @pytest.fixture(scope="module")
 def expected(jobs: list[PredictionJob]) -> list[SoftPrediction]:
     return [prediction for _, prediction in predict_jobs(jobs, ["cpu"])]
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "told"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), InputError, "too little free memory for the 2 member"),
+        (RuntimeError("CUDA error: unspecified launch failure"), RuntimeError, "unspecified launch failure"),
+    ],
+)
+def test_members_that_do_not_fit_are_told(
+    files: EnsembleFiles, monkeypatch: pytest.MonkeyPatch, error: RuntimeError, raised: type[Exception], told: str
+) -> None:
+    def fail(runner: NetworkRunner, device: torch.device | str) -> None:
+        raise error
+
+    monkeypatch.setattr(NetworkRunner, "move_to", fail)
+    monkeypatch.setattr("kernel.ensemble.load.prepare_gpu", lambda device, dtype: dtype)
+    with pytest.raises(raised, match=told) as caught:
+        files.load("cuda:1")
+    assert ("cuda:1 has" in str(caught.value)) == ("--device cpu" in str(caught.value)) == (raised is InputError)
 
 
 def without_seconds(prediction: SoftPrediction) -> SoftPrediction:
