@@ -16,6 +16,7 @@ from kernel.manifest.presets import choose_preset, shipped_members
 from kernel.runtime import environment
 from kernel.runtime.environment import KAGGLE_VARIABLE, SCORING_RUN_VARIABLE, chosen_devices
 from kernel.runtime.remedies import remedy_for
+from kernel.training.processes import ProcessGroup
 
 #: What torch 2.10 is built for with CUDA 12.8, and what names of other builds look like.
 CU128 = ["sm_70", "sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
@@ -189,3 +190,24 @@ def test_the_default_preset_runs_on_a_gpu_without_bfloat16(monkeypatch: pytest.M
 def test_other_devices_of_torch_are_refused(name: str) -> None:
     with pytest.raises(InputError, match=rf"--device {name}: this machine has cpu and \d GPU\(s\) .* these alone"):
         check_device(name)
+
+
+def test_one_of_several_processes_touches_its_own_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each that made a tensor on the first one would hold hundreds of megabytes of it."""
+    Machine(monkeypatch, T4, T4, T4, P100)
+    touched: list[object] = []
+    monkeypatch.setattr(torch, "zeros", lambda *size, device: touched.append(device))
+    monkeypatch.setattr(torch.cuda, "set_device", touched.append)
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **given: touched.append(backend))
+    for name, value in {"RANK": "2", "LOCAL_RANK": "2", "WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    assert check_device("cuda") == "cuda" and not touched
+    with pytest.raises(InputError, match=r"--device cuda:1: .* gives each process one of its own, by --device cuda"):
+        check_device("cuda:1")
+    assert ProcessGroup("cuda").device == torch.device("cuda:2")
+    assert touched == [torch.device("cuda:2"), "nccl"]
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    with pytest.raises(InputError, match="cuda:3, GPU 3, .* has no kernels for it"):
+        ProcessGroup("cuda")
+    assert len(touched) == 2

@@ -7,6 +7,7 @@ is; everything else takes plain values.
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -203,6 +204,8 @@ def folds_file(options: argparse.Namespace) -> Path:
 def check_device(name: str | None) -> str:
     """The device of --device; without a name the first GPU that this torch can compute on, or the CPU.
 
+    Of several processes each has the GPU of its number, by whatever name of a GPU: `ProcessGroup` looks at that one.
+
     Raises:
         InputError: this machine has no such device, or it cannot be used.
     """
@@ -216,6 +219,10 @@ def check_device(name: str | None) -> str:
         device = torch.device(name)
         if device.type not in ("cpu", "cuda"):
             raise refused_device(name, "networks run on these alone")
+        if device.type == "cuda" and os.environ.get("WORLD_SIZE", "1") != "1":
+            if device.index is not None:
+                raise refused_device(name, "torchrun gives each process one of its own, by --device cuda")
+            return name
         if device.type == "cuda" and torch.cuda.is_available():
             require_kernels(device)
         torch.zeros(1, device=device)

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import nn
 
 from kernel.errors import InputError, RunError
+from kernel.gpus import gpu_count, require_kernels
 
 #: The others wait while the first process evaluates and saves; torch's 10 (NCCL) or 30 minutes would end the run there.
 LONGEST_WAIT = timedelta(hours=12)
@@ -49,7 +50,7 @@ class ProcessGroup:
     """This process among those that train together; alone, where `torchrun` did not start it.
 
     Raises:
-        InputError: torch cannot connect the processes, or a process has no GPU of its own.
+        InputError: torch cannot connect the processes, or a process has no GPU of its own that it can compute on.
     """
 
     def __init__(self, device: str):
@@ -61,11 +62,11 @@ class ProcessGroup:
         if not dist.is_available():
             raise InputError("this torch has no torch.distributed: train with one process, without torchrun")
         if self.device.type == "cuda":
-            local = int(os.environ["LOCAL_RANK"])
-            if local >= torch.cuda.device_count():
+            local, count = int(os.environ["LOCAL_RANK"]), gpu_count()
+            if local >= count:
                 raise InputError(
-                    f"process {local} of this machine has no GPU of its own: there are {torch.cuda.device_count()}; "
-                    "start torchrun with as many processes per machine as it has GPUs"
+                    f"process {local} of this machine has no GPU of its own: there are {count}; start torchrun with as "
+                    "many processes per machine as it has GPUs"
                 )
             if not dist.is_nccl_available():  # Linux alone has it
                 raise InputError(
@@ -73,6 +74,7 @@ class ProcessGroup:
                     "torchrun, or on Linux"
                 )
             self.device = torch.device("cuda", local)
+            require_kernels(self.device)
             torch.cuda.set_device(self.device)
         dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
 
