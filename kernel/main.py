@@ -13,7 +13,7 @@ The images are shared over the devices, a process for each, and done as well as 
 say), the first device does them all.
 
 Started by torchrun (RANK, WORLD_SIZE), each process does its share of the images on one device. The first one writes
-the results of all, the same bytes as a single process, and its exit code is that of the run.
+the results of all, on CPUs the same bytes as a single process, and its exit code is that of the run.
 
 Exit codes: 0 all images done; 1 a failure; 2 wrong input. Where single images failed (1) or could not be read (2),
 their rows are empty and all others are there. In Kaggle's scoring run a complete submission always ends with 0, since
