@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -94,4 +95,16 @@ def evaluate_detector(
     draw = None if pictures is None else partial(draw_scored, folder=pictures)
     ensemble = Ensemble([member], settings, device)
     ensemble.tiling = plan_tiling(ensemble, free_memory(device))
-    return validate_ensemble(ensemble, images, draw, is_stopped)
+    with exact_float32():
+        return validate_ensemble(ensemble, images, draw, is_stopped)
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """In the block, GPUs compute float32 exactly, as `prepare_gpu` lets the kernel do; training may use TF32."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before

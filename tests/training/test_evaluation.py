@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from tiny_detectors import tiny_spec
+from tiny_detectors import tiny_detector, tiny_spec
 
 from kernel.data.annotated import AnnotatedImage, list_annotated
 from kernel.data.learned import read_member_record
@@ -103,6 +103,21 @@ def test_a_run_stopped_in_an_evaluation_has_its_state_and_evaluates_when_it_goes
     assert [line["step"] for line in lines if "score" in line] == ([] if goes_on_without else [2, 4])
     state = read_state(run.state_path, run.fingerprint)
     assert (state.step, state.is_evaluated) == (4, True)
+
+
+def test_an_evaluation_is_exact_on_a_gpu_and_training_goes_on_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TF32 has 10 bits of a fraction, and is torch's default for convolutions."""
+    seen: list[bool] = []
+
+    def fail(*given: object) -> None:
+        seen.append(torch.backends.cudnn.allow_tf32)
+        raise RunError("a fault")
+
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    monkeypatch.setattr(evaluation, "validate_ensemble", fail)
+    with pytest.raises(RunError, match="a fault"):
+        evaluation.evaluate_detector(tiny_detector("maskrcnn"), "maskrcnn", [], torch.device("cpu"))
+    assert seen == [False] and torch.backends.cudnn.allow_tf32
 
 
 def truncated(image: AnnotatedImage) -> AnnotatedImage:
