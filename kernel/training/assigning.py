@@ -2,7 +2,8 @@
 
 mmdet compares all anchors with all cells at once. 65,472 anchors of a crop of 512 and 2,500 cells make 655 MB a matrix,
 of which a dozen are alive at a time. Here anchors are taken in blocks: once for the best cell of each anchor and the
-best IoU of each cell, and once more for the anchors that have a cell's best IoU.
+best IoU of each cell, and once more for the anchors that have a cell's best IoU. On a GPU mmdet moreover waits for it
+once per cell.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def block_length(cells: int, anchors: int) -> int:
 
 
 def bound_assignment(detector: Detector) -> None:
-    """Let the RPN's assigner and those of the box heads take anchors in blocks where there are many cells."""
+    """Let the RPN's assigner and those of the box heads take anchors in blocks: of many cells, or on a GPU."""
     assigners = [detector.rpn_head.assigner]
     of_boxes = detector.roi_head.bbox_assigner
     assigners += of_boxes if isinstance(of_boxes, list) else [of_boxes]
@@ -40,12 +41,13 @@ def assign_in_blocks(
     gt_bboxes_ignore: torch.Tensor | None = None,
     gt_labels: torch.Tensor | None = None,
 ) -> Any:
-    """As mmdet's `MaxIoUAssigner.assign`, which is `assign` of `assigner`; it is called where one block is enough."""
+    """As mmdet's `MaxIoUAssigner.assign`, which is `assign` of `assigner`; it is called where it is as quick."""
     from mmdet.core.bbox.assigners import AssignResult
 
     cells, anchors = len(gt_bboxes), len(bboxes)
     length = block_length(cells, anchors)
-    if length >= anchors or gt_bboxes_ignore is not None or not assigner.gt_max_assign_all:
+    is_quick = length >= anchors and (bboxes.device.type == "cpu" or cells * anchors == 0)
+    if is_quick or gt_bboxes_ignore is not None or not assigner.gt_max_assign_all:
         return assign(bboxes, gt_bboxes, gt_bboxes_ignore, gt_labels)
     starts = range(0, anchors, length)
     best, which = bboxes.new_zeros(anchors), bboxes.new_zeros(anchors, dtype=torch.long)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from fake_cuda import fake_cuda
 from tiny_detectors import tiny_spec
 
 import kernel.training.assigning
-from kernel.models.detectors import build_detector
+from kernel.models.detectors import Detector, build_detector
 from kernel.training.assigning import BLOCK_ENTRIES, block_length, bound_assignment
 
 pytestmark = pytest.mark.usefixtures("wheels_site", "one_thread")
@@ -20,25 +23,41 @@ def boxes(count: int, seed: int) -> torch.Tensor:
     return torch.cat([corners, corners + sides], dim=1).float()
 
 
+def assigners(detector: Detector) -> list[Any]:
+    of_boxes = detector.roi_head.bbox_assigner
+    return [detector.rpn_head.assigner, *(of_boxes if isinstance(of_boxes, list) else [of_boxes])]
+
+
 @pytest.mark.parametrize("kind", ["maskrcnn", "cascade"])
 @pytest.mark.parametrize("cells", [1, 7, 60])
-def test_the_targets_are_mmdets(kind: str, cells: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("entries", [1, 97])
+def test_the_targets_are_mmdets(kind: str, cells: int, entries: int, monkeypatch: pytest.MonkeyPatch) -> None:
     plain, bounded = build_detector(tiny_spec(kind)), build_detector(tiny_spec(kind))
     bound_assignment(bounded)
-    monkeypatch.setattr(kernel.training.assigning, "BLOCK_ENTRIES", 97)
+    monkeypatch.setattr(kernel.training.assigning, "BLOCK_ENTRIES", entries)
     anchors, truth = boxes(500, 0), boxes(cells, 5)
     labels = torch.arange(cells) % 3
-
-    def assigners(detector) -> list:
-        of_boxes = detector.roi_head.bbox_assigner
-        return [detector.rpn_head.assigner, *(of_boxes if isinstance(of_boxes, list) else [of_boxes])]
-
     for one, other in zip(assigners(plain), assigners(bounded), strict=True):
         for given in (None, labels):
             expected, found = (each.assign(anchors, truth, None, given) for each in (one, other))
             assert torch.equal(found.gt_inds, expected.gt_inds) and (cells == 1 or (found.gt_inds > 0).any())
             assert torch.equal(found.max_overlaps, expected.max_overlaps)
             assert given is None or torch.equal(found.labels, expected.labels)
+
+
+@pytest.mark.parametrize("cells", [0, 1, 60])
+def test_a_gpu_is_not_waited_for_cell_by_cell(cells: int) -> None:
+    detector = build_detector(tiny_spec("cascade"))
+    expected = [each.assign(boxes(500, 0), boxes(cells, 5)) for each in assigners(detector)]
+    bound_assignment(detector)
+    with fake_cuda() as cuda:
+        anchors, truth = boxes(500, 0).to("cuda"), boxes(cells, 5).to("cuda")
+        for assigner, known in zip(assigners(detector), expected, strict=True):
+            cuda.bytes_to_host.clear()
+            found = assigner.assign(anchors, truth)
+            assert not cuda.bytes_to_host
+            assert torch.equal(found.gt_inds.cpu(), known.gt_inds)
+            assert torch.equal(found.max_overlaps.cpu(), known.max_overlaps)
 
 
 @pytest.mark.parametrize(("cells", "anchors"), [(0, 1000), (1, 65472), (100, 65472), (2500, 65472), (10**8, 100)])
