@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import torch
 
+import kernel.commands.predict
+from kernel.__main__ import main
 from kernel.commands.common import check_device, check_devices
+from kernel.commands.scoring import list_jobs
 from kernel.ensemble.load import load_ensemble, prepare_gpu
 from kernel.errors import InputError
 from kernel.gpus import lacks_kernels, own_dtype
@@ -175,6 +179,34 @@ def test_bfloat16_that_would_be_emulated_becomes_float16(
     assert own_dtype(torch.device("cpu"), torch.bfloat16) == torch.bfloat16
 
 
+@pytest.mark.parametrize(
+    ("capabilities", "recorded"), [((T4, T4), "float16"), ((L4,), "bfloat16"), ((T4, L4), "bfloat16"), ((), "bfloat16")]
+)
+def test_what_is_stored_tells_the_dtype_that_is_computed_in(
+    wheels_site: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    capabilities: tuple,
+    recorded: str,
+) -> None:
+    """GPUs that differ each have their own; what is asked for then names both."""
+    Machine(monkeypatch, *capabilities)
+    given = {"manifest": None, "weights_dir": None, "members": "shipped", "preset": "fast", "dtype": None}
+    devices = check_devices(None, every_gpu=True)
+    (job,) = list_jobs(Namespace(**given, out_of_fold=False), ["image"], devices=devices)  # type: ignore[list-item]
+    assert job.files.dtype == recorded
+
+    def tell(out: Path, made_of: list[str], images: list) -> None:
+        raise InputError(made_of[1])
+
+    monkeypatch.setattr(kernel.commands.predict, "resumed_folder", tell)
+    image = Path(__file__).resolve().parents[1] / "bundle" / "members" / "images" / "t98g_set1.png"
+    words = ["--members", "shipped", "--preset", "fast", "--quiet", "--out", str(tmp_path / "out")]
+    assert main(["predict", str(image), *words]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"error: {recorded}"
+
+
 def test_the_default_preset_runs_on_a_gpu_without_bfloat16(monkeypatch: pytest.MonkeyPatch, wheels_site: Path) -> None:
     Machine(monkeypatch, T4)
     shipped = shipped_members()
@@ -208,6 +240,6 @@ def test_one_of_several_processes_touches_its_own_gpu_alone(monkeypatch: pytest.
     assert ProcessGroup("cuda").device == torch.device("cuda:2")
     assert touched == [torch.device("cuda:2"), "nccl"]
     monkeypatch.setenv("LOCAL_RANK", "3")
-    with pytest.raises(InputError, match="cuda:3, GPU 3, .* has no kernels for it"):
+    with pytest.raises(InputError, match=r"cuda:3, GPU 3, .* has no kernels for it"):
         ProcessGroup("cuda")
     assert len(touched) == 2

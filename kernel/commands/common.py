@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,6 @@ from kernel.data.splits import FOLDS_NAME
 from kernel.errors import InputError
 from kernel.folders import replace_folder, scratch_folder
 from kernel.local_weights import resolve_weights
-from kernel.log import LOG
 from kernel.manifest.presets import MEMBERS_FOLDER, Preset, choose_preset, describe_presets, shipped_members
 from kernel.manifest.reader import read_manifest
 from kernel.manifest.types import Manifest
@@ -146,6 +145,15 @@ class ChosenMembers:
     dtype: str
     preset: Preset | None = None  # of the shipped members
     told: str = ""  # which members these are, where nobody has named them
+
+    def on(self, devices: Sequence[str]) -> ChosenMembers:
+        """The same in the dtype that these devices have for its own, where it is one for all: as `own_dtype`."""
+        import torch
+
+        from kernel.gpus import own_dtype
+
+        own = {own_dtype(torch.device(device), getattr(torch, self.dtype)) for device in devices}
+        return replace(self, dtype=str(own.pop()).removeprefix("torch.")) if len(own) == 1 else self
 
     def files(self) -> EnsembleFiles:
         """Its weight files. Raises InputError as `find_ensemble`."""

@@ -122,12 +122,13 @@ def run_predict(options: argparse.Namespace) -> None:
     chosen = choose_members(options)
     if chosen.told and not options.quiet:
         print(chosen.told)
-    files = chosen.files()
     if options.scheduler is None:
         devices = check_devices(options.device, every_gpu=True)
+        chosen = chosen.on(devices)
     else:  # each worker looks for its own, and for the images from its own folder
         devices = [options.device]
         images = [replace(image, path=image.path.resolve()) for image in images]
+    files = chosen.files()
     made_of = [manifest_to_json(files.manifest), files.dtype, repr(wanted)]
     with (
         resumed_folder(out, made_of, images) as (folder, finished),

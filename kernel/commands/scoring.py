@@ -32,7 +32,10 @@ def add_out_of_fold(parser: argparse.ArgumentParser) -> None:
 
 
 def list_jobs(
-    options: argparse.Namespace, images: Sequence[AnnotatedImage], folds: Mapping[str, int] | None = None
+    options: argparse.Namespace,
+    images: Sequence[AnnotatedImage],
+    folds: Mapping[str, int] | None = None,
+    devices: Sequence[str] = (),
 ) -> list[PredictionJob]:
     """The images, as `list_fold` lists them, each with the ensemble that is to predict it.
 
@@ -40,6 +43,7 @@ def list_jobs(
         options: with those of `add_ensemble_arguments` and `add_out_of_fold`.
         images: to predict.
         folds: of --out-of-fold, by image id, where they were read already.
+        devices: that predict them, for what is stored to tell the dtype that they compute in; none: that is asked for.
 
     Raises:
         InputError: as `choose_members`, `find_ensemble`, `read_folds` and `out_of_fold_jobs`.
@@ -47,7 +51,7 @@ def list_jobs(
     from kernel.scoring.out_of_fold import out_of_fold_jobs
     from kernel.scoring.predicting import PredictionJob
 
-    chosen = choose_members(options)
+    chosen = choose_members(options).on(devices)
     if not options.out_of_fold:
         files = chosen.files()
         return [PredictionJob(entry, files) for entry in images]

@@ -102,7 +102,7 @@ def run_validate(options: argparse.Namespace) -> None:
         refuse_to_replace_result(options.out, "validate", ids, replace=options.replace)
     surfaces = read_surfaces(options.tuning) if options.tuning is not None else []
     devices = check_devices(options.device)
-    jobs = list_jobs(options, images)
+    jobs = list_jobs(options, images, devices=devices)
     title = f"Cells found and missed in {options.data.resolve().name}"
     seen = tell_seen(jobs)
     jobs = seen.told_to(jobs)
