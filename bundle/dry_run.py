@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
@@ -69,7 +70,7 @@ def run_dry(
         images: folder of images.
         out: folder for the results, and for the scratch folder meanwhile.
         limit: only the first so many images by name.
-        device: as KERNEL_DEVICE; None: the environment's KERNEL_DEVICE, or the script's choice.
+        device: as KERNEL_DEVICE; None: the environment's KERNEL_DEVICE, or the GPUs that torch can compute on.
 
     Raises:
         InputError: a folder without images, or what the script refuses.
@@ -77,6 +78,7 @@ def run_dry(
             they are not at fault.
     """
     check_device(device)
+    device = device or usable_device()
     chosen = choose_images(images, limit)
     with scratch_folder(out, "dry-run") as scratch:
         inputs, working, results = scratch / "input", scratch / "working", scratch / "results"
@@ -121,6 +123,22 @@ def check_device(device: str | None) -> None:
         count = torch.cuda.device_count()
         if max(gpus) >= count:
             raise InputError(f"--device {device}: this machine has cpu and {count} GPU(s) (cuda, cuda:1, ...)")
+
+
+def usable_device() -> str | None:
+    """The KERNEL_DEVICE to give to the script where the user names none; None: the environment's, or its own choice.
+
+    By itself it takes all GPUs, since a run on Kaggle has to end where torch can compute on none of them: another
+    accelerator is to be chosen there. Here the GPUs are used that torch can compute on, else the CPU.
+    """
+    if os.environ.get("KERNEL_DEVICE") or find_spec("torch") is None:
+        return None
+    import torch  # takes seconds
+
+    from kernel.gpus import usable_gpus
+
+    usable = [f"cuda:{index}" for index in usable_gpus()]
+    return None if len(usable) == torch.cuda.device_count() else ",".join(usable) or "cpu"
 
 
 class StagedPaths:

@@ -4,8 +4,7 @@ It runs on Kaggle as one inlined script. Environment variables replace Kaggle's 
 
     KERNEL_INPUT_ROOT   where inputs are mounted (default /kaggle/input)
     KERNEL_WORKING      where results go (default /kaggle/working)
-    KERNEL_DEVICE       cpu, cuda, cuda:1, or several with commas: cuda:0,cuda:1 (default: all GPUs that torch can
-                        compute on, or the CPU)
+    KERNEL_DEVICE       cpu, cuda, cuda:1, or several with commas: cuda:0,cuda:1 (default: all GPUs, or the CPU)
     KERNEL_DTYPE        of the networks: float32, float16 or bfloat16 (default: the manifest's)
 
 The images are shared over the devices, a process for each, and done as well as the time limit allows: see
@@ -56,13 +55,7 @@ from kernel.patience import may_pass, patiently
 from kernel.postprocess.submitted import is_valid_submission
 from kernel.runtime.budget import TimeBudget
 from kernel.runtime.ending import end_at_once, end_children, ending_by_signal
-from kernel.runtime.environment import (
-    chosen_devices,
-    chosen_dtype,
-    is_scoring_run,
-    startable_script,
-    working_folder,
-)
+from kernel.runtime.environment import chosen_devices, chosen_dtype, startable_script, working_folder
 from kernel.runtime.failures import FailedImage
 from kernel.runtime.image_costs import image_size
 from kernel.runtime.image_sizes import image_shapes
@@ -80,6 +73,8 @@ from kernel.runtime.summary import MachineFacts, summarise
 from kernel.runtime.threads import has_call_threads
 from kernel.runtime.wheels import installed_wheels
 
+#: Set by Kaggle in the run whose submission is scored.
+SCORING_RUN_VARIABLE = "KAGGLE_IS_COMPETITION_RERUN"
 #: What becomes of members that cannot be loaded: one of `MEMBER_POLICIES`.
 MEMBERS_VARIABLE = "KERNEL_MEMBERS"
 #: How long the end of a run waits for the names of the GPUs, where their driver has not told them by then.
@@ -183,7 +178,7 @@ class KernelRun:
         """Choose the devices, and take over what an earlier start has done; from here on there is a journal.
 
         Raises:
-            InputError: as `chosen_devices`; the folder cannot be written, or another process does.
+            InputError: a device is not there, the folder cannot be written, or another process does.
         """
         assert self.saved is not None
         self.machine = chosen_devices()
@@ -312,6 +307,11 @@ class KernelRun:
         end_children()  # one that died may have been started again
         if self.scratch is not None:
             remove_scratch(self.scratch)
+
+
+def is_scoring_run() -> bool:
+    """Whether Kaggle scores what this run writes."""
+    return bool(os.environ.get(SCORING_RUN_VARIABLE))
 
 
 def chosen_policy() -> str:

@@ -17,8 +17,8 @@ import cv2
 
 import build_kernel
 from kernel.data.synthetic.generate import generate_image
+from kernel.main import SCORING_RUN_VARIABLE
 from kernel.postprocess.submitted import read_submission
-from kernel.runtime.environment import SCORING_RUN_VARIABLE
 from kernel.runtime.journal import read_journal
 
 DEMO = Path(__file__).resolve().parents[1] / "bundle" / "synthetic"

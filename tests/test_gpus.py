@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import kernel.commands.predict
+from bundle.dry_run import usable_device
 from kernel.__main__ import main
 from kernel.commands.common import check_device, check_devices
 from kernel.commands.scoring import list_jobs
@@ -17,8 +18,6 @@ from kernel.ensemble.load import load_ensemble, prepare_gpu
 from kernel.errors import InputError
 from kernel.gpus import lacks_kernels, own_dtype
 from kernel.manifest.presets import choose_preset, shipped_members
-from kernel.runtime import environment
-from kernel.runtime.environment import KAGGLE_VARIABLE, SCORING_RUN_VARIABLE, chosen_devices
 from kernel.runtime.remedies import remedy_for
 from kernel.training.processes import ProcessGroup
 
@@ -80,57 +79,34 @@ def test_a_gpu_without_kernels_is_passed_over_where_none_is_asked_for(
     assert (check_device(None), check_devices(None, every_gpu=True)) == ("cpu", ["cpu"])
 
 
-@pytest.fixture
-def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A script that is a file, not on Kaggle."""
-    monkeypatch.setattr(environment, "startable_script", lambda: Path("kernel.py"))
-    for name in ("KERNEL_DEVICE", KAGGLE_VARIABLE, SCORING_RUN_VARIABLE):
-        monkeypatch.delenv(name, raising=False)
-
-
 @pytest.mark.parametrize(
     ("capabilities", "used"),
-    [((T4, T4), "cuda:0,cuda:1"), ((P100, T4), "cuda:1"), ((T4,), "cuda:0"), ((P100,), "cpu"), ((), "cpu")],
+    [((T4, T4), None), ((P100, T4, L4), "cuda:1,cuda:2"), ((T4,), None), ((P100,), "cpu"), ((), None)],
 )
-@pytest.mark.usefixtures("elsewhere")
-def test_the_script_uses_the_gpus_that_it_can_compute_on(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capabilities: tuple, used: str
+def test_a_dry_run_uses_the_gpus_that_torch_can_compute_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capabilities: tuple, used: str | None
 ) -> None:
+    """None: the script chooses, which takes all that there are."""
+    monkeypatch.delenv("KERNEL_DEVICE", raising=False)
     Machine(monkeypatch, *capabilities)
-    assert ",".join(chosen_devices()) == used
-    assert ("ALL IS COMPUTED ON THE CPU" in caplog.text) == ("GPU T4 x2" in caplog.text) == (capabilities == (P100,))
+    assert usable_device() == used
     assert ("GPU 0, is of compute capability 6.0" in caplog.text) == (P100 in capabilities)
+    monkeypatch.setenv("KERNEL_DEVICE", "cuda")
+    assert usable_device() is None
 
 
-@pytest.mark.usefixtures("elsewhere")
-def test_a_run_on_kaggle_without_a_gpu_to_use_goes_on_only_where_it_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
-    Machine(monkeypatch, P100)
-    monkeypatch.setenv(KAGGLE_VARIABLE, "Batch")
-    with pytest.raises(InputError, match="can compute on no GPU") as caught:
-        chosen_devices()
-    assert "GPU T4 x2" in str(remedy_for(str(caught.value)))
-    monkeypatch.setenv(SCORING_RUN_VARIABLE, "1")
-    assert chosen_devices() == ["cpu"]
-    Machine(monkeypatch)  # a kernel that asks for no GPU
-    monkeypatch.delenv(SCORING_RUN_VARIABLE)
-    assert chosen_devices() == ["cpu"]
-
-
-@pytest.mark.usefixtures("elsewhere")
 def test_a_gpu_whose_driver_is_too_old_is_not_used(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    monkeypatch.delenv("KERNEL_DEVICE", raising=False)
     Machine(monkeypatch, T4, built_for=[])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert (chosen_devices(), check_device(None)) == (["cpu"], "cpu")
+    assert (usable_device(), check_device(None)) == ("cpu", "cpu")
     assert "does not reach the 1 GPU(s) of this machine: their driver is too old" in caplog.text
-    monkeypatch.setenv("KERNEL_DEVICE", "cuda:0")
-    with pytest.raises(InputError, match=r"the CPU and 0 GPU\(s\)"):
-        chosen_devices()
 
 
-@pytest.mark.usefixtures("elsewhere")
 def test_a_gpu_that_fails_costs_no_other(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.delenv("KERNEL_DEVICE", raising=False)
     Machine(monkeypatch, T4, T4)
 
     def capability(device: torch.device) -> tuple[int, int]:
@@ -139,7 +115,7 @@ def test_a_gpu_that_fails_costs_no_other(monkeypatch: pytest.MonkeyPatch, caplog
         return T4
 
     monkeypatch.setattr(torch.cuda, "get_device_capability", capability)
-    assert (chosen_devices(), check_device(None)) == (["cuda:1"], "cuda:1")
+    assert (usable_device(), check_device(None)) == ("cuda:1", "cuda:1")
     assert "cuda:0: CUDA error: uncorrectable ECC error encountered: it is not used" in caplog.text
 
 

@@ -24,9 +24,9 @@ from kernel.data.synthetic.generate import generate_image
 from kernel.ensemble.load import load_ensemble
 from kernel.images.reading import list_images, read_image
 from kernel.local_weights import resolve_weights
+from kernel.main import SCORING_RUN_VARIABLE
 from kernel.manifest.reader import read_manifest
 from kernel.postprocess.submitted import read_submission, validate_submission
-from kernel.runtime.environment import SCORING_RUN_VARIABLE
 from kernel.segment import segment_image
 
 ROOT = Path(__file__).resolve().parents[1]

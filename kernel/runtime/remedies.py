@@ -28,7 +28,7 @@ REMEDIES = (
         "pin the image that was tried, by `kernel.docker_image` in the manifest: Kaggle's has changed",
     ),
     (
-        r"has no kernels for it|can compute on no GPU",
+        r"has no kernels for it",
         f"choose the accelerator GPU T4 x2 in the notebook's settings, or push by {PUSH_COMMAND}, which asks for it",
     ),
     (r"(?-i:CUDA|KERNEL_DEVICE)", f"push again by {PUSH_COMMAND}, which asks for the GPUs that the manifest names"),

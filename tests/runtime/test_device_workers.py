@@ -551,7 +551,7 @@ def test_a_process_with_a_thread_given_up_ends_with_its_code() -> None:
     script = """
 import queue, time, torch
 from pathlib import Path
-from kernel.runtime.ending import end_at_once
+from kernel.main import end_at_once
 from kernel.runtime.device_workers import LocalWorker
 square = torch.ones(400, 400)
 worker = LocalWorker("gpu", lambda *_: all((square @ square).any() for _ in iter(int, 1)), queue.SimpleQueue(), True)
