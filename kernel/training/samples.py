@@ -24,8 +24,6 @@ from kernel.text import first_names
 
 #: Cells of fewer pixels than this inside a crop are left out: what is left at the crop's edge.
 MIN_CELL_PIXELS = 12
-#: The semantic map is this much smaller than the crop: HTC's semantic head works at stride 4.
-SEMANTIC_STRIDE = 4
 
 
 @dataclass(frozen=True)
@@ -263,18 +261,18 @@ def unpacked(batch: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def semantic_maps(batch: dict[str, Any], num_classes: int) -> torch.Tensor:
-    """The class of every fourth pixel of a batch of `collate`, (B, 1, S / 4, S / 4) int64: 0 is background, 1 + label a
-    cell; a later cell covers an earlier one.
+def semantic_maps(batch: dict[str, Any], num_classes: int, stride: int) -> torch.Tensor:
+    """The class of every `stride`-th pixel of a batch of `collate`, (B, 1, S / stride, S / stride) int64: 0 is
+    background, 1 + label a cell; a later cell covers an earlier one.
 
     A semantic head of `num_classes` has that many outputs, background included, so the last two classes share one; the
     head only has to tell cells from background.
     """
     maps = []
     for cells, labels in zip(batch["gt_masks"], batch["gt_labels"], strict=True):
-        found = np.zeros((cells.height // SEMANTIC_STRIDE, cells.width // SEMANTIC_STRIDE), np.int64)
-        first = SEMANTIC_STRIDE // 2
+        found = np.zeros((cells.height // stride, cells.width // stride), np.int64)
+        first = stride // 2
         for mask, label in zip(cells.masks, labels.tolist(), strict=True):
-            found[mask[first::SEMANTIC_STRIDE, first::SEMANTIC_STRIDE] > 0] = min(label + 1, num_classes - 1)
+            found[mask[first::stride, first::stride] > 0] = min(label + 1, num_classes - 1)
         maps.append(torch.from_numpy(found)[None])
     return torch.stack(maps)

@@ -31,7 +31,8 @@ def compute_losses(
     levels = tuple(level.float() for level in levels)
     extra = {}
     if getattr(detector.roi_head, "with_semantic", False):
-        extra["gt_semantic_seg"] = semantic_maps(batch, detector.roi_head.semantic_head.num_classes).to(device)
+        (stride,) = detector.roi_head.semantic_roi_extractor.featmap_strides  # 4, or 8 where the stem keeps its stride
+        extra["gt_semantic_seg"] = semantic_maps(batch, detector.roi_head.semantic_head.num_classes, stride).to(device)
     with heads_in(detector, heads_dtype):
         rpn_losses, proposals = detector.rpn_head.forward_train(
             levels, batch["img_metas"], boxes, proposal_cfg=detector.train_cfg.rpn_proposal

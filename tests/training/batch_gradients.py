@@ -68,7 +68,7 @@ def mmdet_step(kind: str) -> dict[str, np.ndarray]:
     """`terms_and_gradients` by mmdet's `forward_train`, which knows nothing of ours; random numbers are of seed 1."""
     detector, batch, extra = detector_of(kind), fixed_batch(), {}
     if kind == "htc":
-        extra["gt_semantic_seg"] = semantic_maps(batch, detector.roi_head.semantic_head.num_classes)
+        extra["gt_semantic_seg"] = semantic_maps(batch, detector.roi_head.semantic_head.num_classes, 4)
     given = [batch[name] for name in ("images", "img_metas", "gt_bboxes", "gt_labels")]
     torch.manual_seed(1)
     losses = detector.forward_train(*given, gt_masks=batch["gt_masks"], **extra)

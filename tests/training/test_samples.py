@@ -44,14 +44,14 @@ def random_image(seed: int, shape: tuple[int, int], cells: int = 14) -> tuple[Tr
     return TrainingImage(pixels, masks.crops, masks.offsets_yx, masks.labels, "cort"), full_frames(masks)
 
 
-def slow_semantic(masks: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """The last cell that covers the pixel in the middle of each 4 x 4."""
-    size = masks.shape[-1] // 4
+def slow_semantic(masks: np.ndarray, labels: np.ndarray, num_classes: int, stride: int) -> np.ndarray:
+    """The last cell that covers the pixel in the middle of each square of side `stride`."""
+    size = masks.shape[-1] // stride
     result = np.zeros((1, size, size), np.int64)
     for y in range(size):
         for x in range(size):
             for mask, label in zip(masks, labels, strict=True):
-                if mask[4 * y + 2, 4 * x + 2]:
+                if mask[stride * y + stride // 2, stride * x + stride // 2]:
                     result[0, y, x] = min(label + 1, num_classes - 1)
     return result
 
@@ -179,21 +179,23 @@ def test_semantic_classes_fit_the_semantic_head(num_classes: int, expected: list
         mask[:, 8 * index : 8 * index + 8] = 1
     boxes = torch.from_numpy(slow_boxes(masks).astype(np.float32))
     sample = Sample(torch.zeros(3, 32, 32), boxes, torch.tensor([0, 1, 2]), masks, "")
-    (found,) = semantic_maps(collate([sample]), num_classes)
+    (found,) = semantic_maps(collate([sample]), num_classes, 4)
     assert found[0].tolist() == [[*(label for label in expected for _ in range(2)), 0, 0]] * 8
 
 
-@pytest.mark.parametrize("num_classes", [3, 8])
-def test_a_later_cell_covers_an_earlier_one_in_the_semantic_map(num_classes: int, wheels_site: Path) -> None:
+@pytest.mark.parametrize(("num_classes", "stride"), [(3, 4), (8, 4), (3, 8)])
+def test_a_later_cell_covers_an_earlier_one_in_the_semantic_map(
+    num_classes: int, stride: int, wheels_site: Path
+) -> None:
     samples = [
         cut_sample(random_image(seed, (64, 80), cells)[0], 0, 0, 64, (False, False))
         for seed, cells in [(3, 60), (4, 0)]
     ]
-    found = semantic_maps(collate(samples), num_classes)
-    assert (found.shape, found.dtype) == ((2, 1, 16, 16), torch.int64)
+    found = semantic_maps(collate(samples), num_classes, stride)
+    assert (found.shape, found.dtype) == ((2, 1, 64 // stride, 64 // stride), torch.int64)
     assert (samples[0].masks.sum(axis=0) > 1).any(), "no cells overlap"
     for each, sample in zip(found, samples, strict=True):
-        np.testing.assert_array_equal(each, slow_semantic(sample.masks, sample.labels.numpy(), num_classes))
+        np.testing.assert_array_equal(each, slow_semantic(sample.masks, sample.labels.numpy(), num_classes, stride))
     assert not found[1].any()
 
 

@@ -217,6 +217,13 @@ def test_training_writes_loadable_weights_and_a_log(kind: str, images: list[Trai
     assert lines[0]["loss"] == pytest.approx(sum(lines[0][term] for term in terms) / len(terms), rel=1e-5)
 
 
+def test_an_htc_whose_stem_keeps_its_stride_is_trained(images: list[TrainingImage], tmp_path: Path) -> None:
+    """Its semantic head works at stride 8, as over a network of timm that allows no smaller one."""
+    out = tmp_path / "member.safetensors"
+    train(replace(tiny_spec("htc"), stem_stride=2), images, replace(TINY, iterations=1), out)
+    assert np.isfinite(log_lines(out)[0]["loss_semantic_seg"])
+
+
 @pytest.mark.parametrize("kind", KIND_NAMES)
 def test_the_same_seed_gives_the_same_weights(kind: str, images: list[TrainingImage], tmp_path: Path) -> None:
     runs = [("a", 1), ("b", 1), ("c", 2)]
