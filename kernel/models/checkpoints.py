@@ -387,10 +387,19 @@ def read_claimed(
     spec = recognise_detector(checkpoint, str(path))
     refuse_other_detector(spec, kind, encoder, path)
     spec = replace(spec, stem_stride=agreed_stem_stride(stem_stride, checkpoint.stem_stride, path))
+    return spec, as_member(checkpoint, spec, str(path))
+
+
+def as_member(checkpoint: Checkpoint, spec: DetectorSpec, source: str) -> Checkpoint:
+    """A checkpoint as a member takes it; `source` names it in messages.
+
+    Raises:
+        InputError: by its configuration it was trained by other anchors or on other pixels than can be made up for.
+    """
     if spec.kind in MASK_KINDS:
-        return spec, checkpoint
-    refuse_other_boxes(checkpoint.boxes, spec, str(path))
-    return spec, with_our_pixels(checkpoint, str(path))
+        return checkpoint
+    refuse_other_boxes(checkpoint.boxes, spec, source)
+    return with_our_pixels(checkpoint, source)
 
 
 def with_our_pixels(checkpoint: Checkpoint, source: str) -> Checkpoint:

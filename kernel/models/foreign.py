@@ -7,8 +7,15 @@ from pathlib import Path
 
 from kernel.errors import InputError
 from kernel.manifest.types import MASK_KINDS, TIMM_PREFIX
-from kernel.models.checkpoints import TIMM_KEYS, Checkpoint, checkpoint_of, load_safetensors, recognise_detector
-from kernel.models.configurations import OUR_PIXELS, configured_encoder, configured_stem_stride
+from kernel.models.checkpoints import (
+    TIMM_KEYS,
+    Checkpoint,
+    as_member,
+    checkpoint_of,
+    load_safetensors,
+    recognise_detector,
+)
+from kernel.models.configurations import OUR_PIXELS, configured_boxes, configured_encoder, configured_stem_stride
 from kernel.models.pickles import CodeFreeReader, module_tensors
 
 
@@ -32,7 +39,7 @@ def read_foreign(path: Path, take: str | None) -> tuple[Checkpoint, tuple[str, .
 
 
 def noted(checkpoint: Checkpoint, source: str, stem_stride: int | None, encoder: str | None) -> Checkpoint:
-    """A checkpoint as a file of ours tells it: with metadata from which its stem's stride and encoder are read again.
+    """A checkpoint as a file of ours tells it: with metadata from which all that its configuration told is read again.
 
     Args:
         checkpoint: what was read.
@@ -56,6 +63,10 @@ def noted(checkpoint: Checkpoint, source: str, stem_stride: int | None, encoder:
         metadata["encoder"] = encoder
     if checkpoint.pixels not in (None, OUR_PIXELS):  # a training that starts from the file must know
         metadata["img_norm_cfg"] = str(checkpoint.pixels)
+    if configured_boxes(metadata) != checkpoint.boxes:  # what was trained by other anchors is no member, here as there
+        metadata["cfg"] = "\n".join(
+            f"{name} = {list(numbers)}" for name, found in checkpoint.boxes.items() for numbers in sorted(found)
+        )
     for what, wanted, told in (
         ("stem_stride", stem_stride, configured_stem_stride(metadata)),
         ("encoder", encoder, configured_encoder(metadata)),
@@ -69,6 +80,7 @@ def describe(checkpoint: Checkpoint, path: Path) -> str:
     """What a manifest says of a member with this file, or why it can have none."""
     try:
         spec = recognise_detector(checkpoint, str(path))
+        as_member(checkpoint, spec, str(path))
     except InputError as error:
         return f"no member of an ensemble: {error}"
     if spec.kind in MASK_KINDS:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny_detectors import tiny_detector, tiny_spec
 
+from kernel.__main__ import main
 from kernel.ensemble.load import check_members, load_member
 from kernel.errors import InputError
 from kernel.manifest.reader import read_manifest
@@ -35,6 +36,15 @@ PIXELS = "img_norm_cfg = dict(mean=[128.0, 120.0, 110.0], std=[11.58, 12.0, 13.0
 def save(detector: Detector, path: Path, config: str) -> Path:
     """As mmdet saves it."""
     torch.save({"meta": {"config": config}, "state_dict": detector.state_dict()}, path)
+    return path
+
+
+def convert(path: Path, times: int) -> Path:
+    """The file as `convert` hands it on, so many times in a row."""
+    for number in range(times):
+        out = path.with_name(f"{number}.safetensors")
+        assert main(["convert", str(path), str(out)]) == 0
+        path = out
     return path
 
 
@@ -82,8 +92,9 @@ def test_other_pixels_are_refused_where_nothing_makes_up_for_them(tmp_path: Path
         ("maskrcnn", SIZES.splitlines()[0]),
     ],
 )
-def test_boxes_as_ours_are_taken(tmp_path: Path, kind: str, config: str) -> None:
-    path = save(tiny_detector(kind), tmp_path / "a.pth", config)
+@pytest.mark.parametrize("times_converted", [0, 1])
+def test_boxes_as_ours_are_taken(tmp_path: Path, kind: str, config: str, times_converted: int) -> None:
+    path = convert(save(tiny_detector(kind), tmp_path / "a.pth", config), times_converted)
     load_member(entry(kind, path), path)
 
 
@@ -96,8 +107,13 @@ def test_boxes_as_ours_are_taken(tmp_path: Path, kind: str, config: str) -> None
         ("cascade", OURS + MASKRCNN_HEAD, "target_stds [0.1, 0.1, 0.2, 0.2], a cascade here [0.033, 0.033"),
     ],
 )
-def test_boxes_that_mean_others_are_refused(tmp_path: Path, kind: str, config: str, told: str) -> None:
-    path = save(tiny_detector(kind), tmp_path / "a.pth", config)
+@pytest.mark.parametrize("times_converted", [0, 1, 2])
+def test_boxes_that_mean_others_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, config: str, told: str, times_converted: int
+) -> None:
+    path = convert(save(tiny_detector(kind), tmp_path / "a.pth", config), times_converted)
+    printed = capsys.readouterr().out
+    assert (printed.count("no member of an ensemble: "), printed.count(told)) == (times_converted, times_converted)
     with pytest.raises(InputError) as caught:
         load_member(entry(kind, path), path)
     assert told in str(caught.value) and "train it on" in str(caught.value)
