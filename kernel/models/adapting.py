@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 
@@ -14,6 +14,10 @@ from kernel.settings import PIXEL_MEAN, PIXEL_STD
 
 #: The first layer of a ResNet.
 STEM_KEYS = {"backbone.conv1.weight", "backbone.bn1.running_mean"}
+#: A layer of a ResNet with bottlenecks, one of 50 layers or more.
+BOTTLENECK_KEY = "backbone.layer1.0.conv3.weight"
+#: What is told of a ResNet of which `is_caffe` is true.
+CAFFE_TOLD = "its ResNet has its strides in the 1 x 1 convolutions (style 'caffe'), ours has them in the 3 x 3"
 
 
 def for_our_pixels(state: Mapping[str, torch.Tensor], theirs: PixelRule) -> dict[str, torch.Tensor]:
@@ -38,6 +42,25 @@ def for_our_pixels(state: Mapping[str, torch.Tensor], theirs: PixelRule) -> dict
 def tell_change(theirs: PixelRule) -> str:
     """That `for_our_pixels` was needed, for a person."""
     return f"its first layer is changed from its pixels, {theirs}, to ours"
+
+
+def is_caffe(keys: Collection[str], style: str | None) -> bool:
+    """Whether a ResNet is another network than ours with the same weights.
+
+    Args:
+        keys: of its tensors. Without bottlenecks a ResNet is the same in either style.
+        style: `configured_style` of its file.
+    """
+    return style == "caffe" and BOTTLENECK_KEY in keys
+
+
+def refuse_caffe(keys: Collection[str], style: str | None, source: str) -> None:
+    """Raise InputError where `is_caffe`; `source` names the file."""
+    if is_caffe(keys, style):
+        raise InputError(
+            f"{source}: by its configuration {CAFFE_TOLD}: it would answer otherwise than it has learned; take a file "
+            "of style 'pytorch', or train it on with `python -m kernel train --init`"
+        )
 
 
 def refuse_other_boxes(boxes: Mapping[str, frozenset[tuple[float, ...]]], spec: DetectorSpec, source: str) -> None:

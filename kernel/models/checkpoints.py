@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from kernel.errors import InputError
 from kernel.files import file_sha256, reading
 from kernel.manifest.types import MASK_KINDS, PLAIN_ENCODER, WEIGHT_SUFFIXES
-from kernel.models.adapting import STEM_KEYS, for_our_pixels, refuse_other_boxes, tell_change
+from kernel.models.adapting import STEM_KEYS, for_our_pixels, refuse_caffe, refuse_other_boxes, tell_change
 from kernel.models.configs import NECK_NORM_GROUPS, DetectorSpec
 from kernel.models.configurations import (
     OUR_PIXELS,
@@ -25,6 +25,7 @@ from kernel.models.configurations import (
     configured_encoder,
     configured_pixels,
     configured_stem_stride,
+    configured_style,
 )
 from kernel.models.detectors import Detector, build_detector
 from kernel.models.encoders import ENCODER_SIGNATURES, encoder_signature
@@ -61,6 +62,7 @@ class Checkpoint:
     encoder: str | None = None  # of timm, as its configuration names it
     pixels: PixelRule | None = None  # how its network was given them, by its configuration
     boxes: Mapping[str, frozenset[tuple[float, ...]]] = field(default_factory=dict)  # `configured_boxes`
+    style: str | None = None  # of a ResNet, `configured_style`
     metadata: Mapping[str, str] = field(default_factory=dict)  # of safetensors
 
 
@@ -98,6 +100,7 @@ def checkpoint_of(content: Any, configuration: Any, source: str, take: str | Non
         configured_encoder(configuration),
         configured_pixels(configuration),
         configured_boxes(configuration),
+        configured_style(configuration),
     )
 
 
@@ -372,8 +375,7 @@ def read_claimed(
         stem_stride: 1 or 2; None: as the file's configuration has it, else 1.
 
     Raises:
-        InputError: the file was altered, cannot be read, belongs to another detector than claimed, or was trained by
-            other anchors or on other pixels than can be made up for.
+        InputError: the file was altered, cannot be read, belongs to another detector than claimed, or as `as_member`.
     """
     if sha256 is not None and path.is_file():
         with reading(path):
@@ -394,11 +396,12 @@ def as_member(checkpoint: Checkpoint, spec: DetectorSpec, source: str) -> Checkp
     """A checkpoint as a member takes it; `source` names it in messages.
 
     Raises:
-        InputError: by its configuration it was trained by other anchors or on other pixels than can be made up for.
+        InputError: by its configuration it was trained by other anchors, strides or pixels than can be made up for.
     """
     if spec.kind in MASK_KINDS:
         return checkpoint
     refuse_other_boxes(checkpoint.boxes, spec, source)
+    refuse_caffe(checkpoint.state.keys(), checkpoint.style, source)
     return with_our_pixels(checkpoint, source)
 
 

@@ -1,5 +1,5 @@
-"""What the configuration in a weight file tells, and its weights do not: the stem's stride, an encoder's name, pixels,
-anchors.
+"""What the configuration in a weight file tells, and its weights do not: the stem's stride, an encoder's name or style,
+pixels, anchors.
 
 Weights of either stride have the same keys and shapes, and many networks of timm have keys that are alike.
 """
@@ -18,12 +18,14 @@ from kernel.settings import PIXEL_MEAN, PIXEL_STD
 
 #: Where trainers put their configuration: mmdet 2, mmengine, Lightning, safetensors written by us.
 CONFIGURATION_NAMES = (
-    "meta", "config", "cfg", "hyper_parameters", "stem_stride", "encoder", "img_norm_cfg", METADATA_KEY
+    "meta", "config", "cfg", "hyper_parameters", "stem_stride", "encoder", "style", "img_norm_cfg", METADATA_KEY
 )  # fmt: skip
 #: Names under which a configuration lists the strides of a detector's levels.
 LEVEL_STRIDE_NAMES = ("strides", "featmap_strides")
 #: Names under which it lists what anchors and deltas of boxes mean.
 BOX_RULE_NAMES = ("scales", "ratios", "target_stds")
+#: Where mmdet's ResNets have the strides of their bottlenecks: in the 3 x 3 convolution, or in the first 1 x 1.
+STYLE_NAMES = ("pytorch", "caffe")
 #: The stride of the stem by that of the first level.
 STEM_STRIDE_OF_FIRST_LEVEL = {2: 1, 4: 2}
 #: How deep a configuration is read.
@@ -101,6 +103,12 @@ def configured_encoder(content: Any) -> str | None:
         for name, value in configured_values(content)
         if name == "encoder" and isinstance(value, str) and value.startswith(TIMM_PREFIX)
     }
+    return named.pop() if len(named) == 1 else None
+
+
+def configured_style(content: Any) -> str | None:
+    """Which of `STYLE_NAMES` a ResNet has, by the same as `configured_stem_stride`; None: it says nothing, or both."""
+    named = {value for name, value in configured_values(content) if name == "style" and value in STYLE_NAMES}
     return named.pop() if len(named) == 1 else None
 
 

@@ -15,7 +15,13 @@ from kernel.models.checkpoints import (
     load_safetensors,
     recognise_detector,
 )
-from kernel.models.configurations import OUR_PIXELS, configured_boxes, configured_encoder, configured_stem_stride
+from kernel.models.configurations import (
+    OUR_PIXELS,
+    configured_boxes,
+    configured_encoder,
+    configured_stem_stride,
+    configured_style,
+)
 from kernel.models.pickles import CodeFreeReader, module_tensors
 
 
@@ -63,6 +69,8 @@ def noted(checkpoint: Checkpoint, source: str, stem_stride: int | None, encoder:
         metadata["encoder"] = encoder
     if checkpoint.pixels not in (None, OUR_PIXELS):  # a training that starts from the file must know
         metadata["img_norm_cfg"] = str(checkpoint.pixels)
+    if checkpoint.style is not None and configured_style(metadata) != checkpoint.style:
+        metadata["style"] = checkpoint.style
     if configured_boxes(metadata) != checkpoint.boxes:  # what was trained by other anchors is no member, here as there
         metadata["cfg"] = "\n".join(
             f"{name} = {list(numbers)}" for name, found in checkpoint.boxes.items() for numbers in sorted(found)

@@ -14,7 +14,7 @@ import torch
 
 from kernel.errors import InputError
 from kernel.manifest.types import MASK_KINDS, WEIGHT_SUFFIXES
-from kernel.models.adapting import STEM_KEYS, for_our_pixels, tell_change
+from kernel.models.adapting import CAFFE_TOLD, STEM_KEYS, for_our_pixels, is_caffe, tell_change
 from kernel.models.checkpoints import (
     TIMM_KEYS,
     Checkpoint,
@@ -143,6 +143,8 @@ def take_weights(detector: Detector, path: Path, keep_classes: bool) -> Taken:
     if pixels != OUR_PIXELS and renamed.keys() & own.keys() >= STEM_KEYS:
         renamed = for_our_pixels(renamed, pixels)
         told.append(tell_change(pixels))
+    if is_caffe(renamed.keys() & own.keys(), checkpoint.style):
+        told.append(f"{CAFFE_TOLD}: a file of style 'pytorch' would fit better")
     left_out = [key for key in renamed if key in own and not keep_classes and CLASS_LAYERS.search(key)]
     taken = {
         key: value

@@ -119,6 +119,30 @@ def test_boxes_that_mean_others_are_refused(
     assert told in str(caught.value) and "train it on" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("encoder", "config", "times_converted", "is_refused"),
+    [
+        ("resnet50", "style = 'caffe'\n" + PIXELS.format(False), 0, True),
+        ("resnext50", "model = dict(backbone=dict(type='ResNeXt', style='caffe'))\n", 2, True),
+        ("resnext50", "backbone = dict(style='pytorch')\n" + PIXELS.format(False), 0, False),
+        # Without bottlenecks it is the same network.
+        ("resnet18_narrow", "backbone = dict(style='caffe')\n", 1, False),
+        ("efficientnet_lite0", "backbone = dict(style='caffe')\n", 0, False),
+    ],
+)
+def test_a_resnet_with_its_strides_elsewhere_is_refused(
+    tmp_path: Path, encoder: str, config: str, times_converted: int, is_refused: bool
+) -> None:
+    theirs = build_detector(replace(tiny_spec("maskrcnn"), encoder=encoder))
+    path = convert(save(theirs, tmp_path / "a.pth", config), times_converted)
+    claimed = replace(entry("maskrcnn", path), encoder=encoder)
+    if not is_refused:
+        load_member(claimed, path)
+        return
+    with pytest.raises(InputError, match=r"strides in the 1 x 1 convolutions \(style 'caffe'\).*train it on"):
+        load_member(claimed, path)
+
+
 @pytest.mark.parametrize(("classes", "is_told"), [(3, False), (8, False), (80, True)])
 def test_classes_that_are_no_cell_types_are_told(tmp_path: Path, classes: int, is_told: bool) -> None:
     path = save(tiny_detector("maskrcnn", num_classes=classes), tmp_path / "a.pth", OURS)

@@ -155,6 +155,14 @@ def test_pixels_that_are_ours_or_not_told_change_nothing(config: str, tmp_path: 
     assert "first layer" not in taken.describe("a")
 
 
+@pytest.mark.parametrize(("encoder", "is_told"), [("resnet50", True), ("resnet18_narrow", False)])
+@pytest.mark.parametrize("style", ["caffe", "pytorch"])
+def test_a_resnet_with_its_strides_elsewhere_is_told(encoder: str, is_told: bool, style: str, tmp_path: Path) -> None:
+    path = save_as_mmdet(coco_detector("maskrcnn", encoder), tmp_path / "a.pth", f"backbone = dict(style={style!r})\n")
+    report = take_weights(fresh("maskrcnn", encoder), path, keep_classes=False).describe("a.pth")
+    assert ("its ResNet has its strides in the 1 x 1 convolutions" in report) == (is_told and style == "caffe")
+
+
 def options_of(*words: str) -> argparse.Namespace:
     return parse_arguments(["train", "--data", "cells", "--out", "a.safetensors", *words])
 
