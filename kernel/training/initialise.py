@@ -21,8 +21,6 @@ from kernel.models.checkpoints import (
     is_optional_key,
     read_checkpoint,
     recognise_detector,
-    recognise_state_dict,
-    shapes_of,
 )
 from kernel.models.configs import CASCADE_STDS
 from kernel.models.configurations import OUR_PIXELS
@@ -58,6 +56,11 @@ class Taken:
     not_in_file: tuple[str, ...]
     unused: tuple[str, ...]  # keys of the file that the detector has no place for
     told: tuple[str, ...] = ()  # what the file is, and what was changed
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether any layer of the encoder is among what was taken."""
+        return any(key.startswith("backbone.") and key.endswith(".weight") for key in self.taken)
 
     def describe(self, source: str) -> str:
         """A few lines for a person."""
@@ -121,7 +124,7 @@ def find_weights_to_start_from(given: Path) -> Path:
     return found[0]
 
 
-def take_weights(detector: Detector, path: Path, keep_classes: bool) -> Taken:
+def take_weights(detector: Detector, encoder: str, path: Path, keep_classes: bool) -> Taken:
     """Copy into `detector` what fits of the weight file `path`.
 
     It may be a detector's (mmdet's from COCO, of any stride and whatever pixels its configuration tells, or a member)
@@ -129,6 +132,7 @@ def take_weights(detector: Detector, path: Path, keep_classes: bool) -> Taken:
 
     Args:
         detector: changed in place.
+        encoder: the name of its encoder, for the report.
         path: the weight file.
         keep_classes: take the layers that tell classes apart as well.
 
@@ -136,7 +140,7 @@ def take_weights(detector: Detector, path: Path, keep_classes: bool) -> Taken:
         InputError: the file holds no weights, or nothing of it fits.
     """
     checkpoint = read_checkpoint(path)
-    given, told = checkpoint.state, [describe_source(checkpoint, detector, str(path))]
+    given, told = checkpoint.state, [describe_source(checkpoint, encoder, str(path))]
     own = detector.state_dict()
     renamed = best_renaming(given, own)
     pixels = checkpoint.pixels or OUR_PIXELS
@@ -193,8 +197,8 @@ def rename_timm(given: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tenso
     return {part_names.get(key.replace(".", "_"), key): value for key, value in given.items()} if part_names else {}
 
 
-def describe_source(checkpoint: Checkpoint, detector: Detector, source: str) -> str:
-    """What detector the weights are of, and that its encoder is another; empty for weights of none."""
+def describe_source(checkpoint: Checkpoint, encoder: str, source: str) -> str:
+    """What detector the weights are of, and that its encoder is another than `encoder`; empty for weights of none."""
     try:
         given = recognise_detector(checkpoint, source)
     except InputError:  # an encoder's alone, or a detector of an older layout: what fits of it is told all the same
@@ -203,8 +207,8 @@ def describe_source(checkpoint: Checkpoint, detector: Detector, source: str) -> 
     words += f" of {given.num_classes} classes" if given.kind not in MASK_KINDS else ""
     if checkpoint.stem_stride is not None:
         words += f", its stem of stride {checkpoint.stem_stride}"
-    own = recognise_state_dict(shapes_of(detector.state_dict()), "the detector", given.encoder)
-    return words if own.encoder == given.encoder else f"{words}; to be trained is a {own.encoder}: little of it fits"
+    network, given_network = (name.partition(".")[0] for name in (encoder, given.encoder))  # without timm's tag
+    return words if network == given_network else f"{words}; to be trained is a {encoder}: little of it fits"
 
 
 def rename_lite0(given: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -122,13 +122,14 @@ def first_detector(run: TrainingRun, group: ProcessGroup) -> Detector:
     torch.manual_seed(run.settings.seed)
     detector = build_detector(run.spec)
     draw_weights(detector)
+    taken = None
     if run.init is not None:
-        taken = take_weights(detector, run.init, run.keep_classes)
+        taken = take_weights(detector, run.spec.encoder, run.init, run.keep_classes)
         LOG.info("%s", taken.describe(str(run.init)))
-    elif run.spec.kind not in MASK_KINDS and group.is_first:
+    if run.spec.kind not in MASK_KINDS and group.is_first and not (taken and taken.has_encoder):
         LOG.warning(
-            "all weights are drawn, the encoder's too, which then learns far more slowly and finds less: --init takes "
-            "ImageNet's (--init %s: those of efficientnet_lite0), or a detector's", IMAGENET,
+            "all weights of the encoder are drawn, which then learns far more slowly and finds less: --init takes "
+            "ImageNet's (--init %s: those of efficientnet_lite0), or those of a detector over this encoder", IMAGENET,
         )  # fmt: skip
     set_proposal_counts(detector, run.settings)
     quicken(detector, group.device)

@@ -125,7 +125,7 @@ def enlarged_network(settings: TrainSettings) -> Any:
     from kernel.training.initialise import take_weights
 
     detector = build_detector(DetectorSpec("maskrcnn", "efficientnet_lite0", stem_stride=2))
-    take_weights(detector, packaged_encoder_weights(), keep_classes=False)
+    take_weights(detector, "efficientnet_lite0", packaged_encoder_weights(), keep_classes=False)
 
     class Backbone(nn.Module):
         """The encoder and torchvision's FPN."""

@@ -159,8 +159,9 @@ def test_another_members_weights_are_told_where_none_fits(network: CropUNet, tmp
     path = tmp_path / "other.safetensors"
     safetensors.torch.save_file({"backbone.conv1.weight": torch.randn(4, 3, 7, 7)}, path)
     with pytest.raises(InputError, match=r"none of its 1 tensors fits"):
-        take_weights(network, path, keep_classes=True)
-    taken = take_weights(CropUNet(8), written(network, tmp_path / "masks.safetensors"), keep_classes=False)
+        take_weights(network, PLAIN_ENCODER, path, keep_classes=True)
+    masks = written(network, tmp_path / "masks.safetensors")
+    taken = take_weights(CropUNet(8), PLAIN_ENCODER, masks, keep_classes=False)
     assert len(taken.taken) == len(network.state_dict()) and taken.told == ("the file holds a unet plain",)
 
 

