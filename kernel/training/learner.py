@@ -16,7 +16,7 @@ from kernel.models.crop_unet import CropUNet
 from kernel.models.detectors import Detector, build_detector
 from kernel.models.roi_align import quicken_extractors
 from kernel.training.assigning import bound_assignment
-from kernel.training.initialise import IMAGENET, draw_weights, take_weights
+from kernel.training.initialise import IMAGENET, IMAGENET_ENCODER, draw_weights, take_weights
 from kernel.training.losses import weighted_loss
 from kernel.training.optimisation import WeightsEma, learning_rate_factor, parameter_groups
 from kernel.training.precision import keep_depthwise_wide
@@ -129,7 +129,8 @@ def first_detector(run: TrainingRun, group: ProcessGroup) -> Detector:
     if run.spec.kind not in MASK_KINDS and group.is_first and not (taken and taken.has_encoder):
         LOG.warning(
             "all weights of the encoder are drawn, which then learns far more slowly and finds less: --init takes "
-            "ImageNet's (--init %s: those of efficientnet_lite0), or those of a detector over this encoder", IMAGENET,
+            "ImageNet's (--init %s: those of %s), or those of a detector over this encoder",
+            IMAGENET, IMAGENET_ENCODER,
         )  # fmt: skip
     set_proposal_counts(detector, run.settings)
     quicken(detector, group.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -219,6 +220,47 @@ def test_kind_and_encoder_are_as_in_the_file_where_nothing_else_says_them(tmp_pa
     assert (recipe.detector.kind, recipe.detector.encoder) == ("maskrcnn", "resnet50")
     with pytest.raises(InputError, match="kind, encoder must be given"):
         choose_recipe(options_of())
+
+
+def encoder_alone(folder: Path) -> Path:
+    torch.save({"conv1.weight": torch.ones(4, 3, 7, 7)}, folder / "encoder.pth")
+    return folder / "encoder.pth"
+
+
+def older_layout(folder: Path) -> Path:
+    state = {key.removeprefix("roi_head."): value for key, value in coco_detector("maskrcnn").state_dict().items()}
+    return save_as_mmdet(coco_detector("maskrcnn"), folder / "older.pth", state=state)
+
+
+def network_of_timm(folder: Path) -> Path:
+    return save_as_mmdet(coco_detector("maskrcnn", SMALL), folder / "unnamed.pth")
+
+
+@pytest.mark.parametrize("make", [encoder_alone, older_layout, network_of_timm, lambda folder: Path("imagenet")])
+@pytest.mark.parametrize("given", [{}, {"--kind": "htc"}, {"--encoder": ATTO}])
+def test_what_a_file_of_no_whole_detector_does_not_tell_is_asked_for(
+    make: Callable[[Path], Path], given: dict[str, str], tmp_path: Path
+) -> None:
+    init = make(tmp_path)
+    known = {"--encoder": "efficientnet_lite0"} if init == Path("imagenet") else {}
+    missing = [option for option in ("--kind", "--encoder") if option not in known | given]
+    options = options_of("--init", str(init), *(word for pair in given.items() for word in pair))
+    if missing:
+        with pytest.raises(InputError, match=f"holds no whole detector .*: give {' and '.join(missing)}$"):
+            choose_recipe(options)
+        return
+    recipe, _ = choose_recipe(options)
+    assert (recipe.detector.kind, recipe.detector.encoder) == ("htc", "efficientnet_lite0")
+
+
+def test_a_file_that_holds_no_weights_is_told_as_such(tmp_path: Path) -> None:
+    (tmp_path / "a.pth").write_bytes(b"not weights")
+    with pytest.raises(InputError, match="or is damaged; it is refused"):
+        choose_recipe(options_of("--init", str(tmp_path / "a.pth")))
+    state = coco_detector("maskrcnn").state_dict()
+    save_as_mmdet(coco_detector("maskrcnn"), tmp_path / "b.pth", state={k: v * torch.nan for k, v in state.items()})
+    with pytest.raises(InputError, match="holds no trained weights: not finite"):
+        choose_recipe(options_of("--init", str(tmp_path / "b.pth")))
 
 
 def test_imagenets_weights_have_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
