@@ -192,7 +192,7 @@ class TrainingRun:
     @cached_property
     def small_cells(self) -> dict[str, int]:
         """By image, how many of its cells are in no crop, as they have too few pixels."""
-        counts = [(image.name, count_small_cells(image, self.settings.zoom)) for image in (*self.images, *self.extra)]
+        counts = [(image.name, count_small_cells(image)) for image in (*self.images, *self.extra)]
         return {name: count for name, count in counts if count}
 
     def tell_small_cells(self) -> None:

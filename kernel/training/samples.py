@@ -103,9 +103,9 @@ def leave_out_pictures(images: Sequence[TrainingImage], held_out: PictureIndex, 
     return kept
 
 
-def count_small_cells(image: TrainingImage, zoom: float) -> int:
-    """How many cells of an image are too small for any crop, in which they are at most `zoom` times their size."""
-    return sum(np.count_nonzero(crop) * zoom**2 < MIN_CELL_PIXELS for crop in image.crops)
+def count_small_cells(image: TrainingImage) -> int:
+    """How many cells of an image are too small for any crop: they are left out as they are cut, before any zoom."""
+    return sum(np.count_nonzero(crop) < MIN_CELL_PIXELS for crop in image.crops)
 
 
 def images_digest(images: Sequence[TrainingImage]) -> str:

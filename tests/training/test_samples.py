@@ -20,6 +20,7 @@ from kernel.ensemble.views import ALL_VIEWS, view_images
 from kernel.errors import InputError
 from kernel.postprocess.clean import binarise
 from kernel.settings import CELL_TYPES, PIXEL_MEAN, PIXEL_STD
+from kernel.training.augment import Augmentation
 from kernel.training.crops import CropDataset
 from kernel.training.samples import (
     MIN_CELL_PIXELS,
@@ -27,6 +28,7 @@ from kernel.training.samples import (
     TrainingImage,
     cells_meeting,
     collate,
+    count_small_cells,
     cut_sample,
     flip_paste,
     read_training_images,
@@ -151,6 +153,17 @@ def test_what_is_left_at_the_edge_counts_by_its_pixels(side: int, offset: tuple[
     place = (50 + offset[0], 60 + offset[1])
     sample = cut_sample(square_image(place, side, (200, 200), 100), 50, 60, 32, (False, False))
     assert len(sample.labels) == len(sample.masks) == len(sample.boxes_xyxy) == kept
+
+
+@pytest.mark.parametrize(("side", "kept"), [(3, False), (4, True)])
+def test_cells_that_are_told_to_be_too_small_are_in_no_crop_whatever_the_zoom(side: int, kept: bool) -> None:
+    offsets = np.array([(8 * row + 2, 8 * column + 2) for row in range(8) for column in range(8)])
+    image = TrainingImage(
+        np.zeros((64, 64, 3), np.uint8), (np.ones((side, side), bool),) * 64, offsets, np.zeros(64, np.int64), "cort"
+    )
+    dataset = CropDataset([image], 30, 32, seed=0, augmentation=Augmentation(rotate=True, zoom=2.0))
+    assert any(len(dataset[index].labels) for index in range(30)) == kept
+    assert count_small_cells(image) == (0 if kept else 64)
 
 
 def test_only_cells_at_the_square_are_looked_at() -> None:
