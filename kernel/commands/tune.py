@@ -88,9 +88,9 @@ def add_parser(commands: Any) -> None:
         "tune",
         help="choose the post-processing's thresholds on annotated images",
         description="Choose, per cell type, mask_threshold, mask_nms_threshold, min_size and confidence. Thresholds "
-        "that nothing beats beyond noise stay. What the tuning is worth on unseen images is found by cross-validation "
-        f"over the images: by their folds in --folds-csv, or in {FOLDS_NAME} of --data, or else (as with --fold) by "
-        "folds that are drawn.",
+        "that nothing beats beyond noise stay, where images of a well count as one. What the tuning is worth on unseen "
+        "images is found by cross-validation over the images: by their folds in --folds-csv, or in "
+        f"{FOLDS_NAME} of --data, or else (as with --fold) by folds that are drawn.",
     )
     add_ensemble_arguments(parser, stored=True)
     parser.add_argument(
@@ -210,8 +210,8 @@ def keep_together(plan: TuningPlan, images: Sequence[AnnotatedImage]) -> TuningP
     groups = {image_id: group for image_id, group in found.items() if group is not None}
     if len(groups) == len(images) > 1 and len(set(groups.values())) == 1:
         LOG.warning(
-            "all images are of one well or sample, %s: what the tuning is worth on others is not known, and what "
-            "cross-validation says promises too much",
+            "all images are of one well or sample, %s: what is better for it may be worse for others, so that no gain "
+            "counts and everything stays: give images of five wells or more",
             next(iter(groups.values())),
         )
     torn = torn_groups({entry.image_id: entry.annotations.sample_id for entry in images}, plan.folds or {})

@@ -48,7 +48,7 @@ def add_stage_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_stages(options: argparse.Namespace, images: Sequence[AnnotatedImage], plan: TuningPlan) -> None:
-    """Choose the settings of the stages before the post-processing on `images`; of the plan seed, level and folds."""
+    """Choose the settings of the stages before the post-processing on `images`; the plan is for `tune_stages`."""
     from kernel.manifest.edit import edited_manifest
     from kernel.scoring.predicting import FoldEnsembles, LastEnsemble
     from kernel.tuning.evidence import write_evidence
@@ -101,7 +101,7 @@ def describe_stages(tuning: StageTuning, ensemble: Ensemble, plan: TuningPlan) -
         point = tuning.chosen_point(cell_type)
         thresholds = point.thresholds_of(found.old)
         lines += describe_assessment(cell_type, found.assessment)
-        lines.append(f"  {describe_choice(choice.of_type[cell_type], tried, len(found.before), plan.significance)}")
+        lines.append(f"  {describe_choice(choice.of_type[cell_type], tried, plan.significance)}")
         lines.append("  " + ", ".join(f"{name} {getattr(thresholds, name)}" for name in STAGE_THRESHOLDS))
         if any(other.members is not None for other in points):
             lines.append(f"  members {', '.join(point.members or used_now(ensemble, cell_type))}")
@@ -109,9 +109,7 @@ def describe_stages(tuning: StageTuning, ensemble: Ensemble, plan: TuningPlan) -
     lines.append(f"  {describe_folds(tuning.folds, tuning.folds_given)}")
     reason = ""
     if any(point.use_tta_masks != views for point in points):
-        reason = ": " + describe_choice(
-            choice.views, len({p.use_tta_masks for p in points}), tuning.folds.shape[1], plan.significance
-        )
+        reason = ": " + describe_choice(choice.views, len({p.use_tta_masks for p in points}), plan.significance)
     return [*lines, f"  {MASK_VIEWS} {json.dumps(views)}, for all types together{reason}"]
 
 

@@ -1,14 +1,15 @@
 """Choosing one of many settings by images' scores, and estimating what that choice is worth on other images.
 
 Nothing here depends on what is chosen: there is the score of each of n images at each of P points (settings), and with
-the current settings.
+the current settings. Images of one well resemble each other: ten of them tell less than ten wells. So signs, errors and
+intervals are of units, which are wells, or images where nothing is known of these.
 
-The choice (`choose_point`) works on paired differences, image by image:
+The choice (`choose_point`) works on paired differences of images, added up over each unit:
 
 1. *Is there a gain at all?* A point counts only if it beats the current settings beyond noise, with all the points that
    were looked at taken into account: a sign-flip test of the mean difference with the maximum over the points as its
    statistic (Westfall and Young, Resampling-Based Multiple Testing, 1993; Nichols and Holmes, Human Brain Mapping 15,
-   2002). Where no point is better and an image's difference is as likely to be d as -d, any "gain" is reported with a
+   2002). Where no point is better and a unit's difference is as likely to be d as -d, any "gain" is reported with a
    chance of at most the significance level, however many points there are. If no point counts, the current settings
    stay.
 2. *Where is the optimum?* At the best mean after smoothing over neighbouring points: a peak that its neighbours do not
@@ -19,8 +20,8 @@ The choice (`choose_point`) works on paired differences, image by image:
 
 What a choice scores on the images it was made on is too good. `cross_validate` therefore makes the whole choice again
 without some of the images and scores it on those (Stone, J. R. Stat. Soc. B 36, 1974; Varma and Simon, BMC
-Bioinformatics 7, 2006). Its intervals are of a bootstrap over images; that images of one well resemble each other, and
-that the folds share training images, they do not know: they are rather too narrow.
+Bioinformatics 7, 2006). Its intervals are of a bootstrap over units; that the folds share training images they do not
+know: they are rather too narrow.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class Candidates:
     smoothed: np.ndarray  # (n, P) float64, over neighbouring points; an image's own scores only
     distances: np.ndarray  # (P,) float64, steps from the current settings, summed over the axes
     current: np.ndarray  # (n,) float64, scores with the current settings
+    units: np.ndarray  # (n,) int64: images of one number belong to one unit
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class Choice:
     peak: int | None  # the best smoothed mean among the points that count
     p_value: float  # of the most convincing point, adjusted for all that were looked at
     counting: int  # how many points beat the current settings beyond noise
+    units: int  # by how many it was made
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +82,7 @@ class CrossValidation(Generic[Point]):
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over images with its 95 % interval; NaN bounds for fewer than two images."""
+    """A mean over images with its 95 % interval; NaN bounds for fewer than two units."""
 
     mean: float
     low: float
@@ -119,7 +122,11 @@ def smooth(scores: np.ndarray, positions: np.ndarray) -> np.ndarray:
 
 
 def make_candidates(
-    scores: np.ndarray, current: np.ndarray, positions: np.ndarray, current_position: np.ndarray
+    scores: np.ndarray,
+    current: np.ndarray,
+    positions: np.ndarray,
+    current_position: np.ndarray,
+    units: np.ndarray | None = None,
 ) -> Candidates:
     """Points to choose from.
 
@@ -128,47 +135,60 @@ def make_candidates(
         current: (n,) of the same images with the current settings.
         positions: (P, A), where the points lie, in steps of each axis: a step is the least change worth telling apart.
         current_position: (A,), likewise; it need not be a point.
+        units: (n,) ints, the unit of each image, as its well; None: each image is one.
 
     Raises:
         ValueError: the shapes disagree, or a score is not finite.
     """
     scores, current = np.asarray(scores, dtype=np.float64), np.asarray(current, dtype=np.float64)
     images, points = scores.shape
-    if current.shape != (images,) or positions.shape != (points, len(current_position)):
+    units = np.arange(images) if units is None else units
+    if not current.shape == units.shape == (images,) or positions.shape != (points, len(current_position)):
         raise ValueError(
-            f"scores {scores.shape} and {len(current_position)} axes need current scores ({images},), got "
-            f"{current.shape}, and positions ({points}, {len(current_position)}), got {positions.shape}"
+            f"scores {scores.shape} and {len(current_position)} axes need current scores and units ({images},), got "
+            f"{current.shape} and {units.shape}, and positions ({points}, {len(current_position)}), got "
+            f"{positions.shape}"
         )
     if not (np.isfinite(scores).all() and np.isfinite(current).all()):
         raise ValueError("a score is not a finite number")
     distances = np.abs(positions - current_position).sum(axis=1)
-    return Candidates(scores, smooth(scores, positions), distances, current)
+    return Candidates(scores, smooth(scores, positions), distances, current, units)
 
 
-def adjusted_p_values(differences: np.ndarray, seed: int) -> np.ndarray:
+def add_up(values: np.ndarray, units: np.ndarray) -> np.ndarray:
+    """(units, P) sums over the images of each unit, of values (n, P); units in rising order of their numbers (n,)."""
+    numbers, places = np.unique(units, return_inverse=True)
+    sums = np.zeros_like(values, shape=(len(numbers), values.shape[1]))
+    np.add.at(sums, places, values)
+    return sums
+
+
+def adjusted_p_values(differences: np.ndarray, units: np.ndarray, seed: int) -> np.ndarray:
     """One-sided p-values, for each point, of the hypothesis that its mean difference is not above 0.
 
     They are adjusted for the number of points: each is the chance that the best of all points would look as good. Tried
-    are all 2^n sign flips of the images where these are few, else `FLIPS` random ones and the data as they are.
+    are all 2^m sign flips of the m units where these are few, else `FLIPS` random ones and the data as they are.
 
     Args:
         differences: (n, P), each image's score at each point less its score with the current settings.
+        units: (n,) ints, the unit of each image: its images keep one sign.
         seed: of the random sign flips.
 
     Returns:
         (P,) float64.
     """
-    images, points = differences.shape
-    if not images or not points:
+    sums = add_up(differences, units)
+    count, points = sums.shape
+    if not count or not points:
         return np.ones(points)
-    if 2**images <= FLIPS + 1:
-        signs = np.array(list(product((1.0, -1.0), repeat=images)))
+    if 2**count <= FLIPS + 1:
+        signs = np.array(list(product((1.0, -1.0), repeat=count)))
     else:
-        drawn = np.random.default_rng(seed).integers(0, 2, (FLIPS, images)) * 2.0 - 1
-        signs = np.concatenate([np.ones((1, images)), drawn])
-    # Rises with Student's t of the differences, and is cheaper: sign flips do not change the length of a column.
-    lengths = np.sqrt((differences**2).sum(axis=0))
-    statistics = signs @ (differences / np.where(lengths > 0, lengths, 1))  # (flips, P), the first row as observed
+        drawn = np.random.default_rng(seed).integers(0, 2, (FLIPS, count)) * 2.0 - 1
+        signs = np.concatenate([np.ones((1, count)), drawn])
+    # Rises with Student's t of the units' sums, and is cheaper: sign flips do not change the length of a column.
+    lengths = np.sqrt((sums**2).sum(axis=0))
+    statistics = signs @ (sums / np.where(lengths > 0, lengths, 1))  # (flips, P), the first row as observed
     largest = np.sort(statistics.max(axis=1))
     at_least = len(largest) - np.searchsorted(largest, statistics[0] - _ROUNDING)
     return at_least / len(largest)
@@ -183,7 +203,7 @@ def choose_point(
 ) -> Choice:
     """Choose a point by the three steps that the module describes.
 
-    Fewer than five images can never tell a gain from noise at a significance of 0.05, since of 2^n sign flips one is
+    Fewer than five units can never tell a gain from noise at a significance of 0.05, since of 2^m sign flips one is
     always the data themselves; nor can five, where another point is worse on all of them.
 
     Args:
@@ -193,20 +213,27 @@ def choose_point(
         seed: of the sign flips, where these are drawn.
     """
     rows = slice(None) if images is None else images
-    differences = candidates.scores[rows] - candidates.current[rows, None]
-    p_values = adjusted_p_values(differences, seed)
+    differences, units = candidates.scores[rows] - candidates.current[rows, None], candidates.units[rows]
+    p_values = adjusted_p_values(differences, units, seed)
     counting = np.flatnonzero(p_values <= significance)
-    least = float(p_values.min(initial=1.0))
+    least, count = float(p_values.min(initial=1.0)), len(np.unique(units))
     if not len(counting):
-        return Choice(None, None, least, 0)
+        return Choice(None, None, least, 0, count)
     smoothed = candidates.smoothed[rows][:, counting]
     means = smoothed.mean(axis=0)
     peak = int(means.argmax())
     behind = smoothed[:, [peak]] - smoothed
-    errors = behind.std(axis=0, ddof=1) / np.sqrt(len(behind)) if len(behind) > 1 else np.zeros(len(counting))
-    near = np.flatnonzero(behind.mean(axis=0) <= errors + _ROUNDING)
+    near = np.flatnonzero(behind.mean(axis=0) <= standard_errors(behind, units) + _ROUNDING)
     order = np.lexsort((-means[near], candidates.distances[counting][near]))
-    return Choice(int(counting[near[order[0]]]), int(counting[peak]), least, len(counting))
+    return Choice(int(counting[near[order[0]]]), int(counting[peak]), least, len(counting), count)
+
+
+def standard_errors(values: np.ndarray, units: np.ndarray) -> np.ndarray:
+    """(P,) standard errors of the means over images of values (n, P); 0 for fewer than two units (n,)."""
+    sums = add_up(values - values.mean(axis=0), units)
+    if len(sums) < 2:
+        return np.zeros(values.shape[1])
+    return sums.std(axis=0, ddof=1) * np.sqrt(len(sums)) / len(values)
 
 
 def scores_of_choice(candidates: Candidates, choice: Choice, images: np.ndarray | None = None) -> np.ndarray:
@@ -267,30 +294,44 @@ def cross_validate(
     return CrossValidation(scores / repeats, folds, tuple(chosen))
 
 
-def estimate_mean(values: np.ndarray, seed: int = 0) -> Estimate:
-    """The mean of values (n,), one per image, with the 95 % interval of a percentile bootstrap over images."""
+def estimate_mean(values: np.ndarray, seed: int = 0, units: np.ndarray | None = None) -> Estimate:
+    """The mean of values (n,), one per image, with the 95 % interval of a percentile bootstrap over units (n,).
+
+    None: each image is one.
+    """
     mean = float(np.mean(values)) if len(values) else float("nan")
-    if len(values) < 2:
+    units = np.arange(len(values)) if units is None else units
+    sums, sizes = add_up(np.stack([values, np.ones(len(values))], axis=1), units).T
+    if len(sums) < 2:
         return Estimate(mean, float("nan"), float("nan"))
     bounds = bootstrap(
-        (values,), np.mean, n_resamples=RESAMPLES, confidence_level=0.95, method="percentile",
-        batch=max(1, 10_000_000 // len(values)), rng=np.random.default_rng(seed),
+        (sums, sizes), _mean_of_sums, n_resamples=RESAMPLES, confidence_level=0.95, method="percentile", paired=True,
+        batch=max(1, 10_000_000 // len(sums)), rng=np.random.default_rng(seed),
     ).confidence_interval  # fmt: skip
     return Estimate(mean, float(bounds.low), float(bounds.high))
 
 
-def assess(before: np.ndarray, after: np.ndarray, unseen: np.ndarray, seed: int = 0) -> Assessment:
+def _mean_of_sums(sums: np.ndarray, sizes: np.ndarray, axis: int = -1) -> np.ndarray:
+    """The mean over images, of sums over units of `sizes` images."""
+    return np.sum(sums, axis=axis) / np.sum(sizes, axis=axis)
+
+
+def assess(
+    before: np.ndarray, after: np.ndarray, unseen: np.ndarray, seed: int = 0, units: np.ndarray | None = None
+) -> Assessment:
     """What a choice is worth, from the scores (n,) of the same images.
 
     Args:
         before: with the current settings.
         after: with the chosen settings, which were chosen on these images.
         unseen: by cross-validation, as in `CrossValidation.scores`.
+        seed: of the bootstrap.
+        units: (n,) ints, the unit of each image; None: each image is one.
     """
     return Assessment(
         images=len(before),
         before=float(np.mean(before)) if len(before) else float("nan"),
         after=float(np.mean(after)) if len(after) else float("nan"),
-        expected=estimate_mean(unseen, seed),
-        gain=estimate_mean(unseen - before, seed),
+        expected=estimate_mean(unseen, seed, units),
+        gain=estimate_mean(unseen - before, seed, units),
     )

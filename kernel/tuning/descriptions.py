@@ -19,11 +19,11 @@ def describe_tuning(tunings: Sequence[TypeTuning], plan: TuningPlan) -> str:
     for tuning in tunings:
         lines += describe_assessment(tuning.cell_type, tuning.assessment)
         folds = describe_folds(tuning.validation.folds, tuning.folds_given)
-        tried, images = len(tuning.found.values), len(tuning.image_ids)
-        lines.append(f"  {folds}; {describe_choice(tuning.found.choice, tried, images, plan.significance)}")
+        choice = describe_choice(tuning.found.choice, len(tuning.found.values), plan.significance)
+        lines.append(f"  {folds}; {choice}")
         lines.append("  " + ", ".join(f"{name} {value}" for name, value in tuned_values(tuning.new).items()))
     if len(tunings) > 1:
-        lines += describe_assessment("all", assess_together(tunings, plan.seed))
+        lines += describe_assessment("all", assess_together(tunings, plan))
     return "\n".join(lines)
 
 
@@ -39,7 +39,7 @@ def describe_assessment(name: str, found: Assessment) -> list[str]:
 
 def _describe_estimate(found: Estimate, sign: str) -> str:
     if math.isnan(found.low):
-        return f"{found.mean:{sign}.4f} (no interval from one image)"
+        return f"{found.mean:{sign}.4f} (no interval from one image or well)"
     return f"{found.mean:{sign}.4f} [{found.low:{sign}.4f}, {found.high:{sign}.4f}]"
 
 
@@ -50,10 +50,10 @@ def describe_folds(folds: np.ndarray, given: bool) -> str:
     return f"95 % intervals, {count} folds {drawn}"
 
 
-def describe_choice(choice: Choice, tried: int, images: int, significance: float) -> str:
-    """Whether there was a gain, by so many images, among so many points tried."""
+def describe_choice(choice: Choice, tried: int, significance: float) -> str:
+    """Whether there was a gain, among so many points tried."""
     if choice.point is not None:
         return f"{choice.counting} of {tried} points beat the old settings beyond noise, p = {choice.p_value:.3f}"
-    if 0.5**images > significance:
-        return "no gain: so few images cannot tell one from noise, the settings stay"
+    if 0.5**choice.units > significance:
+        return "no gain: so few images cannot tell one from noise (those of a well count as one), the settings stay"
     return f"no gain: none of {tried} points beats the old settings beyond noise, p = {choice.p_value:.3f}; they stay"

@@ -17,7 +17,7 @@ SearchName = Literal["grid", "optuna"]
 
 @dataclass(frozen=True)
 class TuningPlan:
-    """How to tune. Of the ensembling stages (`tune --stages`) only seed, significance level and folds count."""
+    """How to tune. Of the ensembling stages (`tune --stages`) only seed, significance level, folds and groups count."""
 
     grid: ThresholdGrid = DEFAULT_GRID
     grid_of_type: Mapping[str, ThresholdGrid] = field(default_factory=dict)  # where a cell type has its own
@@ -26,12 +26,24 @@ class TuningPlan:
     seed: int = 0  # of everything that is drawn: folds, sign flips, bootstrap, optuna
     significance: float = SIGNIFICANCE  # the chance to report a gain where there is none
     folds: Mapping[str, int] | None = None  # by image id; None: drawn
-    #: What an image belongs to, by its id, as its well: held out as one. Images that are not there are alone.
+    #: What an image belongs to, by its id, as its well: held out as one, and one unit of `kernel.tuning.choosing`.
+    #: Images that are not there are alone.
     groups: Mapping[str, str] = field(default_factory=dict)
 
     def grid_for(self, cell_type: str) -> ThresholdGrid:
         """What to try for a cell type."""
         return self.grid_of_type.get(cell_type, self.grid)
+
+
+def groups_of(image_ids: Sequence[str], plan: TuningPlan) -> list[str]:
+    """What each image belongs to; one that belongs to nothing is its own."""
+    return [f"of {plan.groups[image_id]}" if image_id in plan.groups else image_id for image_id in image_ids]
+
+
+def units_of(image_ids: Sequence[str], plan: TuningPlan) -> np.ndarray:
+    """(n,) int64: images of one number belong together. Numbers rise from image to image where each is alone."""
+    numbers: dict[str, int] = {}
+    return np.array([numbers.setdefault(group, len(numbers)) for group in groups_of(image_ids, plan)], dtype=np.int64)
 
 
 def folds_of(image_ids: Sequence[str], plan: TuningPlan) -> tuple[np.ndarray, bool]:
@@ -44,7 +56,7 @@ def folds_of(image_ids: Sequence[str], plan: TuningPlan) -> tuple[np.ndarray, bo
     Raises:
         InputError: the plan's folds lack an image.
     """
-    groups = [f"of {plan.groups[image_id]}" if image_id in plan.groups else image_id for image_id in image_ids]
+    groups = groups_of(image_ids, plan)
     if len(set(groups)) == 1:
         groups = list(image_ids)  # nothing else can be held out: `tune` tells it
     if plan.folds is not None:

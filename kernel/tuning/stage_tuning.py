@@ -24,7 +24,7 @@ from kernel.tuning.choosing import (
     cross_validate,
     make_candidates,
 )
-from kernel.tuning.plan import TuningPlan, folds_of
+from kernel.tuning.plan import TuningPlan, folds_of, units_of
 from kernel.tuning.stage_scores import StagePoint
 
 
@@ -104,6 +104,7 @@ class StageSearch:
         points: Sequence[StagePoint],
         scores: Mapping[str, np.ndarray],
         thresholds: Mapping[str, Thresholds],
+        units: np.ndarray,
         plan: TuningPlan,
     ) -> None:
         self.plan, self.scores = plan, scores
@@ -114,14 +115,16 @@ class StageSearch:
         self.bases = [place for place, point in enumerate(points) if point == StagePoint(views[place])]
         everything = np.concatenate([np.zeros((0, len(points))), *scores.values()])
         places = np.arange(len(self.bases), dtype=np.float64)[:, None]
-        self.views = make_candidates(everything[:, self.bases], everything[:, 0], places, places[0])
+        self.views = make_candidates(everything[:, self.bases], everything[:, 0], places, places[0], units)
         #: By base and cell type: the points with its views, and their candidates.
         self.candidates: dict[tuple[int, str], tuple[np.ndarray, Candidates]] = {}
         for base in self.bases:
             allowed = np.flatnonzero(np.array(views) == views[base])
             for cell_type, rows in scores.items():
                 positions = point_positions(points, thresholds[cell_type])
-                candidates = make_candidates(rows[:, allowed], rows[:, base], positions[allowed], positions[base])
+                start = self.starts[cell_type]
+                own = units[start : start + len(rows)]
+                candidates = make_candidates(rows[:, allowed], rows[:, base], positions[allowed], positions[base], own)
                 self.candidates[base, cell_type] = allowed, candidates
 
     def parts(self, images: np.ndarray) -> dict[str, np.ndarray]:
@@ -165,7 +168,7 @@ def tune_stages(
         images: those that were scored.
         scores: by cell type (its images, points), from `score_stages`.
         thresholds: by cell type, as they are.
-        plan: its seed, significance level and folds count here.
+        plan: its seed, significance level, folds and groups count here.
 
     Raises:
         InputError: the plan's folds lack an image.
@@ -173,8 +176,9 @@ def tune_stages(
     by_type: dict[str, list[str]] = {cell_type: [] for cell_type in scores}
     for entry in images:
         by_type[entry.cell_type].append(entry.image_id)
-    folds, given = folds_of([image_id for names in by_type.values() for image_id in names], plan)
-    search = StageSearch(points, scores, thresholds, plan)
+    image_ids = [image_id for names in by_type.values() for image_id in names]
+    (folds, given), units = folds_of(image_ids, plan), units_of(image_ids, plan)
+    search = StageSearch(points, scores, thresholds, units, plan)
     choice = search.choose(np.arange(folds.shape[1]))
     unseen = cross_validate(search.choose, search.score, folds).scores
     before = np.concatenate([np.zeros(0), *(rows[:, 0] for rows in scores.values())])
@@ -190,6 +194,6 @@ def tune_stages(
             after=after[part],
             unseen=unseen[part],
             folds=folds[:, part],
-            assessment=assess(before[part], after[part], unseen[part], plan.seed),
+            assessment=assess(before[part], after[part], unseen[part], plan.seed, units[part]),
         )
-    return StageTuning(points, choice, types, assess(before, after, unseen, plan.seed), folds, given)
+    return StageTuning(points, choice, types, assess(before, after, unseen, plan.seed, units), folds, given)

@@ -61,7 +61,7 @@ def threshold_evidence(tunings: Sequence[TypeTuning], plan: TuningPlan) -> Evide
         "trials": plan.trials if plan.search == "optuna" else None,
         "seed": plan.seed,
         "level": plan.significance,
-        "overall": without_nan(asdict(assess_together(tunings, plan.seed))),
+        "overall": without_nan(asdict(assess_together(tunings, plan))),
         "types": {tuning.cell_type: _type_data(tuning) for tuning in tunings},
     }
     return Evidence(
@@ -81,6 +81,7 @@ def _type_data(tuning: TypeTuning) -> dict[str, Any]:
         "new": tuned_values(tuning.new),
         "gain_beyond_noise": tuning.has_gain,
         "p_value": choice.p_value,
+        "units": choice.units,
         "points": len(found.values),
         "points_beyond_noise": choice.counting,
         "optimum": None if peak is None else dict(zip(TUNED_FIELDS, peak, strict=True)),
@@ -102,7 +103,8 @@ def surface_csv(found: SearchResult, seed: int) -> str:
         return stream.getvalue()
     gains = candidates.scores - candidates.current[:, None]
     means = (candidates.scores.mean(axis=0), candidates.smoothed.mean(axis=0), gains.mean(axis=0))
-    for values, *numbers, p_value in zip(found.values, *means, adjusted_p_values(gains, seed), strict=True):
+    p_values = adjusted_p_values(gains, candidates.units, seed)
+    for values, *numbers, p_value in zip(found.values, *means, p_values, strict=True):
         shown = [f"{value:g}" for value in values], [f"{number:.6f}" for number in numbers]
         writer.writerow([*shown[0], *shown[1], f"{p_value:.4f}"])
     return stream.getvalue()

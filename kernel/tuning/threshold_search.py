@@ -18,7 +18,7 @@ from kernel.masks.instances import CellMasks, Instances
 from kernel.settings import Thresholds
 from kernel.tuning.choosing import Candidates, Choice, choose_point, make_candidates, scores_of_choice
 from kernel.tuning.grid_scores import score_at, score_grids
-from kernel.tuning.plan import TuningPlan
+from kernel.tuning.plan import TuningPlan, units_of
 from kernel.tuning.threshold_grid import TUNED_FIELDS, ThresholdGrid
 
 
@@ -60,7 +60,8 @@ class GridSearch:
         self.base, self.grid, self.plan = base, grid, plan
         scores = score_grids(((image.instances, image.truth) for image in images), grid, corrupt=base.corrupt)
         current = np.array([score_at(image.instances, image.truth, base) for image in images])
-        self.candidates = make_candidates(scores, current, grid.positions(), grid.position_of(base))
+        units = units_of([image.image_id for image in images], plan)
+        self.candidates = make_candidates(scores, current, grid.positions(), grid.position_of(base), units)
         self.values = grid.values()
 
     def choose(self, images: np.ndarray) -> SearchResult:
@@ -77,6 +78,7 @@ class OptunaSearch:
 
     def __init__(self, images: Sequence[TuningImage], base: Thresholds, grid: ThresholdGrid, plan: TuningPlan) -> None:
         self.images, self.base, self.grid, self.plan = images, base, grid, plan
+        self.units = units_of([image.image_id for image in images], plan)
         self._known: dict[tuple[Thresholds, int], float] = {}
 
     def _scores(self, thresholds: Thresholds, images: np.ndarray) -> np.ndarray:
@@ -94,6 +96,7 @@ class OptunaSearch:
             self._scores(self.base, images),
             np.array([self.grid.position_of(point) for point in tried]).reshape(-1, 4),
             self.grid.position_of(self.base),
+            self.units[images],
         )
         choice = choose_point(candidates, significance=self.plan.significance, seed=self.plan.seed)
         return SearchResult(self.base if choice.point is None else tried[choice.point], choice, candidates, values)

@@ -23,7 +23,7 @@ from kernel.settings import Thresholds
 from kernel.text import first_names
 from kernel.tuning.choosing import Assessment, CrossValidation, assess, cross_validate
 from kernel.tuning.grid_scores import score_at
-from kernel.tuning.plan import SearchName, TuningPlan, folds_of
+from kernel.tuning.plan import SearchName, TuningPlan, folds_of, units_of
 from kernel.tuning.threshold_grid import ThresholdGrid
 from kernel.tuning.threshold_search import SEARCHES, Search, SearchResult, TuningImage
 
@@ -70,7 +70,8 @@ def tune_cell_type(cell_type: str, images: Sequence[TuningImage], base: Threshol
         raise ValueError(f"search '{plan.search}' is not one of {get_args(SearchName)}")
     everything = np.arange(len(images))
     grid = plan.grid_for(cell_type).including(base)
-    folds, given = folds_of([image.image_id for image in images], plan)
+    image_ids = [image.image_id for image in images]
+    folds, given = folds_of(image_ids, plan)
     search: Search = SEARCHES[plan.search](images, base, grid, plan)
     found = search.choose(everything)
     validation = cross_validate(search.choose, search.score, folds)
@@ -78,7 +79,7 @@ def tune_cell_type(cell_type: str, images: Sequence[TuningImage], base: Threshol
     after = np.array([score_at(image.instances, image.truth, found.thresholds) for image in images])
     return TypeTuning(
         cell_type=cell_type,
-        image_ids=tuple(image.image_id for image in images),
+        image_ids=tuple(image_ids),
         grid=grid,
         old=base,
         found=found,
@@ -86,12 +87,12 @@ def tune_cell_type(cell_type: str, images: Sequence[TuningImage], base: Threshol
         after=after,
         validation=validation,
         folds_given=given,
-        assessment=assess(before, after, validation.scores, plan.seed),
+        assessment=assess(before, after, validation.scores, plan.seed, units_of(image_ids, plan)),
     )
 
 
-def assess_together(tunings: Sequence[TypeTuning], seed: int = 0) -> Assessment:
-    """What the tuning of several cell types is worth over all their images, each counting the same."""
+def assess_together(tunings: Sequence[TypeTuning], plan: TuningPlan) -> Assessment:
+    """What the tuning of several cell types by a plan is worth over all their images, each counting the same."""
     before, after, unseen = (
         np.concatenate([np.zeros(0), *scores])
         for scores in (
@@ -100,7 +101,8 @@ def assess_together(tunings: Sequence[TypeTuning], seed: int = 0) -> Assessment:
             [tuning.validation.scores for tuning in tunings],
         )
     )
-    return assess(before, after, unseen, seed)
+    units = units_of([image_id for tuning in tunings for image_id in tuning.image_ids], plan)
+    return assess(before, after, unseen, plan.seed, units)
 
 
 def tune_ensemble(

@@ -21,8 +21,9 @@ from kernel.tuning.choosing import (
     make_candidates,
     scores_of_choice,
     smooth,
+    standard_errors,
 )
-from kernel.tuning.plan import TuningPlan, folds_of
+from kernel.tuning.plan import TuningPlan, folds_of, units_of
 
 SHAPE = (5, 7)
 POSITIONS = np.array(list(product(*map(range, SHAPE))), dtype=float)
@@ -137,40 +138,88 @@ def test_p_values_are_those_of_all_flips_counted_one_by_one() -> None:
     for column, length in zip(differences.T, lengths, strict=True):
         seen = column.sum() / length if length else 0.0
         expected.append(sum(value >= seen - 1e-12 for value in everything) / len(everything))
-    np.testing.assert_allclose(adjusted_p_values(differences, 0), expected)
-    drawn = adjusted_p_values(rng.normal(0, 1, (30, 4)), 3)
+    np.testing.assert_allclose(adjusted_p_values(differences, np.arange(6), 0), expected)
+    drawn = adjusted_p_values(rng.normal(0, 1, (30, 4)), np.arange(30), 3)
     np.testing.assert_array_equal(drawn >= 1 / (FLIPS + 1), True)
 
 
-def test_a_gain_needs_five_images() -> None:
+@pytest.mark.parametrize("count", [7, 12])  # all flips, and drawn ones
+def test_an_image_repeated_in_its_well_tells_nothing_more(count: int) -> None:
+    rng = np.random.default_rng(2)
+    scores, current, positions = rng.normal(0, 1, (count, 9)), rng.normal(0, 1, count), np.arange(9.0)[:, None]
+    scores[:, 4] += 1.4
+    once = make_candidates(scores, current, positions, np.zeros(1))
+    order = rng.permutation(np.repeat(np.arange(count), 4))
+    often = make_candidates(scores[order], current[order], positions, np.zeros(1), order)
+    differences = scores - current[:, None]
+    expected = adjusted_p_values(differences, np.arange(count), 5)
+    assert 0.01 < expected.min() < 0.1 and len(set(expected)) > 4
+    np.testing.assert_array_equal(adjusted_p_values(differences[order], order, 5), expected)
+    assert choose_point(often, significance=0.1) == choose_point(once, significance=0.1)
+    assert adjusted_p_values(differences[order], np.arange(4 * count), 5).min() < 0.005
+    found, single = estimate_mean(current[order], 3, order), estimate_mean(current, 3)
+    assert (found.mean, found.low, found.high) == pytest.approx((single.mean, single.low, single.high))
+    one = estimate_mean(current, 3, np.zeros(count, int))
+    assert np.isnan([one.low, one.high]).all()
+
+
+def test_standard_errors_are_those_of_means_over_wells_of_equal_size() -> None:
+    values, wells = np.random.default_rng(0).normal(0, 1, (24, 3)), np.tile(np.arange(6), 4)
+    of_wells = values.reshape(4, 6, 3).mean(axis=0)
+    np.testing.assert_allclose(standard_errors(values, wells), of_wells.std(axis=0, ddof=1) / np.sqrt(6))
+    np.testing.assert_allclose(standard_errors(values, np.arange(24)), values.std(axis=0, ddof=1) / np.sqrt(24))
+    assert standard_errors(values, np.zeros(24, int)).tolist() == [0, 0, 0]
+
+
+def test_wells_that_differ_are_no_gain_but_for_the_stated_rate() -> None:
+    """Noise that four images of a well share in part: taken as independent they are believed far too often."""
+    trials, gains = 100, {"wells": 0, "images": 0}
+    wells = np.repeat(np.arange(10), 4)
+    for seed in range(trials):
+        rng = np.random.default_rng(seed)
+        scores = rng.normal(0, np.sqrt(0.25), (10, 60))[wells] + rng.normal(0, np.sqrt(0.75), (40, 60))
+        for name, units in (("wells", wells), ("images", np.arange(40))):
+            gains[name] += bool(adjusted_p_values(scores, units, seed).min() <= 0.05)
+    assert gains["wells"] <= 11  # 5 expected, 3 standard deviations are 6.5
+    assert gains["images"] >= 25
+
+
+def test_a_gain_needs_five_images_or_wells() -> None:
     for images, expected in ((1, None), (4, None), (5, 0)):
         candidates = make_candidates(np.full((images, 1), 0.9), np.full(images, 0.1), np.ones((1, 1)), np.zeros(1))
-        assert choose_point(candidates) == Choice(expected, expected, 0.5**images, int(expected is not None))
+        assert choose_point(candidates) == Choice(expected, expected, 0.5**images, int(expected is not None), images)
+        often = make_candidates(
+            np.full((images * 3, 1), 0.9), np.full(images * 3, 0.1), np.ones((1, 1)), np.zeros(1),
+            np.arange(images * 3) % images,
+        )  # fmt: skip
+        assert choose_point(often) == choose_point(candidates)
 
 
 def test_no_images_and_no_points() -> None:
     candidates = make_candidates(np.zeros((0, 3)), np.zeros(0), np.zeros((3, 1)), np.zeros(1))
-    assert choose_point(candidates) == Choice(None, None, 1.0, 0)
+    assert choose_point(candidates) == Choice(None, None, 1.0, 0, 0)
     candidates = make_candidates(np.zeros((6, 0)), np.zeros(6), np.zeros((0, 1)), np.zeros(1))
-    assert choose_point(candidates) == Choice(None, None, 1.0, 0)
-    assert scores_of_choice(candidates, Choice(None, None, 1.0, 0)).tolist() == [0] * 6
+    nothing_tried = Choice(None, None, 1.0, 0, 6)
+    assert choose_point(candidates) == nothing_tried
+    assert scores_of_choice(candidates, nothing_tried).tolist() == [0] * 6
     nothing = estimate_mean(np.zeros(0))
     assert np.isnan([nothing.mean, nothing.low, nothing.high]).all()
 
 
 @pytest.mark.parametrize(
-    ("scores", "current", "positions", "told"),
+    ("scores", "current", "positions", "units", "told"),
     [
-        (np.zeros((2, 3)), np.zeros(3), np.zeros((3, 1)), "current scores"),
-        (np.zeros((2, 3)), np.zeros(2), np.zeros((2, 1)), "positions"),
-        (np.full((2, 3), np.nan), np.zeros(2), np.zeros((3, 1)), "not a finite number"),
+        (np.zeros((2, 3)), np.zeros(3), np.zeros((3, 1)), np.arange(2), "current scores"),
+        (np.zeros((2, 3)), np.zeros(2), np.zeros((3, 1)), np.arange(3), r"units \(2,\), got \(2,\) and \(3,\)"),
+        (np.zeros((2, 3)), np.zeros(2), np.zeros((2, 1)), np.arange(2), "positions"),
+        (np.full((2, 3), np.nan), np.zeros(2), np.zeros((3, 1)), np.arange(2), "not a finite number"),
     ],
 )
 def test_what_does_not_fit_is_refused(
-    scores: np.ndarray, current: np.ndarray, positions: np.ndarray, told: str
+    scores: np.ndarray, current: np.ndarray, positions: np.ndarray, units: np.ndarray, told: str
 ) -> None:
     with pytest.raises(ValueError, match=told):
-        make_candidates(scores, current, positions, np.zeros(1))
+        make_candidates(scores, current, positions, np.zeros(1), units)
 
 
 def test_folds_are_drawn_of_equal_size_and_anew() -> None:
@@ -275,6 +324,8 @@ def test_images_of_one_well_are_held_out_together() -> None:
     drawn, given = folds_of(names, replace(plan, folds=None))
     assert not given and all(repeat[0] == repeat[3] for repeat in drawn.tolist())
     assert len(np.unique(drawn[0])) == 4
+    assert units_of(names, plan).tolist() == [0, 1, 2, 0, 3]
+    assert units_of(names, TuningPlan()).tolist() == [0, 1, 2, 3, 4]
     # Where all are of one well, nothing else can be held out than images.
     drawn, _ = folds_of(names, TuningPlan(groups=dict.fromkeys(names, "one")))
     assert drawn.tolist() == [[0, 1, 2, 3, 4]]

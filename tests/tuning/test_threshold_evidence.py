@@ -56,7 +56,8 @@ def test_it_is_said_what_was_chosen_and_what_that_is_worth(tunings: list[TypeTun
     assert lines[3].startswith("  mask_threshold 0.") and lines[3].endswith(f"confidence {tunings[0].new.confidence}")
     assert lines[4:6] == [
         "cort: 0.0000 before, 0.0000 after, on the 1 image tuned on",
-        "  expected on unseen images: 0.0000 (no interval from one image), gain +0.0000 (no interval from one image)",
+        "  expected on unseen images: 0.0000 (no interval from one image or well), "
+        "gain +0.0000 (no interval from one image or well)",
     ]
     assert "no gain: so few images cannot tell one from noise" in lines[6]
     assert lines[8].startswith("all: 0.0000 before") and "8 images" in lines[8] and len(lines) == 10
@@ -79,6 +80,7 @@ def test_the_folder_holds_all_the_evidence(tunings: list[TypeTuning], tmp_path: 
     kept = data["types"]["astro"]
     assert kept["new"] == {name: getattr(tuning.new, name) for name in TUNED_FIELDS}
     assert kept["grid"]["confidence"] == [0.0, 0.3, 1.0] and kept["gain_beyond_noise"] is True
+    assert kept["units"] == 7
     assert [image["after"] for image in kept["images"]] == tuning.after.tolist()
     assert [image["unseen"] for image in kept["images"]] == tuning.validation.scores.tolist()
     assert np.mean([image["unseen"] for image in kept["images"]]) == pytest.approx(

@@ -13,7 +13,8 @@ from kernel.masks.instances import CellMasks, Instances
 from kernel.postprocess.clean import postprocess_instances
 from kernel.scoring.metric import image_score
 from kernel.settings import Thresholds
-from kernel.tuning.choosing import choose_point, make_candidates
+from kernel.tuning.choosing import choose_point, estimate_mean, make_candidates
+from kernel.tuning.descriptions import describe_tuning
 from kernel.tuning.grid_scores import score_grid
 from kernel.tuning.plan import TuningPlan
 from kernel.tuning.threshold_grid import DEFAULT_GRID, ThresholdGrid, read_grids
@@ -132,6 +133,20 @@ def test_optuna_finds_what_the_grid_finds_and_twice_the_same(images: list[Tuning
 
 
 @pytest.mark.parametrize("search", ["grid", "optuna"])
+def test_images_of_four_wells_are_too_few(images: list[TuningImage], search: str) -> None:
+    if search == "optuna":
+        pytest.importorskip("optuna", reason="optuna is not installed, as requirements.txt has it")
+    plan = TuningPlan(grid=GRID, search=search, trials=8, groups={f"image{seed}": f"w{seed % 4}" for seed in range(10)})
+    tuning = tune_cell_type("shsy5y", images, OLD, plan)
+    assert not tuning.has_gain and tuning.found.choice.units == 4 and tuning.found.choice.p_value == 1 / 16
+    assert "no gain: so few images cannot tell one from noise (those of a well" in describe_tuning([tuning], plan)
+    assert tune_cell_type("shsy5y", images, OLD, replace(plan, groups={})).has_gain
+    by_well = estimate_mean(tuning.before, 0, np.arange(10) % 4)
+    assert by_well == tuning.assessment.expected == assess_together([tuning], plan).expected
+    assert by_well != estimate_mean(tuning.before, 0)
+
+
+@pytest.mark.parametrize("search", ["grid", "optuna"])
 def test_no_image_and_one_image(images: list[TuningImage], search) -> None:
     if search == "optuna":
         pytest.importorskip("optuna", reason="optuna is not installed, as requirements.txt has it")
@@ -141,8 +156,8 @@ def test_no_image_and_one_image(images: list[TuningImage], search) -> None:
     one = tune_cell_type("cort", images[:1], OLD, plan)
     assert one.new == OLD and one.validation.scores.tolist() == one.before.tolist() == one.after.tolist()
     assert one.assessment.gain.mean == 0 and np.isnan(one.assessment.gain.low)
-    assert np.isnan(assess_together([]).before)
-    both = assess_together([one, nothing])
+    assert np.isnan(assess_together([], plan).before)
+    both = assess_together([one, nothing], plan)
     assert (both.images, both.before) == (1, one.before[0])
 
 
