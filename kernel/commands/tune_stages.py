@@ -65,13 +65,11 @@ def run_stages(options: argparse.Namespace, images: Sequence[AnnotatedImage], pl
     last = LastEnsemble(check_device(options.device))
     jobs = list_jobs(options, images, plan.folds)
     seen = tell_seen(jobs)
-    images = [job.image for job in jobs]  # out of fold, fold by fold
     ensembles = FoldEnsembles(jobs, last)
     ensemble = last.load(jobs[0].files)
     settings = ensemble.settings
     points = stage_points(grid, settings, member_sets)
-    scores = score_stages(ensembles, points)
-    tuning = tune_stages(points, images, scores, settings.thresholds, plan)
+    tuning = tune_stages(points, score_stages(ensembles, points), settings.thresholds, plan)
     print("\n".join([*describe_stages(tuning, ensemble, plan), *describe_unseen(seen, tuning.types.values())]))
     chosen = {cell_type: tuning.chosen_point(cell_type) for cell_type in tuning.types}
     views = tuning.use_tta_masks

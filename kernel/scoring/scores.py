@@ -13,6 +13,7 @@ from tqdm import tqdm
 from kernel.data.annotated import AnnotatedImage
 from kernel.ensemble.ensemble import Ensemble, Prediction
 from kernel.errors import InputError
+from kernel.log import LOG
 from kernel.masks.instances import CellMasks
 from kernel.postprocess.clean import postprocess_instances
 from kernel.postprocess.pictures import draw_picture
@@ -21,6 +22,7 @@ from kernel.scoring.predicting import PredictionJob, predict_jobs
 from kernel.scoring.predictions import SoftPrediction
 from kernel.segment import segment_image
 from kernel.settings import Thresholds
+from kernel.text import first_names
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,15 @@ def refuse_other_types(
         raise InputError(
             f"the images are of {', '.join(foreign)}, and there are thresholds for {', '.join(thresholds)}: {remedy}"
         )
+
+
+def tell_mistaken_types(counted: Iterable[tuple[AnnotatedImage, str]]) -> None:
+    """Warn of images that are counted, in a tuning, for another cell type than the annotated one."""
+    mistaken = [
+        f"{entry.image_id}, {entry.cell_type} found as {name}" for entry, name in counted if name != entry.cell_type
+    ]
+    if mistaken:
+        LOG.warning("%d image(s) count for the type that the members find: %s", len(mistaken), first_names(mistaken))
 
 
 def scores_of(results: Sequence[ImageResult]) -> MetricScores:

@@ -6,6 +6,12 @@ The members' answer to a proposal and the mask of a final box do not depend on w
 can share one run of an image: its features and RPN maps once; boxes once for the union of the settings' proposals;
 masks once for the union of their final boxes. A setting then only selects, by the ensemble's own functions, from what
 is known, and its result is that of an ensemble with these settings.
+
+Settings are tried for the cell type that the unchanged ensemble takes an image for, whatever is annotated. Where all
+members are used for all types, that is the type of the counts. No setting changes it, and those of other types do not
+touch the image: what is chosen for each type scores together what it scored alone. With a first pass that holds only
+where all agree on the type, before and after: its counts, its labels, and the counts of the type's own members. For
+proposals follow the counts, and the first pass is by the thresholds chosen, too.
 """
 
 from __future__ import annotations
@@ -30,7 +36,7 @@ from kernel.ensemble.views import View
 from kernel.errors import InputError
 from kernel.masks.instances import CellMasks
 from kernel.scoring.metric import image_score
-from kernel.scoring.scores import refuse_other_types
+from kernel.scoring.scores import refuse_other_types, tell_mistaken_types
 from kernel.segment import finish_prediction
 from kernel.settings import CLS_USE, EnsembleSettings, Thresholds
 
@@ -212,19 +218,23 @@ def names_of(members: Iterable[Member]) -> tuple[str, ...]:
     return tuple(member.name for member in members)
 
 
+def taken_type(ensemble: ReplayedEnsemble, cache: StageCache) -> str:
+    """The cell type whose members and thresholds the ensemble takes for an image."""
+    cell_type, members = ensemble.choose_members(cache)
+    return cell_type or ensemble.propose(cache, members).cell_type
+
+
 @torch.inference_mode()
-def replay(ensembles: Sequence[ReplayedEnsemble], image_bgr: np.ndarray) -> Iterator[Prediction]:
+def replay(ensembles: Sequence[ReplayedEnsemble], cache: StageCache) -> Iterator[Prediction]:
     """Predict one image with each of the ensembles, in order.
 
-    For each stage and set of members the network is asked once, about everything that any of the ensembles needs.
+    For each stage and set of members the network is asked once, about everything that any of the ensembles needs and
+    the cache lacks.
 
     Args:
         ensembles: one ensemble with different points applied.
-        image_bgr: (H, W, 3) uint8.
+        cache: of the image.
     """
-    if not ensembles:
-        return
-    cache = StageCache(ensembles[0], image_bgr)
     ask_boxes(cache, [(each, each.members_for(CLS_USE)) for each in ensembles if each.needs_first_pass])
     ask_boxes(cache, [(each, each.choose_members(cache)[1]) for each in ensembles])
     ask_masks(cache, ensembles)
@@ -259,13 +269,13 @@ def ask_masks(cache: StageCache, ensembles: Sequence[ReplayedEnsemble]) -> None:
         ensemble.mask(cache, members, Detections(wanted[:, :4], wanted.new_zeros(len(wanted)), wanted[:, 4].long()))
 
 
-def score_points(ensembles: Sequence[ReplayedEnsemble], image_bgr: np.ndarray, truth: CellMasks) -> np.ndarray:
+def score_points(ensembles: Sequence[ReplayedEnsemble], cache: StageCache, truth: CellMasks) -> np.ndarray:
     """The score of an image's submission with each of `ensembles`, (points,) float64.
 
     They must agree in the thresholds of the post-processing: equal predictions are scored once.
     """
     scores, known = [], {}
-    for ensemble, found in zip(ensembles, replay(ensembles, image_bgr), strict=True):
+    for ensemble, found in zip(ensembles, replay(ensembles, cache), strict=True):
         tensors = (found.boxes_xyxy, found.scores, found.labels, found.mask_probs)
         key = tuple(tensor.numpy().tobytes() for tensor in tensors)
         if key not in known:
@@ -275,27 +285,44 @@ def score_points(ensembles: Sequence[ReplayedEnsemble], image_bgr: np.ndarray, t
     return np.array(scores, dtype=np.float64)
 
 
+@dataclass(frozen=True, eq=False)
+class StageScores:
+    """The scores of the n images that the unchanged ensemble takes for one cell type, at P points."""
+
+    image_ids: tuple[str, ...]
+    scores: np.ndarray  # (n, P) float64
+
+
 def score_stages(
     ensembles: Iterable[tuple[Ensemble, Sequence[AnnotatedImage]]], points: Sequence[StagePoint]
-) -> dict[str, np.ndarray]:
-    """Score each image with each of the points.
+) -> dict[str, StageScores]:
+    """Score each image with each of the points, applied for the cell type that the unchanged ensemble takes it for.
 
     Args:
         ensembles: each with the images that it is to predict: one with all, or, out of fold, one for each fold's.
         points: settings to try.
 
     Returns:
-        By cell type, (images, points) float64.
+        By that cell type, of those that have an image.
 
     Raises:
         InputError: an image cannot be read, the ensemble has no thresholds of a cell type, or as `StagePoint.apply`.
     """
-    scores: dict[str, list[np.ndarray]] = {}
+    scores: dict[str, list[tuple[str, np.ndarray]]] = {}
+    counted: list[tuple[AnnotatedImage, str]] = []
     for ensemble, images in ensembles:
-        refuse_other_types(ensemble.settings.thresholds, images)
-        cell_types = dict.fromkeys(entry.cell_type for entry in images)
-        with_points = {name: [point.apply(ensemble, name) for point in points] for name in cell_types}
+        thresholds = ensemble.settings.thresholds
+        refuse_other_types(thresholds, images)
+        unchanged = ReplayedEnsemble.like(ensemble, ensemble.members)
+        with_points = {name: [point.apply(ensemble, name) for point in points] for name in thresholds}
         for entry in tqdm(images, unit="image", mininterval=2):
-            found = score_points(with_points[entry.cell_type], entry.read(), entry.masks())
-            scores.setdefault(entry.cell_type, []).append(found)
-    return {cell_type: np.stack(rows) for cell_type, rows in scores.items()}
+            cache = StageCache(unchanged, entry.read())
+            cell_type = taken_type(unchanged, cache)
+            counted.append((entry, cell_type))
+            found = score_points(with_points[cell_type], cache, entry.masks())
+            scores.setdefault(cell_type, []).append((entry.image_id, found))
+    tell_mistaken_types(counted)
+    return {
+        cell_type: StageScores(tuple(image_id for image_id, _ in rows), np.stack([found for _, found in rows]))
+        for cell_type, rows in scores.items()
+    }

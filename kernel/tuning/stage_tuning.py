@@ -7,12 +7,11 @@ only together with other thresholds are not found.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from kernel.data.annotated import AnnotatedImage
 from kernel.settings import Thresholds
 from kernel.tuning.choosing import (
     SMOOTHING_REACH,
@@ -25,7 +24,7 @@ from kernel.tuning.choosing import (
     make_candidates,
 )
 from kernel.tuning.plan import TuningPlan, folds_of, units_of
-from kernel.tuning.stage_scores import StagePoint
+from kernel.tuning.stage_scores import StagePoint, StageScores
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class StageChoice:
 
 @dataclass(frozen=True, eq=False)
 class TypeStages:
-    """What the choice is worth for the n images of one cell type."""
+    """What the choice is worth for the n images that the unchanged ensemble takes for one cell type."""
 
     image_ids: tuple[str, ...]
     old: Thresholds  # as they were
@@ -156,8 +155,7 @@ class StageSearch:
 
 def tune_stages(
     points: Sequence[StagePoint],
-    images: Iterable[AnnotatedImage],
-    scores: Mapping[str, np.ndarray],
+    scored: Mapping[str, StageScores],
     thresholds: Mapping[str, Thresholds],
     plan: TuningPlan,
 ) -> StageTuning:
@@ -165,18 +163,15 @@ def tune_stages(
 
     Args:
         points: as `stage_points` makes them; the first is the settings as they are.
-        images: those that were scored.
-        scores: by cell type (its images, points), from `score_stages`.
+        scored: by cell type, from `score_stages`.
         thresholds: by cell type, as they are.
         plan: its seed, significance level, folds and groups count here.
 
     Raises:
         InputError: the plan's folds lack an image.
     """
-    by_type: dict[str, list[str]] = {cell_type: [] for cell_type in scores}
-    for entry in images:
-        by_type[entry.cell_type].append(entry.image_id)
-    image_ids = [image_id for names in by_type.values() for image_id in names]
+    image_ids = [image_id for each in scored.values() for image_id in each.image_ids]
+    scores = {cell_type: each.scores for cell_type, each in scored.items()}
     (folds, given), units = folds_of(image_ids, plan), units_of(image_ids, plan)
     search = StageSearch(points, scores, thresholds, units, plan)
     choice = search.choose(np.arange(folds.shape[1]))
@@ -187,7 +182,7 @@ def tune_stages(
     for cell_type, rows in scores.items():
         part = slice(search.starts[cell_type], search.starts[cell_type] + len(rows))
         types[cell_type] = TypeStages(
-            image_ids=tuple(by_type[cell_type]),
+            image_ids=scored[cell_type].image_ids,
             old=thresholds[cell_type],
             scores=rows,
             before=before[part],

@@ -15,12 +15,10 @@ from tqdm import tqdm
 from kernel.data.annotated import AnnotatedImage
 from kernel.ensemble.ensemble import Ensemble
 from kernel.ensemble.fallbacks import predict_image
-from kernel.log import LOG
 from kernel.postprocess.clean import most_frequent_cell_type, thresholds_for
 from kernel.scoring.predictions import SoftPrediction, soft_prediction
-from kernel.scoring.scores import refuse_other_types
+from kernel.scoring.scores import refuse_other_types, tell_mistaken_types
 from kernel.settings import Thresholds
-from kernel.text import first_names
 from kernel.tuning.choosing import Assessment, CrossValidation, assess, cross_validate
 from kernel.tuning.grid_scores import score_at
 from kernel.tuning.plan import SearchName, TuningPlan, folds_of, units_of
@@ -141,15 +139,13 @@ def tune_predictions(
     """
     plan = plan or TuningPlan()
     by_type: dict[str, list[TuningImage]] = {}
-    mistaken: list[str] = []
+    counted: list[tuple[AnnotatedImage, str]] = []
     for entry, prediction in predictions:
         found_type = most_frequent_cell_type(prediction.instances.labels) or entry.cell_type
-        if found_type != entry.cell_type:
-            mistaken.append(f"{entry.image_id}, {entry.cell_type} found as {found_type}")
+        counted.append((entry, found_type))
         image = TuningImage(entry.image_id, prediction.instances, entry.masks())
         by_type.setdefault(found_type, []).append(image)
-    if mistaken:
-        LOG.warning("%d image(s) count for the type that the members find: %s", len(mistaken), first_names(mistaken))
+    tell_mistaken_types(counted)
     return {
         cell_type: tune_cell_type(cell_type, seen, thresholds_for(thresholds, cell_type), plan)
         for cell_type, seen in by_type.items()

@@ -9,13 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kernel.data.annotated import AnnotatedImage
-from kernel.data.annotations import ImageAnnotations
 from kernel.settings import Thresholds
 from kernel.tuning.evidence import write_evidence
 from kernel.tuning.plan import TuningPlan
 from kernel.tuning.stage_evidence import STAGE_EVIDENCE_NAMES, stage_evidence
-from kernel.tuning.stage_scores import StagePoint
+from kernel.tuning.stage_scores import StagePoint, StageScores
 from kernel.tuning.stage_tuning import tune_stages
 
 THRESHOLDS = {name: Thresholds(rpn_nms_pre=5) for name in ("astro", "cort")}
@@ -27,21 +25,13 @@ POINTS = [
 ]
 
 
-def images_of(count: int) -> list[AnnotatedImage]:
-    """`count` of each type, the types taking turns."""
-    return [
-        AnnotatedImage(Path(f"{name}{index}.png"), ImageAnnotations(f"{name}{index}", name, (4, 4), ()))
-        for index in range(count)
-        for name in THRESHOLDS
-    ]
-
-
 def test_the_files_hold_what_was_tried_chosen_and_scored(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     scores = {name: 0.4 + rng.normal(0, 0.01, (8, len(POINTS))) for name in THRESHOLDS}
     scores["astro"][:, 3] += 0.3
-    images, plan = images_of(8), TuningPlan(seed=3)
-    tuning = tune_stages(POINTS, images, scores, THRESHOLDS, plan)
+    scored = {name: StageScores(tuple(f"{name}{index}" for index in range(8)), rows) for name, rows in scores.items()}
+    plan = TuningPlan(seed=3)
+    tuning = tune_stages(POINTS, scored, THRESHOLDS, plan)
     write_evidence(tmp_path, stage_evidence(tuning, plan), "a diff\n")
     assert {path.name for path in tmp_path.iterdir()} == set(STAGE_EVIDENCE_NAMES)
     assert (tmp_path / "manifest.diff").read_text() == "a diff\n"
@@ -52,6 +42,7 @@ def test_the_files_hold_what_was_tried_chosen_and_scored(tmp_path: Path) -> None
     astro, cort = told["types"]["astro"], told["types"]["cort"]
     assert astro["old"]["rpn_nms_pre"] == 5 and astro["new"]["rpn_nms_pre"] == 3 and astro["members"] == ["one", "two"]
     assert astro["gain_beyond_noise"] and not cort["gain_beyond_noise"]
+    assert (astro["units"], told["use_tta_masks"]["units"]) == (8, 16)
     assert cort["old"] == cort["new"] and cort["members"] is None
     assert [image["id"] for image in astro["images"]] == [f"astro{index}" for index in range(8)]
     assert [image["before"] for image in astro["images"]] == scores["astro"][:, 0].tolist()
@@ -70,9 +61,9 @@ def test_the_files_hold_what_was_tried_chosen_and_scored(tmp_path: Path) -> None
 
 
 def test_no_images_leave_files_too(tmp_path: Path) -> None:
-    scores = {name: np.zeros((0, len(POINTS))) for name in THRESHOLDS}
+    scored = {name: StageScores((), np.zeros((0, len(POINTS)))) for name in THRESHOLDS}
     plan = TuningPlan(folds={})
-    tuning = tune_stages(POINTS, [], scores, THRESHOLDS, plan)
+    tuning = tune_stages(POINTS, scored, THRESHOLDS, plan)
     write_evidence(tmp_path, stage_evidence(tuning, plan), "")
     told = json.loads((tmp_path / "stages.json").read_text())
     assert told["types"]["cort"]["images"] == [] and told["overall"]["images"] == 0

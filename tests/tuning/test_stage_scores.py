@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -17,17 +18,22 @@ import kernel.ensemble.ensemble
 import kernel.ensemble.features
 import kernel.ensemble.networks
 from kernel.data.annotated import AnnotatedImage, list_annotated
+from kernel.data.annotations import ImageAnnotations
 from kernel.data.synthetic.generate import write_dataset
 from kernel.ensemble.ensemble import Ensemble, Prediction
 from kernel.ensemble.members import Member
 from kernel.errors import InputError
+from kernel.masks.rle import encode_rle
 from kernel.postprocess.clean import postprocess_instances
 from kernel.scoring.metric import image_score
-from kernel.segment import instances_of_prediction
+from kernel.scoring.scores import validate_ensemble
+from kernel.segment import instances_of_prediction, segment_image
 from kernel.settings import CELL_TYPES, CLS_USE, CellTypeRule, EnsembleSettings, StageWeights, Thresholds
+from kernel.tuning.plan import TuningPlan
 from kernel.tuning.stage_scores import (
     DEFAULT_STAGE_GRID,
     STAGE_THRESHOLDS,
+    ReplayedEnsemble,
     RowAnswers,
     StageCache,
     StagePoint,
@@ -35,6 +41,7 @@ from kernel.tuning.stage_scores import (
     score_stages,
     stage_points,
 )
+from kernel.tuning.stage_tuning import tune_stages
 
 pytestmark = pytest.mark.usefixtures("wheels_site")
 
@@ -114,6 +121,11 @@ def plain(ensemble: Ensemble, point: StagePoint, cell_type: str, image: np.ndarr
     return Ensemble(members, settings, views_per_batch=ensemble.views_per_batch).predict(image)
 
 
+def replayed(ensembles: Sequence[ReplayedEnsemble], image: np.ndarray) -> Iterator[Prediction]:
+    """`replay` of an image that nothing is known of."""
+    return replay(ensembles, StageCache(ensembles[0], image))
+
+
 def assert_equal(found: Prediction, expected: Prediction) -> None:
     assert (found.cell_type, found.level_counts) == (expected.cell_type, expected.level_counts)
     for name in ("boxes_xyxy", "scores", "labels", "mask_probs"):
@@ -125,7 +137,7 @@ def test_every_point_is_what_an_ensemble_of_its_settings_predicts(members: list[
     ensemble, image = Ensemble(members, SETTINGS, views_per_batch=step), random_image()
     points = [*stage_points(GRID, SETTINGS), StagePoint(True, {"mask_box_scale": 1.4})]
     assert len(points) == 11
-    found = list(replay([point.apply(ensemble, "shsy5y") for point in points], image))
+    found = list(replayed([point.apply(ensemble, "shsy5y") for point in points], image))
     counts = set()
     for prediction, point in zip(found, points, strict=True):
         assert_equal(prediction, plain(ensemble, point, "shsy5y", image))
@@ -138,7 +150,7 @@ def test_without_bbox_nms_the_score_threshold_is_replayed_too(members: list[Memb
     scores = ensemble.predict(image).scores
     middle = float(scores[9:11].mean())
     points = [StagePoint(True, {"rcnn_score_threshold": value}) for value in (0.0, middle, 1.0)]
-    found = list(replay([point.apply(ensemble, "shsy5y") for point in points], image))
+    found = list(replayed([point.apply(ensemble, "shsy5y") for point in points], image))
     for prediction, point in zip(found, points, strict=True):
         assert_equal(prediction, plain(ensemble, point, "shsy5y", image))
     assert [len(prediction.scores) for prediction in found] == [LIMITS.rpn_max_per_img, 10, 0]
@@ -148,7 +160,7 @@ def test_settings_of_another_type_change_nothing(members: list[Member]) -> None:
     ensemble, image = Ensemble(members, SETTINGS), random_image()
     points = [StagePoint(True), StagePoint(True, {"rpn_nms_pre": 1, "rcnn_score_threshold": 1.0})]
     for cell_type, same in (("cort", True), ("shsy5y", False)):
-        first, second = replay([point.apply(ensemble, cell_type) for point in points], image)
+        first, second = replayed([point.apply(ensemble, cell_type) for point in points], image)
         assert (len(first.scores) == len(second.scores)) == same
 
 
@@ -168,7 +180,7 @@ def test_nothing_is_asked_twice(members: list[Member], asked: Counter[str]) -> N
         rows = torch.cat([found.boxes_xyxy, found.labels[:, None]], dim=1).mul(100).round().long()
         boxes[point.use_tta_masks] |= {row.numpy().tobytes() for row in rows}
     asked.clear()
-    predictions = list(replay([point.apply(ensemble, "shsy5y") for point in points], image))
+    predictions = list(replayed([point.apply(ensemble, "shsy5y") for point in points], image))
     assert asked["views"] == 2 * 4
     assert asked["rpn"] == 2
     assert asked["boxes"] == 2 * 4 * len(proposals)
@@ -184,7 +196,7 @@ def test_a_single_point_costs_what_its_prediction_costs(
     ensemble.predict(random_image())
     expected = Counter(asked)
     asked.clear()
-    list(replay([StagePoint(views).apply(ensemble, "shsy5y")], random_image()))
+    list(replayed([StagePoint(views).apply(ensemble, "shsy5y")], random_image()))
     assert asked == expected
 
 
@@ -203,7 +215,7 @@ def test_members_of_a_type_are_settings_as_well(asked: Counter[str]) -> None:
     points = stage_points({"rpn_iou_threshold": (0.4, 0.7), "rcnn_iou_threshold": (0.5,)}, settings, sets)
     assert len(points) == 9
     asked.clear()
-    found = list(replay([point.apply(ensemble, cell_type) for point in points], image))
+    found = list(replayed([point.apply(ensemble, cell_type) for point in points], image))
     assert (asked["views"], asked["rpn"]) == (4, 4)
     for prediction, point in zip(found, points, strict=True):
         assert_equal(prediction, plain(ensemble, point, cell_type, image))
@@ -226,10 +238,10 @@ def test_an_image_without_proposals_or_boxes(members: list[Member]) -> None:
         StagePoint(True),
     ]
     for some in (points[:1], points[:2], points):
-        found = list(replay([point.apply(ensemble, "shsy5y") for point in some], random_image()))
+        found = list(replayed([point.apply(ensemble, "shsy5y") for point in some], random_image()))
         assert [len(prediction.scores) > 3 for prediction in found] == [False, False, True][: len(some)]
         assert all(prediction.mask_probs.shape[1:] == (28, 28) for prediction in found)
-    assert list(replay([], random_image())) == []
+    assert list(replay([], StageCache(ensemble, random_image()))) == []
 
 
 def test_a_replayed_ensemble_needs_a_cache(members: list[Member]) -> None:
@@ -268,14 +280,57 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[AnnotatedImage]:
 def test_scores_are_those_of_the_submissions(members: list[Member], images: list[AnnotatedImage]) -> None:
     ensemble = Ensemble(members, SETTINGS)
     points = stage_points({"rpn_iou_threshold": (0.3,), "rcnn_iou_threshold": (0.2, 0.8)}, SETTINGS)
-    scores = score_stages([(ensemble, images)], points)
-    assert {kind: rows.shape for kind, rows in scores.items()} == {"shsy5y": (2, 3), "cort": (1, 3)}
-    for kind, rows in scores.items():
-        for entry, row in zip([entry for entry in images if entry.cell_type == kind], rows, strict=True):
-            for point, score in zip(points, row, strict=True):
-                found = instances_of_prediction(plain(ensemble, point, kind, entry.read()))
-                masks = postprocess_instances(found, ensemble.settings.thresholds)
-                assert score == pytest.approx(image_score(masks, entry.masks()))
+    ((kind, scored),) = score_stages([(ensemble, images)], points).items()
+    assert kind == "shsy5y" and scored.scores.shape == (3, 3)  # by RULE
+    assert scored.image_ids == tuple(entry.image_id for entry in images)
+    for entry, row in zip(images, scored.scores, strict=True):
+        for point, score in zip(points, row, strict=True):
+            found = instances_of_prediction(plain(ensemble, point, kind, entry.read()))
+            masks = postprocess_instances(found, ensemble.settings.thresholds)
+            assert score == pytest.approx(image_score(masks, entry.masks()))
+
+
+def found_image(ensemble: Ensemble, path: Path, seed: int, cell_type: str) -> AnnotatedImage:
+    """Noise, said to be of a cell type; "annotated" is what the ensemble finds in it."""
+    assert cv2.imwrite(str(path), random_image(seed))
+    empty = AnnotatedImage(path, ImageAnnotations(path.stem, cell_type, (48, 80), ()))
+    masks = segment_image(ensemble, empty.read()).masks
+    rles = tuple(encode_rle(crop, at, (48, 80)) for crop, at in zip(masks.crops, masks.offsets_yx, strict=True))
+    return replace(empty, annotations=replace(empty.annotations, rles=rles))
+
+
+def test_an_image_counts_for_the_type_whose_thresholds_it_meets(
+    members: list[Member], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Counted as shsy5y, an image of cort takes shsy5y's thresholds: what `tune` promises is what `validate` finds."""
+    ensemble, now, better = Ensemble(members, SETTINGS), StagePoint(True), StagePoint(True, {"mask_box_scale": 1.4})
+    best = better.thresholds_of(LIMITS)
+    of_best = Ensemble(members, replace(SETTINGS, thresholds=dict.fromkeys(CELL_TYPES, best)))
+    kinds = ["shsy5y", "cort", "shsy5y"]
+    images = [found_image(of_best, tmp_path / f"{seed}.png", seed, kind) for seed, kind in enumerate(kinds)]
+    scored = score_stages([(ensemble, images)], [now, better])
+    assert "1 image(s) count for the type that the members find: 1, cort found as shsy5y" in caplog.text
+    tuning = tune_stages([now, better], scored, SETTINGS.thresholds, TuningPlan(significance=0.2))
+    assert tuning.choice.points == {"shsy5y": 1}
+    thresholds = {**SETTINGS.thresholds, "shsy5y": tuning.chosen_point("shsy5y").thresholds_of(LIMITS)}
+    for found, limits in (
+        (tuning.types["shsy5y"].before, SETTINGS.thresholds),
+        (tuning.types["shsy5y"].after, thresholds),
+    ):
+        results = validate_ensemble(Ensemble(members, replace(SETTINGS, thresholds=limits)), images)
+        assert found.tolist() == pytest.approx([each.score for each in results])
+    assert tuning.assessment.before < tuning.assessment.after == 1
+
+
+def test_with_a_first_pass_its_type_counts(members: list[Member], images: list[AnnotatedImage]) -> None:
+    uses = [replace(each, use_for=frozenset(use)) for each, use in zip(members, (["astro"], CELL_TYPES), strict=True)]
+    ensemble = Ensemble([member("first", "maskrcnn", 2, [CLS_USE]), *uses], SETTINGS)
+    expected: dict[str, list[str]] = {}
+    for entry in images:
+        expected.setdefault(ensemble.predict(entry.read()).cell_type, []).append(entry.image_id)
+    scored = score_stages([(ensemble, images)], [StagePoint(True)])
+    assert {kind: list(each.image_ids) for kind, each in scored.items()} == expected
+    assert set(expected) != {"shsy5y"}  # as the counts have it
 
 
 def test_no_images_have_no_scores(members: list[Member]) -> None:

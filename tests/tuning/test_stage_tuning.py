@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from kernel.data.annotated import AnnotatedImage
-from kernel.data.annotations import ImageAnnotations
 from kernel.errors import InputError
 from kernel.settings import Thresholds
-from kernel.tuning.choosing import choose_point, make_candidates, smooth
+from kernel.tuning.choosing import choose_point, estimate_mean, make_candidates, smooth
 from kernel.tuning.plan import TuningPlan
-from kernel.tuning.stage_scores import StagePoint
+from kernel.tuning.stage_scores import StagePoint, StageScores
 from kernel.tuning.stage_tuning import StageTuning, point_positions, tune_stages
 
 BASE = {"astro": Thresholds(rpn_nms_pre=5), "cort": Thresholds(rpn_nms_pre=2)}
@@ -35,12 +32,8 @@ def scores_of(views: float, **gains: float) -> dict[str, np.ndarray]:
 
 
 def tune(scores: dict[str, np.ndarray], **plan: Any) -> StageTuning:
-    images = [
-        AnnotatedImage(Path(f"{name}{index}.png"), ImageAnnotations(f"{name}{index}", name, (4, 4), ()))
-        for index in range(8)
-        for name in scores
-    ]
-    return tune_stages(POINTS, images, scores, BASE, TuningPlan(**plan))
+    scored = {name: StageScores(tuple(f"{name}{index}" for index in range(8)), rows) for name, rows in scores.items()}
+    return tune_stages(POINTS, scored, BASE, TuningPlan(**plan))
 
 
 def test_positions_are_steps_and_members_no_neighbours() -> None:
@@ -99,8 +92,23 @@ def test_given_folds_are_held_out() -> None:
         tune(scores, folds={name: fold for name, fold in folds.items() if name != "astro7"})
 
 
+def test_images_of_a_well_count_as_one() -> None:
+    scores = scores_of(0.2, astro=0.3, cort=0.3)
+    four = {f"{name}{index}": f"{name} {index // 2}" for name in scores for index in range(8)}
+    found = tune(scores, groups=four)
+    assert {name: (found.choice.points[name], each.units) for name, each in found.choice.of_type.items()} == {
+        "astro": (1, 4), "cort": (1, 4),  # of eight wells the views can be chosen
+    }  # fmt: skip
+    assert found.choice.views.units == 8 and tune(scores).choice.points == {"astro": 5, "cort": 5}
+    wells = np.arange(8) // 2
+    for type_found in found.types.values():
+        assert type_found.assessment.expected == estimate_mean(type_found.unseen, 0, wells)
+    unseen = np.concatenate([each.unseen for each in found.types.values()])
+    assert found.assessment.expected == estimate_mean(unseen, 0, np.arange(16) // 2)
+
+
 def test_no_images() -> None:
     found = tune({})
     assert found.choice.points == {} and found.choice.base == 0 and found.types == {} and found.assessment.images == 0
-    empty = tune_stages(POINTS, [], {"cort": np.zeros((0, len(POINTS)))}, BASE, TuningPlan())
+    empty = tune_stages(POINTS, {"cort": StageScores((), np.zeros((0, len(POINTS))))}, BASE, TuningPlan())
     assert empty.choice.points == {"cort": 0} and len(empty.types["cort"].unseen) == 0
