@@ -112,7 +112,10 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--seed", type=whole_number(), metavar="S", help="of everything that is drawn (default: 0)")
     parser.add_argument(
-        "--level", type=number(), metavar="P", help="the chance to report a gain where there is none (default: 0.05)"
+        "--level",
+        type=number(),
+        metavar="P",
+        help="the chance to report a gain where there is none (default: 0.05); with --search optuna it is higher",
     )
     add_result_arguments(
         parser,

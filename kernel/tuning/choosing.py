@@ -10,8 +10,8 @@ The choice (`choose_point`) works on paired differences of images, added up over
    were looked at taken into account: a sign-flip test of the mean difference with the maximum over the points as its
    statistic (Westfall and Young, Resampling-Based Multiple Testing, 1993; Nichols and Holmes, Human Brain Mapping 15,
    2002). Where no point is better and a unit's difference is as likely to be d as -d, any "gain" is reported with a
-   chance of at most the significance level, however many points there are. If no point counts, the current settings
-   stay.
+   chance of at most the significance level, however many points there are, if the points were fixed beforehand. If no
+   point counts, the current settings stay.
 2. *Where is the optimum?* At the best mean after smoothing over neighbouring points: a peak that its neighbours do not
    share is mostly luck.
 3. *How little may be changed?* Of the points that count and are at most one standard error (of the paired difference)

@@ -21,6 +21,10 @@ def describe_tuning(tunings: Sequence[TypeTuning], plan: TuningPlan) -> str:
         folds = describe_folds(tuning.validation.folds, tuning.folds_given)
         choice = describe_choice(tuning.found.choice, len(tuning.found.values), plan.significance)
         lines.append(f"  {folds}; {choice}")
+        if plan.search == "optuna" and tuning.has_gain:
+            lines.append(
+                "  optuna looks on where these images scored well: p is too small, go by the gain on unseen ones"
+            )
         lines.append("  " + ", ".join(f"{name} {value}" for name, value in tuned_values(tuning.new).items()))
     if len(tunings) > 1:
         lines += describe_assessment("all", assess_together(tunings, plan))

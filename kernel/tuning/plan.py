@@ -24,7 +24,7 @@ class TuningPlan:
     search: SearchName = "grid"
     trials: int = 200  # of optuna, for each choice
     seed: int = 0  # of everything that is drawn: folds, sign flips, bootstrap, optuna
-    significance: float = SIGNIFICANCE  # the chance to report a gain where there is none
+    significance: float = SIGNIFICANCE  # the chance to report a gain where there is none; optuna's is higher
     folds: Mapping[str, int] | None = None  # by image id; None: drawn
     #: What an image belongs to, by its id, as its well: held out as one, and one unit of `kernel.tuning.choosing`.
     #: Images that are not there are alone.

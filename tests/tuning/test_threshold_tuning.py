@@ -111,6 +111,7 @@ def test_optuna_finds_what_the_grid_finds_and_twice_the_same(images: list[Tuning
     plan = TuningPlan(grid=GRID, search="optuna", trials=30, folds={f"image{seed}": seed % 2 for seed in range(10)})
     tuning = tune_cell_type("shsy5y", images, OLD, plan)
     assert tuning.has_gain and tuning.assessment.after > 0.6 > 3 * tuning.assessment.before
+    assert "optuna looks on where these images scored well" in describe_tuning([tuning], plan)
     assert abs(tuning.new.mask_threshold - 0.6) < 0.1 and 0.25 < tuning.new.confidence < 0.55
     assert tuning.after.tolist() == submission_scores(images, tuning.new)
     assert tuning.found.values[0].tolist() == [0.4, 0.1, 20, 0.2]  # where it stands is tried first
