@@ -61,6 +61,11 @@ class NetworkRunner:
         for member in self.members:
             member.detector.to(self.device, memory_format=self.memory_format).eval()
 
+    def drop_weights(self) -> None:
+        """Free the memory of all members' weights: whoever still holds one of them keeps its name and uses alone."""
+        for member in self.members:
+            member.detector.to("meta")
+
     @property
     def memory_format(self) -> torch.memory_format:
         """The memory layout of the networks' tensors.

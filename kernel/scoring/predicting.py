@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -179,7 +180,7 @@ def find_stored(jobs: Sequence[PredictionJob], folder: Path) -> list[bool]:
 
 
 class LastEnsemble:
-    """Loads ensembles to one device; the last one stays loaded until another is asked for."""
+    """Loads ensembles to one device; the last one stays loaded until another is asked for, and can compute no more."""
 
     def __init__(self, device: str) -> None:
         self.device = device
@@ -189,7 +190,8 @@ class LastEnsemble:
     def load(self, files: EnsembleFiles, shape: tuple[int, int] | None = None) -> Ensemble:
         """The ensemble of these files; its memory is planned for an image (H, W) where `shape` is given."""
         if self._scaled is None or self._files != files:
-            self._scaled = None  # its memory is needed for the next
+            if self._scaled is not None:  # its memory is needed for the next, whoever still holds it
+                self._scaled.ensemble.drop_weights()
             self._scaled = ScaledEnsemble(files.load(self.device))
             self._files = files
         if shape is not None:
@@ -200,6 +202,8 @@ class LastEnsemble:
 class FoldEnsembles:
     """The ensembles of some jobs with the images of each, one loaded at a time; may be gone through many times.
 
+    The memory of each is planned for its largest image.
+
     Ensembles differ in their weights alone, as those of `out_of_fold_jobs` do.
     """
 
@@ -208,7 +212,9 @@ class FoldEnsembles:
 
     def __iter__(self) -> Iterator[tuple[Ensemble, list[AnnotatedImage]]]:
         for files, jobs in groupby(self.jobs, key=lambda job: job.files):
-            yield self.last.load(files), [job.image for job in jobs]
+            images = [job.image for job in jobs]
+            largest = max((image.annotations.image_shape for image in images), key=math.prod)
+            yield self.last.load(files, largest), images
 
 
 class Predictor:

@@ -138,7 +138,7 @@ def test_a_gpus_image_is_cut_by_the_hosts_memory_on_the_cpu(
     ensemble: Ensemble, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, factor: int
 ) -> None:
     """No GPU is needed: nothing is computed. Of float16 the CPU makes float32."""
-    host, per_pixel = 6 << 30, 1000.0
+    host, per_pixel = 4 << 30, 1000.0
     monkeypatch.setattr("kernel.runtime.memory.host_memory", lambda meminfo, cgroup: host)
     on_cpu = plan_tiling(ensemble, host, factor * per_pixel)
     monkeypatch.setattr(ensemble, "device", torch.device("cuda:1"))

@@ -20,6 +20,7 @@ from tiny_detectors import tiny_detector
 from kernel import processes, scale
 from kernel.data.annotated import list_annotated
 from kernel.data.synthetic.generate import write_dataset
+from kernel.ensemble.ensemble import Ensemble
 from kernel.ensemble.networks import NetworkRunner
 from kernel.ensemble.tiles import needs_tiles
 from kernel.errors import InputError, RunError
@@ -162,6 +163,19 @@ def test_an_ensemble_is_loaded_once_for_the_jobs_that_it_has(
     assert len(loaded) == 4  # one at a time
     alone = FoldEnsembles(jobs[:3], LastEnsemble("cpu"))
     assert next(iter(alone))[0] is next(iter(alone))[0] and len(loaded) == 5
+
+
+def test_one_ensembles_weights_are_held_at_a_time_and_its_memory_is_planned(
+    jobs: list[PredictionJob], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scale, "free_memory", lambda device: 0)
+    held: list[Ensemble] = []
+    for ensemble, _ in FoldEnsembles(jobs, LastEnsemble("cpu")):
+        held.append(ensemble)
+        places = [{weight.device.type for m in each.members for weight in m.detector.parameters()} for each in held]
+        assert places == [{"meta"}] * (len(held) - 1) + [{"cpu"}]
+        assert ensemble.feature_budget_bytes == 0
+    assert len(held) == 2
 
 
 def test_what_is_stored_is_not_predicted_again(
