@@ -11,7 +11,6 @@ Exit codes: 0 done, 1 something failed, 2 something given was wrong.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from kernel.errors import InputError, RunError
 from kernel.folders import end_on_sigterm
 from kernel.log import show_log
 from kernel.output import let_readers_leave
+from kernel.processes import is_one_of_several
 from kernel.runtime.ending import end_at_once
 from kernel.signals import ended_at_once
 from kernel.text import parse_toml
@@ -68,11 +68,6 @@ def refuse_processes(options: argparse.Namespace) -> None:
             "WORLD_SIZE tells of several processes, as torchrun starts them: of these commands `train` alone is made "
             "for that; start this one without torchrun (validate shares images by --device cuda:0,cuda:1)"
         )
-
-
-def is_one_of_several() -> bool:
-    """Whether torchrun has started other processes beside this one."""
-    return os.environ.get("WORLD_SIZE", "1") != "1"
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -9,6 +9,7 @@ import torch
 
 from kernel.errors import InputError
 from kernel.log import LOG
+from kernel.text import first_line
 
 #: The first compute capability with bfloat16 of its own; before it torch emulates it, slowly.
 BFLOAT16_SINCE = (8, 0)
@@ -53,8 +54,7 @@ def usable_gpus() -> Iterator[int]:
         try:
             reason = lacks_kernels(torch.device("cuda", index))
         except RuntimeError as error:  # it fails, or another process has it for itself
-            first_line = str(error).strip().partition("\n")[0]
-            reason = f"cuda:{index}: {first_line}"
+            reason = f"cuda:{index}: {first_line(error)}"
         if reason is None:
             yield index
         else:

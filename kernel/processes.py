@@ -35,6 +35,11 @@ LONGEST_WORK = 24 * 3600.0
 _BEGUN = 4
 
 
+def is_one_of_several() -> bool:
+    """Whether torchrun has started other processes beside this one."""
+    return os.environ.get("WORLD_SIZE", "1") != "1"
+
+
 def map_in_processes(
     function: Callable[[Item], Result],
     items: Iterable[Item],

@@ -1,6 +1,6 @@
 """Text files that people write, in the encodings that their editors give them; JSON and TOML, however hostile.
 
-And words in messages: the first of many names, and the name that may have been meant.
+And words in messages: the first of many names, the first line of an error, and the name that may have been meant.
 """
 
 from __future__ import annotations
@@ -24,6 +24,12 @@ _NUMBER = re.compile(r"[+-](?:[0-9]+\.?[0-9]*(?:[eE][+-]?[0-9]+)?|inf|nan)")
 def first_names(names: Sequence[str], most: int = 10) -> str:
     """The first names of many, for a message."""
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
+def first_line(error: BaseException) -> str:
+    """An error's message as a single line without escape codes, for a message of ours."""
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return "".join(character for character in line if character.isprintable())[:200]
 
 
 def name_hint(name: str, known: Iterable[str], otherwise: str = "known are") -> str:

@@ -7,7 +7,6 @@ is; everything else takes plain values.
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,7 +23,9 @@ from kernel.local_weights import resolve_weights
 from kernel.manifest.presets import MEMBERS_FOLDER, Preset, choose_preset, describe_presets, shipped_members
 from kernel.manifest.reader import read_manifest
 from kernel.manifest.types import Manifest
+from kernel.processes import is_one_of_several
 from kernel.settings import NETWORK_DTYPES
+from kernel.text import first_line
 
 if TYPE_CHECKING:
     from kernel.ensemble.ensemble import Ensemble
@@ -227,7 +228,7 @@ def check_device(name: str | None) -> str:
         device = torch.device(name)
         if device.type not in ("cpu", "cuda"):
             raise refused_device(name, "networks run on these alone")
-        if device.type == "cuda" and os.environ.get("WORLD_SIZE", "1") != "1":
+        if device.type == "cuda" and is_one_of_several():
             if device.index is not None:
                 raise refused_device(name, "torchrun gives each process one of its own, by --device cuda")
             return name
@@ -235,7 +236,7 @@ def check_device(name: str | None) -> str:
             require_kernels(device)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:  # of an unknown name; of a CUDA that is not there, or is full
-        raise refused_device(name, str(error).strip().partition("\n")[0]) from error
+        raise refused_device(name, first_line(error)) from error
     return name
 
 

@@ -29,8 +29,9 @@ from kernel.models.configurations import (
 )
 from kernel.models.detectors import Detector, build_detector
 from kernel.models.encoders import ENCODER_SIGNATURES, encoder_signature
-from kernel.models.pickles import DAMAGED_FILE_ERRORS, first_line, foreign_classes, refuse_torchscript
+from kernel.models.pickles import DAMAGED_FILE_ERRORS, foreign_classes, refuse_torchscript
 from kernel.models.wrappers import StateDict, find_state
+from kernel.text import first_line
 
 #: Keys of timm's classifier, which no detector runs: a checkpoint may hold or lack them, and our own files lack them.
 NEVER_RUN_PREFIXES = (

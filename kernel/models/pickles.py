@@ -22,6 +22,7 @@ import torch
 from torch._utils import _rebuild_parameter, _rebuild_tensor_v2
 
 from kernel.errors import InputError
+from kernel.text import first_line
 
 #: What reading a PyTorch file raises for bytes that are none: torch does not check them, and fails wherever it gets to.
 DAMAGED_FILE_ERRORS = (
@@ -129,12 +130,6 @@ def refuse_torchscript(path: Path) -> None:
                 raise InputError(
                     f"{path}: a TorchScript program (torch.jit.save), not weights; save the module's state dict instead"
                 )
-
-
-def first_line(error: BaseException) -> str:
-    """An error's message as a single line without escape codes, for a message of ours."""
-    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return "".join(character for character in line if character.isprintable())[:200]
 
 
 def module_tensors(held: Any, prefix: str = "") -> dict[str, torch.Tensor]:

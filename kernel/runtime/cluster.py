@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from kernel.errors import InputError, RunError
 from kernel.log import LOG
 from kernel.runtime.failures import FailedImage
+from kernel.text import first_line
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -112,7 +113,7 @@ def map_on_cluster(
                 raise
             raise RunError(
                 f"the scheduler or the workers at {address} lack this package, or have other versions of it or of "
-                f"dask ({str(error).splitlines()[0]}): install on them what is here"
+                f"dask ({first_line(error)}): install on them what is here"
             ) from error
         except (CancelledError, OSError) as error:
             # The client may still call itself running when a question of ours finds the connection closed.
@@ -138,10 +139,9 @@ def connect(address: str) -> Client:
     try:
         return Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError, TypeError, AssertionError) as error:  # the last where a busy machine starts no thread
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
             f"--scheduler {address}: no dask scheduler of this version answers there within {CONNECT_SECONDS} s "
-            f"({reason}); give the address that `dask scheduler` prints, as tcp://host:8786"
+            f"({first_line(error)}); give the address that `dask scheduler` prints, as tcp://host:8786"
         ) from error
 
 

@@ -180,7 +180,7 @@ def find_stored(jobs: Sequence[PredictionJob], folder: Path) -> list[bool]:
 
 
 class LastEnsemble:
-    """Loads ensembles to one device; the last one stays loaded until another is asked for, and can compute no more."""
+    """Loads ensembles to one device; the last one stays loaded until another is asked for, and is of no use then."""
 
     def __init__(self, device: str) -> None:
         self.device = device
@@ -192,6 +192,7 @@ class LastEnsemble:
         if self._scaled is None or self._files != files:
             if self._scaled is not None:  # its memory is needed for the next, whoever still holds it
                 self._scaled.ensemble.drop_weights()
+            self._scaled = None
             self._scaled = ScaledEnsemble(files.load(self.device))
             self._files = files
         if shape is not None:

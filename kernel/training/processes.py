@@ -17,6 +17,7 @@ from torch import nn
 
 from kernel.errors import InputError, RunError
 from kernel.gpus import gpu_count, require_kernels
+from kernel.text import first_line
 
 #: The others wait while the first process evaluates and saves; torch's 10 (NCCL) or 30 minutes would end the run there.
 LONGEST_WAIT = timedelta(hours=12)
@@ -39,10 +40,9 @@ def with_the_others() -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:  # also NCCL's and gloo's own
-        reason = str(error).strip().splitlines()[0][:200]
         raise RunError(
-            f"another process of this training has ended, was stopped, or cannot be reached ({reason}): look for its "
-            "message, and start all again with --resume"
+            f"another process of this training has ended, was stopped, or cannot be reached ({first_line(error)}): "
+            "look for its message, and start all again with --resume"
         ) from error
 
 
