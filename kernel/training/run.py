@@ -14,14 +14,13 @@ from kernel.data.learned import MemberRecord, all_pictures, read_member_record
 from kernel.data.pictures import Picture, picture_of
 from kernel.errors import InputError
 from kernel.files import file_sha256
-from kernel.images.zoom import COMPETITION_PIXEL_UM, is_same_scale
 from kernel.log import LOG
 from kernel.manifest.types import MASK_KINDS, TIMM_PREFIX
 from kernel.models.configs import DetectorSpec
-from kernel.scale import told_pixel_um
 from kernel.text import first_names
 from kernel.training.evaluation import check_evaluation, lacks_classes
 from kernel.training.samples import MIN_CELL_PIXELS, TrainingImage, check_classes, count_small_cells, images_digest
+from kernel.training.scale import TrainingScale
 from kernel.training.settings import TrainSettings
 from kernel.training.state import fingerprint_of
 
@@ -83,64 +82,19 @@ class TrainingRun:
         return all_pictures(before.images if before is not None else (), own)
 
     @cached_property
-    def shown_um(self) -> list[float]:
-        """The sides of a pixel at which its images are shown, ascending; of those where that is known."""
-        known = {image.pixel_um for image in (*self.images, *self.extra) if image.pixel_um is not None}
-        return sorted(known)
-
-    @cached_property
-    def init_um(self) -> float | None:
-        """The side of a pixel that the weights to start from tell; None: nothing.
+    def scale(self) -> TrainingScale:
+        """The scale of its images, and that of the weights to start from.
 
         Raises:
             InputError: as `told_pixel_um`.
         """
-        return None if self.init is None else told_pixel_um(self.init)
-
-    @property
-    def known_um(self) -> float | None:
-        """The side of a pixel that the weights to start from know: a member's also where it tells nothing."""
-        return self.init_um or (COMPETITION_PIXEL_UM if self.keep_classes else None)
-
-    @property
-    def pixel_um(self) -> float | None:
-        """The side of a pixel that its weights tell in the end: that of its images, where it is known and one; else
-        `init`'s."""
-        if not self.shown_um:
-            return self.init_um
-        first, last = self.shown_um[0], self.shown_um[-1]
-        is_as_before = self.known_um is not None and is_same_scale(first, self.known_um)
-        return first if is_same_scale(first, last) and not is_as_before else self.init_um
-
-    def tell_scale(self) -> None:
-        """Say where images are shown at several scales, or at another one than the weights to start from know; and
-        which one is taken for that of images that do not tell it.
-
-        Raises:
-            InputError: as `told_pixel_um`.
-        """
-        if not self.shown_um:
-            if self.init_um is not None:
-                LOG.info(
-                    "images do not tell the size of their pixels, which is taken as %s has it: %.4g um",
-                    self.init, self.init_um,
-                )  # fmt: skip
-            return
-        known = self.known_um or self.shown_um[0]
-        if not all(is_same_scale(pixel_um, known) for pixel_um in self.shown_um):
-            sizes = ", ".join(f"{pixel_um:.4g}" for pixel_um in self.shown_um)
-            begun = "" if self.known_um is None else f", and {self.init} knows those of {known:.4g} um"
-            LOG.warning(
-                "images are shown with pixels of %s um%s; for the new weights, predict will show those of %.4g um "
-                "(`prepare --member-pixel-size` shows images as members know them)",
-                sizes, begun, self.pixel_um or COMPETITION_PIXEL_UM,
-            )  # fmt: skip
+        return TrainingScale.of((*self.images, *self.extra), self.init, is_member=self.keep_classes)
 
     def record(self, step: int) -> MemberRecord:
         """The history of its weights after a step."""
         encoder = self.spec.encoder if self.spec.encoder.startswith(TIMM_PREFIX) else None
         iterations, stride = self.settings.iterations, self.spec.stem_stride
-        return MemberRecord(self.fingerprint, step, iterations, self.learned, encoder, stride, self.pixel_um)
+        return MemberRecord(self.fingerprint, step, iterations, self.learned, encoder, stride, self.scale.weights_um)
 
     @property
     def is_complete(self) -> bool:
@@ -243,7 +197,7 @@ class TrainingRun:
         if not any(len(image.crops) for image in self.images):
             raise InputError("no annotated cell in the training images")
         self.tell_small_cells()
-        self.tell_scale()
+        self.scale.tell()
         if self.extra and not self.settings.extra_share:
             raise InputError("there are extra images, and extra_share is 0: none would ever be drawn")
         check_classes([*self.images, *self.extra], self.spec.num_classes)

@@ -241,7 +241,7 @@ def test_which_pixels_a_member_then_knows(
     spec, settings = DetectorSpec("maskrcnn", "resnet18_narrow"), TrainSettings()
     run = TrainingRun(spec, settings, images, tmp_path / "out.safetensors", init, keeps)
     with caplog.at_level("WARNING", LOG.name):
-        run.tell_scale()
+        run.scale.tell()
     assert run.record(1).pixel_size_um == tells
     assert bool(caplog.records) == warns
 
