@@ -11,7 +11,7 @@ from tiny_detectors import tiny_spec
 
 import kernel.training.assigning
 from kernel.models.detectors import Detector, build_detector
-from kernel.training.assigning import BLOCK_ENTRIES, block_length, bound_assignment
+from kernel.training.assigning import BLOCK_ENTRIES, NEIGHBOURS, block_length, bound_assignment
 
 pytestmark = pytest.mark.usefixtures("wheels_site", "one_thread")
 
@@ -30,12 +30,20 @@ def assigners(detector: Detector) -> list[Any]:
 
 @pytest.mark.parametrize("kind", ["maskrcnn", "cascade"])
 @pytest.mark.parametrize("cells", [1, 7, 60])
-@pytest.mark.parametrize("entries", [1, 97])
-def test_the_targets_are_mmdets(kind: str, cells: int, entries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("entries", "neighbours"), [(1, 100), (97, 100), (BLOCK_ENTRIES, 1), (BLOCK_ENTRIES, 23)])
+@pytest.mark.parametrize(("in_order", "scored"), [(True, False), (False, True)])
+def test_the_targets_are_mmdets(
+    kind: str, cells: int, entries: int, neighbours: int, in_order: bool, scored: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plain, bounded = build_detector(tiny_spec(kind)), build_detector(tiny_spec(kind))
     bound_assignment(bounded)
     monkeypatch.setattr(kernel.training.assigning, "BLOCK_ENTRIES", entries)
+    monkeypatch.setattr(kernel.training.assigning, "NEIGHBOURS", neighbours)
     anchors, truth = boxes(500, 0), boxes(cells, 5)
+    if in_order:  # as the RPN lists them, so that most cells reach into few blocks
+        anchors = anchors[(anchors[:, 1] * 100 + anchors[:, 0]).argsort()]
+    if scored:  # as proposals are
+        anchors = torch.cat([anchors, torch.linspace(0, 1, len(anchors))[:, None]], dim=1)
     labels = torch.arange(cells) % 3
     for one, other in zip(assigners(plain), assigners(bounded), strict=True):
         for given in (None, labels):
@@ -43,6 +51,23 @@ def test_the_targets_are_mmdets(kind: str, cells: int, entries: int, monkeypatch
             assert torch.equal(found.gt_inds, expected.gt_inds) and (cells == 1 or (found.gt_inds > 0).any())
             assert torch.equal(found.max_overlaps, expected.max_overlaps)
             assert given is None or torch.equal(found.labels, expected.labels)
+
+
+def test_cells_are_compared_with_what_is_near() -> None:
+    detector = build_detector(tiny_spec("maskrcnn"))
+    bound_assignment(detector)
+    assigner = detector.rpn_head.assigner
+    compare = assigner.iou_calculator
+    compared: list[tuple[int, int]] = []
+
+    def counted(cells: torch.Tensor, anchors: torch.Tensor) -> torch.Tensor:
+        compared.append((len(cells), len(anchors)))
+        return compare(cells, anchors)
+
+    assigner.iou_calculator = counted
+    here, there, nowhere = boxes(NEIGHBOURS, 0), boxes(NEIGHBOURS, 0) + 1000, boxes(NEIGHBOURS, 0) + 2000
+    assigner.assign(torch.cat([here, nowhere, there]), torch.cat([boxes(30, 5), boxes(10, 7) + 1000]))
+    assert compared == [(30, NEIGHBOURS), (10, NEIGHBOURS)]
 
 
 @pytest.mark.parametrize("cells", [0, 1, 60])
@@ -66,3 +91,4 @@ def test_the_plan_stays_within_a_block(cells: int, anchors: int) -> None:
     assert 1 <= length <= anchors
     assert length == 1 or length * cells <= BLOCK_ENTRIES
     assert (length == anchors) == (cells * anchors <= BLOCK_ENTRIES)
+    assert block_length(cells, anchors, NEIGHBOURS) == min(length, NEIGHBOURS)
