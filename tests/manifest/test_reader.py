@@ -6,7 +6,7 @@ import copy
 import gzip
 import json
 import re
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +202,10 @@ WRONG = [
     (changed("kernel.id", "kernel"), "kernel.id: found \"kernel\", expected the kernel as owner/slug"),
     (changed("kernel.title", "abc"), "kernel.title: found \"abc\", expected a title of at least 5"),
     (changed("kernel.title", "Größen"), "kernel.title: found"),
+    (changed("kernel.title", "abc\tdefgh"), "kernel.title: found"),
+    (changed("kernel.title", "    abc    "), "kernel.title: found"),
+    (changed("members.0.encoder", "plain"), "members[0].encoder: found"),
+    (changed("members.0.kind", "unet"), "members[0].encoder: found"),
     (changed("kernel.accelerator", "NvidiaTeslaP100"), "expected one of NvidiaTeslaT4"),
     (changed("kernel.private", "yes"), "kernel.private: found \"yes\", expected true or false"),
     (changed("time_limit_hours", True), "time_limit_hours: found true"),
@@ -316,6 +320,24 @@ def test_schema_has_the_dataclass_fields(part: type, schema: dict[str, Any], ext
     assert set(schema.get("required", [])) == needed
     assert schema["additionalProperties"] is False
     assert all("description" in text or "$ref" in text for text in schema["properties"].values())
+
+
+@pytest.mark.parametrize(("part", "schema"), [(part, schema) for part, schema, _ in PARTS if part is not Thresholds])
+def test_schema_has_the_same_defaults(part: type, schema: dict[str, Any]) -> None:
+    for field in fields(part):
+        told, default = schema["properties"][field.name], field.default
+        if not is_dataclass(default):
+            assert told.get("default", MISSING) == (list(default) if isinstance(default, tuple) else default)
+
+
+def test_schema_has_the_thresholds_of_each_type() -> None:
+    for name, told in SCHEMA["$defs"]["thresholds"]["properties"].items():
+        values = {cell_type: getattr(DEFAULT_THRESHOLDS[cell_type], name) for cell_type in CELL_TYPES}
+        listed = ", ".join(f"{json.dumps(value)} ({cell_type})" for cell_type, value in values.items())
+        if "default" in told:
+            assert set(values.values()) == {told["default"]}
+        else:
+            assert told["description"].endswith(f" By default {listed}.")
 
 
 def test_schema_has_the_same_choices() -> None:
