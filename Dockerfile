@@ -2,7 +2,7 @@
 #
 #     docker build -t inside-ensemble .                            without a GPU
 #     docker build -t inside-ensemble --build-arg TORCH=cu128 .    for NVIDIA's; run it with --gpus all
-#     docker run --rm -v "$PWD:/data" inside-ensemble predict images --manifest ... --out masks
+#     docker run --rm -v "$PWD:/data" inside-ensemble predict images --manifest ... --weights-dir ... --out masks
 #
 # mmdet's packages are put into the image: a run needs no network.
 FROM python:3.12-slim
@@ -15,7 +15,7 @@ RUN pip install uv==0.13.9 && uv pip install --system --torch-backend=${TORCH} t
 
 WORKDIR /opt/inside-ensemble
 COPY . .
-RUN pip install ".[formats,report]"
+RUN pip install ".[formats]"
 RUN python -m inside_ensemble.bundle.site && chmod -R a+rX /opt/cache
 
 # Not the folder of the checkout, which Python would look into first.

@@ -48,6 +48,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RunError as error:
         print(f"failed: {error}", file=sys.stderr)
         return 1
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == __package__:
+            raise  # ours: a defect, not an environment
+        print(
+            f"error: {error.name} is not installed: `make .venv/complete` in a checkout brings all that is needed, "
+            "`pip install '.[formats,train]'` what an installed package may lack",
+            file=sys.stderr,
+        )
+        return 2
     except OSError as error:  # that no place expects: a name that is too long, a disk that fails
         print(f"failed: {error}", file=sys.stderr)
         return 1

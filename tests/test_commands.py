@@ -551,6 +551,21 @@ def test_a_failure_without_fault_of_the_user_is_another_exit_code(
     assert "weights:" not in captured.out
 
 
+def test_a_package_that_is_missing_is_told(
+    given: dict[str, dict[str, Path]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise ModuleNotFoundError("No module named 'sklearn.model_selection'", name=missing)
+
+    monkeypatch.setattr(kernel.training.trainer, "train_detector", fail)
+    missing = "sklearn.model_selection"
+    assert main(command_line("train", **given["train"])) == 2
+    assert "error: sklearn.model_selection is not installed: `make" in capsys.readouterr().err
+    missing = "kernel.models"
+    with pytest.raises(ModuleNotFoundError):
+        main(command_line("train", **given["train"]))
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

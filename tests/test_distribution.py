@@ -57,6 +57,28 @@ def run_elsewhere(installed: Path, folder: Path, *command: str, **variables: str
     )
 
 
+#: Packages of the index by the name that is imported, where it is another.
+INDEX_NAMES = {"cv2": "opencv-python-headless", "skimage": "scikit-image", "sklearn": "scikit-learn"}
+#: What comes with an extra, each named with its remedy where it is missing; and mmdet, which the wheels hold.
+WITH_REMEDY = {"bioio", "bioio_base", "distributed", "mmcv", "mmdet", "napari", "ome_zarr", "optuna", "qtpy", "roifile"}
+WITH_REMEDY |= {"zarr"}
+
+
+def test_what_is_imported_is_installed_with_it() -> None:
+    """A command that ends in hours of work needs all that writes its result."""
+    imported: set[str] = set()
+    for path in (ROOT / "kernel").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported.update(alias.name.partition(".")[0] for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                imported.add(node.module.partition(".")[0])
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    installed = {re.match(r"[\w.-]+", wanted)[0] for wanted in project["dependencies"]}  # type: ignore[index]
+    foreign = imported - set(sys.stdlib_module_names) - {"kernel", "bundle"}
+    assert {name for name in foreign if INDEX_NAMES.get(name, name) not in installed} == WITH_REMEDY
+
+
 def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
