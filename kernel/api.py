@@ -4,7 +4,7 @@
 
     segmenter = load("manifest.json", weights="weights")  # or load(preset="fast"), by the members that come with it
     cells = segmenter.segment(image)
-    cells.labels, cells.scores, cells.cell_types, cells.outlines
+    cells.labels, cells.scores, cells.cell_type, cells.outlines
 
 In a checkout the package is called `kernel`.
 """
@@ -210,7 +210,7 @@ def load(
         weights: folder with the members' files; None: `weights` beside the manifest.
         preset: of the members that come with the program: "best", "balanced" or "fast"; None: "balanced".
         device: "cpu", "cuda", "cuda:1", ...; None: the first GPU, or the CPU.
-        dtype: of the networks: float32, float16 or bfloat16; None: the preset's, or float32.
+        dtype: of the networks: float32, float16 or bfloat16; None: the preset's, or the manifest's.
 
     Raises:
         InputError: the manifest, a preset, a weight file or the device cannot be used.
@@ -234,7 +234,7 @@ def load(
             raise InputError(f"preset {preset!r} is of the members that come with the program: give no manifest")
         path = Path(manifest)
         folder = path.parent / "weights" if weights is None else Path(weights)
-        files = find_ensemble(read_manifest(path), folder, dtype or NETWORK_DTYPES[0])
+        files = find_ensemble(read_manifest(path), folder, dtype)
     return Segmenter(ScaledEnsemble(files.load(check_device(device)), member_pixel_um(files.paths)))
 
 

@@ -73,10 +73,13 @@ def require_kernels(device: torch.device) -> None:
 
 
 def own_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
-    """The dtype that networks compute in where `dtype` is asked for: float16 on a GPU that has no bfloat16.
+    """The dtype that networks compute in where `dtype` is asked for.
 
-    Float16 is as fast there, and finer. What overflows in it is computed again in float32, or its loss is scaled.
+    A GPU that has no bfloat16 gets float16, which is as fast there, and finer. What overflows in it is computed again
+    in float32, or its loss is scaled. A CPU gets float32 in the place of float16, of which it has no arithmetic.
     """
+    if dtype == torch.float16 and device.type == "cpu":
+        return torch.float32
     if dtype != torch.bfloat16 or device.type != "cuda" or torch.cuda.get_device_capability(device) >= BFLOAT16_SINCE:
         return dtype
     LOG.warning("%s, %s, has no bfloat16: float16 is used", device, torch.cuda.get_device_name(device))

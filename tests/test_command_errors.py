@@ -148,14 +148,31 @@ def test_recipes_that_are_none(tmp_path: Path, text: str, told: str) -> None:
         read_recipe(tmp_path / "recipe.toml")
 
 
-@pytest.mark.parametrize(("given", "dtype"), [([], "float32"), (["--dtype", "bfloat16"], "bfloat16")])
-def test_the_dtype_reaches_the_ensemble(wheels_site: Path, data: Path, given: list[str], dtype: str) -> None:
+@pytest.mark.parametrize(
+    ("planned", "given", "dtype", "computed"),
+    [
+        ("float32", [], "float32", "float32"),
+        ("float32", ["--dtype", "bfloat16"], "bfloat16", "bfloat16"),
+        ("bfloat16", [], "bfloat16", "bfloat16"),  # as the script computes
+        ("float16", [], "float16", "float32"),  # on a CPU, as the script does there
+        ("bfloat16", ["--dtype", "float32"], "float32", "float32"),
+    ],
+)
+def test_the_dtype_reaches_the_ensemble(
+    wheels_site: Path, data: Path, tmp_path: Path, planned: str, given: list[str], dtype: str, computed: str
+) -> None:
+    manifest = tmp_path / "manifest.json"
+    text = json.loads((DEMO / "manifest.json").read_text(encoding="utf-8"))
+    manifest.write_text(json.dumps(text | {"dtype": planned}), encoding="utf-8")
     parser = CommandParser()
     validate.add_parser(parser.add_subparsers())
-    words = ["validate", *ENSEMBLE, "--data", str(data), "--device", "cpu", *given]
+    members = ["--manifest", str(manifest), "--weights-dir", str(DEMO / "weights")]
+    words = ["validate", *members, "--data", str(data), "--device", "cpu", *given]
     options = validate.RULES.checked(parser.parse_args(words))
-    assert [job.files.dtype for job in validate.list_jobs(options, validate.list_fold(options))] == [dtype]
-    assert str(load_options_ensemble(options).dtype) == f"torch.{dtype}"
+    images = validate.list_fold(options)
+    assert [job.files.dtype for job in validate.list_jobs(options, images)] == [dtype]
+    assert [job.files.dtype for job in validate.list_jobs(options, images, devices=["cpu"])] == [computed]
+    assert str(load_options_ensemble(options).dtype) == f"torch.{computed}"
 
 
 def test_an_unknown_dtype(capsys: pytest.CaptureFixture[str]) -> None:

@@ -153,6 +153,7 @@ def test_bfloat16_that_would_be_emulated_becomes_float16(
     assert ("cuda:0, GPU 0, has no bfloat16" in caplog.text) == (own == "float16")
     assert own_dtype(device, torch.float32) == torch.float32
     assert own_dtype(torch.device("cpu"), torch.bfloat16) == torch.bfloat16
+    assert own_dtype(torch.device("cpu"), torch.float16) == torch.float32, "of which CPUs have no arithmetic"
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ DEMO = Path(__file__).resolve().parents[1] / "bundle" / "synthetic" / "manifest.
         (None, "float16", ["cpu"], "float32"),  # a dry run of a kernel that is meant for GPUs
         (None, "bfloat16", ["cpu"], "bfloat16"),
         ("bfloat16", "float16", ["cpu"], "bfloat16"),
-        ("float16", "float32", ["cpu"], "float16"),
+        ("float16", "float32", ["cpu"], "float32"),
     ],
 )
 def test_the_environment_comes_before_the_manifest(

@@ -97,8 +97,8 @@ def add_member_arguments(
     parser.add_argument(
         "--dtype",
         choices=NETWORK_DTYPES,
-        help="of the networks' arithmetic; the short ones are faster and less exact (default: "
-        f"{'as the preset, else ' if shipped else ''}{NETWORK_DTYPES[0]})",
+        help="of the networks' arithmetic; the short ones are faster and less exact (default: the manifest's"
+        + (", or the preset's)" if shipped else ")"),
     )
 
 
@@ -173,7 +173,8 @@ def choose_members(options: argparse.Namespace) -> ChosenMembers:
                 raise InputError(f"{flag(name)} is of the members that come with the program: leave out --manifest")
         if options.weights_dir is None:
             raise InputError("--manifest needs --weights-dir, the folder of its members' weight files")
-        return ChosenMembers(read_manifest(options.manifest), options.weights_dir, options.dtype or NETWORK_DTYPES[0])
+        manifest = read_manifest(options.manifest)
+        return ChosenMembers(manifest, options.weights_dir, options.dtype or manifest.dtype)
     if options.weights_dir is not None:
         raise InputError("--weights-dir belongs to --manifest, which is not given")
     return shipped_ensemble(options.preset, options.dtype)
@@ -268,8 +269,8 @@ def check_devices(names: str | None, *, every_gpu: bool = False) -> list[str]:
     return [check_device(name) for name in names.split(",")] if names else [check_device(None)]
 
 
-def find_ensemble(manifest: Manifest, weights_dir: Path, dtype: str = NETWORK_DTYPES[0]) -> EnsembleFiles:
-    """The manifest's ensemble with its weight files, not loaded yet.
+def find_ensemble(manifest: Manifest, weights_dir: Path, dtype: str | None = None) -> EnsembleFiles:
+    """The manifest's ensemble with its weight files, not loaded yet; in the manifest's dtype, where none is given.
 
     Raises:
         InputError: as `resolve_weights`.
@@ -277,7 +278,7 @@ def find_ensemble(manifest: Manifest, weights_dir: Path, dtype: str = NETWORK_DT
     from kernel.scoring.predicting import EnsembleFiles
 
     manifest, found = resolve_weights(manifest, weights_dir)
-    return EnsembleFiles(manifest, {weights.member.name: weights.path for weights in found}, dtype)
+    return EnsembleFiles(manifest, {weights.member.name: weights.path for weights in found}, dtype or manifest.dtype)
 
 
 def load_options_ensemble(options: argparse.Namespace) -> Ensemble:

@@ -167,7 +167,7 @@ def add_parser(commands: Any) -> None:
         "--use-for",
         nargs="+",
         choices=(*CELL_TYPES, CLS_USE),
-        help="what the manifest says it is used for (default: as --member, or all cell types)",
+        help="what the manifest says it is used for (default: as --from or --member has it, or all cell types)",
     )
     parser.set_defaults(run=run_train, rules=RULES, in_processes=True)
 

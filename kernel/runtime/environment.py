@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from kernel.errors import InputError
+from kernel.gpus import own_dtype
 from kernel.log import LOG
 from kernel.settings import NETWORK_DTYPES
 
@@ -64,15 +65,14 @@ def chosen_devices() -> list[str]:
 def chosen_dtype(planned: str, devices: Sequence[str]) -> torch.dtype:
     """The dtype that networks compute in: KERNEL_DTYPE, else the manifest's, which is `planned`.
 
-    A planned float16 becomes float32 where a device is the CPU: it is a type for GPUs.
+    A float16 becomes float32 where a device is the CPU, as `own_dtype` has it: all devices are to compute alike.
 
     Raises:
         InputError: KERNEL_DTYPE is none of `NETWORK_DTYPES`.
     """
-    name = os.environ.get("KERNEL_DTYPE")
-    if name is None:
-        on_cpu = any(torch.device(device).type == "cpu" for device in devices)
-        name = "float32" if planned == "float16" and on_cpu else planned
+    name = os.environ.get("KERNEL_DTYPE", planned)
     if name not in NETWORK_DTYPES:
         raise InputError(f"KERNEL_DTYPE is {name!r}; allowed are {', '.join(NETWORK_DTYPES)}")
-    return getattr(torch, name)
+    dtype = getattr(torch, name)
+    on_cpu = any(torch.device(device).type == "cpu" for device in devices)
+    return own_dtype(torch.device("cpu"), dtype) if on_cpu else dtype

@@ -98,7 +98,7 @@ def find_fold_weights(manifest: Manifest, weights_dir: Path, fold: int, data: Pa
         paths[member.name] = found.path
     if problems:
         raise InputError("\n".join(problems))
-    return EnsembleFiles(replace(of_fold, members=tuple(members)), paths)
+    return EnsembleFiles(replace(of_fold, members=tuple(members)), paths, of_fold.dtype)
 
 
 def check_folds_differ(files: Mapping[int, EnsembleFiles]) -> None:

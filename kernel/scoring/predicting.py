@@ -43,7 +43,7 @@ class EnsembleFiles:
 
     manifest: Manifest  # with every member's sha256
     paths: Mapping[str, Path]  # the weights, by member
-    dtype: str = "float32"
+    dtype: str  # one of NETWORK_DTYPES
 
     @property
     def sums(self) -> dict[str, str | None]:

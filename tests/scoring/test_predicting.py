@@ -60,7 +60,9 @@ def files(wheels_site: Path, tmp_path_factory: pytest.TempPathFactory) -> Ensemb
         members.append(MemberEntry(kind, kind, "resnet18_narrow", CELL_TYPES, file=path.name, sha256=file_sha256(path)))
     settings = EnsembleSettings(use_tta=False, use_tta_masks=False, thresholds=dict.fromkeys(CELL_TYPES, QUICK))
     identity = KernelIdentity("me/some-kernel", "Some kernel", "cells")
-    return EnsembleFiles(Manifest(identity, "me/wheels", tuple(members), ("me/weights",), ensemble=settings), paths)
+    return EnsembleFiles(
+        Manifest(identity, "me/wheels", tuple(members), ("me/weights",), ensemble=settings), paths, "float32"
+    )
 
 
 @pytest.fixture(scope="module")
