@@ -12,7 +12,7 @@ import re
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar
+from typing import Any, BinaryIO, ClassVar, Literal
 
 import cv2
 import numpy as np
@@ -66,7 +66,7 @@ class ArrayStandIn(StandIn):
         self.held = make_array(content, dtype, shape, "F" if is_fortran else "C")
 
 
-def make_array(content: Any, dtype: Any, shape: Any, order: str) -> np.ndarray | None:
+def make_array(content: Any, dtype: Any, shape: Any, order: Literal["C", "F"]) -> np.ndarray | None:
     """The array of a pickle, not to be written to; None for one of texts, dates, records.
 
     Raises:
