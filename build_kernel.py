@@ -16,9 +16,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
-import shlex
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -49,7 +46,7 @@ with ended_at_once():  # while this imports, Ctrl-C would come out as a tracebac
     from kernel.manifest.types import Manifest, manifest_to_json, refuse_fold_files
     from kernel.output import let_readers_leave
     from kernel.runtime.wheels import LockedWheel, verify_wheels
-    from kernel.text import name_hint
+    from kernel.text import name_hint, shell_word
     from kernel.vendored import use_vendored_packages
 
 ROOT = Path(__file__).resolve().parent
@@ -309,11 +306,6 @@ def print_next_steps(manifest: Manifest, out: Path, open_points: Sequence[str]) 
             print(f"  kaggle datasets create -p {shell_word(out / weights_folder_name(dataset))}")
     print("  kaggle datasets status OWNER/SLUG        # of each, until it is ready: a kernel starts without it else")
     print(f"  kaggle kernels push -p {shell_word(out / 'kernel')}")
-
-
-def shell_word(path: Path) -> str:
-    """A path as the shell of this system takes it."""
-    return shlex.quote(str(path)) if os.name == "posix" else subprocess.list2cmdline([str(path)])
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -44,13 +45,12 @@ def sole_writer(target: Path) -> Iterator[None]:
     process left behind locks nothing.
 
     Raises:
-        InputError: another process is in the block, or the folder cannot be written.
+        InputError: another process is in the block, the folder cannot be written, or something else than a lock lies
+            there.
     """
     path = target.with_name(f".{target.name}.lock")
     while True:
-        with writing(path):
-            file = path.open("a+", encoding="utf-8", newline="\n")
-        with file:
+        with _open_lock(path) as file:
             with writing(path):
                 is_ours = _try_lock(file)
             if not is_ours:
@@ -72,6 +72,26 @@ def sole_writer(target: Path) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
+def _open_lock(path: Path) -> IO[str]:
+    """Open the lock's file, made if need be; what a link there leads to would be emptied by whoever gets the lock.
+
+    Raises:
+        InputError: it is a link, has other names, is no plain file, or cannot be opened.
+    """
+    with writing(path):
+        if not path.is_symlink():  # for the message, and for Windows, which cannot refuse to follow one
+            file = open(path, "a+", encoding="utf-8", newline="\n", opener=_open_no_link)  # noqa: SIM115 - to return
+            facts = os.fstat(file.fileno())
+            if stat.S_ISREG(facts.st_mode) and facts.st_nlink < 2:  # 0: its holder deleted it just now
+                return file
+            file.close()
+    raise InputError(f"{path} is no lock, but a link or a device: see what it is, and delete it")
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
+
 def _holder(file: IO[str]) -> str:
     file.seek(0)
     return file.read(20).strip() or "unknown"
@@ -80,6 +100,6 @@ def _holder(file: IO[str]) -> str:
 def _is_in_place(file: IO[str], path: Path) -> bool:
     """Whether the open file is still the one at `path`."""
     try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+        return os.path.samestat(os.fstat(file.fileno()), path.lstat())
     except FileNotFoundError:
         return False

@@ -1,13 +1,17 @@
 """Text files that people write, in the encodings that their editors give them; JSON and TOML, however hostile.
 
-And words in messages: the first of many names, the first line of an error, and the name that may have been meant.
+And words in messages: the first of many names, the first line of an error, a path to paste into a shell, and the name
+that may have been meant.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
+import shlex
+import subprocess
 import tomllib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -37,6 +41,11 @@ def name_hint(name: str, known: Iterable[str], otherwise: str = "known are") -> 
     names = list(known)
     nearest = difflib.get_close_matches(name, names, n=1)
     return f"did you mean {nearest[0]!r}?" if nearest else f"{otherwise} {', '.join(names)}"
+
+
+def shell_word(word: object) -> str:
+    """A path, or any other word, as the shell of this system takes it."""
+    return shlex.quote(str(word)) if os.name == "posix" else subprocess.list2cmdline([str(word)])
 
 
 def text_encoding(head: bytes) -> str:

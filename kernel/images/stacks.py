@@ -324,6 +324,8 @@ def open_zarr(path: Path) -> Stack:
         scales = told["multiscales"][0]
         largest = scales["datasets"][0]
         array: Any = group[largest["path"]]
+        if oddity := zarr_oddity(array):
+            raise InputError(f"{path} {oddity}")
         axes = zarr_axes(scales.get("axes"), array.ndim)
         pixel = zarr_pixel_size(scales, largest, axes)
         channels = [channel.get("label") for channel in told.get("omero", {}).get("channels", [])]
@@ -341,6 +343,19 @@ def open_zarr(path: Path) -> Stack:
 
     names = tuple(map(str, channels)) if channels and all(channels) else ()
     return Stack(letters, tuple(map(int, array.shape[:-2])), read, pixel, names)
+
+
+def zarr_oddity(array: Any) -> str:
+    """What makes the pixels of a Zarr array none to read, for a message that begins with its place; empty if nothing.
+
+    Objects are none, and reading what was pickled runs the code of whoever wrote it; of no chunk is anything read here.
+    """
+    if array.dtype.kind not in "biuf":
+        return f"holds {array.dtype} where pixels should be: allowed are real numbers"
+    told = array.metadata.to_dict()
+    if "pickle" in repr([told.get(name) for name in ("filters", "compressor", "codecs")]).lower():
+        return "holds pickles, which run code where they are read: it is refused; write its pixels with another codec"
+    return ""
 
 
 def zarr_axes(told: Any, count: int) -> str:

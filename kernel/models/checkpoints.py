@@ -31,7 +31,7 @@ from kernel.models.detectors import Detector, build_detector
 from kernel.models.encoders import ENCODER_SIGNATURES, encoder_signature
 from kernel.models.pickles import DAMAGED_FILE_ERRORS, foreign_classes, refuse_torchscript
 from kernel.models.wrappers import StateDict, find_state
-from kernel.text import first_line
+from kernel.text import first_line, shell_word
 
 #: Keys of timm's classifier, which no detector runs: a checkpoint may hold or lack them, and our own files lack them.
 NEVER_RUN_PREFIXES = (
@@ -140,10 +140,10 @@ def load_pytorch(path: Path) -> Any:
                 f"{path}: holds more than tensors and would run code when loaded, or is damaged; it is refused; "
                 "save a plain state dict, or better safetensors"
             ) from error
+        files = f"{shell_word(path.name)} {shell_word(f'{path.stem}.safetensors')}"
         raise InputError(
             f"{path}: holds more than tensors and would run code when loaded: {shorten_list(strangers)}; it is "
-            f"refused; `python -m kernel convert {path.name} {path.stem}.safetensors` takes the tensors out without "
-            "running any"
+            f"refused; `python -m kernel convert {files}` takes the tensors out without running any"
         ) from error
     except DAMAGED_FILE_ERRORS as error:
         raise InputError(f"{path}: not a readable PyTorch file ({first_line(error)}); fetch it again") from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import pickle
 import struct
+import tarfile
 import warnings
 import zipfile
 import zlib
@@ -16,13 +17,14 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 import torch
-from torch._utils import _rebuild_parameter, _rebuild_tensor_v2
+from torch._utils import _rebuild_tensor_v2
 
 from kernel.errors import InputError
 from kernel.text import first_line
+from kernel.unpickling import CodeFreeUnpickler, Maker, StandIn, make_dict
 
 #: What reading a PyTorch file raises for bytes that are none: torch does not check them, and fails wherever it gets to.
 DAMAGED_FILE_ERRORS = (
@@ -30,44 +32,66 @@ DAMAGED_FILE_ERRORS = (
     MemoryError, ImportError, OSError, struct.error, zlib.error, zipfile.BadZipFile, pickle.UnpicklingError,
 )  # fmt: skip
 
-#: Functions and classes of a pickle that only put tensors together; none takes a name of code to run.
-HARMLESS_GLOBALS: Mapping[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("torch", "Size"): torch.Size,
-    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
-    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor_v2,
-    ("torch.storage", "UntypedStorage"): torch.UntypedStorage,
+#: The first bytes by which torch takes a file for an archive.
+ZIP_BEGIN = b"PK\x03\x04"
+
+
+class TorchUnpickler(CodeFreeUnpickler):
+    """Makes tensors of what torch reads for it, which it calls by persistent ids."""
+
+    def load_binpersid(self) -> None:
+        """Have torch read numbers. Of a module, whose source it would compare with ours, the class alone is taken."""
+        saved = self.stack.pop()
+        kind = saved[0] if type(saved) is tuple and saved and type(saved[0]) is str else None
+        if kind == "module" and len(saved) > 1:
+            self.append(saved[1])
+        elif kind == "storage":
+            self.append(self.persistent_load(saved))
+        else:
+            raise pickle.UnpicklingError("it names neither numbers nor a module outside of itself")
+
+    dispatch: ClassVar[dict[int, Any]] = CodeFreeUnpickler.dispatch | {pickle.BINPERSID[0]: load_binpersid}
+
+
+def rebuild_tensor(
+    storage: Any, offset: Any, size: Any, stride: Any, _requires_grad: Any, _hooks: Any, metadata: Any = None
+) -> torch.Tensor:
+    """As torch's `_rebuild_tensor_v2`, without what only training uses; it checks that the numbers are there.
+
+    Raises:
+        pickle.UnpicklingError: `storage` is none.
+    """
+    if type(storage) is not torch.TypedStorage:
+        raise pickle.UnpicklingError(f"it makes a tensor of {type(storage).__name__}")
+    return _rebuild_tensor_v2(storage, offset, size, stride, False, OrderedDict(), metadata)
+
+
+def plain_parameter(data: Any, *_training: Any) -> Any:
+    """The tensor of a parameter."""
+    return data
+
+
+def make_size(sides: Any = ()) -> tuple[Any, ...]:
+    """A torch.Size as a tuple.
+
+    Raises:
+        pickle.UnpicklingError: `sides` is none.
+    """
+    if type(sides) is not tuple:
+        raise pickle.UnpicklingError(f"it makes a size of {type(sides).__name__}")
+    return sides
+
+
+#: Classes and functions of a pickle that only put tensors together. Of dtypes none can be changed or called.
+TENSOR_PARTS: Mapping[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): Maker(make_dict),
+    ("torch", "Size"): Maker(make_size),
+    ("torch._utils", "_rebuild_parameter"): Maker(plain_parameter),
+    ("torch._utils", "_rebuild_tensor_v2"): Maker(rebuild_tensor),
+    ("torch.storage", "UntypedStorage"): SimpleNamespace(dtype=torch.uint8),  # of which torch takes the dtype alone
 } | {
     ("torch", str(dtype).removeprefix("torch.")): dtype for dtype in vars(torch).values() if type(dtype) is torch.dtype
 }
-
-
-class StandIn:
-    """Stands for an object of any class: takes whatever a pickle does to it, and keeps its attributes as data."""
-
-    def __new__(cls, *_args: Any, **_named: Any) -> StandIn:
-        return super().__new__(cls)
-
-    def __init__(self, *_args: Any, **_named: Any) -> None:
-        self.held: Any = None
-
-    def __call__(self, *_args: Any, **_named: Any) -> StandIn:
-        return StandIn()
-
-    def __setstate__(self, held: Any) -> None:
-        self.held = held
-
-    def __setitem__(self, _key: Any, _value: Any) -> None:
-        """As of a class derived from dict."""
-
-    def append(self, _value: Any) -> None:
-        """As of a class derived from list."""
-
-    def extend(self, _values: Any) -> None:
-        """As of a class derived from list."""
-
-    def add(self, _value: Any) -> None:
-        """As of a class derived from set."""
 
 
 class CodeFreeReader:
@@ -92,19 +116,19 @@ class CodeFreeReader:
             raise InputError(f"{path}: not a readable PyTorch file ({first_line(error)}); fetch it again") from error
 
     @property
-    def unpickler(self) -> type[pickle.Unpickler]:
-        """Finds what is harmless and nothing else; torch derives from it."""
+    def unpickler(self) -> type[TorchUnpickler]:
+        """Notes the strangers; torch derives from it, and finds its storages of numbers by itself."""
         strangers = self.strangers
 
-        class CodeFreeUnpickler(pickle.Unpickler):
-            def find_class(self, module: str, name: str, /) -> Any:
-                known = HARMLESS_GLOBALS.get((module, name))
-                if known is None:
-                    strangers[f"{module}.{name}"] = None
-                    return StandIn
-                return known
+        class NotingUnpickler(TorchUnpickler):
+            known = TENSOR_PARTS
 
-        return CodeFreeUnpickler
+            def find_class(self, module: str, name: str, /) -> Any:
+                if (module, name) not in self.known:
+                    strangers[f"{module}.{name}"] = None
+                return super().find_class(module, name)
+
+        return NotingUnpickler
 
     def load(self, stream: IO[bytes], **options: Any) -> Any:
         """As `pickle.load`."""
@@ -120,16 +144,20 @@ def foreign_classes(path: Path) -> tuple[str, ...]:
 
 
 def refuse_torchscript(path: Path) -> None:
-    """Raise InputError for a program saved by torch.jit, and for the archives of torch before 0.1.10."""
+    """Raise InputError for a program saved by torch.jit, and for the archives of torch before 0.1.10.
+
+    Torch builds code of the one, and unpacks links of the other. Whether a file is one is found as torch finds it.
+    """
+    if tarfile.is_tarfile(path):
+        raise InputError(f"{path}: an archive that torch wrote before 2017; save its state dict anew")
     with path.open("rb") as stream:
-        if stream.read(262)[257:] == b"ustar":
-            raise InputError(f"{path}: an archive that torch wrote before 2017; save its state dict anew")
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if any(name.rpartition("/")[2] == "constants.pkl" for name in archive.namelist()):
-                raise InputError(
-                    f"{path}: a TorchScript program (torch.jit.save), not weights; save the module's state dict instead"
-                )
+        if stream.read(4) != ZIP_BEGIN:
+            return
+        stream.seek(0)
+        if "constants.pkl" in torch._C.PyTorchFileReader(stream).get_all_records():
+            raise InputError(
+                f"{path}: a TorchScript program (torch.jit.save), not weights; save the module's state dict instead"
+            )
 
 
 def module_tensors(held: Any, prefix: str = "") -> dict[str, torch.Tensor]:

@@ -22,7 +22,7 @@ from kernel.scoring.predicting import PredictionJob, predict_jobs
 from kernel.scoring.predictions import SoftPrediction
 from kernel.segment import segment_image
 from kernel.settings import Thresholds
-from kernel.text import first_names
+from kernel.text import first_names, spreadsheet_cell
 
 
 @dataclass(frozen=True)
@@ -221,7 +221,7 @@ def results_to_csv(results: Sequence[ImageResult]) -> str:
     )
     for r in results:
         counts = " ".join(map(str, r.level_counts))
-        row = [r.image_id, r.cell_type, r.found_type or "", r.counted_type, r.cells, r.found_cells]
+        row = [spreadsheet_cell(r.image_id), r.cell_type, r.found_type or "", r.counted_type, r.cells, r.found_cells]
         fold = "" if r.fold is None else r.fold
         writer.writerow([*row, f"{r.score:.6f}", f"{r.seconds:.2f}", counts, fold, "; ".join(r.seen_by)])
     return stream.getvalue()

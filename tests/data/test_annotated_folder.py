@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import pickle
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,7 +35,7 @@ from kernel.data.mask_files.label_arrays import cells_of_labels
 from kernel.data.mask_files.label_images import read_label_image
 from kernel.data.mask_files.ome_zarr import read_ome_zarr
 from kernel.data.mask_files.rings import fill_rings
-from kernel.data.mask_files.seg_npy import read_seg_npy
+from kernel.data.mask_files.seg_npy import ArrayUnpickler, array_or_value, read_seg_npy
 from kernel.data.mask_files.taken import TakenPlane
 from kernel.errors import InputError
 from kernel.export.folder import image_file, image_rows, write_image
@@ -43,6 +46,7 @@ from kernel.masks.instances import CellMasks
 from kernel.masks.labels import label_image
 from kernel.postprocess.outlines import mask_polygons
 
+ROOT = Path(__file__).resolve().parents[2]
 #: The exports of `predict` that hold masks.
 MASK_EXPORTS = ("labels", "geojson", "rois", "seg-npy", "ome-tiff", "ome-zarr")
 
@@ -564,6 +568,76 @@ def test_no_code_of_a_seg_npy_runs(tmp_path: Path, capsys: pytest.CaptureFixture
     stack = np.zeros((4, *SHAPE), np.uint16)
     with pytest.raises(InputError, match="single plane"):
         read_seg_npy(save_seg(path, masks=stack, outlines=stack), SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "core"),
+    [*((number, b"numpy._core.") for number in range(6)), (2, b"numpy.core."), (3, b"numpy.core.")],
+)
+def test_arrays_of_all_pickles_are_read(protocol: int, core: bytes) -> None:
+    """As numpy 2 and numpy 1 write them."""
+    numbers = np.arange(24, dtype=np.uint16).reshape(2, 3, 4)
+    whole = [numbers, numbers.T, numbers[:0], numbers[0, 0, 1], numbers.astype(">i4"), numbers > 3, np.asarray(7.5)]
+    whole += [numbers.astype(kind) for kind in ("u1", "i8", "f2", "f8", "c16")]
+    listed = np.array([numbers, "text", [1], None], dtype=object)
+    content = pickle.dumps([*map(np.asarray, whole), listed, whole[0]], protocol).replace(b"numpy._core.", core)
+    *found, objects, again = map(array_or_value, ArrayUnpickler(io.BytesIO(content)).load())
+    for array, expected in zip([*found, again, array_or_value(objects[0])], [*whole, numbers, numbers], strict=True):
+        np.testing.assert_array_equal(array, expected)
+        assert array.dtype == np.asarray(expected).dtype
+    assert objects[1:].tolist() == ["text", [1], None]
+    others = [np.array(["text"]), np.array("2020", "M8[D]"), np.zeros(2, "u1,f4")]
+    assert not any(map(array_or_value, ArrayUnpickler(io.BytesIO(pickle.dumps(others, protocol))).load()))
+
+
+#: A dtype of objects that says of itself that it holds none, and numbers in the place of their addresses.
+FORGED = b"cnumpy\ndtype\n(\x8c\x02O8\x89\x88tR(K\x03\x8c\x01|NNN\x8a\x01\xff\x8a\x01\xffK\x00tb"
+ADDRESS = b"C\x08AAAAAAAA"
+#: A record that lies far outside of its bytes.
+RECORD = (
+    b"cnumpy\ndtype\n(\x8c\x02V8\x89\x88tR(K\x03\x8c\x01|N\x8c\x01f\x85}\x8c\x01fcnumpy\ndtype\n(\x8c\x02u8\x89\x88tR"
+    b"\x8a\x08\x00\x00\x00\x00\x00\x01\x00\x00\x86sK\x08K\x01K\x00tb"
+)
+HOSTILE_PICKLES = [
+    *(b"cnumpy\nndarray\n(K\x01\x85" + dtype + ADDRESS + b"tR" for dtype in (FORGED, RECORD)),
+    *(
+        b"cnumpy._core.numeric\n_frombuffer\n(" + ADDRESS + dtype + b"K\x01\x85\x8c\x01CtR"
+        for dtype in (FORGED, RECORD, b"N")
+    ),
+    *(
+        b"cnumpy._core.multiarray\n_reconstruct\n)R(K\x01K\x01\x85" + dtype + b"\x89" + ADDRESS + b"tb"
+        for dtype in (FORGED, RECORD, b"N")
+    ),
+    b"cnumpy._core.multiarray\nscalar\n(" + FORGED + ADDRESS + b"tR",
+    b"cnumpy._core.numeric\n_frombuffer\n}\x8c\x08__code__Nsb",
+    b"cnumpy._core.numeric\n_frombuffer\nN}\x8c\x08__code__Ns\x86b",
+    b"cnumpy\ndtype\n(\x8c\x02u8\x89\x88tR(K\x03K\x05tb",
+    b"]\x94h\x00a",  # a list that holds itself
+]
+
+
+def test_no_pickle_makes_arrays_of_other_memory(tmp_path: Path) -> None:
+    """In a process of its own: what makes Python's objects of numbers ends it."""
+    header = b"\x93NUMPY\x01\x00v\x00" + b"{'descr': '|O', 'fortran_order': False, 'shape': (), }".ljust(117) + b"\n"
+    for number, content in enumerate(HOSTILE_PICKLES):
+        for name in ("masks", "outlines"):
+            told = b"\x80\x04}\x8c" + bytes([len(name)]) + name.encode() + content + b"s."
+            (tmp_path / f"{number}_{name}_seg.npy").write_bytes(header + told)
+    code = (
+        "import sys; from pathlib import Path; from kernel.data.mask_files.seg_npy import read_seg_npy\n"
+        "from kernel.errors import InputError\n"
+        "for path in sorted(Path(sys.argv[1]).iterdir()):\n"
+        "    try:\n"
+        "        assert not read_seg_npy(path, (4, 4)).cells\n"
+        "    except InputError:\n"
+        "        print(path.name)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    flawed = {f"{len(HOSTILE_PICKLES) - 1}_outlines_seg.npy"}  # a list of outlines of which each has its flaw
+    assert {path.name for path in tmp_path.iterdir()} - set(done.stdout.split()) == flawed
 
 
 def test_cellpose_reads_our_file(tmp_path: Path, export: Any) -> None:

@@ -17,11 +17,12 @@ import numpy as np
 import pytest
 import tifffile
 
+from kernel.data.mask_files.ome_zarr import read_ome_zarr
 from kernel.errors import InputError
 from kernel.images.pixel_size import PixelSize, ome_pixel_size, pixel_size
 from kernel.images.planes import PlaneChoice, count_frames
 from kernel.images.reading import read_image
-from kernel.images.stacks import BIOIO_READERS, open_stack, read_picture
+from kernel.images.stacks import BIOIO_READERS, open_stack, read_picture, zarr_oddity
 
 ANY = PlaneChoice()
 #: T, C, Z, Y, X; 8 bits, so that planes are shown as they are stored.
@@ -381,6 +382,63 @@ def test_folders_of_zarr_that_are_no_image(tmp_path: Path) -> None:
     (tmp_path / "empty.zarr").mkdir()
     with pytest.raises(InputError, match=r"empty\.zarr"):
         read_picture(tmp_path / "empty.zarr", ANY)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "codecs", "told"),
+    [
+        ("|O", {"filters": [{"id": "vlen-utf8"}, {"id": "pickle"}]}, "holds .* where pixels should be"),
+        ("|O", {"filters": [{"id": "vlen-utf8"}], "compressor": {"id": "pickle"}}, "holds .* where pixels should be"),
+        ("<c8", {"fill_value": [0.0, 0.0]}, "holds complex64 where pixels should be"),
+    ],
+)
+def test_an_array_whose_reading_would_run_code_is_refused_before_it_is_read(
+    dtype: str, codecs: dict[str, Any], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from numcodecs.pickles import Pickle
+
+    def decode(*_: Any) -> np.ndarray:
+        (tmp_path / "mark").touch()
+        return np.zeros((4, 4), np.uint16)
+
+    monkeypatch.setattr(Pickle, "decode", decode)  # as before 0.16.6, where it ran what is written
+    write_zarr_by_hand(tmp_path / "a.zarr", {"dtype": dtype, **codecs})
+    with pytest.raises(InputError, match=told):
+        read_picture(tmp_path / "a.zarr", ANY)
+    with pytest.raises(InputError, match=f"its label image {told}"):
+        read_ome_zarr(tmp_path / "a.zarr", (4, 4))
+    assert not (tmp_path / "mark").exists()
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"filters": [{"id": "shuffle"}, {"id": "pickle"}]},
+        {"compressor": {"id": "pickle", "protocol": 5}},
+        {"codecs": ({"name": "sharding_indexed", "configuration": {"codecs": ({"name": "numcodecs.pickle"},)}},)},
+    ],
+)
+def test_numbers_that_were_pickled_are_refused(told: dict[str, Any]) -> None:
+    """Zarr from 3.1 on refuses the first two of these by itself."""
+    array = SimpleNamespace(dtype=np.dtype("u2"), metadata=SimpleNamespace(to_dict=lambda: told))
+    assert "holds pickles, which run code" in zarr_oddity(array)
+    told |= {"filters": None, "compressor": None, "codecs": (), "attributes": {"name": "pickle"}}
+    assert zarr_oddity(array) == ""
+
+
+def write_zarr_by_hand(path: Path, more: dict[str, Any]) -> None:
+    """OME-Zarr 0.4 of 4 x 4 pixels with the label `cells`; `more` describes the arrays of both."""
+    described = {"zarr_format": 2, "shape": [4, 4], "chunks": [4, 4], "order": "C", "fill_value": 0}
+    axes = [{"name": name, "type": "space"} for name in "yx"]
+    scales = {"multiscales": [{"version": "0.4", "axes": axes, "datasets": [{"path": "0"}]}]}
+    for folder in (path, path / "labels" / "cells"):
+        (folder / "0").mkdir(parents=True)
+        (folder / ".zgroup").write_text('{"zarr_format": 2}', encoding="utf-8")
+        (folder / ".zattrs").write_text(json.dumps(scales), encoding="utf-8")
+        array = described | {"filters": None, "compressor": None} | more
+        (folder / "0" / ".zarray").write_text(json.dumps(array), encoding="utf-8")
+        (folder / "0" / "0.0").write_bytes(bytes(32))
+    (path / "labels" / ".zgroup").write_text('{"zarr_format": 2}', encoding="utf-8")
 
 
 def test_several_images_as_bioformats2raw_lays_them_out(tmp_path: Path) -> None:

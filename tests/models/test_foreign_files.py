@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -158,6 +159,16 @@ def test_convert_runs_no_code(state: State, tmp_path: Path) -> None:
     torch.save({"state_dict": state, "hook": RunsCode(tmp_path / "mark")}, tmp_path / "a.pt")
     assert main(["convert", str(tmp_path / "a.pt"), str(tmp_path / "a.safetensors")]) == 0
     assert not (tmp_path / "mark").exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="of another shell")
+def test_the_way_round_a_pickle_can_be_pasted_whatever_the_file_is_called(state: State, tmp_path: Path) -> None:
+    name = "a $(touch mark); b.pth"
+    save_with_class({"state_dict": state}, tmp_path / name)
+    with pytest.raises(InputError) as caught:
+        read_checkpoint(tmp_path / name)
+    command = str(caught.value).split("`")[1]
+    assert shlex.split(command)[-2:] == [name, "a $(touch mark); b.safetensors"] and f"'{name}'" in command
 
 
 @pytest.mark.parametrize(

@@ -165,6 +165,11 @@ def test_scores_are_described_in_one_line() -> None:
     assert scores.per_type == {"astro": 0.5, "shsy5y": 1.0, "cort": 0.0}
 
 
+def test_no_name_of_an_image_is_a_formula_of_a_spreadsheet() -> None:
+    (row,) = csv.DictReader(io.StringIO(results_to_csv([result("=cmd|' /C calc'!A0")])))
+    assert row["id"] == "'=cmd|' /C calc'!A0"
+
+
 def test_results_become_a_row_each() -> None:
     results = [result(score=1 / 3), replace(result("b", found_type=None), fold=0)]
     rows = list(csv.DictReader(io.StringIO(results_to_csv(results))))

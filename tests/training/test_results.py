@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from pathlib import Path
 
@@ -104,6 +105,31 @@ def test_the_second_of_two_runs_is_refused(
     (tmp_path / ".a.lock").write_text("1", encoding="utf-8")  # of a run that was killed
     with sole_writer(tmp_path / "a"):
         pass
+
+
+def test_what_a_link_in_the_place_of_a_lock_names_stays_as_it_is(tmp_path: Path) -> None:
+    other, lock = tmp_path / "other", tmp_path / ".a.lock"
+    other.write_bytes(b"kept")
+    for link in (lock.symlink_to, lock.hardlink_to):
+        link(other)
+        with pytest.raises(InputError, match="no lock, but a link"), sole_writer(tmp_path / "a"):
+            pass
+        lock.unlink()
+    lock.symlink_to(tmp_path / "new")  # which would be made
+    with pytest.raises(InputError, match="no lock, but a link"), sole_writer(tmp_path / "a"):
+        pass
+    assert other.read_bytes() == b"kept" and not (tmp_path / "new").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "O_NOFOLLOW"), reason="the system follows links")
+def test_a_link_that_is_made_while_a_lock_is_opened_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".a.lock").symlink_to(tmp_path / "new")
+    monkeypatch.setattr(Path, "is_symlink", lambda _: False)
+    with pytest.raises(InputError, match="cannot write"), sole_writer(tmp_path / "a"):
+        pass
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(

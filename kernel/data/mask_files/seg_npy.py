@@ -8,9 +8,11 @@ outlines, a list of the strokes that were drawn. Arrays saved alone, of whole nu
 from __future__ import annotations
 
 import pickle
+import re
+import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar, Literal
 
 import cv2
 import numpy as np
@@ -20,59 +22,117 @@ from kernel.data.mask_files.found import FoundMasks, MaskCell
 from kernel.data.mask_files.label_arrays import cells_of_labels
 from kernel.data.mask_files.taken import FIRST_PLANE, TakenPlane
 from kernel.errors import InputError
+from kernel.unpickling import CodeFreeUnpickler, Maker, StandIn, make_dict
 
 #: What reading a pickle raises for bytes that are none, or another's than expected.
 DAMAGED_PICKLE_ERRORS = (
     pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError, AttributeError, OverflowError, MemoryError,
-    ImportError, OSError, RecursionError,
+    ImportError, OSError, RecursionError, struct.error,
 )  # fmt: skip
-#: Functions and classes of a pickle that only put arrays and numbers together.
-ARRAY_GLOBALS = frozenset(
-    {
-        ("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode"), ("collections", "OrderedDict"),
-        *(("numpy._core.multiarray", name) for name in ("_reconstruct", "scalar")),
-        ("numpy._core.numeric", "_frombuffer"),
-        *(("builtins", name) for name in ("set", "slice", "complex", "bytearray")),
-    }
-)  # fmt: skip
+#: Of numbers as pickles name their dtype, without the byte order; longer floats differ between machines.
+NUMBER_TYPES = re.compile(r"b1|[iu][1248]|f[248]|c8|c16")
+#: How pickles name that of objects.
+OBJECT_TYPES = ("O", "O4", "O8")
+BYTE_ORDERS = ("<", ">", "=", "|")
 #: Of a stroke's points: plane, row, column, and whether the pen was down.
 STROKE_VALUES = 4
+#: How deep points lie in an outline: in its strokes, in lists, each a row of its own.
+STROKE_DEPTH = 4
 
 
-class PassedOver:
-    """Stands for an object of any other class: takes whatever a pickle does to it, and keeps nothing."""
+class DtypeStandIn(StandIn):
+    """Stands for a dtype: of numbers or objects, in `held`, or of none of them, where that is None."""
 
-    def __new__(cls, *_args: Any, **_named: Any) -> PassedOver:
-        return super().__new__(cls)
+    def __init__(self, name: Any = None, *_rules: Any) -> None:
+        super().__init__()
+        if type(name) is str and (NUMBER_TYPES.fullmatch(name) or name in OBJECT_TYPES):
+            self.held = np.dtype(object if name in OBJECT_TYPES else name)
 
-    def __init__(self, *_args: Any, **_named: Any) -> None:
-        """Of any arguments."""
-
-    def __call__(self, *_args: Any, **_named: Any) -> PassedOver:
-        return PassedOver()
-
-    def __setstate__(self, _held: Any) -> None:
-        """Of any state."""
-
-    def __setitem__(self, _key: Any, _value: Any) -> None:
-        """As of a class derived from dict."""
-
-    def append(self, _value: Any) -> None:
-        """As of a class derived from list."""
-
-    def extend(self, _values: Any) -> None:
-        """As of a class derived from list."""
-
-    def add(self, _value: Any) -> None:
-        """As of a class derived from set."""
+    def take_state(self, state: Any) -> None:
+        """Of all that a dtype's state has, the byte order: fields and flags would make others of the same bytes."""
+        order = state[1]
+        if type(order) is not str or order not in BYTE_ORDERS:
+            raise pickle.UnpicklingError("a dtype without byte order")
+        if self.held is not None:
+            self.held = self.held.newbyteorder(order)
 
 
-class ArrayUnpickler(pickle.Unpickler):
-    """Builds numpy's arrays and numbers, and nothing else."""
+class ArrayStandIn(StandIn):
+    """Stands for an array: of numbers or objects, in `held`, or of none of them, where that is None."""
+
+    def take_state(self, state: Any) -> None:
+        """The state is a version (or none, before numpy 1), shape, dtype, whether it is Fortran's, and content."""
+        shape, dtype, is_fortran, content = state[-4:]
+        self.held = make_array(content, dtype, shape, "F" if is_fortran else "C")
+
+
+def make_array(content: Any, dtype: Any, shape: Any, order: Literal["C", "F"]) -> np.ndarray | None:
+    """The array of a pickle, not to be written to; None for one of texts, dates, records.
+
+    Raises:
+        pickle.UnpicklingError: a part is of another kind than numpy writes.
+        ValueError: the parts do not fit.
+    """
+    if not isinstance(dtype, DtypeStandIn) or type(shape) is not tuple:
+        raise pickle.UnpicklingError("an array without dtype or shape")
+    if dtype.held is None:
+        return None
+    if dtype.held.kind != "O":
+        if type(content) not in (bytes, bytearray):
+            raise pickle.UnpicklingError("an array of numbers without their bytes")
+        return np.frombuffer(content, dtype.held).reshape(shape, order=order)
+    if type(content) is not list:
+        raise pickle.UnpicklingError("an array of objects without a list of them")
+    array = np.empty(len(content), object)
+    for place, value in enumerate(content):
+        array[place] = value
+    return array.reshape(shape, order=order)
+
+
+def make_buffered_array(content: Any, dtype: Any, shape: Any, order: Any, axes: Any = None) -> ArrayStandIn:
+    """As `make_array`, of a pickle of protocol 5.
+
+    Args:
+        axes: of an array whose order is neither C's nor Fortran's ("K"): which each of its axes is in that of C.
+    """
+    array = ArrayStandIn()
+    array.held = make_array(content, dtype, shape, "F" if order == "F" else "C")
+    if axes is not None and array.held is not None:
+        array.held = array.held.transpose(axes)
+    return array
+
+
+def encode_bytes(text: Any, encoding: Any) -> bytes:
+    """Bytes as the pickles of protocols 0 to 2 have them.
+
+    Raises:
+        pickle.UnpicklingError: they are written otherwise.
+    """
+    if type(text) is not str or encoding != "latin1":
+        raise pickle.UnpicklingError("bytes that are no text of latin1")
+    return text.encode("latin1")
+
+
+class ArrayUnpickler(CodeFreeUnpickler):
+    """Builds arrays of numbers and objects: for each its stand-in, as a pickle names an array before it is whole."""
+
+    known: ClassVar[Mapping[tuple[str, str], Any]] = {
+        ("numpy", "dtype"): Maker(DtypeStandIn),
+        ("numpy._core.multiarray", "_reconstruct"): Maker(lambda *_class: ArrayStandIn()),
+        ("numpy._core.numeric", "_frombuffer"): Maker(make_buffered_array),
+        ("_codecs", "encode"): Maker(encode_bytes),
+        ("builtins", "bytes"): Maker(lambda: b""),
+        ("collections", "OrderedDict"): Maker(make_dict),
+    }
 
     def find_class(self, module: str, name: str, /) -> Any:
         module = module.replace("numpy.core.", "numpy._core.")  # as numpy 1 called it
-        return super().find_class(module, name) if (module, name) in ARRAY_GLOBALS else PassedOver
+        return super().find_class("builtins" if module == "__builtin__" else module, name)
+
+
+def array_or_value(value: Any) -> Any:
+    """The array that a stand-in stands for, and any other value as it is."""
+    return value.held if isinstance(value, ArrayStandIn) else value
 
 
 def read_seg_npy(path: Path, image_shape: tuple[int, int], plane: TakenPlane = FIRST_PLANE) -> FoundMasks:
@@ -86,7 +146,7 @@ def read_seg_npy(path: Path, image_shape: tuple[int, int], plane: TakenPlane = F
         return cells_of_labels(held, image_shape)
     if not isinstance(held, Mapping) or not {"masks", "outlines"} & held.keys():
         raise InputError("it holds neither masks nor outlines, as Cellpose's window saves them")
-    masks, outlines = held.get("masks"), held.get("outlines")
+    masks, outlines = array_or_value(held.get("masks")), array_or_value(held.get("outlines"))
     if isinstance(masks, np.ndarray) and masks.dtype.kind in "uif":
         if masks.dtype.kind != "u" and masks.size and masks.min() == -1:
             masks = masks + 1
@@ -104,7 +164,7 @@ def read_npy(stream: BinaryIO) -> Any:
     if not dtype.hasobject:
         stream.seek(0)
         return npy.read_array(stream, allow_pickle=False)
-    held = ArrayUnpickler(stream).load()
+    held = array_or_value(ArrayUnpickler(stream).load())
     return held.item() if isinstance(held, np.ndarray) and shape == () else held
 
 
@@ -133,10 +193,13 @@ def cells_of_strokes(outlines: list[Any], image_shape: tuple[int, int], plane: T
     return FoundMasks(tuple(cells), tuple(flaws))
 
 
-def stroke_points(outline: Any) -> np.ndarray | None:
+def stroke_points(outline: Any, depth: int = 0) -> np.ndarray | None:
     """The points (N, 3) of plane, row and column of an outline, which may be in several strokes; None if it is none."""
+    outline = array_or_value(outline)
     if isinstance(outline, (list, tuple)) or (isinstance(outline, np.ndarray) and outline.dtype == object):
-        parts = [part for part in map(stroke_points, outline) if part is not None]
+        if depth == STROKE_DEPTH:  # a list may hold itself
+            return None
+        parts = [part for each in outline if (part := stroke_points(each, depth + 1)) is not None]
         return np.concatenate(parts) if parts and len(parts) == len(outline) else None
     if not isinstance(outline, np.ndarray) or outline.dtype.kind not in "uif" or not outline.size:
         return None
