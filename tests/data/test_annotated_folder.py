@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
 import json
 import pickle
 import re
 import shutil
+import struct
+import tracemalloc
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +30,7 @@ from test_export_formats import NOTHING, SHAPE, random_cells
 from kernel.__main__ import main
 from kernel.data.annotated import list_annotated
 from kernel.data.annotated_folder import DEFAULT_CELL_TYPE, read_annotated_folder
+from kernel.data.mask_files import imagej_rois
 from kernel.data.mask_files.found import FoundMasks
 from kernel.data.mask_files.geojson import read_geojson
 from kernel.data.mask_files.imagej_rois import read_imagej_rois
@@ -209,6 +215,55 @@ def test_imagej_shapes_without_area_and_of_other_slices_are_named(tmp_path: Path
     assert len(read_imagej_rois(tmp_path / "one.roi", SHAPE).cells) == 1
     (tmp_path / "bad.roi").write_bytes(b"Iout" + bytes(10))
     assert len(read_imagej_rois(tmp_path / "bad.roi", SHAPE).flaws) == 1
+
+
+def zip_that_lies(path: Path, method: int, packed: bytes) -> Path:
+    """A zip of one ROI in a few packed bytes, which it says are 10."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.roi", packed)
+    content = bytearray(path.read_bytes())
+    central = content.index(b"PK\x01\x02")
+    for place, size in ((8, 22), (central + 10, central + 24)):  # in the entry's own head, and in the list of all
+        struct.pack_into("<H", content, place, method)
+        struct.pack_into("<I", content, size, 10)
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("method", "pack", "message"),
+    [
+        (zipfile.ZIP_DEFLATED, lambda data: zlib.compress(data, wbits=-15), "Bad CRC"),
+        (zipfile.ZIP_BZIP2, bz2.compress, "another method than deflate"),
+    ],
+)
+def test_no_more_of_a_roi_is_unpacked_than_it_says_it_has(
+    tmp_path: Path, method: int, pack: Callable[[bytes], bytes], message: str
+) -> None:
+    path = zip_that_lies(tmp_path / "a.zip", method, pack(bytes(50 << 20)))
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match=message):
+            read_imagej_rois(path, SHAPE)
+        assert tracemalloc.get_traced_memory()[1] < 5 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_rois_of_more_bytes_than_outlines_have_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from roifile import ROI_TYPE, ImagejRoi
+
+    roi = ImagejRoi(roitype=ROI_TYPE.RECT, left=5, top=6, right=17, bottom=20)
+    path = write_zip(tmp_path / "a.zip", [roi] * 3)
+    size = len(roi.tobytes())
+    monkeypatch.setattr(imagej_rois, "LARGEST_ROIS", 3 * size)
+    assert len(read_imagej_rois(path, SHAPE).cells) == 3
+    monkeypatch.setattr(imagej_rois, "LARGEST_ROIS", 3 * size - 1)
+    with pytest.raises(InputError, match="its ROIs are larger"):
+        read_imagej_rois(path, SHAPE)
+    monkeypatch.setattr(imagej_rois, "LARGEST_ROI", size - 1)
+    with pytest.raises(InputError, match="a ROI in it is larger"):
+        read_imagej_rois(path, SHAPE)
 
 
 # GeoJSON
