@@ -114,10 +114,15 @@ def read_stored(path: Path, page: int = 0) -> tuple[np.ndarray, int, int]:
             f"cannot read the image {path}: {error}; replace it by an intact PNG, JPEG or TIFF file, of gray or RGB"
         ) from error
     except MemoryError as error:
-        raise InputError(
-            f"cannot read the image {path}: its pixels do not fit into the memory; replace it by a smaller one, or by "
-            "an intact one if its size is wrong"
-        ) from error
+        raise too_large(path) from error
+
+
+def too_large(path: Path) -> InputError:
+    """What is to be said of an image that does not fit into the memory."""
+    return InputError(
+        f"cannot read the image {path}: its pixels do not fit into the memory; replace it by a smaller one, or by an "
+        "intact one if its size is wrong"
+    )
 
 
 def warn_of_gaps(path: Path, pixels: np.ndarray) -> None:

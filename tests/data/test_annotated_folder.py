@@ -13,6 +13,7 @@ import tracemalloc
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from kernel.__main__ import main
 from kernel.data.annotated import list_annotated
 from kernel.data.annotated_folder import DEFAULT_CELL_TYPE, read_annotated_folder
 from kernel.data.mask_files import imagej_rois, rings
+from kernel.data.mask_files.forms import MASK_FORMS
 from kernel.data.mask_files.found import FoundMasks
 from kernel.data.mask_files.geojson import read_geojson
 from kernel.data.mask_files.imagej_rois import read_imagej_rois
@@ -558,6 +560,35 @@ def test_odd_ome_zarrs(tmp_path: Path, export: Any) -> None:
     array[:] = 1
     with pytest.raises(InputError, match="no OME-Zarr with labels"):
         read_ome_zarr(tmp_path / "array.zarr", SHAPE)
+
+
+def test_ome_zarr_labels_of_another_shape_are_refused_unread(tmp_path: Path, export: Any) -> None:
+    import zarr
+
+    path = export(random_cells(1), "ome-zarr")
+    labels = zarr.open_group(str(path / "labels" / "cells"), mode="a", zarr_format=2)
+    (place, *_) = (scale["path"] for scale in labels.attrs["multiscales"][0]["datasets"])
+    labels.create_array(place, shape=(1 << 31, 1 << 31), chunks=(64, 64), dtype="u1", overwrite=True)
+    with pytest.raises(InputError, match=f"it is {1 << 31} x {1 << 31}, and its image {SHAPE[0]} x {SHAPE[1]}"):
+        read_ome_zarr(path, SHAPE)
+
+
+def test_masks_that_do_not_fit_into_the_memory_cost_their_image_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(path: Path, image_shape: tuple[int, int], _plane: TakenPlane) -> FoundMasks:
+        if path.name.startswith("large"):
+            raise MemoryError
+        return read_label_image(path, image_shape)
+
+    monkeypatch.setitem(MASK_FORMS, "labels", replace(MASK_FORMS["labels"], read=read))
+    for name in ("large", "small"):
+        write_png(tmp_path / f"{name}.png", draw_image(1, GRID))
+        write_png(tmp_path / f"{name}_masks.png", grid_labels())
+    source = read_annotated_folder(tmp_path)
+    assert [image.image_id for image in source.images] == ["small"]
+    (dropped,) = source.dropped_images
+    assert dropped.reason == "large_masks.png cannot be read: what it holds does not fit into the memory"
 
 
 # Cellpose

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from kernel.data.mask_files.found import FoundMasks
-from kernel.data.mask_files.label_arrays import cells_of_labels
+from kernel.data.mask_files.label_arrays import cells_of_labels, refuse_shape
 from kernel.data.mask_files.taken import FIRST_PLANE, TakenPlane
 from kernel.errors import InputError
 
@@ -30,7 +30,9 @@ def read_ome_zarr(path: Path, image_shape: tuple[int, int], _plane: TakenPlane =
             raise InputError("it has no label image")
         image = labels[OWN_LABEL if OWN_LABEL in names else names[0]]
         described = image.attrs.get("ome", image.attrs)["multiscales"][0]["datasets"][0]["path"]
-        values = np.asarray(image[described][...])
+        array = image[described]
+        refuse_shape(tuple(array.shape), image_shape)  # a few bytes may tell of any number of pixels
+        values = np.asarray(array[...])
     except (ValueError, TypeError, LookupError, AttributeError, OSError, RuntimeError) as error:
         raise InputError(f"it is no OME-Zarr with labels ({type(error).__name__}: {error})") from error
     return cells_of_labels(values, image_shape)
