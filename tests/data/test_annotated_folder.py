@@ -653,6 +653,18 @@ def test_cellpose_outlines_of_the_first_time(tmp_path: Path) -> None:
     assert [place for place, _ in found.flaws] == ["outline 4", "outline 5"]
 
 
+@pytest.mark.parametrize("far", [-1e8, 1e8, -(2.0**33), 2.0**33 + 5])
+@pytest.mark.parametrize("column", [1, 2])
+def test_strokes_far_outside_the_image_are_named(tmp_path: Path, far: float, column: int) -> None:
+    outline = strokes_around(3, 4, 8).astype(float)
+    outline[5, column] = far
+    near = strokes_around(-3, 4, 8)
+    np.save(tmp_path / "a_seg.npy", np.array({"outlines": [outline, near]}, dtype=object), allow_pickle=True)
+    found = read_seg_npy(tmp_path / "a_seg.npy", SHAPE)
+    assert found.flaws == (("outline 1", "a point of it lies far outside the image"),)
+    assert [int(frame.sum()) for frame in frames_of(found)] == [6 * 9]
+
+
 def test_no_code_of_a_seg_npy_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = save_seg(tmp_path / "a_seg.npy", masks=Stranger(), outlines=Stranger())
     with pytest.raises(InputError, match="no array of numbers"):
