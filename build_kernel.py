@@ -42,6 +42,7 @@ with ended_at_once():  # while this imports, Ctrl-C would come out as a tracebac
     from kernel.errors import InputError, RunError
     from kernel.folders import ResultFolder, end_on_sigterm, refuse_to_lose, refuse_to_replace
     from kernel.local_weights import FoundWeights, can_read_weights, check_claims, resolve_weights
+    from kernel.log import printable
     from kernel.manifest.reader import read_manifest
     from kernel.manifest.types import Manifest, manifest_to_json, refuse_fold_files
     from kernel.output import let_readers_leave
@@ -85,13 +86,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return 2
     except RunError as error:
-        print(f"failed: {error}", file=sys.stderr)
+        print(printable(f"failed: {error}"), file=sys.stderr)
         return 1
     except OSError as error:  # of a disk that is full, a folder that cannot be written, a path that is too long
-        print(f"failed: {error}: mend that, and run the same again", file=sys.stderr)
+        print(printable(f"failed: {error}: mend that, and run the same again"), file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
         print(

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from kernel.errors import InputError, RunError
 from kernel.folders import end_on_sigterm
-from kernel.log import show_log
+from kernel.log import printable, show_log
 from kernel.output import let_readers_leave
 from kernel.processes import is_one_of_several
 from kernel.runtime.ending import end_at_once
@@ -43,10 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.run(options.rules.checked(options))
         sys.stdout.flush()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return 2
     except RunError as error:
-        print(f"failed: {error}", file=sys.stderr)
+        print(printable(f"failed: {error}"), file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == __package__:
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 2
     except OSError as error:  # that no place expects: a name that is too long, a disk that fails
-        print(f"failed: {error}", file=sys.stderr)
+        print(printable(f"failed: {error}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr)

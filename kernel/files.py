@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import secrets
 import shutil
 import stat
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,19 +34,17 @@ def whole_file(path: Path) -> Iterator[Path]:
     """A new file beside `path` to write into, put in its place at the end; if anything fails, `path` stays as it was.
 
     A file system that cannot rename over a file has the bytes copied: there, another program may see a part of them.
+    Who may read it is what the user's umask says of any new file.
 
     Raises:
         OSError: the folder is missing or cannot be written, or the disk is full.
     """
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.partial"
+    temporary.touch(exist_ok=False)  # not by mkstemp, whose file is for its owner only
     try:
         yield temporary
         with temporary.open("r+b") as stream, lacking_allowed():  # Windows syncs only what may be written
             os.fsync(stream.fileno())
-        with lacking_allowed():
-            temporary.chmod(0o644)  # mkstemp's file is for its owner only
         try:
             temporary.replace(path)
         except OSError as error:

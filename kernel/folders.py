@@ -158,7 +158,7 @@ def replace_folder(new: Path, target: Path) -> None:
     if target.exists() and not target.is_dir():
         raise InputError(f"{target} is a file, and a folder is to be written there: move it away")
     target.parent.mkdir(parents=True, exist_ok=True)
-    new.chmod(0o755)  # a scratch folder is for its owner only
+    new.chmod(new_folder_mode(target.parent))  # a scratch folder is for its owner only
     if not target.exists():
         new.rename(target)
         return
@@ -171,6 +171,17 @@ def replace_folder(new: Path, target: Path) -> None:
                 "the same again"
             ) from error
         new.rename(target)
+
+
+def new_folder_mode(folder: Path) -> int:
+    """The mode that the user's umask gives a new folder below `folder`, found by making one.
+
+    To ask for the umask is to set it, for all threads. Errors as `scratch_folder`.
+    """
+    with scratch_folder(folder, "mode") as scratch:
+        probe = scratch / "new"
+        probe.mkdir()
+        return stat.S_IMODE(probe.stat().st_mode)
 
 
 def make_read_only(folder: Path) -> None:
@@ -189,7 +200,7 @@ def remove_folder(folder: Path) -> None:
         if path.is_symlink():
             continue
         if path.is_dir():
-            path.chmod(0o755)
+            path.chmod(0o700)
         elif path.stat().st_nlink == 1:  # Windows deletes no read-only file
-            path.chmod(0o644)
+            path.chmod(0o600)
     shutil.rmtree(folder)

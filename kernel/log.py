@@ -28,6 +28,27 @@ def escape_unprintable(stream: TextIO) -> None:
         stream.reconfigure(errors="backslashreplace")
 
 
+def printable(text: str, kept: str = "\n\t") -> str:
+    """A text for a terminal or a log: what is not printable is written as escapes.
+
+    Names of files may hold what moves a terminal's cursor, or sets its title; bytes that are no text are escaped too.
+
+    Args:
+        text: to show.
+        kept: characters that stay all the same; by default those of messages of several lines.
+    """
+    return "".join(
+        each if each.isprintable() or each in kept else each.encode("unicode_escape").decode("ascii") for each in text
+    )
+
+
+class PrintableFormatter(logging.Formatter):
+    """Formats messages, and their tracebacks, by `printable`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
 class UnfailingStream:
     """A text stream that drops what cannot be written: a log that nobody can read must not end the work.
 
@@ -105,7 +126,7 @@ def show_log(stream: TextIO, pattern: str = "%(asctime)s %(levelname)s %(message
         pattern: the format of a line, as `logging.Formatter` takes it.
     """
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(logging.Formatter(pattern))
+    handler.setFormatter(PrintableFormatter(pattern))
     LOG.handlers = [handler]
     LOG.setLevel(logging.INFO)
     LOG.propagate = False

@@ -45,7 +45,7 @@ from kernel.ensemble.leaving_out import BEST_EFFORT, MEMBER_POLICIES, STRICT
 from kernel.ensemble.quality_levels import quality_levels
 from kernel.errors import InputError, RunError, as_failure
 from kernel.files import whole_file
-from kernel.images.listing import SAMPLE_NAME, AskedIds, asked_ids
+from kernel.images.listing import SAMPLE_NAME, AskedIds, asked_ids, printable_name
 from kernel.images.reading import list_images
 from kernel.log import LOG, guard_output, show_log
 from kernel.manifest.reader import parse_manifest
@@ -371,7 +371,7 @@ def log_end(summary: Mapping[str, Any], results: RunResults, submission: Path) -
         "not known" if peak is None else f"{peak:.2f} GB", submission,
     )  # fmt: skip
     for image_id, failure in results.failed.items():
-        LOG.error("image %s has an empty row: %s", image_id, failure.reason)
+        LOG.error("image %s has an empty row: %s", printable_name(image_id), failure.reason)
     for member, reason in results.left_out.items():
         LOG.critical("member %s was left out, of all images or of some: %s", member, reason)
 

@@ -77,7 +77,7 @@ def told_pixel_um(path: Path) -> float | None:
         return None
     try:
         size = float(told)
-    except (ValueError, TypeError):
+    except (ValueError, OverflowError):
         size = math.nan
     if not (math.isfinite(size) and size > 0):
         raise InputError(f"{path}: its metadata say {PIXEL_SIZE_KEY} = {told!r}, which is no size in micrometres")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = """
@@ -18,6 +22,37 @@ with scratch_folder(Path(sys.argv[1]), "result") as folder:
     print("begun", flush=True)
     time.sleep(60)
 """
+
+WRITER = """
+import sys
+from pathlib import Path
+from kernel.files import written_file
+from kernel.folders import replace_folder, scratch_folder
+from kernel.manifest.edit import write_manifest
+target = Path(sys.argv[1])
+with written_file(target / "file") as file:
+    file.write_text("a")
+write_manifest(target / "manifest.json", "{}")
+with scratch_folder(target, "result") as folder:
+    (folder / "new").mkdir(mode=0o700)
+    (folder / "new" / "inner").touch()
+    replace_folder(folder / "new", target / "result")
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
+@pytest.mark.parametrize(("umask", "file_mode", "folder_mode"), [("022", 0o644, 0o755), ("077", 0o600, 0o700)])
+def test_who_may_read_a_result_is_what_the_umask_says(
+    tmp_path: Path, umask: str, file_mode: int, folder_mode: int
+) -> None:
+    for _ in range(2):  # a new one, and one in its place
+        subprocess.run([sys.executable, "-c", WRITER, str(tmp_path)], cwd=ROOT, umask=int(umask, 8), check=True)
+        modes = {
+            path.relative_to(tmp_path).as_posix(): stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*")
+        }
+        assert modes == {
+            "file": file_mode, "manifest.json": file_mode, "result": folder_mode, "result/inner": file_mode,
+        }  # fmt: skip
 
 
 def test_a_terminated_program_leaves_no_scratch_folder(tmp_path: Path) -> None:

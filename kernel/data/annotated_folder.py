@@ -139,6 +139,8 @@ def read_masks(
         raise InputError(f"{file.path.name}: {error}") from error
     except OSError as error:
         raise InputError(f"{file.path.name} cannot be read: {error.strerror}") from error
+    except MemoryError as error:
+        raise InputError(f"{file.path.name} cannot be read: what it holds does not fit into the memory") from error
     rows = [(cell.place, encode_rle(cell.crop, cell.offset_yx, image_shape), cell.class_name) for cell in found.cells]
     return rows, found.flaws
 

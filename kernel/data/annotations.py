@@ -21,6 +21,9 @@ from kernel.settings import CELL_TYPES
 #: Images whose annotations are plainly wrong; the published solution does not train on them.
 WRONGLY_ANNOTATED = frozenset({"03b27b381a5f", "e92c56871769", "eec79772cb99"})
 
+#: Of an image; a mask of more may not fit into the memory.
+MOST_PIXELS = 1 << 32
+
 _NEEDED_COLUMNS = ("id", "annotation", "width", "height", "cell_type")
 
 
@@ -156,7 +159,9 @@ def _cell_row(row: TableRow) -> CellRow | BadRow:
     elif cell_type not in CELL_TYPES:
         reason = f"cell type '{cell_type}' is not one of {', '.join(CELL_TYPES)}"
     elif (rows := whole_number(height)) is None or (columns := whole_number(width)) is None:
-        reason = f"width and height must be whole numbers, got '{width}' and '{height}'"
+        reason = f"width and height must be whole numbers, got '{width[:60]}' and '{height[:60]}'"
+    elif rows * columns > MOST_PIXELS:
+        reason = f"an image of {height} x {width} has more pixels than an image may have, {MOST_PIXELS}"
     else:
         return CellRow(row.number, image_id, cell_type, (rows, columns), rle, row.values.get("sample_id", ""))
     return BadRow(row.number, image_id, reason)

@@ -11,6 +11,9 @@ from pycocotools import mask as mask_utils
 from kernel.errors import InputError
 from kernel.masks.instances import tight_window
 
+#: Of a number's last characters; none of 64 bits has more, and one that goes on for ever takes time without end.
+LARGEST_SHIFT = 60
+
 
 def decode_counts(counts: str, image_shape: tuple[int, int]) -> np.ndarray:
     """(H, W) bool of compressed run lengths.
@@ -38,7 +41,7 @@ def parse_counts(counts: str) -> list[int]:
     value, shift = 0, 0
     for character in counts:
         bits = ord(character) - 48
-        if not 0 <= bits < 64:
+        if not 0 <= bits < 64 or shift > LARGEST_SHIFT:
             raise InputError(f"'{counts[:60]}' are no compressed run lengths of COCO")
         value |= (bits & 31) << shift
         shift += 5

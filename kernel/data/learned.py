@@ -6,14 +6,27 @@ It lies in the safetensors' metadata, so that it goes wherever the file goes; th
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from kernel.data.pictures import Picture
 from kernel.manifest.types import METADATA_KEY
+from kernel.text import parse_json
+
+#: What each entry of the metadata is.
+_KINDS: Mapping[str, Any] = {
+    "fingerprint": str,
+    "step": int,
+    "iterations": int,
+    "images": list,
+    "encoder": str | None,
+    "stem_stride": int | None,
+    "pixel_size_um": int | float | None,
+}
 
 
 @dataclass(frozen=True)
@@ -54,17 +67,19 @@ def read_member_record(path: Path) -> MemberRecord | None:
             text = (file.metadata() or {}).get(METADATA_KEY)
         if text is None:
             return None
-        content = json.loads(text)
+        content = parse_json(text)
+        if not all(isinstance(content.get(name), kind) for name, kind in _KINDS.items()):
+            return None
         return MemberRecord(
-            str(content["fingerprint"]),
-            int(content["step"]),
-            int(content["iterations"]),
+            content["fingerprint"],
+            content["step"],
+            content["iterations"],
             tuple(Picture(*map(str, picture)) for picture in content["images"]),
             content.get("encoder"),
             content.get("stem_stride"),
             content.get("pixel_size_um"),
         )
-    except (SafetensorError, ValueError, KeyError, TypeError):  # it says nothing that can be read
+    except (SafetensorError, ValueError, AttributeError, TypeError):  # it says nothing that can be read
         return None
 
 

@@ -87,8 +87,11 @@ def _check_header(path: Path, header: Sequence[str], columns: Sequence[str], exp
 
 
 def whole_number(text: str) -> int | None:
-    """The number that a field holds, from 0 on, as 704 or, of a program that knows only floats, 704.0; else None."""
-    match = re.fullmatch(r"([0-9]+)(\.0*)?", text.strip())
+    """The number that a field holds, from 0 on, as 704 or, of a program that knows only floats, 704.0; else None.
+
+    One of more than 18 digits, which 64 bits may not hold, is none: nothing that is counted here has as many.
+    """
+    match = re.fullmatch(r"([0-9]{1,18})(\.0*)?", text.strip())
     return int(match[1]) if match else None
 
 

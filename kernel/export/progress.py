@@ -11,6 +11,7 @@ from typing import Protocol
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from kernel.images.listing import printable_name
 from kernel.log import LOG
 
 
@@ -38,8 +39,8 @@ class Lines:
     def done(self, name: str, told: str) -> None:
         self._number += 1
         self._made += 1
-        left = (time.monotonic() - self._start) / self._made * (self._count - self._number)
-        LOG.info("%d/%d %s: %s; %s left", self._number, self._count, name, told, readable_seconds(left))
+        left = readable_seconds((time.monotonic() - self._start) / self._made * (self._count - self._number))
+        LOG.info("%d/%d %s: %s; %s left", self._number, self._count, printable_name(name), told, left)
 
 
 class Bar:
@@ -55,7 +56,7 @@ class Bar:
         self._bar.update()
 
     def done(self, name: str, told: str) -> None:
-        self._bar.set_postfix_str(name, refresh=False)
+        self._bar.set_postfix_str(printable_name(name), refresh=False)
         self._bar.update()
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kernel.errors import InputError
-from kernel.log import LOG
+from kernel.log import LOG, printable
 from kernel.text import first_names, read_any_text
 
 #: File name endings that count as images, in any case.
@@ -199,7 +199,4 @@ def _first_names(names: list[str]) -> str:
 
 def printable_name(name: str) -> str:
     """A file's name for a message of one line: bytes that are no text, and line ends, are written as escapes."""
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
-        for character in name
-    )
+    return printable(name, kept="")

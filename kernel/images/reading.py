@@ -18,7 +18,7 @@ from kernel.errors import InputError
 from kernel.files import open_plain
 from kernel.images.gray_levels import to_eight_bit
 from kernel.images.jpeg import JPEG_SIGNATURE, read_jpeg, read_jpeg_shape
-from kernel.images.listing import IMAGE_SUFFIXES, search_images
+from kernel.images.listing import IMAGE_SUFFIXES, printable_name, search_images
 from kernel.images.png import PNG_SIGNATURE, read_png, read_png_shape
 from kernel.images.tiff import count_planes, read_tiff, read_tiff_shape
 from kernel.images.tiff_tags import TIFF_SIGNATURES
@@ -50,7 +50,8 @@ def list_images(folder: Path, *, twins: bool = False) -> list[Path]:
         other = by_stem.setdefault(path.stem, path)
         if other is path:
             continue
-        same = f"two images in {folder} have the same name without ending: {other.name} and {path.name}"
+        names = f"{printable_name(other.name)} and {printable_name(path.name)}"
+        same = f"two images in {folder} have the same name without ending: {names}"
         if not twins:
             raise InputError(f"{same}; the submission knows an image by that name: rename or remove one")
         LOG.warning("%s; the first one is used", same)
@@ -75,13 +76,15 @@ def read_image(path: Path, *, only_eight_bit: bool = False) -> np.ndarray:
             cannot be trusted to be right.
     """
     path = Path(path)
+    name = printable_name(path.name)
     pixels, orientation, pages = read_stored(path)
     if pages > 1:
-        LOG.warning("%s has %d pages: only the first is used", path.name, pages)
+        LOG.warning("%s has %d pages: only the first is used", name, pages)
     if orientation != 1:
-        LOG.info("%s has the orientation tag %d, which is ignored: pixels are as stored", path.name, orientation)
+        LOG.info("%s has the orientation tag %d, which is ignored: pixels are as stored", name, orientation)
     if only_eight_bit and pixels.dtype != np.uint8:
-        raise InputError(f"{path} holds {pixels.dtype} values, and 8 bits are expected: save it again as an 8 bit PNG")
+        held = f"{printable_name(str(path))} holds {pixels.dtype} values"
+        raise InputError(f"{held}, and 8 bits are expected: save it again as an 8 bit PNG")
     return shown_pixels(path, pixels)
 
 
@@ -102,22 +105,28 @@ def read_stored(path: Path, page: int = 0) -> tuple[np.ndarray, int, int]:
     Raises:
         InputError: as `read_image`.
     """
+    name = printable_name(str(path))
     try:
         with open_plain(path) as stream:
             return read_pixels(path, stream, page)
     except OSError as error:
         raise InputError(
-            f"cannot read the image {path}: {error.strerror}; check the path and its permissions"
+            f"cannot read the image {name}: {error.strerror}; check the path and its permissions"
         ) from error
     except InputError as error:
         raise InputError(
-            f"cannot read the image {path}: {error}; replace it by an intact PNG, JPEG or TIFF file, of gray or RGB"
+            f"cannot read the image {name}: {error}; replace it by an intact PNG, JPEG or TIFF file, of gray or RGB"
         ) from error
     except MemoryError as error:
-        raise InputError(
-            f"cannot read the image {path}: its pixels do not fit into the memory; replace it by a smaller one, or by "
-            "an intact one if its size is wrong"
-        ) from error
+        raise too_large(path) from error
+
+
+def too_large(path: Path) -> InputError:
+    """What is to be said of an image that does not fit into the memory."""
+    return InputError(
+        f"cannot read the image {printable_name(str(path))}: its pixels do not fit into the memory; replace it by a "
+        "smaller one, or by an intact one if its size is wrong"
+    )
 
 
 def warn_of_gaps(path: Path, pixels: np.ndarray) -> None:
@@ -126,11 +135,11 @@ def warn_of_gaps(path: Path, pixels: np.ndarray) -> None:
         return
     gaps = pixels.size - int(np.isfinite(pixels).sum())
     if gaps == pixels.size:
-        LOG.warning("%s holds no finite value: it is read as uniform gray", path.name)
+        LOG.warning("%s holds no finite value: it is read as uniform gray", printable_name(path.name))
     elif gaps:
         LOG.warning(
             "%s: %d of %d values are not finite: not-a-number is read as the mean, infinity as the usual extremes",
-            path.name, gaps, pixels.size,
+            printable_name(path.name), gaps, pixels.size,
         )  # fmt: skip
 
 

@@ -29,7 +29,7 @@ from kernel.images.pixel_size import (
     tags_pixel_size,
 )
 from kernel.images.planes import PlaneChoice, choose_planes
-from kernel.images.reading import read_image, read_stored, shown_pixels
+from kernel.images.reading import read_image, read_stored, shown_pixels, too_large
 from kernel.images.tiff import inverted
 from kernel.images.tiff_layout import MIN_IS_WHITE
 from kernel.images.tiff_tags import TIFF_SIGNATURES
@@ -99,9 +99,12 @@ def read_picture(path: Path, choice: PlaneChoice, frame: int | None = None) -> P
         raise InputError(f"{path}: {error}") from error
     told = "; ".join(filter(None, (stack.told, planes.told)))
     first, *others = planes.places
-    pixels = stack.read(first)
-    for place in others:
-        pixels = np.fmax(pixels, stack.read(place))
+    try:
+        pixels = stack.read(first)
+        for place in others:
+            pixels = np.fmax(pixels, stack.read(place))
+    except MemoryError as error:
+        raise too_large(path) from error
     return Picture(shown_pixels(path, pixels), stack.pixel, told)
 
 

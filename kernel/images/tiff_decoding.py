@@ -23,7 +23,7 @@ from kernel.images.tiff_layout import (
     YCBCR,
     TiffLayout,
 )
-from kernel.images.tiff_segments import JPEG_COMPRESSION, SEGMENT_SIZES, check_segment
+from kernel.images.tiff_segments import DEFLATED_SIZES, JPEG_COMPRESSION, SEGMENT_SIZES, check_segment
 from kernel.images.tiff_tags import TiffDirectory, TiffTag
 
 #: What tifffile decodes by itself, without imagecodecs.
@@ -47,9 +47,10 @@ def decode_samples(
             "that these do not read: install both (pip install tifffile imagecodecs), or save it without compression"
         )
     if not by_tifffile or not is_installed("imagecodecs"):
+        most = max(layout.segment_sizes(), default=0)  # the last strip may be filled up to the others' size
         for offset, count, size in zip(layout.offsets, layout.counts, layout.segment_sizes(), strict=False):
             stream.seek(offset)
-            check_segment(layout.compression, stream.read(count), 0 if layout.subsampled else size)
+            check_segment(layout.compression, stream.read(count), 0 if layout.subsampled else size, most)
     return decode_by_tifffile(path, layout, page) if by_tifffile else decode_strips_by_opencv(stream, directory, layout)
 
 
@@ -93,7 +94,7 @@ def opencv_reads(layout: TiffLayout) -> bool:
     plain = layout.sample_format in (UNSIGNED, UNDEFINED) and layout.bits in (8, 16)
     predictor = layout.predictor == NO_PREDICTOR or (layout.predictor == HORIZONTAL and layout.compression in PREDICTED)
     return (
-        layout.compression in (*SEGMENT_SIZES, JPEG_COMPRESSION)
+        layout.compression in (*SEGMENT_SIZES, *DEFLATED_SIZES, JPEG_COMPRESSION)
         and (plain or (layout.sample_format == FLOAT and layout.bits in (32, 64)))
         and predictor
         and (layout.samples == layout.colours or (layout.samples == 4 and layout.colours == 3 and plain))

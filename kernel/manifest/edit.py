@@ -196,8 +196,8 @@ def replaced_manifest(path: Path, text: str) -> Iterator[None]:
 def _staged(path: Path, text: str) -> Iterator[None]:
     """As `replaced_manifest`, by who has the lock."""
     place = path.resolve()
-    mode = stat.S_IMODE(place.stat().st_mode) if place.exists() else 0o644
-    if not mode & (stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH):
+    mode = stat.S_IMODE(place.stat().st_mode) if place.exists() else None
+    if mode is not None and not mode & (stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH):
         raise InputError(f"{path} is read-only and stays as it is: allow writing it, or name a copy by --manifest")
     with ExitStack() as stack:
         with writing(path):
@@ -205,7 +205,8 @@ def _staged(path: Path, text: str) -> Iterator[None]:
         yield
         with writing(path):
             stack.close()
-            place.chmod(mode)
+            if mode is not None:
+                place.chmod(mode)
 
 
 def write_manifest(path: Path, text: str) -> None:

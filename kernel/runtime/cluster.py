@@ -17,6 +17,7 @@ from pickle import PickleError
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from kernel.errors import InputError, RunError
+from kernel.images.listing import printable_name
 from kernel.log import LOG
 from kernel.runtime.failures import FailedImage
 from kernel.text import first_line
@@ -102,7 +103,7 @@ def map_on_cluster(
                         fill()
                         continue
                     reason = "each worker that took it died, of too little memory perhaps: see the workers' logs"
-                    LOG.error("image %s: %s", item.name, reason)
+                    LOG.error("image %s: %s", printable_name(item.name), reason)
                     answer = FailedImage(reason, wrong_input=False, error_type=KilledWorker.__name__)
                 future.release()
                 yield item, answer

@@ -15,6 +15,7 @@ import torch
 from kernel.ensemble.ensemble import Ensemble, Prediction
 from kernel.ensemble.fallbacks import OUT_OF_MEMORY_SIGNS, predict_image
 from kernel.errors import InputError
+from kernel.images.listing import printable_name
 from kernel.images.reading import read_image
 from kernel.log import LOG
 from kernel.patience import may_pass
@@ -69,7 +70,7 @@ def attempt(image_id: str, action: Callable[[], T]) -> T | FailedImage:
     try:
         return action()
     except Exception as error:  # noqa: BLE001
-        LOG.exception("image %s", image_id)
+        LOG.exception("image %s", printable_name(image_id))
         name = type(error).__name__
         return FailedImage(f"{name}: {error}", wrong_input=False, error_type=name)
 

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
+from kernel.images.listing import printable_name
 from kernel.log import LOG
 from kernel.patience import patience_pauses
 from kernel.runtime.failures import FailedImage
@@ -40,7 +41,7 @@ class Rereading(Generic[Image]):
         if not failure.wrong_input or self.tries[image] >= (len(self.pauses) if failure.may_pass else 1):
             return False
         if not self.tries[image]:
-            LOG.warning("image %s is tried again after all others: %s", image.name, failure.reason)
+            LOG.warning("image %s is tried again after all others: %s", printable_name(image.name), failure.reason)
         self.unread[image] = failure
         return True
 

@@ -10,6 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from kernel.errors import InputError
+from kernel.images.listing import printable_name
 from kernel.log import LOG
 from kernel.runtime.budget import TimeBudget
 from kernel.runtime.device_workers import DeviceWorker, WorkerQueue
@@ -44,7 +45,7 @@ def segment_all(
             on_failure(image_id, FailedImage(str(error), wrong_input=False, error_type=type(error).__name__))
             return
         first.succeeded()
-        LOG.info("image %s: %s", image_id, json.dumps(saved.results.summaries[image_id]))
+        LOG.info("image %s: %s", printable_name(image_id), json.dumps(saved.results.summaries[image_id]))
         progress.update()
 
     def on_failure(image_id: str, failure: FailedImage) -> None:

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from kernel.data.annotated import AnnotatedImage
+from kernel.data.zip_files import read_entry
 from kernel.ensemble.ensemble import Prediction
 from kernel.errors import InputError
 from kernel.files import file_sha256, whole_file
@@ -220,7 +221,7 @@ def _read_file(path: Path, arrays: bool = True) -> tuple[dict[str, Any], dict[st
         with zipfile.ZipFile(path) as archive:
             names = ("told", "pixels", "crop_shapes", "offsets_yx", "boxes_xyxy", "scores", "labels")
             read = {
-                name: np.lib.format.read_array(io.BytesIO(archive.read(f"{name}.npy")), allow_pickle=False)
+                name: np.lib.format.read_array(io.BytesIO(read_entry(archive, f"{name}.npy")), allow_pickle=False)
                 for name in names[: None if arrays else 1]
             }
         metadata = json.loads(read.pop("told").tobytes())

@@ -303,10 +303,10 @@ def test_a_folder_that_cannot_be_written_is_told(
 ) -> None:
     before = manifest.read_bytes()
 
-    def refuse(**keywords: Any) -> None:
+    def refuse(*_given: Any, **_named: Any) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("tempfile.mkstemp", refuse)
+    monkeypatch.setattr(Path, "touch", refuse)
     assert members(manifest, "remove", "htc") == 2
     assert f"cannot write {manifest} (Permission denied)" in capsys.readouterr().err
     assert manifest.read_bytes() == before

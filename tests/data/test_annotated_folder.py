@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
 import io
 import json
 import pickle
 import re
 import shutil
+import struct
 import subprocess
 import sys
+import tracemalloc
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +34,8 @@ from test_export_formats import NOTHING, SHAPE, random_cells
 from kernel.__main__ import main
 from kernel.data.annotated import list_annotated
 from kernel.data.annotated_folder import DEFAULT_CELL_TYPE, read_annotated_folder
+from kernel.data.mask_files import imagej_rois, rings
+from kernel.data.mask_files.forms import MASK_FORMS
 from kernel.data.mask_files.found import FoundMasks
 from kernel.data.mask_files.geojson import read_geojson
 from kernel.data.mask_files.imagej_rois import read_imagej_rois
@@ -141,6 +149,23 @@ def test_polygons_hold_the_pixels_whose_centres_lie_inside(seed: int, scale: flo
     np.testing.assert_array_equal(frame, polygon2mask(SHAPE, ring[:, ::-1] - 0.5))
 
 
+def test_outlines_of_many_corners_take_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is looked at together makes no difference to the pixels, but to the memory: here 800,000 crossings."""
+    ring = np.stack([np.linspace(-3, 40, 400), np.where(np.arange(400) % 2, -10, 3000)], axis=1)
+    ring = np.concatenate([ring, [[60, 2000], [30, -40]]])
+    expected = fill_rings([ring], (2048, 50))
+    monkeypatch.setattr(rings, "MOST_CROSSINGS", 1 << 12)
+    tracemalloc.start()
+    try:
+        crop, offset = fill_rings([ring], (2048, 50))
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
+    assert offset == expected[1]
+    np.testing.assert_array_equal(crop, expected[0])
+    np.testing.assert_array_equal(crop, polygon2mask((2048, 50), ring[:, ::-1] - 0.5)[:, : crop.shape[1]])
+
+
 def test_cells_with_a_common_outline_share_no_pixel() -> None:
     left = np.array([[2.5, 3.5], [9.5, 3.5], [6.5, 20.5], [2.5, 20.5]])
     right = np.array([[9.5, 3.5], [15.5, 3.5], [15.5, 20.5], [6.5, 20.5]])
@@ -213,6 +238,55 @@ def test_imagej_shapes_without_area_and_of_other_slices_are_named(tmp_path: Path
     assert len(read_imagej_rois(tmp_path / "one.roi", SHAPE).cells) == 1
     (tmp_path / "bad.roi").write_bytes(b"Iout" + bytes(10))
     assert len(read_imagej_rois(tmp_path / "bad.roi", SHAPE).flaws) == 1
+
+
+def zip_that_lies(path: Path, method: int, packed: bytes) -> Path:
+    """A zip of one ROI in a few packed bytes, which it says are 10."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.roi", packed)
+    content = bytearray(path.read_bytes())
+    central = content.index(b"PK\x01\x02")
+    for place, size in ((8, 22), (central + 10, central + 24)):  # in the entry's own head, and in the list of all
+        struct.pack_into("<H", content, place, method)
+        struct.pack_into("<I", content, size, 10)
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("method", "pack", "message"),
+    [
+        (zipfile.ZIP_DEFLATED, lambda data: zlib.compress(data, wbits=-15), "Bad CRC"),
+        (zipfile.ZIP_BZIP2, bz2.compress, "another method than deflate"),
+    ],
+)
+def test_no_more_of_a_roi_is_unpacked_than_it_says_it_has(
+    tmp_path: Path, method: int, pack: Callable[[bytes], bytes], message: str
+) -> None:
+    path = zip_that_lies(tmp_path / "a.zip", method, pack(bytes(50 << 20)))
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match=message):
+            read_imagej_rois(path, SHAPE)
+        assert tracemalloc.get_traced_memory()[1] < 5 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_rois_of_more_bytes_than_outlines_have_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from roifile import ROI_TYPE, ImagejRoi
+
+    roi = ImagejRoi(roitype=ROI_TYPE.RECT, left=5, top=6, right=17, bottom=20)
+    path = write_zip(tmp_path / "a.zip", [roi] * 3)
+    size = len(roi.tobytes())
+    monkeypatch.setattr(imagej_rois, "LARGEST_ROIS", 3 * size)
+    assert len(read_imagej_rois(path, SHAPE).cells) == 3
+    monkeypatch.setattr(imagej_rois, "LARGEST_ROIS", 3 * size - 1)
+    with pytest.raises(InputError, match="its ROIs are larger"):
+        read_imagej_rois(path, SHAPE)
+    monkeypatch.setattr(imagej_rois, "LARGEST_ROI", size - 1)
+    with pytest.raises(InputError, match="a ROI in it is larger"):
+        read_imagej_rois(path, SHAPE)
 
 
 # GeoJSON
@@ -492,6 +566,35 @@ def test_odd_ome_zarrs(tmp_path: Path, export: Any) -> None:
         read_ome_zarr(tmp_path / "array.zarr", SHAPE)
 
 
+def test_ome_zarr_labels_of_another_shape_are_refused_unread(tmp_path: Path, export: Any) -> None:
+    import zarr
+
+    path = export(random_cells(1), "ome-zarr")
+    labels = zarr.open_group(str(path / "labels" / "cells"), mode="a", zarr_format=2)
+    (place, *_) = (scale["path"] for scale in labels.attrs["multiscales"][0]["datasets"])
+    labels.create_array(place, shape=(1 << 31, 1 << 31), chunks=(64, 64), dtype="u1", overwrite=True)
+    with pytest.raises(InputError, match=f"it is {1 << 31} x {1 << 31}, and its image {SHAPE[0]} x {SHAPE[1]}"):
+        read_ome_zarr(path, SHAPE)
+
+
+def test_masks_that_do_not_fit_into_the_memory_cost_their_image_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(path: Path, image_shape: tuple[int, int], _plane: TakenPlane) -> FoundMasks:
+        if path.name.startswith("large"):
+            raise MemoryError
+        return read_label_image(path, image_shape)
+
+    monkeypatch.setitem(MASK_FORMS, "labels", replace(MASK_FORMS["labels"], read=read))
+    for name in ("large", "small"):
+        write_png(tmp_path / f"{name}.png", draw_image(1, GRID))
+        write_png(tmp_path / f"{name}_masks.png", grid_labels())
+    source = read_annotated_folder(tmp_path)
+    assert [image.image_id for image in source.images] == ["small"]
+    (dropped,) = source.dropped_images
+    assert dropped.reason == "large_masks.png cannot be read: what it holds does not fit into the memory"
+
+
 # Cellpose
 
 
@@ -552,6 +655,18 @@ def test_cellpose_outlines_of_the_first_time(tmp_path: Path) -> None:
     assert first[3:12, 4:13].all() and first.sum() == 81 and second[20:31, 10:21].all() and second.sum() == 121
     assert third.sum() == 100 - 4 * 5 and not (third & first).any()
     assert [place for place, _ in found.flaws] == ["outline 4", "outline 5"]
+
+
+@pytest.mark.parametrize("far", [-1e8, 1e8, -(2.0**33), 2.0**33 + 5])
+@pytest.mark.parametrize("column", [1, 2])
+def test_strokes_far_outside_the_image_are_named(tmp_path: Path, far: float, column: int) -> None:
+    outline = strokes_around(3, 4, 8).astype(float)
+    outline[5, column] = far
+    near = strokes_around(-3, 4, 8)
+    np.save(tmp_path / "a_seg.npy", np.array({"outlines": [outline, near]}, dtype=object), allow_pickle=True)
+    found = read_seg_npy(tmp_path / "a_seg.npy", SHAPE)
+    assert found.flaws == (("outline 1", "a point of it lies far outside the image"),)
+    assert [int(frame.sum()) for frame in frames_of(found)] == [6 * 9]
 
 
 def test_no_code_of_a_seg_npy_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -189,6 +189,8 @@ def test_bad_rows_are_named_and_the_rest_kept(tmp_path: Path) -> None:
         ("a,1 1,10,6,astro,,,,", "image 'a' is astro"),
         ("a,1 1,10,7,cort,,,,", "an image has one cell type and one size"),
         ("a,1 1,ten,6,cort,,,,", "must be whole numbers"),
+        (f"a,1 1,{'9' * 5000},6,cort,,,,", "must be whole numbers"),
+        (f"a,1 1,{10**13},6,cort,,,,", "more pixels than an image may have"),
         (",1 1,10,6,cort,,,,", "must be filled in"),
         ("a,1 1,10,6,cort,,,,,x", "1 more fields than the header"),
         ("b,1 1 1 1,10,6,cort,,,,", "increasing order"),

@@ -192,10 +192,17 @@ def test_no_file_and_no_json(tmp_path: Path) -> None:
             read_prepared(tmp_path)
 
 
-@pytest.mark.parametrize("counts", ["", "11", "~~~~", "zzzz9999", "é", " ", "n", "O"])
+@pytest.mark.parametrize("counts", ["", "11", "~~~~", "zzzz9999", "é", " ", "n", "O", "o" * 20 + "0"])
 def test_run_lengths_of_no_or_another_image(counts: str) -> None:
     with pytest.raises(InputError, match="run lengths"):
         decode_counts(counts, SHAPE)
+
+
+def test_run_lengths_of_64_bits_are_the_longest() -> None:
+    """What goes on and on would take time with the square of its length."""
+    assert parse_counts("P" * 12 + "?") == [15 << 60]
+    with pytest.raises(InputError, match="no compressed run lengths"):
+        parse_counts("P" * 13 + "0")
 
 
 def test_run_lengths_are_read_as_pycocotools_writes_them() -> None:

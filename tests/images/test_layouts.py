@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import lzma
 import struct
 import sys
+import tracemalloc
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -299,6 +301,29 @@ def test_damaged_strips(tmp_path: Path, packages: str, compression: str, tile: t
         path.write_bytes(content[:start] + bytes(300) + content[start + 300 :])
         with pytest.raises(InputError, match=r"damaged|needs the packages"):
             read_image(path)
+
+
+@pytest.mark.parametrize("packages", ["tifffile", "OpenCV"], indirect=True)
+@pytest.mark.parametrize("code", [8, 32946, 34925])
+def test_strips_that_hold_far_more_than_the_image(tmp_path: Path, packages: str, code: int) -> None:
+    """imagecodecs unpacks no more than the image; without it, it is refused before much more is."""
+    content = bytearray(written(compression="zlib", rowsperstrip=96))
+    entry = content.index(struct.pack("<H", 279))  # StripByteCounts
+    held = bytes(60 << 20)
+    packed = zlib.compress(held) if code != 34925 else lzma.compress(held[:20]) + lzma.compress(held)
+    struct.pack_into("<HIHH", content, entry + 2, 4, 1, len(packed) % 65536, len(packed) // 65536)
+    struct.pack_into("<I", content, content.index(struct.pack("<H", 273)) + 8, len(content))
+    struct.pack_into("<H", content, content.index(struct.pack("<H", 259)) + 8, code)
+    path = tmp_path / "a.tif"
+    path.write_bytes(content + packed)
+    told = "hold more than its tags tell of" if packages == "tifffile" or code != 34925 else "needs the packages"
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match=told):
+            read_image(path)
+        assert tracemalloc.get_traced_memory()[1] < 20 << 20
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("compression", [None, "zlib"])

@@ -369,6 +369,19 @@ def test_sizes_that_are_none() -> None:
     assert str(PixelSize(0.5, 0.5, "")) == "0.5 um" and str(PixelSize(1, 0.5, "")) == "0.5 x 1 um"
 
 
+def test_a_zarr_of_more_pixels_than_any_memory_holds_is_refused(tmp_path: Path) -> None:
+    """Chunks that are not there need no bytes."""
+    import zarr
+
+    write_zarr(tmp_path / "a.zarr")
+    group = zarr.open_group(str(tmp_path / "a.zarr"), mode="a", zarr_format=2)
+    (place, *_) = (scale["path"] for scale in group.attrs["multiscales"][0]["datasets"])
+    shape = (*VALUES.shape[:-2], 1 << 31, 1 << 31)
+    group.create_array(place, shape=shape, chunks=(*VALUES.shape[:-2], 64, 64), dtype="u1", overwrite=True)
+    with pytest.raises(InputError, match=r"a\.zarr: its pixels do not fit into the memory; replace it"):
+        read_picture(tmp_path / "a.zarr", ANY)
+
+
 def test_folders_of_zarr_that_are_no_image(tmp_path: Path) -> None:
     import zarr
 

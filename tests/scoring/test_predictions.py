@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -128,6 +129,19 @@ def test_what_is_no_prediction_is_told(tmp_path: Path, content: bytes) -> None:
     for read in (load_prediction, load_fingerprint):
         with pytest.raises(InputError, match=r"image\.npz is no stored prediction, or a damaged one .* delete it"):
             read(path)
+
+
+def test_predictions_packed_otherwise_are_told(tmp_path: Path) -> None:
+    """Of bzip2 and LZMA more may be unpacked than an entry says it has."""
+    path = tmp_path / "image.npz"
+    store_prediction(path, random_prediction(1, count=2), FINGERPRINT)
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_BZIP2) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+    with pytest.raises(InputError, match=r"image\.npz is no stored prediction, or a damaged one .*another method"):
+        load_prediction(path)
 
 
 def test_archives_of_something_else_are_told(tmp_path: Path) -> None:

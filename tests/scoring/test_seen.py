@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from pathlib import Path
 
 import cv2
@@ -131,6 +132,14 @@ def test_the_history_comes_back_and_nothing_else_is_taken_for_one(tmp_path: Path
     for metadata in (None, {"format": "pt"}, {"in_network_ensemble": "[]"}, {"in_network_ensemble": "{"}):
         save_file(state, path, metadata)
         assert read_member_record(path) is None
+    told = json.loads(record.metadata()["in_network_ensemble"])
+    odd: list[dict[str, object]] = [
+        {"step": math.inf}, {"iterations": 1.5}, {"fingerprint": 7}, {"encoder": {"a": 1}}, {"stem_stride": "2"},
+        {"pixel_size_um": "small"}, {"images": {"a": 1}}, {"images": [7]}, {"images": [["a"]]},
+    ]  # fmt: skip
+    for text in ("[" * 100_000, "1" * 5000, *(json.dumps(told | entry) for entry in odd)):
+        save_file(state, path, {"in_network_ensemble": text})
+        assert read_member_record(path) is None, text[:100]
     path.write_bytes(b"no weights")
     assert read_member_record(path) is None
     assert read_member_record(tmp_path / "b.pt") is None

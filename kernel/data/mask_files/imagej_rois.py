@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 from kernel.data.mask_files.found import FoundMasks, MaskCell
 from kernel.data.mask_files.rings import fill_rings
 from kernel.data.mask_files.taken import FIRST_PLANE, TakenPlane
+from kernel.data.zip_files import read_entry
 from kernel.errors import InputError
 
 #: What reading raises for bytes that are no ROI.
@@ -20,8 +22,9 @@ DAMAGED_ROI_ERRORS = (
     ValueError, TypeError, LookupError, RuntimeError, OverflowError, MemoryError, OSError, struct.error, zlib.error,
     zipfile.BadZipFile, EOFError,
 )  # fmt: skip
-#: Bytes of a ROI, unpacked: a small zip may hold any number.
+#: Bytes of a ROI, and of all of a file, unpacked: a small zip may hold any number.
 LARGEST_ROI = 64 << 20
+LARGEST_ROIS = 1 << 30
 #: Corners of an oval; its pixels are then those of the true ellipse but for a thousandth of its size.
 OVAL_CORNERS = 720
 
@@ -33,23 +36,8 @@ def read_imagej_rois(path: Path, image_shape: tuple[int, int], plane: TakenPlane
     """
     import roifile
 
-    try:
-        if path.suffix.lower() == ".zip":
-            with zipfile.ZipFile(path) as archive:
-                names = [name for name in archive.namelist() if is_roi(name)]
-                if any(archive.getinfo(name).file_size > LARGEST_ROI for name in names):
-                    raise InputError(
-                        f"a ROI in it is larger than {LARGEST_ROI >> 20} MB, which no outline of a cell is"
-                    )
-                contents = [(Path(name).stem, archive.read(name)) for name in names]
-                if archive.namelist() and not names:
-                    raise InputError("it is a zip without any ROI (.roi) in it")
-        else:
-            contents = [(path.stem, path.read_bytes())]
-    except DAMAGED_ROI_ERRORS as error:
-        raise InputError(f"it is no readable zip of ROIs ({error}): save it again") from error
     cells, flaws = [], []
-    for number, (name, content) in enumerate(contents, start=1):
+    for number, (name, content) in enumerate(roi_contents(path), start=1):
         place = f"ROI {number} '{name}'"
         try:
             roi = roifile.ImagejRoi.frombytes(content)
@@ -64,6 +52,31 @@ def read_imagej_rois(path: Path, image_shape: tuple[int, int], plane: TakenPlane
         else:
             cells.append(MaskCell(place, *fill_rings(rings, image_shape)))
     return FoundMasks(tuple(cells), tuple(flaws))
+
+
+def roi_contents(path: Path) -> Iterator[tuple[str, bytes]]:
+    """The name and the bytes of each ROI of a file, one in memory at a time.
+
+    Raises:
+        InputError: it is no zip that can be read, or holds no ROI, or larger ones than cells have.
+    """
+    try:
+        if path.suffix.lower() != ".zip":
+            yield path.stem, path.read_bytes()
+            return
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if is_roi(name)]
+            sizes = [archive.getinfo(name).file_size for name in names]
+            if max(sizes, default=0) > LARGEST_ROI:
+                raise InputError(f"a ROI in it is larger than {LARGEST_ROI >> 20} MB, which no outline of a cell is")
+            if sum(sizes) > LARGEST_ROIS:
+                raise InputError(f"its ROIs are larger than {LARGEST_ROIS >> 20} MB, which no image's outlines are")
+            if archive.namelist() and not names:
+                raise InputError("it is a zip without any ROI (.roi) in it")
+            for name in names:
+                yield Path(name).stem, read_entry(archive, name)
+    except DAMAGED_ROI_ERRORS as error:
+        raise InputError(f"it is no readable zip of ROIs ({error}): save it again") from error
 
 
 def is_roi(name: str) -> bool:

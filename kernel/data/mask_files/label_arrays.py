@@ -64,18 +64,28 @@ def as_plane(labels: np.ndarray, image_shape: tuple[int, int]) -> np.ndarray:
     """The labels as (H, W).
 
     Raises:
-        InputError: there are several planes, or colours; or H and W are others.
+        InputError: as `refuse_shape`, or they have colours.
     """
-    if [side for side in labels.shape if side != 1] == [side for side in image_shape if side != 1]:
+    refuse_shape(labels.shape, image_shape)
+    if labels.size == image_shape[0] * image_shape[1]:
         return labels.reshape(image_shape)
-    if labels.shape[:2] == image_shape and labels.ndim == 3 and labels.shape[2] in (3, 4):
-        if (labels[..., :3] == labels[..., :1]).all():
-            return labels[..., 0]
-        raise InputError("it is a picture of colours, and no label image, which has a number for each cell")
-    sides = [side for side in labels.shape if side != 1]
+    if (labels[..., :3] == labels[..., :1]).all():
+        return labels[..., 0]
+    raise InputError("it is a picture of colours, and no label image, which has a number for each cell")
+
+
+def refuse_shape(shape: tuple[int, ...], image_shape: tuple[int, int]) -> None:
+    """Refuse labels whose shape shows, before they are read, that they are not of an image of H, W.
+
+    Raises:
+        InputError: H and W are others, or there are several planes.
+    """
+    sides = [side for side in shape if side != 1]
+    if sides == [side for side in image_shape if side != 1] or (shape[:2] == image_shape and shape[2:] in ((3,), (4,))):
+        return
     if len(sides) == 2:
         raise InputError(f"it is {sides[0]} x {sides[1]}, and its image {image_shape[0]} x {image_shape[1]}")
-    raise InputError(f"it has the shape {labels.shape}: a single plane is needed, as its image is")
+    raise InputError(f"it has the shape {shape}: a single plane is needed, as its image is")
 
 
 def refuse_binary(plane: np.ndarray) -> None:

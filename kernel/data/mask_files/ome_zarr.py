@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from kernel.data.mask_files.found import FoundMasks
-from kernel.data.mask_files.label_arrays import cells_of_labels
+from kernel.data.mask_files.label_arrays import cells_of_labels, refuse_shape
 from kernel.data.mask_files.taken import FIRST_PLANE, TakenPlane
 from kernel.errors import InputError
 from kernel.images.stacks import zarr_oddity
@@ -34,6 +34,7 @@ def read_ome_zarr(path: Path, image_shape: tuple[int, int], _plane: TakenPlane =
         array = image[described]
         if oddity := zarr_oddity(array):
             raise InputError(f"its label image {oddity}")
+        refuse_shape(tuple(array.shape), image_shape)  # a few bytes may tell of any number of pixels
         values = np.asarray(array[...])
     except (ValueError, TypeError, LookupError, AttributeError, OSError, RuntimeError) as error:
         raise InputError(f"it is no OME-Zarr with labels ({type(error).__name__}: {error})") from error

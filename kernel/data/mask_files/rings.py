@@ -6,6 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+#: Crossings of edges and rows that are looked at together: an outline may have any number of corners.
+MOST_CROSSINGS = 1 << 20
+
 
 def fill_rings(rings: Sequence[np.ndarray], image_shape: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
     """The pixels whose centres lie inside an odd number of rings, and inside the image.
@@ -29,14 +32,25 @@ def fill_rings(rings: Sequence[np.ndarray], image_shape: tuple[int, int]) -> tup
     first = np.clip(np.ceil(np.minimum(y0, y1) - 0.5), 0, height).astype(np.int64)
     after = np.clip(np.ceil(np.maximum(y0, y1) - 0.5), 0, height).astype(np.int64)
     counts = after - first
-    edge = np.repeat(np.arange(len(counts)), counts)
-    if not edge.size:
+    edges = np.flatnonzero(counts)
+    if not edges.size:
         return np.zeros((0, 0), bool), (0, 0)
-    row = np.arange(len(edge)) - np.repeat(np.cumsum(counts) - counts, counts) + first[edge]
-    x = x0[edge] + (row + 0.5 - y0[edge]) * (x1[edge] - x0[edge]) / (y1[edge] - y0[edge])
-    column = np.clip(np.ceil(x - 0.5), 0, width).astype(np.int64)  # from here on the line is to the left
-    top, left = int(row.min()), int(column.min())
-    shape = int(row.max()) - top + 1, int(column.max()) - left + 1
-    crossings = np.bincount((row - top) * shape[1] + column - left, minlength=shape[0] * shape[1]).reshape(shape)
-    crop = (np.cumsum(crossings, axis=1) % 2).astype(bool)[:, :-1]  # the last column only closes
+
+    def columns_at(edge: np.ndarray, row: np.ndarray) -> np.ndarray:
+        """From where on the line is to the left."""
+        x = x0[edge] + (row + 0.5 - y0[edge]) * (x1[edge] - x0[edge]) / (y1[edge] - y0[edge])
+        return np.clip(np.ceil(x - 0.5), 0, width).astype(np.int64)
+
+    # No edge is farther out than at its first or its last row.
+    outermost = np.concatenate([columns_at(edges, first[edges]), columns_at(edges, after[edges] - 1)])
+    top, left = int(first[edges].min()), int(outermost.min())
+    shape = int(after[edges].max()) - top, int(outermost.max()) - left + 1
+    crossings = np.zeros(shape, np.uint8)  # what counts is whether they are odd, which holds beyond 255 as well
+    totals = np.cumsum(counts[edges])
+    for some in np.split(edges, np.searchsorted(totals, np.arange(MOST_CROSSINGS, totals[-1], MOST_CROSSINGS))):
+        edge = np.repeat(some, counts[some])
+        row = np.arange(len(edge)) - np.repeat(np.cumsum(counts[some]) - counts[some], counts[some]) + first[edge]
+        place = (row - top) * shape[1] + columns_at(edge, row) - left
+        np.add.at(crossings.reshape(-1), place, np.uint8(1))
+    crop = (np.cumsum(crossings, axis=1, dtype=np.uint8) % 2).astype(bool)[:, :-1]  # the last column only closes
     return (crop, (top, left)) if crop.any() else (np.zeros((0, 0), bool), (0, 0))

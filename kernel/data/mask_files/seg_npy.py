@@ -185,6 +185,9 @@ def cells_of_strokes(outlines: list[Any], image_shape: tuple[int, int], plane: T
         if flaw := next(others, ""):
             flaws.append((place, flaw))
             continue
+        if points[:, 1:].min() < -max(image_shape) or points[:, 1:].max() > 2 * max(image_shape):
+            flaws.append((place, "a point of it lies far outside the image"))  # OpenCV draws each row on the way there
+            continue
         drawn = np.zeros(image_shape, np.uint8)
         cv2.fillPoly(drawn, [points[:, [2, 1]].astype(np.int32)], [1])
         drawn &= free
