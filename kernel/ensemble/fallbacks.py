@@ -13,6 +13,7 @@ import torch
 from kernel.ensemble.ensemble import Ensemble, Prediction
 from kernel.ensemble.networks import NotFiniteError, Tiling
 from kernel.ensemble.tiles import LEAST_TILE_SIDE, predict_whole_or_tiled
+from kernel.gpus import own_dtype
 from kernel.log import LOG
 
 #: Parts of the messages of plain RuntimeErrors that mean missing memory: of the CPU's allocator; of a GPU's libraries,
@@ -116,8 +117,7 @@ def run_by(ensemble: Ensemble, fallback: MemoryFallback) -> Iterator[None]:
         if fallback.in_tiles and ensemble.tiling is not None:
             ensemble.tiling = Tiling(0, max(LEAST_TILE_SIDE, ensemble.tiling.side // 2), 0)
         if fallback.on_cpu:
-            # CPUs have no float16 arithmetic, so float32 is as fast there.
-            ensemble.dtype = torch.float32 if ensemble.dtype == torch.float16 else ensemble.dtype
+            ensemble.dtype = own_dtype(torch.device("cpu"), ensemble.dtype)
             ensemble.move_to("cpu")
         yield
     finally:

@@ -67,8 +67,7 @@ def load_ensemble(
         InputError: as `load_detector` and `Ensemble` do, or torch cannot compute on the device.
     """
     on_gpu = torch.device(device).type == "cuda"
-    if on_gpu:
-        dtype = prepare_gpu(torch.device(device), dtype)
+    dtype = (prepare_gpu if on_gpu else own_dtype)(torch.device(device), dtype)
     members = []
     for entry in progress(manifest.members):
         path = weights[entry.name]
