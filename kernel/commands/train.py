@@ -16,8 +16,10 @@ from kernel.data.pictures import PictureIndex, picture_of
 from kernel.data.toml_files import read_toml
 from kernel.errors import InputError
 from kernel.log import LOG
+from kernel.manifest.reader import read_manifest
 from kernel.manifest.types import ENCODER_NAMES, MASK_KINDS, MEMBER_KINDS, TIMM_PREFIX
 from kernel.settings import CELL_TYPES, CLS_USE
+from kernel.text import first_names
 from kernel.vendored import use_vendored_packages
 
 if TYPE_CHECKING:
@@ -205,6 +207,7 @@ def refuse_wrong_manifest(options: argparse.Namespace, recipe: Recipe, use_for: 
         raise InputError(f"--add-to {options.add_to}: no such manifest")
     if recipe.detector.kind not in MASK_KINDS:
         check_class_count(recipe.detector.num_classes)
+        refuse_other_stride(options.add_to, recipe)
     check_addition(
         options.add_to,
         {
@@ -217,6 +220,18 @@ def refuse_wrong_manifest(options: argparse.Namespace, recipe: Recipe, use_for: 
             "sha256": "0" * 64,  # not known yet
         },
     )
+
+
+def refuse_other_stride(manifest_path: Path, recipe: Recipe) -> None:
+    """Raise InputError where a member of the manifest has a stem of another stride than what is to be trained."""
+    detector, members = recipe.detector, read_manifest(manifest_path).members
+    others = [member for member in members if member.stem_stride not in (None, detector.stem_stride)]
+    if others:
+        raise InputError(
+            f"--add-to {manifest_path}: the stem of {first_names([member.name for member in others])} has the stride "
+            f"{others[0].stem_stride}, and {detector.encoder} is trained with {detector.stem_stride}; these cannot "
+            "be averaged: name another manifest"
+        )
 
 
 def choose_recipe(options: argparse.Namespace) -> tuple[Recipe, Sequence[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 from pathlib import Path
@@ -141,6 +142,10 @@ def test_a_link_that_is_made_while_a_lock_is_opened_is_not_followed(
         (["--resume", "--replace"], "give one of them"),
         (["--add-to", "nowhere.json"], "--add-to nowhere.json: no such manifest"),
         (["--add-to", "broken.json"], "broken.json"),
+        (
+            ["--add-to", "strides.json"],
+            "the stem of maskrcnn has the stride 2, and resnet18_narrow is",
+        ),
     ],
 )
 def test_options_without_effect_and_manifests_are_told_before(
@@ -151,8 +156,12 @@ def test_options_without_effect_and_manifests_are_told_before(
     given: list[str],
     told: str,
 ) -> None:
+    manifest = json.loads(Path("bundle/synthetic/manifest.json").read_text(encoding="utf-8"))
+    manifest["members"][0]["stem_stride"] = 2
+    strides = json.dumps(manifest)
     monkeypatch.chdir(tmp_path)
     Path("broken.json").write_text("{", encoding="utf-8")
+    Path("strides.json").write_text(strides, encoding="utf-8")
     assert main([*words, *given]) == 2
     assert told in capsys.readouterr().err and not (tmp_path / "out.safetensors").exists()
 
