@@ -92,7 +92,8 @@ def call_complaints(call: ast.Call) -> Iterator[str]:
     if called in ("read_text", "write_text", "open", "fdopen", "TextIOWrapper", "NamedTemporaryFile"):
         ours = isinstance(call.func, ast.Name) and call.args and called == "read_text"  # a function of that name
         binary = any(isinstance(text, str) and "b" in text and len(text) <= 3 for text in texts)
-        if binary or ours or owner in ("tarfile", "webbrowser") or (called == "open" and owner in ("os", "zipfile")):
+        opens_bytes = called == "open" and owner in ("os", "zipfile", "archive")  # an archive's entries are bytes
+        if binary or ours or owner in ("tarfile", "webbrowser") or opens_bytes:
             return
         if "encoding" not in keywords:
             yield f"{called} without an encoding"
@@ -135,6 +136,7 @@ def test_what_is_not_portable_is_found(source: str, told: str) -> None:
 def test_what_is_portable_passes() -> None:
     source = """
         with path.open("rb") as stream, tarfile.open(source) as archive, path.open(encoding="utf-8") as text:
+            archive.open(entry)
             path.write_text("", encoding="utf-8", newline="\\n")
         def peak():
             import resource
