@@ -23,7 +23,7 @@ from kernel.images.tiff_layout import (
     YCBCR,
     TiffLayout,
 )
-from kernel.images.tiff_segments import DEFLATED_SIZES, JPEG_COMPRESSION, SEGMENT_SIZES, check_segment
+from kernel.images.tiff_segments import DEFLATE, JPEG_COMPRESSION, SEGMENT_SIZES, check_segment
 from kernel.images.tiff_tags import TiffDirectory, TiffTag
 
 #: What tifffile decodes by itself, without imagecodecs.
@@ -94,7 +94,7 @@ def opencv_reads(layout: TiffLayout) -> bool:
     plain = layout.sample_format in (UNSIGNED, UNDEFINED) and layout.bits in (8, 16)
     predictor = layout.predictor == NO_PREDICTOR or (layout.predictor == HORIZONTAL and layout.compression in PREDICTED)
     return (
-        layout.compression in (*SEGMENT_SIZES, *DEFLATED_SIZES, JPEG_COMPRESSION)
+        layout.compression in (*SEGMENT_SIZES, *DEFLATE, JPEG_COMPRESSION)
         and (plain or (layout.sample_format == FLOAT and layout.bits in (32, 64)))
         and predictor
         and (layout.samples == layout.colours or (layout.samples == 4 and layout.colours == 3 and plain))

@@ -7,63 +7,72 @@ from __future__ import annotations
 
 import lzma
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from kernel.errors import InputError
 from kernel.images.jpeg import scan_jpeg
 
 #: Unpacked at a time, and what a segment may hold beyond its pixels: some programs fill up.
 UNPACKED_CHUNK = 1 << 20
+TOO_SHORT = "the TIFF is damaged: compressed data end too soon"
 LZW_CLEAR, LZW_END, LZW_FIRST, LZW_MOST = 256, 257, 258, 4096
 
 
-def deflated_size(data: bytes, most: int) -> int:
-    """How many bytes a zlib stream holds; one of more than `most` is not unpacked to its end.
+def unpacked_size(parts: Iterator[int], most: int) -> int:
+    """How many bytes a compressed segment holds; one of more than `most` is not unpacked to its end.
+
+    Args:
+        parts: the bytes of each piece that is unpacked, as `inflate` and `unpack_lzma` give them.
+        most: bytes.
 
     Raises:
         InputError: it ends too soon, its checksum is wrong, or it holds more than `most`.
     """
-    stream = zlib.decompressobj()
     size = 0
     try:
-        while not stream.eof:
-            part = stream.decompress(data, UNPACKED_CHUNK)
-            if not part and not stream.unconsumed_tail and not stream.eof:
-                raise InputError("the TIFF is damaged: compressed data end too soon")
-            size = counted(size + len(part), most)
-            data = stream.unconsumed_tail
-    except zlib.error as error:
+        for part in parts:
+            size += part
+            if size > most:
+                raise InputError("the TIFF is damaged: compressed data hold more than its tags tell of")
+    except EOFError as error:
+        raise InputError(TOO_SHORT) from error
+    except (zlib.error, lzma.LZMAError) as error:
         raise InputError(f"the TIFF is damaged: compressed data are damaged ({error})") from error
     return size
 
 
-def lzma_size(data: bytes, most: int) -> int:
-    """`deflated_size` of an LZMA stream, or of several behind each other, which Python unpacks as one."""
-    size = 0
-    try:
-        while data:
-            stream = lzma.LZMADecompressor()
-            while not stream.eof:
-                part = stream.decompress(data, UNPACKED_CHUNK)
-                data = b""  # the decoder keeps what it has not unpacked yet
-                if not part and stream.needs_input and not stream.eof:
-                    raise InputError("the TIFF is damaged: compressed data end too soon")
-                size = counted(size + len(part), most)
-            data = stream.unused_data
-    except lzma.LZMAError as error:
-        raise InputError(f"the TIFF is damaged: compressed data are damaged ({error})") from error
-    return size
-
-
-def counted(size: int, most: int) -> int:
-    """`size`.
+def inflate(data: bytes) -> Iterator[int]:
+    """Unpack a zlib stream, and give the size of each piece.
 
     Raises:
-        InputError: it is more than `most`.
+        EOFError: it ends too soon.
+        zlib.error: it is damaged.
     """
-    if size > most:
-        raise InputError("the TIFF is damaged: compressed data hold more than its tags tell of")
-    return size
+    stream = zlib.decompressobj()
+    while not stream.eof:
+        part = stream.decompress(data, UNPACKED_CHUNK)
+        data = stream.unconsumed_tail
+        if not part and not data and not stream.eof:
+            raise EOFError
+        yield len(part)
+
+
+def unpack_lzma(data: bytes) -> Iterator[int]:
+    """As `inflate`, of an LZMA stream, or of several behind each other, which Python unpacks as one.
+
+    Raises:
+        EOFError: it ends too soon.
+        lzma.LZMAError: it is damaged.
+    """
+    while data:
+        stream = lzma.LZMADecompressor()
+        while not stream.eof:
+            part = stream.decompress(data, UNPACKED_CHUNK)
+            data = b""  # the decoder keeps what it has not unpacked yet
+            if not part and stream.needs_input and not stream.eof:
+                raise EOFError
+            yield len(part)
+        data = stream.unused_data
 
 
 def lzw_size(data: bytes) -> int:
@@ -116,15 +125,15 @@ def packbits_size(data: bytes) -> int:
             at += 1 if head == 128 else 2
             size += 0 if head == 128 else 257 - head
     if at > len(data):
-        raise InputError("the TIFF is damaged: compressed data end too soon")
+        raise InputError(TOO_SHORT)
     return size
 
 
 #: What a segment holds, for each compression whose segments are small where that is little.
 SEGMENT_SIZES: dict[int, Callable[[bytes], int]] = {1: len, 5: lzw_size, 32773: packbits_size}
-#: The same for those whose segments of a few bytes may hold any number of them, looked at up to a most.
-DEFLATED_SIZES = dict.fromkeys((8, 32946), deflated_size)
-UNBOUNDED_SIZES = {**DEFLATED_SIZES, 34925: lzma_size}
+#: How those are unpacked, piece by piece, whose segments of a few bytes may hold any number of them.
+DEFLATE = (8, 32946)
+UNPACKERS = {**dict.fromkeys(DEFLATE, inflate), 34925: unpack_lzma}
 JPEG_COMPRESSION = 7
 
 
@@ -137,9 +146,9 @@ def check_segment(compression: int, data: bytes, size: int, most: int) -> None:
     if compression == JPEG_COMPRESSION:
         scan_jpeg(data)
         return
-    if compression in UNBOUNDED_SIZES:
-        held = UNBOUNDED_SIZES[compression](data, most + UNPACKED_CHUNK)
+    if compression in UNPACKERS:
+        held = unpacked_size(UNPACKERS[compression](data), most + UNPACKED_CHUNK)
     else:
         held = SEGMENT_SIZES[compression](data) if compression in SEGMENT_SIZES else size
     if held < size:
-        raise InputError("the TIFF is damaged: compressed data end too soon")
+        raise InputError(TOO_SHORT)

@@ -89,12 +89,12 @@ def compare_blocks(iou_calculator: Any, bboxes: torch.Tensor, gt_bboxes: torch.T
 
     A GPU would be waited for to say which cells these are, and compares all with all.
     """
-    cells, anchors = len(gt_bboxes), len(bboxes)
+    cells, anchors, on_cpu = len(gt_bboxes), len(bboxes), bboxes.device.type == "cpu"
     every = torch.arange(cells, device=bboxes.device)
-    length = block_length(cells, anchors, NEIGHBOURS if bboxes.device.type == "cpu" else None)
+    length = block_length(cells, anchors, NEIGHBOURS if on_cpu else None)
     for start in range(0, anchors, length):
         block, near = bboxes[start : start + length], every
-        if bboxes.device.type == "cpu":
+        if on_cpu:
             reaches = (gt_bboxes[:, :2] < block[:, 2:4].amax(dim=0)) & (gt_bboxes[:, 2:] > block[:, :2].amin(dim=0))
             near = every[reaches.all(dim=1)]
         if len(near):
