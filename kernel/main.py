@@ -260,7 +260,7 @@ class KernelRun:
             failure = error
         results = self.saved.results.in_order(self.paths)
         facts = self.facts.told(patience)
-        summary = summarise(self.manifest, self.dtype, results, time.monotonic() - self.start, facts)
+        summary = summarise(self.manifest, results, time.monotonic() - self.start, facts)
         write_summary(self.working / "summary.json", summary)
         log_end(summary, results, self.working / "submission.csv")
         if not results.failed and failure is None:
