@@ -45,9 +45,9 @@ from kernel.ensemble.leaving_out import BEST_EFFORT, MEMBER_POLICIES, STRICT
 from kernel.ensemble.quality_levels import quality_levels
 from kernel.errors import InputError, RunError, as_failure
 from kernel.files import whole_file
-from kernel.images.listing import SAMPLE_NAME, AskedIds, asked_ids, printable_name
+from kernel.images.listing import SAMPLE_NAME, AskedIds, asked_ids
 from kernel.images.reading import list_images
-from kernel.log import LOG, guard_output, show_log
+from kernel.log import LOG, guard_output, printable_name, show_log
 from kernel.manifest.reader import parse_manifest
 from kernel.manifest.types import WEIGHT_SUFFIXES, Manifest
 from kernel.mounts import dataset_folders, find_competition, input_root, walk_paths
