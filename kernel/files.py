@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from kernel.errors import InputError, RunError
+from kernel.log import printable_name
 
 #: Errors of file systems that lack what is asked for: syncing, rights, renaming over a file.
 LACKING = (errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM)
@@ -64,7 +65,7 @@ def writing(path: Path, failure: type[InputError | RunError] = InputError) -> It
     try:
         yield
     except OSError as error:
-        wrong = f"cannot write {path} ({error.strerror or error})"
+        wrong = f"cannot write {printable_name(str(path))} ({error.strerror or error})"
         if is_full(error):
             raise RunError(f"{wrong}: free some space, and run the same again") from error
         raise failure(f"{wrong}: choose a folder that can be written") from error
@@ -81,7 +82,7 @@ def reading(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(f"cannot read {path} ({error.strerror or error})") from error
+        raise InputError(f"cannot read {printable_name(str(path))} ({error.strerror or error})") from error
 
 
 @contextmanager

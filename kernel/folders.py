@@ -152,13 +152,14 @@ def _is_same_file(one: Path, other: Path) -> bool:
 def replace_folder(new: Path, target: Path) -> None:
     """Put the finished folder `new` in `target`'s place; both must lie on one file system. Until then `target` stays.
 
+    `new` keeps its mode: let `Path.mkdir` make it, in a scratch folder, which itself is for its owner only.
+
     Raises:
         InputError: `target` is a file, or cannot be moved out of the way.
     """
     if target.exists() and not target.is_dir():
         raise InputError(f"{target} is a file, and a folder is to be written there: move it away")
     target.parent.mkdir(parents=True, exist_ok=True)
-    new.chmod(new_folder_mode(target.parent))  # a scratch folder is for its owner only
     if not target.exists():
         new.rename(target)
         return
@@ -171,17 +172,6 @@ def replace_folder(new: Path, target: Path) -> None:
                 "the same again"
             ) from error
         new.rename(target)
-
-
-def new_folder_mode(folder: Path) -> int:
-    """The mode that the user's umask gives a new folder below `folder`, found by making one.
-
-    To ask for the umask is to set it, for all threads. Errors as `scratch_folder`.
-    """
-    with scratch_folder(folder, "mode") as scratch:
-        probe = scratch / "new"
-        probe.mkdir()
-        return stat.S_IMODE(probe.stat().st_mode)
 
 
 def make_read_only(folder: Path) -> None:

@@ -42,6 +42,11 @@ def printable(text: str, kept: str = "\n\t") -> str:
     )
 
 
+def printable_name(name: str) -> str:
+    """A file's name for a message of one line: bytes that are no text, and line ends, are written as escapes."""
+    return printable(name, kept="")
+
+
 class PrintableFormatter(logging.Formatter):
     """Formats messages, and their tracebacks, by `printable`."""
 

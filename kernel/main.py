@@ -45,9 +45,9 @@ from kernel.ensemble.leaving_out import BEST_EFFORT, MEMBER_POLICIES, STRICT
 from kernel.ensemble.quality_levels import quality_levels
 from kernel.errors import InputError, RunError, as_failure
 from kernel.files import whole_file
-from kernel.images.listing import SAMPLE_NAME, AskedIds, asked_ids, printable_name
+from kernel.images.listing import SAMPLE_NAME, AskedIds, asked_ids
 from kernel.images.reading import list_images
-from kernel.log import LOG, guard_output, show_log
+from kernel.log import LOG, guard_output, printable_name, show_log
 from kernel.manifest.reader import parse_manifest
 from kernel.manifest.types import WEIGHT_SUFFIXES, Manifest
 from kernel.mounts import dataset_folders, find_competition, input_root, walk_paths
@@ -260,7 +260,7 @@ class KernelRun:
             failure = error
         results = self.saved.results.in_order(self.paths)
         facts = self.facts.told(patience)
-        summary = summarise(self.manifest, self.dtype, results, time.monotonic() - self.start, facts)
+        summary = summarise(self.manifest, results, time.monotonic() - self.start, facts)
         write_summary(self.working / "summary.json", summary)
         log_end(summary, results, self.working / "submission.csv")
         if not results.failed and failure is None:

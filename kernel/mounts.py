@@ -14,8 +14,8 @@ from pathlib import Path
 
 from kernel.errors import InputError
 from kernel.files import file_sha256
-from kernel.images.listing import is_hidden, printable_name
-from kernel.log import LOG
+from kernel.images.listing import is_hidden
+from kernel.log import LOG, printable_name
 
 #: The environment variable that names the folder of the mounts, where it is not Kaggle's.
 INPUT_ROOT_VARIABLE = "KERNEL_INPUT_ROOT"

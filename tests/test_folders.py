@@ -26,17 +26,15 @@ with scratch_folder(Path(sys.argv[1]), "result") as folder:
 WRITER = """
 import sys
 from pathlib import Path
+from kernel.commands.common import whole_folder
 from kernel.files import written_file
-from kernel.folders import replace_folder, scratch_folder
 from kernel.manifest.edit import write_manifest
 target = Path(sys.argv[1])
 with written_file(target / "file") as file:
     file.write_text("a")
 write_manifest(target / "manifest.json", "{}")
-with scratch_folder(target, "result") as folder:
-    (folder / "new").mkdir(mode=0o700)
-    (folder / "new" / "inner").touch()
-    replace_folder(folder / "new", target / "result")
+with whole_folder(target / "result") as folder:
+    (folder / "inner").touch()
 """
 
 

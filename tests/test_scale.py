@@ -117,7 +117,7 @@ class SeenEnsemble:
         self.seen.append(image)
         return Prediction(
             image.shape[:2], "cort", (), torch.tensor([self.box]), torch.ones(1), torch.tensor([2]),
-            torch.ones(1, 28, 28), (), {},
+            torch.ones(1, 28, 28), (), {}, torch.float32,
         )  # fmt: skip
 
 
@@ -162,7 +162,7 @@ def test_the_least_size_is_in_the_pixels_that_members_know(
         small, large = one(given, image), torch.tensor([[0.0, 0.0, 16.0, 16.0]])
         return Prediction(
             small.image_shape, "cort", (), torch.cat([small.boxes_xyxy, large]), torch.ones(2), torch.tensor([2, 2]),
-            torch.ones(2, 28, 28), (), {},
+            torch.ones(2, 28, 28), (), {}, torch.float32,
         )  # fmt: skip
 
     monkeypatch.setattr("kernel.scale.predict_image", two)

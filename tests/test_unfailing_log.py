@@ -6,6 +6,7 @@ import io
 import os
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from build_kernel import main as build_main
 from kernel.__main__ import main as kernel_main
 from kernel.errors import InputError, RunError
 from kernel.export.progress import Lines
+from kernel.files import reading, writing
 from kernel.images.reading import list_images, read_image
 from kernel.log import LOG, UnfailingStream, show_log
 from kernel.patience import may_pass, patience_pauses, patiently
@@ -62,6 +64,15 @@ def test_nothing_that_is_logged_moves_the_cursor(log_of: io.StringIO) -> None:
         "\\x1b[2J\\udc80:\n\ttwo lines, é 漢\nwhy\nTraceback (most recent call last):\n"
     )
     assert "ValueError: \\x1b[1A\n" in log_of.getvalue() and "\x1b" not in log_of.getvalue()
+
+
+@pytest.mark.parametrize("told", [reading, writing])
+def test_names_of_files_begin_no_line_of_their_own(
+    tmp_path: Path, told: Callable[[Path], AbstractContextManager[None]]
+) -> None:
+    with pytest.raises(InputError) as caught, told(tmp_path / HOSTILE):
+        raise PermissionError(13, "Permission denied")
+    assert f"{ESCAPED} (Permission denied)" in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")

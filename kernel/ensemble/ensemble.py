@@ -55,6 +55,7 @@ class Prediction:
     mask_probs: torch.Tensor  # (N, 28, 28) probability of the box's own class
     members: tuple[str, ...]  # the names of the members that were run
     seconds: Mapping[str, float]  # by stage: features, proposals, boxes, masks
+    dtype: torch.dtype  # what the networks have computed in
 
 
 class Ensemble(NetworkRunner):
@@ -148,6 +149,7 @@ class Ensemble(NetworkRunner):
             mask_probs=masks.cpu(),
             members=tuple(features.used),
             seconds=dict(features.clock.seconds),
+            dtype=self.dtype,
         )
 
     def choose_members(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from kernel.ensemble.tiles import LEAST_TILE_SIDE, predict_whole_or_tiled
 from kernel.gpus import own_dtype
 from kernel.log import LOG
 
+T = TypeVar("T")
 #: Parts of the messages of plain RuntimeErrors that mean missing memory: of the CPU's allocator; of a GPU's libraries,
 #: which ask the driver and not torch's allocator; of cuDNN, which finds no algorithm without room for its workspace; of
 #: torch, where NVML does not tell what an out-of-memory error is to say (pytorch/pytorch issues 112377 and 121899).
@@ -52,32 +54,42 @@ MEMORY_FALLBACKS = (
 
 
 def predict_image(ensemble: Ensemble, image_bgr: np.ndarray) -> Prediction:
-    """Find the cells of an image (H, W, 3) uint8 BGR; in float32, where numbers overflow in the ensemble's dtype.
+    """Find the cells of an image (H, W, 3) uint8 BGR, in tiles where it is too large; errors as `with_fallbacks`."""
+    can_be_tiled = ensemble.tiling is not None and max(image_bgr.shape[:2]) > LEAST_TILE_SIDE
+    return with_fallbacks(ensemble, lambda: predict_whole_or_tiled(ensemble, image_bgr), can_be_tiled)
+
+
+def with_fallbacks(ensemble: Ensemble, compute: Callable[[], T], can_be_tiled: bool = False) -> T:
+    """What `compute` finds in one image by the ensemble; in float32, where numbers overflow in the ensemble's dtype.
+
+    Args:
+        ensemble: is run in another way for each further attempt, and afterwards as before.
+        compute: begins anew with each call, by how the ensemble is run then.
+        can_be_tiled: whether it takes the image in tiles, by the ensemble's tiling.
 
     Raises:
         NotFiniteError: they overflow in float32 as well.
-        torch.OutOfMemoryError, RuntimeError, MemoryError: as `predict_within_memory` does.
+        torch.OutOfMemoryError, RuntimeError, MemoryError: as `within_memory` does.
     """
     try:
-        return predict_within_memory(ensemble, image_bgr)
+        return within_memory(ensemble, compute, can_be_tiled)
     except NotFiniteError as error:
         if ensemble.dtype == torch.float32:
             raise
         LOG.warning("%s: trying again in float32", error)
     dtype, ensemble.dtype = ensemble.dtype, torch.float32
     try:
-        return predict_within_memory(ensemble, image_bgr)
+        return within_memory(ensemble, compute, can_be_tiled)
     finally:
         ensemble.dtype = dtype
 
 
-def predict_within_memory(ensemble: Ensemble, image_bgr: np.ndarray) -> Prediction:
-    """Find the cells of an image; where memory is missing, again with each of `MEMORY_FALLBACKS`.
+def within_memory(ensemble: Ensemble, compute: Callable[[], T], can_be_tiled: bool) -> T:
+    """`with_fallbacks` for memory alone: where it is missing, again with each of `MEMORY_FALLBACKS`.
 
     Raises:
         torch.OutOfMemoryError, RuntimeError, MemoryError: even the last fallback needs too much memory.
     """
-    can_be_tiled = ensemble.tiling is not None and max(image_bgr.shape[:2]) > LEAST_TILE_SIDE
     fallbacks = [
         each
         for each in MEMORY_FALLBACKS
@@ -86,7 +98,7 @@ def predict_within_memory(ensemble: Ensemble, image_bgr: np.ndarray) -> Predicti
     for fallback, following in itertools.pairwise(fallbacks):
         try:
             with run_by(ensemble, fallback):
-                return predict_whole_or_tiled(ensemble, image_bgr)
+                return compute()
         except (RuntimeError, MemoryError) as error:
             if not means_out_of_memory(error):
                 raise
@@ -95,7 +107,7 @@ def predict_within_memory(ensemble: Ensemble, image_bgr: np.ndarray) -> Predicti
             torch.cuda.empty_cache()
         LOG.warning("out of memory on %s: trying again %s", ensemble.device, following.description)
     with run_by(ensemble, fallbacks[-1]):
-        return predict_whole_or_tiled(ensemble, image_bgr)
+        return compute()
 
 
 def means_out_of_memory(error: BaseException) -> bool:

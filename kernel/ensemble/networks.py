@@ -61,6 +61,11 @@ class NetworkRunner:
         for member in self.members:
             member.detector.to(self.device, memory_format=self.memory_format).eval()
 
+    def run_as(self, other: NetworkRunner) -> None:
+        """Run as `other` is run just now, whose members' detectors these are: they are where it has moved them."""
+        self.device, self.dtype, self.tiling = other.device, other.dtype, other.tiling
+        self.views_per_batch, self.feature_budget_bytes = other.views_per_batch, other.feature_budget_bytes
+
     def drop_weights(self) -> None:
         """Free the memory of all members' weights: whoever still holds one of them keeps its name and uses alone."""
         for member in self.members:

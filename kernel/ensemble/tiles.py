@@ -187,6 +187,7 @@ class TiledImage:
             mask_probs=masks,
             members=tuple(self.used),
             seconds=dict(self.seconds),
+            dtype=ensemble.dtype,
         )
 
     def decide_cell_type(self) -> str:

@@ -17,10 +17,10 @@ from pathlib import Path
 
 from kernel.data.mask_files.pairing import made_of_others
 from kernel.errors import InputError
-from kernel.images.listing import IMAGE_SUFFIXES, FolderContent, is_text, printable_name, search_images
+from kernel.images.listing import IMAGE_SUFFIXES, FolderContent, is_text, search_images
 from kernel.images.planes import ALL_FRAMES, PlaneChoice, count_frames
 from kernel.images.stacks import STACK_SUFFIXES, is_zarr, open_stack
-from kernel.log import LOG
+from kernel.log import LOG, printable_name
 
 #: Endings of what is read.
 READ_SUFFIXES = (*IMAGE_SUFFIXES, *STACK_SUFFIXES)

@@ -13,8 +13,8 @@ import numpy as np
 from kernel.errors import InputError
 from kernel.export.formats import outlines_of, write_labels
 from kernel.export.svg import svg_picture
-from kernel.images.listing import printable_name
 from kernel.images.pixel_size import PixelSize
+from kernel.log import printable_name
 from kernel.masks.instances import CellMasks
 from kernel.postprocess.pictures import draw_picture
 

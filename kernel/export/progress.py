@@ -11,8 +11,7 @@ from typing import Protocol
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from kernel.images.listing import printable_name
-from kernel.log import LOG
+from kernel.log import LOG, printable_name
 
 
 class Progress(Protocol):

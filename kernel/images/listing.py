@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kernel.errors import InputError
-from kernel.log import LOG, printable
+from kernel.log import LOG, printable_name
 from kernel.text import first_names, read_any_text
 
 #: File name endings that count as images, in any case.
@@ -195,8 +195,3 @@ def is_text(name: str) -> bool:
 
 def _first_names(names: list[str]) -> str:
     return first_names(list(map(printable_name, names)), _NAMES_SHOWN)
-
-
-def printable_name(name: str) -> str:
-    """A file's name for a message of one line: bytes that are no text, and line ends, are written as escapes."""
-    return printable(name, kept="")

@@ -18,11 +18,11 @@ from kernel.errors import InputError
 from kernel.files import open_plain
 from kernel.images.gray_levels import to_eight_bit
 from kernel.images.jpeg import JPEG_SIGNATURE, read_jpeg, read_jpeg_shape
-from kernel.images.listing import IMAGE_SUFFIXES, printable_name, search_images
+from kernel.images.listing import IMAGE_SUFFIXES, search_images
 from kernel.images.png import PNG_SIGNATURE, read_png, read_png_shape
 from kernel.images.tiff import count_planes, read_tiff, read_tiff_shape
 from kernel.images.tiff_tags import TIFF_SIGNATURES
-from kernel.log import LOG
+from kernel.log import LOG, printable_name
 
 
 def list_images(folder: Path, *, twins: bool = False) -> list[Path]:

@@ -174,18 +174,29 @@ def open_tiff(path: Path, choice: PlaneChoice) -> Stack:
         LOG.debug("%s: tifffile: %s", path, error)
         return plain_image(path)
     letters = "".join(axes[place] for place in order)
+    counts = tuple(shape[place] for place in order)  # of planes along each axis
+    if pages is not None and len(pages) != math.prod(counts):
+        pages = None
     of_samples = choice.channel is not None and "C" not in letters and "S" in axes and shape[axes.index("S")] > 1
     if of_samples:
-        order, letters, pages = [*order, axes.index("S")], letters + "C", None
+        order, letters = [*order, axes.index("S")], letters + "C"
     sizes = tuple(shape[place] for place in order)
     in_planes = axes.replace("S", "").endswith("YX")
     if math.prod(sizes) == 1 or not in_planes:
         return plain_image(path, pixel, told)
 
     def read(place: tuple[int, ...]) -> np.ndarray:
-        if pages is None or len(pages) != math.prod(sizes):
+        if pages is None:
             return values.read(order, place)
-        return read_stored(path, pages[int(np.ravel_multi_index(place, sizes))])[0]
+        page = np.array(pages, object).reshape(counts)[place[: len(counts)]]
+        if page is None:
+            where = ", ".join(f"{axis} {at}" for axis, at in zip(letters, place, strict=True))
+            raise InputError(
+                f"{path} lacks the plane at {where}, counted from 0: its text tells of {len(pages)} planes, and "
+                f"{pages.count(None)} are missing; copy the file again where it was cut, or choose another plane by "
+                "--channel, --z and --frame"
+            )
+        return values.read(order, place) if of_samples else read_stored(path, page)[0]
 
     return Stack(letters, sizes, read, pixel, names, told)
 
@@ -212,13 +223,16 @@ def opened_alone(path: Path) -> Iterator[tuple[Any, str | None, str]]:
         yield file, part.text if part is not None else xml, "of the set of files that it belongs to, it alone is read"
 
 
-def page_numbers(series: Any) -> list[int] | None:
-    """The numbers of a series' pages in its file; None where it has not all as pages of their own."""
-    numbers = []
+def page_numbers(series: Any) -> list[int | None] | None:
+    """The numbers of a series' pages in its file; None where its planes are no pages of their own.
+
+    Planes that a text tells of, and that the file lacks, have None for a number: tifffile would show them black.
+    """
+    numbers: list[int | None] = []
     for page in series.pages:
-        if page is None or not isinstance(page.index, int):
+        if page is not None and not isinstance(page.index, int):
             return None
-        numbers.append(page.index)
+        numbers.append(None if page is None else page.index)
     return numbers
 
 

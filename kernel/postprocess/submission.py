@@ -9,7 +9,8 @@ import numpy as np
 
 from kernel.errors import InputError
 from kernel.files import whole_file
-from kernel.images.listing import is_text, printable_name
+from kernel.images.listing import is_text
+from kernel.log import printable_name
 from kernel.masks.rle import common_pixels, parse_rle
 
 SUBMISSION_HEADER = ("id", "predicted")

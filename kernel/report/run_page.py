@@ -17,8 +17,8 @@ import numpy as np
 from kernel.export.folder import RunResult, image_file
 from kernel.export.inputs import InputImage
 from kernel.files import whole_file
-from kernel.images.listing import printable_name
 from kernel.images.pixel_size import PixelSize
+from kernel.log import printable_name
 from kernel.report.html_parts import number_cell, plot_figures, plural, show_number, show_percent, sortable_head, table
 from kernel.report.html_parts import tiles as tiles_of
 from kernel.report.plots import Plot, Theme, draw_plots

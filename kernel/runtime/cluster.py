@@ -17,8 +17,7 @@ from pickle import PickleError
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from kernel.errors import InputError, RunError
-from kernel.images.listing import printable_name
-from kernel.log import LOG
+from kernel.log import LOG, printable_name
 from kernel.runtime.failures import FailedImage
 from kernel.text import first_line
 

@@ -15,9 +15,8 @@ import torch
 from kernel.ensemble.ensemble import Ensemble, Prediction
 from kernel.ensemble.fallbacks import OUT_OF_MEMORY_SIGNS, predict_image
 from kernel.errors import InputError
-from kernel.images.listing import printable_name
 from kernel.images.reading import read_image
-from kernel.log import LOG
+from kernel.log import LOG, printable_name
 from kernel.patience import may_pass
 
 T = TypeVar("T")

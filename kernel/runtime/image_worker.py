@@ -113,6 +113,7 @@ def describe_image(result: Segmentation) -> dict[str, Any]:
         "boxes": len(prediction.scores),
         "level_counts": list(prediction.level_counts),
         "members": list(prediction.members),
+        "dtype": str(prediction.dtype).removeprefix("torch."),
         "seconds": {stage: round(seconds, 3) for stage, seconds in prediction.seconds.items()},
     }
 

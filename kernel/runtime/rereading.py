@@ -6,8 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
-from kernel.images.listing import printable_name
-from kernel.log import LOG
+from kernel.log import LOG, printable_name
 from kernel.patience import patience_pauses
 from kernel.runtime.failures import FailedImage
 

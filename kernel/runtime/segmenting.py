@@ -10,8 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from kernel.errors import InputError
-from kernel.images.listing import printable_name
-from kernel.log import LOG
+from kernel.log import LOG, printable_name
 from kernel.runtime.budget import TimeBudget
 from kernel.runtime.device_workers import DeviceWorker, WorkerQueue
 from kernel.runtime.failures import FailedImage, FirstImages

@@ -19,9 +19,7 @@ from kernel.runtime.memory import peak_host_memory
 from kernel.runtime.results import RunResults
 
 
-def summarise(
-    manifest: Manifest, dtype: torch.dtype, results: RunResults, seconds: float, machine: Mapping[str, Any]
-) -> dict[str, Any]:
+def summarise(manifest: Manifest, results: RunResults, seconds: float, machine: Mapping[str, Any]) -> dict[str, Any]:
     """The object that summary.json holds. `seconds` is the duration of the whole run, `machine` its `MachineFacts`."""
     images, failed = results.summaries, results.failed
     stages: dict[str, float] = {}
@@ -34,7 +32,8 @@ def summarise(
         "kernel": manifest.kernel.id,
         "members": [member.name for member in manifest.members if member.name not in results.left_out],
         "members_left_out": results.left_out,
-        "dtype": str(dtype).removeprefix("torch."),
+        # What was computed in, which a device without the planned dtype, or an image's overflow, makes another.
+        "dtype": ", ".join(dict.fromkeys(image["dtype"] for image in images.values())) or None,
         **machine,
         "seconds": round(seconds, 1),
         "stage_seconds": stages,

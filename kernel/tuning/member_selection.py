@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from tqdm import tqdm
@@ -16,6 +17,7 @@ from tqdm import tqdm
 from kernel.data.annotated import AnnotatedImage
 from kernel.ensemble.boxes import Detections
 from kernel.ensemble.ensemble import Ensemble, Prediction
+from kernel.ensemble.fallbacks import with_fallbacks
 from kernel.ensemble.features import ImageFeatures
 from kernel.ensemble.members import Member, weigh
 from kernel.errors import InputError
@@ -165,14 +167,13 @@ def score_alone(
         for entry in tqdm(images, unit="image", mininterval=2, desc=f"{cell_type}, alone"):
             image, truth = entry.read(), entry.masks()
             for name, alone in lone.items():
-                found = alone.predict(image, cell_type)
+                found = with_fallbacks(alone, partial(alone.predict, image, cell_type))
                 seconds[name].append(found.seconds)
                 scores[name].append(prediction_score(alone, found, truth))
             boxes = Detections(found.boxes_xyxy, found.scores, found.labels)
             for member in adding:
-                features = ensemble.image_features(image)
-                ensemble.mask(features, [member], boxes.to(ensemble.device))
-                seconds[member.name].append(dict(features.clock.seconds))
+                mask = partial(seconds_of_masks, ensemble, member, image, boxes)
+                seconds[member.name].append(with_fallbacks(ensemble, mask))
     costs = {
         member.name: MemberCost(
             median_seconds(seconds[member.name], "features"),
@@ -181,6 +182,15 @@ def score_alone(
         for member in members
     }
     return costs, scores
+
+
+def seconds_of_masks(
+    ensemble: Ensemble, member: Member, image_bgr: np.ndarray, boxes: Detections
+) -> Mapping[str, float]:
+    """The seconds by stage that a mask network takes for the boxes, on the CPU, of an image (H, W, 3) uint8 BGR."""
+    features = ensemble.image_features(image_bgr)
+    ensemble.mask(features, [member], boxes.to(ensemble.device))
+    return dict(features.clock.seconds)
 
 
 def median_seconds(images: Sequence[Mapping[str, float]], stage: str) -> float:
@@ -197,11 +207,21 @@ def score_sets(ensembles: Ensembles, cell_type: str, sets: Sequence[tuple[str, .
     for ensemble, images in ensembles:
         each_set = [ensemble.of_members(names) for names in sets]
         for entry in tqdm(images, unit="image", mininterval=2, desc=f"{cell_type}, {len(sets[0])} members"):
-            image, truth = entry.read(), entry.masks()
-            # All members' features at once may need more than the kernel keeps for one set of them.
-            features = ImageFeatures(ensemble, image, free_memory(ensemble.device) // 2)
-            rows.append([prediction_score(s, s.predict(features, cell_type), truth) for s in each_set])
+            predict = partial(predict_each, ensemble, each_set, entry.read(), cell_type)
+            truth, found = entry.masks(), with_fallbacks(ensemble, predict)
+            rows.append([prediction_score(s, each, truth) for s, each in zip(each_set, found, strict=True)])
     return np.array(rows)
+
+
+def predict_each(
+    ensemble: Ensemble, each_set: Sequence[Ensemble], image_bgr: np.ndarray, cell_type: str
+) -> list[Prediction]:
+    """What each of several sets of an ensemble's members, run as it is, finds in an image (H, W, 3) uint8 BGR."""
+    # All members' features at once may need more than the kernel keeps for one set of them.
+    features = ImageFeatures(ensemble, image_bgr, free_memory(ensemble.device) // 2)
+    for one in each_set:
+        one.run_as(ensemble)
+    return [one.predict(features, cell_type) for one in each_set]
 
 
 def prediction_score(ensemble: Ensemble, found: Prediction, truth: CellMasks) -> float:

@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -29,6 +30,7 @@ from tqdm import tqdm
 from kernel.data.annotated import AnnotatedImage
 from kernel.ensemble.boxes import Detections, MergedBoxes
 from kernel.ensemble.ensemble import Ensemble, Prediction
+from kernel.ensemble.fallbacks import with_fallbacks
 from kernel.ensemble.features import ImageFeatures
 from kernel.ensemble.members import Member, weighted_mean
 from kernel.ensemble.proposals import Proposals, RpnMaps
@@ -285,6 +287,30 @@ def score_points(ensembles: Sequence[ReplayedEnsemble], cache: StageCache, truth
     return np.array(scores, dtype=np.float64)
 
 
+def score_image(
+    unchanged: ReplayedEnsemble,
+    with_points: Mapping[str, Sequence[ReplayedEnsemble]],
+    image_bgr: np.ndarray,
+    truth: CellMasks,
+) -> tuple[str, np.ndarray]:
+    """The cell type that the ensemble takes an image for, and the score with each point applied for that type.
+
+    Args:
+        unchanged: the ensemble without a point; the others are run as it is.
+        with_points: by cell type, the ensemble with each of the points.
+        image_bgr: (H, W, 3) uint8.
+        truth: what is annotated.
+
+    Returns:
+        The type, and (points,) float64.
+    """
+    cache = StageCache(unchanged, image_bgr)
+    cell_type = taken_type(unchanged, cache)
+    for each in with_points[cell_type]:
+        each.run_as(unchanged)
+    return cell_type, score_points(with_points[cell_type], cache, truth)
+
+
 @dataclass(frozen=True, eq=False)
 class StageScores:
     """The scores of the n images that the unchanged ensemble takes for one cell type, at P points."""
@@ -316,10 +342,9 @@ def score_stages(
         unchanged = ReplayedEnsemble.like(ensemble, ensemble.members)
         with_points = {name: [point.apply(ensemble, name) for point in points] for name in thresholds}
         for entry in tqdm(images, unit="image", mininterval=2):
-            cache = StageCache(unchanged, entry.read())
-            cell_type = taken_type(unchanged, cache)
+            score = partial(score_image, unchanged, with_points, entry.read(), entry.masks())
+            cell_type, found = with_fallbacks(unchanged, score)
             counted.append((entry, cell_type))
-            found = score_points(with_points[cell_type], cache, entry.masks())
             scores.setdefault(cell_type, []).append((entry.image_id, found))
     tell_mistaken_types(counted)
     return {

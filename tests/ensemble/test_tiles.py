@@ -17,7 +17,7 @@ from torchvision.ops import box_iou
 from kernel.data.synthetic.generate import generate_image
 from kernel.ensemble.boxes import Detections
 from kernel.ensemble.ensemble import Ensemble, Prediction
-from kernel.ensemble.fallbacks import predict_within_memory
+from kernel.ensemble.fallbacks import predict_image
 from kernel.ensemble.load import load_ensemble
 from kernel.ensemble.members import Member
 from kernel.ensemble.networks import NotFiniteError, Tiling
@@ -240,9 +240,9 @@ def test_where_memory_is_missing_after_all_tiles_get_smaller(
 
     monkeypatch.setattr(Ensemble, "compute_features", limited)
     with pytest.raises(MemoryError):
-        predict_within_memory(ensemble, noise((40, 1500)))
+        predict_image(ensemble, noise((40, 1500)))
     ensemble.tiling = Tiling(1 << 24, 1024, 1 << 30)
-    found = predict_within_memory(ensemble, noise((40, 1500)))
+    found = predict_image(ensemble, noise((40, 1500)))
     assert len(found.scores) > 3 and "trying again in smaller tiles" in caplog.text
     assert ensemble.tiling == Tiling(1 << 24, 1024, 1 << 30)
 

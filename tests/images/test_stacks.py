@@ -312,6 +312,21 @@ def test_without_tifffile_the_first_page_is_read(
         read_picture(tmp_path / "stack.tif", PlaneChoice(z=1))
 
 
+@pytest.mark.parametrize("samples", [False, True])
+def test_a_plane_that_is_told_of_and_missing_is_refused(tmp_path: Path, samples: bool) -> None:
+    """As where a recording was stopped: tifffile gives black planes for those that are not there."""
+    path, values = tmp_path / "a.ome.tif", np.stack([VALUES[:, 0, 0]] * 3, axis=-1) if samples else VALUES[:, 0, 0]
+    tifffile.imwrite(
+        path, values, ome=True, photometric="rgb" if samples else None, metadata={"axes": "TYXS"[: values.ndim]}
+    )
+    assert path.read_bytes().count(b'SizeT="2"') == 1
+    path.write_bytes(path.read_bytes().replace(b'SizeT="2"', b'SizeT="5"'))
+    channel = 1 if samples else None
+    assert np.array_equal(read_picture(path, PlaneChoice(channel, frame=1)).image_bgr[..., 0], VALUES[1, 0, 0])
+    with pytest.raises(InputError, match=r"a\.ome\.tif lacks the plane at T 2,.* of 5 planes, and 3 are missing; copy"):
+        read_picture(path, PlaneChoice(channel, frame=2))
+
+
 def test_a_damaged_plane_is_refused(tmp_path: Path) -> None:
     write_ome(tmp_path / "a.ome.tif", compression="zlib")
     with tifffile.TiffFile(tmp_path / "a.ome.tif") as file:

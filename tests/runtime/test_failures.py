@@ -15,7 +15,7 @@ from tiny_detectors import tiny_detector
 import kernel.ensemble.networks
 import kernel.runtime.failures
 from kernel.ensemble.ensemble import Ensemble, Prediction
-from kernel.ensemble.fallbacks import MEMORY_FALLBACKS, means_out_of_memory, predict_image, predict_within_memory
+from kernel.ensemble.fallbacks import MEMORY_FALLBACKS, means_out_of_memory, predict_image
 from kernel.ensemble.features import ImageFeatures, features_bytes
 from kernel.ensemble.members import Member
 from kernel.ensemble.networks import NotFiniteError, Tiling
@@ -82,7 +82,7 @@ def test_each_rung_gives_the_same_masks(
     small = SmallDevice(members, SETTINGS)
     small.most_views, small.most_bytes = most_views, most_bytes
     expected = segment_image(Ensemble(members, SETTINGS), IMAGE)
-    found = predict_within_memory(small, IMAGE)
+    found = predict_image(small, IMAGE)
     assert small.tried == tried
     assert rows(finish_prediction(found, small.settings.thresholds)) == rows(expected)
     assert (small.views_per_batch, small.feature_budget_bytes) == (3, 1 << 30), "the next image starts at the top"
@@ -92,7 +92,7 @@ def test_what_no_rung_holds_is_raised(members: list[Member]) -> None:
     small = SmallDevice(members, SETTINGS)
     small.most_views = 0
     with pytest.raises(torch.OutOfMemoryError, match="small device"):
-        predict_within_memory(small, IMAGE)
+        predict_image(small, IMAGE)
     assert len(small.tried) == 3  # it is the CPU already
     assert (small.views_per_batch, small.feature_budget_bytes) == (3, 1 << 30)
 
@@ -122,7 +122,7 @@ def test_a_gpu_hands_its_image_to_the_cpu_and_takes_the_next(
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: moves.append("emptied"))
     monkeypatch.setattr(Ensemble, "predict", predict_there)
     ensemble.move_to("cuda:1")
-    found = predict_within_memory(ensemble, IMAGE)
+    found = predict_image(ensemble, IMAGE)
     assert moves == ["cuda:1", "emptied", "emptied", "emptied", "cpu", "cuda:1"]
     assert (ensemble.device, ensemble.dtype, ensemble.tiling) == (torch.device("cuda:1"), torch.float16, tiling)
     assert [each.description in caplog.text for each in MEMORY_FALLBACKS] == [False, True, True, True, False]
@@ -159,7 +159,7 @@ def test_other_errors_are_not_tried_again(
     monkeypatch.setattr(Ensemble, "predict", fail)
     assert means_out_of_memory(error) == means
     with pytest.raises(type(error)):
-        predict_within_memory(Ensemble(members, SETTINGS), IMAGE)
+        predict_image(Ensemble(members, SETTINGS), IMAGE)
     assert len(attempts) == (3 if means else 1)
 
 

@@ -16,11 +16,15 @@ from tiny_detectors import tiny_detector
 
 import kernel.runtime.failures
 import kernel.runtime.image_worker
-from kernel.ensemble.ensemble import Ensemble
+from kernel.ensemble.ensemble import Ensemble, Prediction
 from kernel.ensemble.members import Member
+from kernel.ensemble.networks import NotFiniteError
 from kernel.ensemble.quality_levels import QualityLevel
 from kernel.images.reading import read_image
+from kernel.manifest.reader import read_manifest
 from kernel.runtime.image_worker import ImageWorker
+from kernel.runtime.results import RunResults
+from kernel.runtime.summary import summarise
 from kernel.settings import CELL_TYPES, EQUAL_WEIGHTS, EnsembleSettings, Thresholds
 
 pytestmark = pytest.mark.usefixtures("wheels_site")
@@ -40,10 +44,10 @@ def paths(tmp_path: Path) -> list[Path]:
     return paths
 
 
-def make_worker() -> ImageWorker:
+def make_worker(dtype: torch.dtype = torch.float32) -> ImageWorker:
     members = [Member(kind, kind, tiny_detector(kind), frozenset(CELL_TYPES)) for kind in KINDS]
     return ImageWorker(
-        Ensemble(members, SETTINGS),
+        Ensemble(members, SETTINGS, dtype=dtype),
         [
             QualityLevel(
                 "full", SETTINGS, dict.fromkeys(KINDS, frozenset(CELL_TYPES)), dict.fromkeys(KINDS, EQUAL_WEIGHTS)
@@ -149,3 +153,22 @@ def test_whatever_an_image_raises_costs_only_itself(paths: list[Path], monkeypat
             assert answer["image"] == "a" and not answer["failure"]["wrong_input"]
             assert answer["failure"]["reason"] == f"{type(error).__name__}: x"
     assert worker.begin(paths[0], 0, None)()["rles"] == expected
+
+
+def test_the_summary_tells_what_was_computed_in(paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ensemble's dtype may be another than the planned one, and an image that overflows has its own."""
+    manifest = read_manifest(Path("bundle/synthetic/manifest.json"))
+    worker, results, predict = make_worker(torch.bfloat16), RunResults(), Ensemble.predict
+    assert summarise(manifest, results, 1.0, {})["dtype"] is None
+    results.succeed("a", worker.begin(paths[0], 0)(), "cpu")
+    assert manifest.dtype == "float32" and summarise(manifest, results, 1.0, {})["dtype"] == "bfloat16"
+
+    def overflow(ensemble: Ensemble, image: np.ndarray) -> Prediction:
+        if ensemble.dtype != torch.float32:
+            raise NotFiniteError("numbers overflow")
+        return predict(ensemble, image)
+
+    monkeypatch.setattr(Ensemble, "predict", overflow)
+    results.succeed("b", worker.begin(paths[1], 0)(), "cpu")
+    summary = summarise(manifest, results, 1.0, {})
+    assert summary["images"]["b"]["dtype"] == "float32" and summary["dtype"] == "bfloat16, float32"

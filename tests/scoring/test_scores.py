@@ -71,6 +71,7 @@ class FakeEnsemble:
             mask_probs=mask_probs,
             members=("fake",),
             seconds={"features": 1.5, "boxes": 0.5},
+            dtype=torch.float32,
         )
 
 
