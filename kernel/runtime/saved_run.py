@@ -255,7 +255,7 @@ class SavedRun:
             try:
                 self._save()
             except InputError as error:
-                if not (is_full(error.__cause__) and self._save_over_journal()):
+                if not (is_full(error) and self._save_over_journal()):
                     raise RunError(
                         f"{error}; it is as it was written last, {self._journal_path} may have more"
                     ) from error
