@@ -71,9 +71,11 @@ def writing(path: Path, failure: type[InputError | RunError] = InputError) -> It
         raise failure(f"{wrong}: choose a folder that can be written") from error
 
 
-def is_full(error: BaseException | None) -> bool:
-    """Whether an error is that of a disk without room, or of a used up share of it."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+def is_full(error: BaseException) -> bool:
+    """Whether an error, or its cause, is that of a disk without room, or of a used up share of it."""
+    return any(
+        isinstance(each, OSError) and each.errno in (errno.ENOSPC, errno.EDQUOT) for each in (error, error.__cause__)
+    )
 
 
 @contextmanager

@@ -10,29 +10,27 @@ from pathlib import Path
 from typing import IO
 
 from kernel.errors import InputError
-from kernel.files import writing
-
-try:
-    import fcntl
-except ImportError:  # on Windows
-    fcntl = None
+from kernel.files import lock_descriptor, writing
 
 #: Which byte Windows locks: far behind the process's number, which those that do not get the lock read and tell.
 _LOCKED_BYTE = 1 << 30
 
 
 def _try_lock(file: IO[str]) -> bool:
-    """Whether this process has the lock now."""
+    """Whether this process has the lock now, or the file system has none, and nobody could."""
     try:
-        if fcntl is not None:
-            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        else:
-            import msvcrt
-
-            # It locks bytes from where the file stands, which is its end after "a+"; other processes cannot read them.
-            os.lseek(file.fileno(), _LOCKED_BYTE, os.SEEK_SET)
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-    except (BlockingIOError, PermissionError):
+        import msvcrt
+    except ImportError:  # anywhere but on Windows
+        try:
+            lock_descriptor(file.fileno())
+        except BlockingIOError:
+            return False
+        return True
+    # It locks bytes from where the file stands, which is its end after "a+"; other processes cannot read them.
+    os.lseek(file.fileno(), _LOCKED_BYTE, os.SEEK_SET)
+    try:
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    except PermissionError:
         return False
     return True
 
@@ -42,7 +40,7 @@ def sole_writer(target: Path) -> Iterator[None]:
     """Let no other process that asks for the same be in the block: of two runs into one place, the second is refused.
 
     The lock is a file beside `target` (made in its folder, which must be there), deleted at the end. One that a killed
-    process left behind locks nothing.
+    process left behind locks nothing. A file system without locks, as some of clusters are, refuses nobody.
 
     Raises:
         InputError: another process is in the block, the folder cannot be written, or something else than a lock lies

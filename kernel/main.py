@@ -241,6 +241,7 @@ class KernelRun:
         )  # fmt: skip
         if results is not None:
             self.saved.replace_results(results)
+            self.saved.fail_rest("its process did not end in time")
         return results is not None
 
     def conclude(self, patience: float = FACTS_SECONDS) -> int:
@@ -282,8 +283,7 @@ class KernelRun:
             InputError, RunError: `failure`, but where every image has a result, or a scoring run has one at all.
         """
         assert self.saved is not None
-        self.saved.add_others()
-        self.saved.results.fail_rest(self.paths, f"the run ended before: {failure}")
+        self.saved.fail_rest(f"the run ended before: {failure}")
         code = self.conclude()
         results = self.saved.results
         if results.failed and not (is_scoring_run() and results.summaries):
@@ -301,8 +301,7 @@ class KernelRun:
         LOG.error("%s: ending with what there is; started again, the same script goes on from there", name)
         end_children()
         if self.saved is not None and self.facts is not None and self.shard.rank == 0 and self.saved.take_for_good():
-            self.saved.add_others()
-            self.saved.results.fail_rest(self.paths, f"{name} came first")
+            self.saved.fail_rest(f"{name} came first")
             self.conclude(patience=0.0)
         end_children()  # one that died may have been started again
         if self.scratch is not None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 from cases import GRID, THREE, competition, draw_image, rows_of_cells, write_recipe, write_rows
 
 import kernel.export.folder
+import kernel.export.kinds
 from kernel.__main__ import main
 from kernel.commands.results import known_results, refuse_to_replace_result
 from kernel.data.livecell import read_livecell
@@ -184,6 +187,37 @@ def test_a_lost_gpu_ends_predict_and_keeps_what_is_finished(
     assert main(words) == 0
     assert sorted(asked[2:]) == sorted({"one", "two", "three"} - {asked[0]})
     assert len(list((out / "labels").iterdir())) == 3
+
+
+@pytest.mark.parametrize(("export", "writes"), [("labels", "write_bytes"), ("geojson", "write_text")])
+def test_a_full_disk_ends_predict_and_keeps_what_is_finished(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    export: str, writes: str,
+) -> None:  # fmt: skip
+    """Every further image would be segmented for nothing, and what there is replaced by less."""
+    out, asked, folder = tmp_path / "out", list[str](), kernel.export.kinds.IMAGE_EXPORTS[export].folder
+    segment, write = kernel.export.folder.segment_input, getattr(Path, writes)
+
+    def segment_noted(ensemble: Any, image: Any, *given: Any) -> Any:
+        asked.append(image.name)
+        return segment(ensemble, image, *given)
+
+    def write_until_it_is_full(path: Path, *given: Any, **named: Any) -> int:
+        if path.parent.name == folder and len(asked) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return write(path, *given, **named)
+
+    monkeypatch.setattr(kernel.export.folder, "segment_input", segment_noted)
+    monkeypatch.setattr(Path, writes, write_until_it_is_full)
+    words = ["predict", str(data / "train"), *ENSEMBLE, "--out", str(out), "--export", export]
+    assert main(words) == 1
+    assert len(asked) == 2 and not out.exists()
+    error = capsys.readouterr().err
+    assert f"({os.strerror(errno.ENOSPC)}): free some space, and run the same again" in error
+    assert "1 of 3 images are finished: the same command goes on from there" in error and "Traceback" not in error
+    assert main(words) == 0
+    assert sorted(asked[2:]) == sorted({"one", "two", "three"} - {asked[0]})
+    assert len(list((out / folder).iterdir())) == 3
 
 
 @pytest.mark.parametrize("place", [0, 1])

@@ -6,6 +6,7 @@ There is neither Windows nor macOS here. So the sources are read for what those 
 from __future__ import annotations
 
 import ast
+import errno
 import os
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from kernel.files import whole_file
 from kernel.folders import make_read_only, remove_folder, replace_folder
 from kernel.images.writing import write_image_file
 from kernel.runtime import memory
+from kernel.runtime.journal import Journal
 from kernel.runtime.wheels import LockedWheel
 from kernel.training.processes import ProcessGroup
 
@@ -259,7 +261,6 @@ if __name__ == "__main__":
 
 def test_windows_locks_out_a_second_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a file stands when it is locked depends on what is in it; the byte that is locked does not."""
-    monkeypatch.setattr(locks, "fcntl", None)
     monkeypatch.setitem(sys.modules, "msvcrt", windows_locks)
     for _ in range(2):
         with locks.sole_writer(tmp_path / "out"):
@@ -270,6 +271,23 @@ def test_windows_locks_out_a_second_writer(tmp_path: Path, monkeypatch: pytest.M
                 pass
             assert (tmp_path / ".out.lock").read_bytes() == str(os.getpid()).encode()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
+def test_a_file_system_without_locks_refuses_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """As Lustre often is mounted. A journal goes on without a lock there, too."""
+    fcntl = pytest.importorskip("fcntl")
+
+    def lacking(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", lacking)
+    with locks.sole_writer(tmp_path / "out"):
+        assert (tmp_path / ".out.lock").read_bytes() == str(os.getpid()).encode()
+        Journal(tmp_path / "journal.log", {"journal": 1}).close()
+    assert [path.name for path in tmp_path.iterdir()] == ["journal.log"]
 
 
 # Memory
@@ -403,7 +421,7 @@ def test_a_folder_with_an_open_file_is_told_and_stays(tmp_path: Path, monkeypatc
 
 
 def test_an_image_that_cannot_be_written_is_told(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"could not write .*none.*: No such file or directory"):
+    with pytest.raises(RunError, match=r"cannot write .*none.*\(No such file or directory\)"):
         write_image_file(tmp_path / "none" / "a.png", np.zeros((2, 2), np.uint8))
 
 

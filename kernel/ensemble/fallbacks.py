@@ -39,7 +39,7 @@ class MemoryFallback:
     one_view: bool  # views go through a network one by one, not in the batches of the memory plan
     feature_share: float  # of the plan's budget for features that are kept between the stages
     on_cpu: bool = False
-    in_tiles: bool = False  # of half the side that the plan gives them
+    in_tiles: bool = False  # of the least side: in larger ones the image may be whole, as it was before
 
 
 #: Tried in this order until an image fits. Up to the last the result stays the same, up to rounding, and only the time
@@ -126,8 +126,8 @@ def run_by(ensemble: Ensemble, fallback: MemoryFallback) -> Iterator[None]:
         ensemble.feature_budget_bytes = round(ensemble.feature_budget_bytes * fallback.feature_share)
         if fallback.on_cpu and ensemble.tiling is not None and ensemble.tiling.on_cpu is not None:
             ensemble.tiling = ensemble.tiling.on_cpu
-        if fallback.in_tiles and ensemble.tiling is not None:
-            ensemble.tiling = Tiling(0, max(LEAST_TILE_SIDE, ensemble.tiling.side // 2), 0)
+        if fallback.in_tiles:
+            ensemble.tiling = Tiling(0, LEAST_TILE_SIDE, 0)
         if fallback.on_cpu:
             ensemble.dtype = own_dtype(torch.device("cpu"), ensemble.dtype)
             ensemble.move_to("cpu")

@@ -25,6 +25,7 @@ from kernel.export.formats import TABLE_COLUMNS, table_rows
 from kernel.export.inputs import InputImage
 from kernel.export.kinds import DEFAULT_EXPORTS, IMAGE_EXPORTS, IMAGES_TABLE, SET_EXPORTS, FoundCells
 from kernel.export.progress import Progress
+from kernel.files import is_full
 from kernel.images.pixel_size import PixelSize, counted_pixel
 from kernel.images.planes import PlaneChoice
 from kernel.images.reading import largest_image_shape
@@ -113,9 +114,10 @@ class ImageWork:
 
         Raises:
             LostDeviceError: the GPU is lost, and with it all that this process could do.
+            OSError, RunError: the disk is full, for all others as well.
         """
         ensemble, teller = self.loaded()
-        outcome = attempt(image.name, partial(segment_input, ensemble, image, self.wanted, teller, self.out))
+        outcome = attempt(image.name, partial(segment_input, ensemble, image, self.wanted, teller, self.out), is_full)
         if isinstance(outcome, FailedImage) and means_lost_device(outcome.reason):
             raise LostDeviceError(image.name, outcome.reason)
         return outcome
@@ -190,6 +192,7 @@ def predict_images(
 
     Raises:
         InputError, RunError: as `outcomes` does, LostDeviceError among them.
+        OSError: a file cannot be written, or the disk is full.
     """
     failed: dict[str, FailedImage] = {}
     records: dict[str, Record] = {}

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from kernel.errors import RunError
+from kernel.files import writing
 
 
 def write_image_file(path: Path, image: np.ndarray) -> None:
@@ -21,7 +22,5 @@ def write_image_file(path: Path, image: np.ndarray) -> None:
     written, encoded = cv2.imencode(path.suffix, image)
     if not written:
         raise RunError(f"OpenCV could not encode {path.name}")
-    try:
+    with writing(path, RunError):
         path.write_bytes(encoded.tobytes())
-    except OSError as error:
-        raise RunError(f"could not write {path}: {error.strerror}") from error

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
+from kernel.errors import as_failure
+from kernel.log import LOG
 from kernel.signals import heard_hang_up
 
 #: How long the last work of a process may take after a signal.
@@ -23,7 +25,7 @@ ENDING_SECONDS = 8.0
 def ending_by_signal(last_work: Callable[[str], None]) -> Iterator[None]:
     """In the block, let SIGTERM, SIGINT and SIGHUP call `last_work` with their name, and end the process.
 
-    It ends with 128 and the signal's number.
+    It ends with 128 and the signal's number, also where that work fails: the log then says of what.
 
     The work is done in a thread, for the main one may be long in a library's code; it must take no lock that the main
     thread may hold for long. A SIGHUP that is ignored when the block begins stays so, as nohup wants it. Only the main
@@ -44,6 +46,8 @@ def ending_by_signal(last_work: Callable[[str], None]) -> Iterator[None]:
                 threading.Thread(target=exit_later, args=(128 + number,), daemon=True).start()
                 try:
                     last_work(signal.Signals(number).name)
+                except Exception as error:  # noqa: BLE001 (whatever it is: it is told here, or nowhere)
+                    LOG.error("%s", as_failure(error))
                 finally:
                     os._exit(128 + number)
 

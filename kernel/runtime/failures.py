@@ -60,15 +60,24 @@ def attempt_prediction(
     return attempt(path.stem, read_and_predict)
 
 
-def attempt(image_id: str, action: Callable[[], T]) -> T | FailedImage:
+def attempt(
+    image_id: str, action: Callable[[], T], ends_run: Callable[[Exception], bool] = lambda error: False
+) -> T | FailedImage:
     """What an action on an image returns; or, whatever it raises, why the image has no result.
 
     All exceptions are caught on purpose, and logged with their traceback: what a library raises on a device that nobody
     tried is not known beforehand, and one image must not cost the others their results.
+
+    Args:
+        image_id: for the log.
+        action: on the image.
+        ends_run: of which exceptions every other image would die as well; they are raised.
     """
     try:
         return action()
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
+        if ends_run(error):
+            raise
         LOG.exception("image %s", printable_name(image_id))
         name = type(error).__name__
         return FailedImage(f"{name}: {error}", wrong_input=False, error_type=name)

@@ -30,6 +30,15 @@ class RunResults:
         host, gpu = answer["peaks"]
         self.peaks[device] = host, gpu
 
+    def answer(self, image_id: str) -> dict[str, Any]:
+        """An image's result as `succeed` has taken it, and the device."""
+        summary = dict(self.summaries[image_id])
+        device = summary.pop("device")
+        rles, shape = self.rows[image_id]
+        return {
+            "device": device, "rles": rles, "image_shape": shape, "summary": summary, "peaks": self.peaks[device]
+        }  # fmt: skip
+
     def fail(self, image_id: str, failure: FailedImage) -> None:
         """Take note of an image that has no result."""
         self.failed[image_id] = failure
@@ -58,13 +67,6 @@ class RunResults:
             self.forecasts,
             self.left_out,
         )
-
-
-def failed_results(paths: Sequence[Path], reason: str) -> RunResults:
-    """The results of images that all fail for one reason, without being at fault."""
-    results = RunResults()
-    results.fail_rest(paths, reason)
-    return results
 
 
 def results_to_json(results: RunResults) -> dict[str, Any]:

@@ -207,11 +207,7 @@ class SavedRun:
         record = {"image": path.stem, "digest": content_digest(path), "failure": None}
         if path.stem in self.results.failed:
             return {**record, "failure": asdict(self.results.failed[path.stem])}
-        summary = dict(self.results.summaries[path.stem])
-        device = summary.pop("device")
-        rles, shape = self.results.rows[path.stem]
-        peaks = self.results.peaks[device]
-        return {**record, "device": device, "rles": rles, "image_shape": shape, "summary": summary, "peaks": peaks}
+        return {**record, **self.results.answer(path.stem)}
 
     def save_now_and_then(self) -> None:
         """Make submission.csv anew, with what other processes have done by now, if that was not done just before."""
@@ -259,7 +255,7 @@ class SavedRun:
             try:
                 self._save()
             except InputError as error:
-                if not (is_full(error.__cause__) and self._save_over_journal()):
+                if not (is_full(error) and self._save_over_journal()):
                     raise RunError(
                         f"{error}; it is as it was written last, {self._journal_path} may have more"
                     ) from error
@@ -304,8 +300,16 @@ class SavedRun:
                     if record.get("image") in paths and record["image"] not in self.results.rows:
                         self._take_over(record, paths[record["image"]])
 
+    def fail_rest(self, reason: str) -> None:
+        """Let the images fail of which neither this process nor another one's journal has a result by now."""
+        with self._lock:
+            self.add_others()
+            self.results.fail_rest(self._paths, reason)
+
     def replace_results(self, results: RunResults) -> None:
-        """Take the results of all processes, which have this one's among them.
+        """Take the results of the processes that have told theirs, this one among them.
+
+        What journals have told stays for images that are not among them, or failed: submission.csv has their rows.
 
         Raises:
             InputError: as `SubmissionWriter.add`.
@@ -315,7 +319,11 @@ class SavedRun:
                 if image_id not in self.results.summaries:
                     rles, shape = results.rows[image_id]
                     self._writer.add(image_id, rles, shape)
+            told = self.results
             self.results = results
+            for image_id in told.summaries.keys() - results.summaries.keys():
+                answer = told.answer(image_id)
+                results.succeed(image_id, answer, answer["device"])
 
     def forget(self) -> None:
         """Delete the journals of the run: all its images have a result, and submission.csv has them."""

@@ -230,21 +230,24 @@ def test_numbers_that_overflow_in_one_tile_are_told() -> None:
 def test_where_memory_is_missing_after_all_tiles_get_smaller(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    ensemble = Ensemble([typed("first", *ALL_TYPES, CLS_USE)], SETTINGS, tiling=Tiling(1 << 24, 2048, 1 << 30))
+    """As small as can be: half of the planned side may be more than the image has, and all would be as before."""
+    planned, room = Tiling(1 << 24, 2048, 1 << 30), 700
+    ensemble = Ensemble([typed("first", *ALL_TYPES, CLS_USE)], SETTINGS, tiling=planned)
     features = Ensemble.compute_features
 
     def limited(self: Ensemble, member: Member, images: torch.Tensor) -> object:
-        if images.shape[-1] > 700:
+        if images.shape[-1] > room:
             raise MemoryError
         return features(self, member, images)
 
     monkeypatch.setattr(Ensemble, "compute_features", limited)
+    for width in (900, 1500):
+        assert len(predict_image(ensemble, noise((40, width))).scores) > 3
+        assert "trying again in smaller tiles" in caplog.text and ensemble.tiling == planned
+        caplog.clear()
+    room = 400
     with pytest.raises(MemoryError):
-        predict_image(ensemble, noise((40, 1500)))
-    ensemble.tiling = Tiling(1 << 24, 1024, 1 << 30)
-    found = predict_image(ensemble, noise((40, 1500)))
-    assert len(found.scores) > 3 and "trying again in smaller tiles" in caplog.text
-    assert ensemble.tiling == Tiling(1 << 24, 1024, 1 << 30)
+        predict_image(ensemble, noise((40, 900)))
 
 
 def test_a_cell_that_each_tile_sees_in_the_others_core_is_one(monkeypatch: pytest.MonkeyPatch) -> None:

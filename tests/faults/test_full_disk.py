@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
-from built_script import SCORED, BuiltRun, done, end_of, images_done, journalled, wait_for
+from built_script import DEMO, SCORED, BuiltRun, done, end_of, images_done, journalled, wait_for, write_cells
 
 from kernel.postprocess.submitted import read_submission
 
+ROOT = Path(__file__).resolve().parents[2]
 MakeRun = Callable[[str, int], BuiltRun]
 
 pytestmark = [
@@ -85,14 +88,44 @@ def test_a_temporary_folder_that_fills(make_run: MakeRun) -> None:
     assert log.endswith("ended: 0\n") and "Traceback" not in log and all(done(run).values()), log
 
 
-def in_own_mounts(run: BuiltRun, commands: str, launcher: Sequence[str] = ("unshare", "-r", "-m")) -> str:
+def test_predict_stops_where_the_disk_is_full(tmp_path: Path) -> None:
+    """With more room the same command goes on. Files take 4,096 bytes each there: journal, lock, label images."""
+    results = tmp_path / "results"
+    write_cells(tmp_path / "images", 8)
+    results.mkdir()
+    done = tmp_path / "done"
+    command = [
+        sys.executable, ROOT / "tests" / "quick_predict.py", done, "predict", tmp_path / "images", "--out",
+        results / "out", "--export", "labels", "--device", "cpu", "--manifest", DEMO / "manifest.json",
+        "--weights-dir", DEMO / "weights",
+    ]  # fmt: skip
+    twice = (
+        'mount -t tmpfs -o size=24k tmpfs results; "$@"; echo "first: $?"; ls results; wc -l done; '
+        'mount -o remount,size=1m results; "$@"; echo "second: $?"; ls results/out/labels; wc -l done'
+    )
+    log = in_mounts(tmp_path, twice, list(map(str, command)), {**os.environ, "OMP_NUM_THREADS": "1"})
+    first, _, second = log.partition("first: 1\n")
+    assert "No space left on device): free some space" in first and "Traceback" not in log, log
+    kept = re.search(r"(\d) of 8 images are finished: the same command goes on", first)
+    assert kept and 1 <= int(kept[1]) < 7 and second.startswith(f"{int(kept[1]) + 1} done\n"), log
+    assert f"{kept[1]} of 8 images are finished already" in second and "second: 0\n" in second, log
+    assert second.count(".tif\n") == 8 and second.endswith("\n9 done\n"), log
+
+
+def in_own_mounts(run: BuiltRun, commands: str) -> str:
     """What shell commands write that may mount file systems in the run's home; "$@" is the built script."""
-    probe = subprocess.run([*launcher, "mount", "-t", "tmpfs", "tmpfs", run.temporary], check=False)
+    return in_mounts(run.home, commands, run.start_command(), run.environment({}))
+
+
+def in_mounts(home: Path, commands: str, program: Sequence[str], environment: Mapping[str, str]) -> str:
+    """What shell commands write that may mount file systems in the folder `home`; "$@" is the program."""
+    launcher = ("unshare", "-r", "-m")
+    probe = subprocess.run([*launcher, "mount", "-t", "tmpfs", "tmpfs", home], check=False)
     if probe.returncode:
         pytest.skip("file systems cannot be mounted here (unshare -r -m)")
     ended = subprocess.run(
-        [*launcher, "sh", "-c", commands, "sh", *run.start_command()],
-        env=run.environment({}), cwd=run.home, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        [*launcher, "sh", "-c", commands, "sh", *program],
+        env=environment, cwd=home, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, check=False,
     )  # fmt: skip
     return ended.stdout
