@@ -28,11 +28,12 @@ import sys
 from pathlib import Path
 from kernel.files import written_file
 from kernel.folders import replace_folder, scratch_folder
-from kernel.manifest.edit import write_manifest
+from kernel.manifest.edit import replaced_manifest
 target = Path(sys.argv[1])
 with written_file(target / "file") as file:
     file.write_text("a")
-write_manifest(target / "manifest.json", "{}")
+with replaced_manifest(target / "manifest.json", "{}"):
+    pass
 with scratch_folder(target, "result") as folder:
     (folder / "new").mkdir(mode=0o700)
     (folder / "new" / "inner").touch()

@@ -393,7 +393,7 @@ def join_path(path: str, key: str) -> str:
     return f"{path}.{key}" if path else key
 
 
-def shorten_json(value: Any, limit: int = 60) -> str:
-    """A value as JSON for messages, cut to about `limit` characters."""
+def shorten_json(value: Any) -> str:
+    """A value as JSON for messages, cut to about 60 characters."""
     text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= limit else text[:limit] + "..."
+    return text if len(text) <= 60 else text[:60] + "..."
