@@ -34,7 +34,8 @@ from kernel.ensemble.networks import Tiling
 from kernel.ensemble.proposals import cell_type_of_counts, count_confident_positions
 from kernel.ensemble.views import PAD_MULTIPLE
 from kernel.log import LOG
-from kernel.settings import CELL_TYPES, CLS_USE
+from kernel.postprocess.clean import most_frequent_cell_type
+from kernel.settings import CLS_USE
 
 #: The margin is this part of a tile's side, and at least so many pixels: cells and what the networks look at around
 #: them are as large in small tiles.
@@ -196,7 +197,7 @@ class TiledImage:
                 for tile, features in self.each_tile()
             ]
         )
-        return CELL_TYPES[int(labels.bincount().argmax())] if len(labels) else rpn_type
+        return most_frequent_cell_type(labels.numpy()) or rpn_type
 
     def count_positions(self, members: Sequence[Member]) -> tuple[tuple[int, ...], str]:
         """Per FPN level the confident positions of all cores, and the cell type that they show."""

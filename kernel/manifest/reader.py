@@ -40,6 +40,7 @@ from kernel.settings import (
     CELL_TYPES,
     CLS_USE,
     DEFAULT_THRESHOLDS,
+    EVERY_USE,
     CellTypeRule,
     EnsembleSettings,
     StageWeights,
@@ -249,7 +250,7 @@ class ManifestReader:
 
     def use_for(self, data: Any, path: str) -> tuple[str, ...]:
         """Read what a member is used for."""
-        rule = rule_choice((*CELL_TYPES, CLS_USE))
+        rule = rule_choice(EVERY_USE)
         if not isinstance(data, list) or not data:
             self.problems.append(f"{path}: found {shorten_json(data)}, expected a list, each {rule.description}")
             return ()
