@@ -6,7 +6,7 @@
 #   make build    the kernel and its wheels, without an environment
 #   make push     send what was built to Kaggle: datasets that changed, then the kernel; shows it and asks first
 #   make bench    the benchmarks, in small
-#   make torture  faults, fuzz and a soak of the built script: an hour
+#   make torture  faults, fuzz and a soak of the built script, benchmarks in small: an hour
 #   make parity   compile mmcv-full's own operators; compare ours with them, and the training step over both
 #   make clean    delete what the others made
 # README.md shows the commands behind them. PYTHON=python3.12 chooses the interpreter of a new environment,
@@ -51,7 +51,7 @@ parity: $(ENVIRONMENT) dist/compiled-mmcv
 matrix: $(ENVIRONMENT) synthetic
 	$(RUN) tests/matrix.py $(LEGS)
 
-# Faults injected into the built script, fuzzed inputs, a soak; ends with what was survived and what was lost.
+# Faults injected into the built script, fuzzed inputs, the benchmarks in small, a soak; ends with what was survived and what was lost.
 .PHONY: torture
 torture: $(ENVIRONMENT) synthetic
 	OMP_NUM_THREADS=1 PYTHONPATH=.:tests $(RUN) tests/torture.py

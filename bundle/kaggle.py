@@ -29,8 +29,8 @@ REFUSED_IN_NAMES = "&@"
 UNPACKED_SUFFIXES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z")
 
 
-def kernel_metadata(manifest: Manifest, code_file: str = SCRIPT_NAME) -> dict[str, Any]:
-    """The content of kernel-metadata.json, for `kaggle kernels push`. Only `code_file` is uploaded with it.
+def kernel_metadata(manifest: Manifest) -> dict[str, Any]:
+    """The content of kernel-metadata.json, for `kaggle kernels push`. Only `SCRIPT_NAME` is uploaded with it.
 
     Raises:
         InputError: Kaggle would not take the title, or it and the id would give the kernel two names.
@@ -42,7 +42,7 @@ def kernel_metadata(manifest: Manifest, code_file: str = SCRIPT_NAME) -> dict[st
     return {
         "id": identity.id,
         "title": identity.title,
-        "code_file": code_file,
+        "code_file": SCRIPT_NAME,
         "language": "python",
         "kernel_type": "script",
         "is_private": identity.private,

@@ -22,6 +22,8 @@ PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
 #: A member with this use takes part in the first pass, which finds an image's cell type.
 CLS_USE = "cls"
+#: The uses of a member that is run for every image.
+EVERY_USE = (*CELL_TYPES, CLS_USE)
 #: The averages of the first pass, which needs no masks.
 FIRST_PASS_STAGES = ("proposals", "boxes")
 

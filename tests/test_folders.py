@@ -28,11 +28,12 @@ import sys
 from pathlib import Path
 from kernel.commands.common import whole_folder
 from kernel.files import written_file
-from kernel.manifest.edit import write_manifest
+from kernel.manifest.edit import replaced_manifest
 target = Path(sys.argv[1])
 with written_file(target / "file") as file:
     file.write_text("a")
-write_manifest(target / "manifest.json", "{}")
+with replaced_manifest(target / "manifest.json", "{}"):
+    pass
 with whole_folder(target / "result") as folder:
     (folder / "inner").touch()
 """

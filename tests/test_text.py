@@ -12,7 +12,7 @@ from kernel.data.json_files import read_json
 from kernel.data.tables import read_table
 from kernel.data.toml_files import read_toml
 from kernel.errors import InputError
-from kernel.manifest.edit import add_to_manifest, edited_manifest, read_text, write_manifest
+from kernel.manifest.edit import add_to_manifest, edited_manifest, read_text, replaced_manifest
 from kernel.manifest.reader import read_manifest
 from kernel.text import read_any_text
 
@@ -54,7 +54,8 @@ def test_a_manifest_is_read_and_changed_in_every_encoding(tmp_path: Path, encodi
     assert manifest == read_manifest(MANIFEST)
     changed, difference = edited_manifest(path, switches={"bbox_nms": not manifest.ensemble.bbox_nms})
     assert sum(line.startswith(("+ ", "- ")) for line in difference.splitlines()) == 2
-    write_manifest(path, changed)
+    with replaced_manifest(path, changed):
+        pass
     assert read_text(path) == changed
     assert read_manifest(path).ensemble.bbox_nms is not manifest.ensemble.bbox_nms
     path.write_bytes(WRITTEN[encoding](text))

@@ -1,8 +1,9 @@
-"""`make torture`: every fault of docs/faults.md, fuzzed inputs, and a soak; ends with what was survived and what lost.
+"""`make torture`: faults, fuzz, benchmarks in small, and a soak; ends with what was survived and what was lost.
 
     python tests/torture.py [--examples 2000] [--images 1000]
 
-Faults and fuzz are the tests of tests/faults, with more examples than `make test` gives them. The soak is the built
+Faults, those of docs/faults.md, and fuzz are the tests of tests/faults, with more examples than `make test` gives them.
+The benchmarks are run at their smallest size; each counts as a fault that is survived or lost. The soak is the built
 script on small images of which one in ten is at fault; its memory must stay as it is, and every image have its row.
 """
 
@@ -18,7 +19,8 @@ from pathlib import Path
 import pytest
 from soak import Soak, soak
 
-FAULTS = Path(__file__).resolve().parent / "faults"
+HERE = Path(__file__).resolve().parent
+TRIED = [str(HERE / "faults"), str(HERE / "benchmarks")]
 
 
 class Outcomes:
@@ -64,7 +66,7 @@ def main() -> int:
         counts = Path(folder) / "counts"
         os.environ |= {"TORTURE_EXAMPLES": str(options.examples), "TORTURE_COUNTS": str(counts)}
         # In two processes, as `make test`.
-        ended = pytest.main(["-q", "-m", "", "-n", "2", "--dist", "loadgroup", str(FAULTS)], plugins=[outcomes])
+        ended = pytest.main(["-q", "-m", "", "-n", "2", "--dist", "loadgroup", *TRIED], plugins=[outcomes])
         soaked = soak(Path(folder) / "soak", options.images)
         lines = describe(outcomes, read_counts(counts), soaked)
     sys.stdout.write("\n".join(lines) + "\n")

@@ -44,14 +44,12 @@ from kernel.manifest.reader import read_manifest
 from kernel.manifest.rules import RULE_DATASET, is_weight_path
 from kernel.manifest.types import MASK_KINDS, WEIGHT_SUFFIXES, Manifest
 from kernel.runtime.wheels import verify_wheels
-from kernel.settings import CELL_TYPES, CLS_USE, EQUAL_WEIGHTS
+from kernel.settings import CELL_TYPES, EQUAL_WEIGHTS, EVERY_USE
 from kernel.text import first_names, name_hint
 from kernel.vendored import use_vendored_packages
 
 if TYPE_CHECKING:
     from kernel.models.configs import DetectorSpec
-
-USES = (*CELL_TYPES, CLS_USE)
 
 
 def add_options(parser: CommandParser) -> None:
@@ -67,7 +65,11 @@ def add_options(parser: CommandParser) -> None:
     add.add_argument("--name", help="of the member (default: the file's)")
     add.add_argument("--dataset", metavar="OWNER/SLUG", help="that holds the file (default: your one in the manifest)")
     add.add_argument(
-        "--use-for", nargs="+", choices=USES, default=list(USES), help="default: all cell types, and the first pass"
+        "--use-for",
+        nargs="+",
+        choices=EVERY_USE,
+        default=list(EVERY_USE),
+        help="default: all cell types, and the first pass",
     )
     add.set_defaults(action=add_member, idle=("out",))
 
@@ -84,7 +86,7 @@ def add_options(parser: CommandParser) -> None:
 
     use = actions.add_parser("use", help="say what a member is used for")
     use.add_argument("name", metavar="NAME")
-    use.add_argument("--for", dest="use_for", nargs="+", choices=USES, required=True)
+    use.add_argument("--for", dest="use_for", nargs="+", choices=EVERY_USE, required=True)
     use.set_defaults(action=use_member, idle=("out", "weights_dir"))
 
     verify = actions.add_parser("verify", help="compare the weight files with what the manifest says of them")
@@ -154,7 +156,7 @@ def list_members(options: argparse.Namespace) -> int:
     print_table(list(COLUMNS), rows)
     for line in explain_blanks(rows, folder):
         print(line)
-    for use in USES:
+    for use in EVERY_USE:
         users = [member.name for member in manifest.members if use in member.use_for]
         print(f"{use}: {', '.join(users) or 'none'}")
     print(seconds_an_image(out / "dry-run" / "summary.json", manifest))

@@ -29,9 +29,9 @@ class CommandParser(argparse.ArgumentParser):
         """Refuse any option of `names` without one of `needed`; the message ends with the hint."""
         self._effects.append(Needs(names, needed, hint))
 
-    def excludes(self, names: Sequence[str], others: Sequence[str], hint: str = "") -> None:
-        """Refuse options of `names`, which do nothing beside those of `others`; the message ends with the hint."""
-        self._effects.append(Excludes(names, others, hint))
+    def excludes(self, names: Sequence[str], others: Sequence[str]) -> None:
+        """Refuse options of `names`, which do nothing beside those of `others`."""
+        self._effects.append(Excludes(names, others))
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse does; then the options are looked at together.

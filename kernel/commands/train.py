@@ -18,7 +18,7 @@ from kernel.errors import InputError
 from kernel.log import LOG
 from kernel.manifest.reader import read_manifest
 from kernel.manifest.types import ENCODER_NAMES, MASK_KINDS, MEMBER_KINDS, TIMM_PREFIX
-from kernel.settings import CELL_TYPES, CLS_USE
+from kernel.settings import CELL_TYPES, EVERY_USE
 from kernel.text import first_names
 from kernel.vendored import use_vendored_packages
 
@@ -168,7 +168,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--use-for",
         nargs="+",
-        choices=(*CELL_TYPES, CLS_USE),
+        choices=EVERY_USE,
         help="what the manifest says it is used for (default: as --from or --member has it, or all cell types)",
     )
     parser.set_defaults(run=run_train, rules=RULES, in_processes=True)

@@ -36,10 +36,8 @@ from kernel.ensemble.proposals import Proposals, RpnMaps, merge_rpn_maps, select
 from kernel.ensemble.views import View
 from kernel.manifest.types import usual_weights
 from kernel.models.detectors import mask_size
-from kernel.settings import CELL_TYPES, CLS_USE, EnsembleSettings, types_differ
-
-#: The uses of a member that is run for every image.
-EVERY_USE = frozenset((*CELL_TYPES, CLS_USE))
+from kernel.postprocess.clean import most_frequent_cell_type
+from kernel.settings import CLS_USE, EVERY_USE, EnsembleSettings, types_differ
 
 
 @dataclass(frozen=True)
@@ -99,7 +97,8 @@ class Ensemble(NetworkRunner):
 
     def of_members(self, names: Collection[str]) -> Ensemble:
         """The members called `names` and no others, in the ensemble's order, each used for every image."""
-        return Ensemble.like(self, [replace(each, use_for=EVERY_USE) for each in self.members if each.name in names])
+        every = frozenset(EVERY_USE)
+        return Ensemble.like(self, [replace(each, use_for=every) for each in self.members if each.name in names])
 
     def alone(self, name: str) -> Ensemble:
         """The member called `name` and no other, used for every image and with a weight in every average.
@@ -108,7 +107,8 @@ class Ensemble(NetworkRunner):
             InputError: it is a mask network, which finds no boxes.
         """
         (member,) = (member for member in self.members if member.name == name)
-        return Ensemble.like(self, [replace(member, use_for=EVERY_USE, weights=usual_weights(member.kind))])
+        member = replace(member, use_for=frozenset(EVERY_USE), weights=usual_weights(member.kind))
+        return Ensemble.like(self, [member])
 
     def members_for(self, use: str) -> tuple[Member, ...]:
         """The members used for a cell type, or for the first pass ("cls")."""
@@ -173,7 +173,7 @@ class Ensemble(NetworkRunner):
         members = self.members_for(CLS_USE)
         proposals = self.propose(features, members)
         boxes = self.detect(features, members, proposals, proposals.cell_type)
-        return CELL_TYPES[int(boxes.labels.bincount().argmax())] if len(boxes.labels) else proposals.cell_type
+        return most_frequent_cell_type(boxes.labels.cpu().numpy()) or proposals.cell_type
 
     # --- the stages ---
 

@@ -22,7 +22,7 @@ from kernel.log import LOG
 from kernel.manifest.types import MASK_KINDS, Manifest, MemberEntry, usual_weights
 from kernel.mounts import DatasetFolders, dataset_folders, find_files, find_files_by_sum, input_root
 from kernel.patience import may_pass, patiently
-from kernel.settings import CELL_TYPES, CLS_USE, STAGES, StageWeights, needed_stages
+from kernel.settings import EVERY_USE, STAGES, StageWeights, needed_stages
 
 #: What is done where a member cannot be loaded.
 STRICT, BEST_EFFORT = MEMBER_POLICIES = ("strict", "best_effort")
@@ -122,7 +122,7 @@ def holds_file(folders: DatasetFolders, member: MemberEntry) -> bool:
 
 def with_all_uses(members: Collection[MemberEntry]) -> list[MemberEntry]:
     """The members, each used for everything and counting at every stage it can: to look whether they can be loaded."""
-    return [replace(member, use_for=(*CELL_TYPES, CLS_USE), weights=usual_weights(member.kind)) for member in members]
+    return [replace(member, use_for=EVERY_USE, weights=usual_weights(member.kind)) for member in members]
 
 
 def with_uses_taken_over(members: Collection[MemberEntry]) -> list[MemberEntry]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,6 @@ def load_ensemble(
     weights: dict[str, Path],
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
-    progress: Callable[[Sequence[MemberEntry]], Sequence[MemberEntry]] = lambda members: members,
 ) -> Ensemble:
     """Load the manifest's members and join them to an ensemble. mmdet must be importable.
 
@@ -61,7 +60,6 @@ def load_ensemble(
         weights: their files, by member name.
         device: where they run.
         dtype: what the networks compute in.
-        progress: wraps the members while they are loaded, as tqdm does.
 
     Raises:
         InputError: as `load_detector` and `Ensemble` do, or torch cannot compute on the device.
@@ -69,7 +67,7 @@ def load_ensemble(
     on_gpu = torch.device(device).type == "cuda"
     dtype = (prepare_gpu if on_gpu else own_dtype)(torch.device(device), dtype)
     members = []
-    for entry in progress(manifest.members):
+    for entry in manifest.members:
         path = weights[entry.name]
         detector, _ = load_member(entry, path)
         fuse_batch_norms(detector)

@@ -29,7 +29,8 @@ class Member:
 def weigh(members: Sequence[Member], stage: str) -> list[tuple[float, Member]]:
     """The members whose weight at an averaging stage is not 0, each with that weight. The largest weight is 1.
 
-    Equal weights are thus exactly 1, and the mean by them is the plain mean to the last bit.
+    Equal weights are thus exactly 1. By them `merge_rpn_maps` is the plain mean to the last bit, `weighted_mean` to
+    rounding: it scales each answer by its share, and adds.
     """
     weights = [float(getattr(member.weights, stage)) for member in members]
     return [(weight / max(weights), member) for weight, member in zip(weights, members, strict=True) if weight > 0]

@@ -42,11 +42,11 @@ class NetworkRunner:
     def __init__(
         self,
         members: Sequence[Member],
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-        views_per_batch: int = 1,
-        feature_budget_bytes: int = 4 << 30,
-        tiling: Tiling | None = None,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        views_per_batch: int,
+        feature_budget_bytes: int,
+        tiling: Tiling | None,
     ):
         self.members = tuple(members)
         self.dtype = dtype

@@ -54,9 +54,9 @@ def merge_rpn_maps(maps: Iterable[tuple[float, RpnMaps]]) -> RpnMaps:
     )
 
 
-def count_confident_positions(maps: RpnMaps, score: float) -> tuple[int, ...]:
-    """Per FPN level, how many positions have an anchor that scores above `score`."""
-    return tuple(int((level.sigmoid().amax(dim=0) > score).sum()) for level in maps.scores)
+def count_confident_positions(levels: Iterable[torch.Tensor], score: float) -> tuple[int, ...]:
+    """Per FPN level, given its logits (A, h, w), how many positions have an anchor that scores above `score`."""
+    return tuple(int((level.sigmoid().amax(dim=0) > score).sum()) for level in levels)
 
 
 def competition_images(image_shape: tuple[int, int]) -> float:
@@ -103,7 +103,7 @@ def select_proposals(
         thresholds: by cell type.
         rpn_type: whose thresholds; None: those of the type that the maps show.
     """
-    counts = count_confident_positions(maps, rule.score)
+    counts = count_confident_positions(maps.scores, rule.score)
     cell_type = cell_type_of_counts(counts, rule, image_shape)
     limits = thresholds[rpn_type or cell_type]
     times = competition_images(image_shape)

@@ -13,7 +13,7 @@ from typing import Any
 from kernel.ensemble.ensemble import Ensemble
 from kernel.ensemble.views import ALL_VIEWS
 from kernel.manifest.types import MASK_KINDS, MemberEntry
-from kernel.settings import CELL_TYPES, CLS_USE, EnsembleSettings, StageWeights, needed_stages, types_differ
+from kernel.settings import CELL_TYPES, CLS_USE, EVERY_USE, EnsembleSettings, StageWeights, needed_stages, types_differ
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def quality_levels(members: Sequence[MemberEntry], settings: EnsembleSettings) -
     weights = {member.name: member.weights for member in members}
     mask_networks = frozenset(member.name for member in members if member.kind in MASK_KINDS)
     levels = [QualityLevel("full", settings, uses_left(members, 0), weights, mask_networks)]
-    most = max(sum(use in member.use_for for member in members) for use in (*CELL_TYPES, CLS_USE))
+    most = max(sum(use in member.use_for for member in members) for use in EVERY_USE)
     dropped = 0
     for step in QUALITY_STEPS:
         settings = replace(settings, **step.changes)

@@ -31,10 +31,11 @@ from kernel.ensemble.features import ImageFeatures
 from kernel.ensemble.masks import score_by_masks
 from kernel.ensemble.members import Member, proposing
 from kernel.ensemble.networks import Tiling
-from kernel.ensemble.proposals import RpnMaps, cell_type_of_counts, count_confident_positions
+from kernel.ensemble.proposals import cell_type_of_counts, count_confident_positions
 from kernel.ensemble.views import PAD_MULTIPLE
 from kernel.log import LOG
-from kernel.settings import CELL_TYPES, CLS_USE
+from kernel.postprocess.clean import most_frequent_cell_type
+from kernel.settings import CLS_USE
 
 #: The margin is this part of a tile's side, and at least so many pixels: cells and what the networks look at around
 #: them are as large in small tiles.
@@ -74,16 +75,13 @@ class Tile:
         """The tile's pixels (h, w, ...) of an image (H, W, ...)."""
         return image[self.rows.start : self.rows.stop, self.columns.start : self.columns.stop]
 
-    def core_maps(self, maps: RpnMaps, strides: Sequence[int]) -> RpnMaps:
-        """The positions of the tile's RPN maps that lie in its core; what pads the image belongs to the last core."""
-
-        def cut(level: torch.Tensor, stride: int) -> torch.Tensor:
-            return level[:, self.rows.core_slice(stride), self.columns.core_slice(stride)]
-
-        return RpnMaps(
-            tuple(cut(level, stride) for level, stride in zip(maps.scores, strides, strict=True)),
-            tuple(cut(level, stride) for level, stride in zip(maps.deltas, strides, strict=True)),
-        )
+    def cut_core(self, maps: Sequence[torch.Tensor], strides: Sequence[int]) -> list[torch.Tensor]:
+        """The positions of the tile's maps (..., h, w), one a stride, that lie in its core; what pads the image belongs
+        to the last core."""
+        return [
+            level[..., self.rows.core_slice(stride), self.columns.core_slice(stride)]
+            for level, stride in zip(maps, strides, strict=True)
+        ]
 
     def is_in_core(self, boxes_xyxy: torch.Tensor, beyond: float = 0.0) -> torch.Tensor:
         """(N,) bool: whether the centres of boxes (N, 4), in pixels of the tile, lie in its core, or `beyond` it by no
@@ -200,7 +198,7 @@ class TiledImage:
                 for tile, features in self.each_tile()
             ]
         )
-        return CELL_TYPES[int(labels.bincount().argmax())] if len(labels) else rpn_type
+        return most_frequent_cell_type(labels.numpy()) or rpn_type
 
     def count_positions(self, members: Sequence[Member]) -> tuple[tuple[int, ...], str]:
         """Per FPN level the confident positions of all cores, and the cell type that they show."""
@@ -208,8 +206,8 @@ class TiledImage:
         counts = [0] * len(self.strides)
         for tile, features in self.each_tile():
             with features.clock.stage("proposals"):
-                maps = tile.core_maps(self.ensemble.merge_maps(features, members), self.strides)
-                counts = [a + b for a, b in zip(counts, count_confident_positions(maps, rule.score), strict=True)]
+                scores = tile.cut_core(self.ensemble.merge_maps(features, members).scores, self.strides)
+                counts = [a + b for a, b in zip(counts, count_confident_positions(scores, rule.score), strict=True)]
         return tuple(counts), cell_type_of_counts(counts, rule, self.image_shape)
 
     def boxes_in_core(

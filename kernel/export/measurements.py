@@ -10,6 +10,7 @@ import numpy as np
 from skimage.measure import regionprops
 
 from kernel.images.pixel_size import PixelSize
+from kernel.masks.choosing import on_border
 from kernel.masks.instances import CellMasks
 
 #: regionprops' names of lengths in pixels, and ours.
@@ -32,12 +33,10 @@ def measure_cells(masks: CellMasks, image_bgr: np.ndarray) -> list[list[Any]]:
         masks: of the image; none is empty.
         image_bgr: (H, W, 3) uint8.
     """
-    height, width = masks.image_shape
     gray = cv2.cvtColor(image_bgr, cv2.COLOR_BGR2GRAY)
     rows = []
-    for crop, (y0, x0, y1, x1) in zip(masks.crops, masks.windows.tolist(), strict=True):
+    for crop, (y0, x0, y1, x1), cut in zip(masks.crops, masks.windows.tolist(), on_border(masks), strict=True):
         (region,) = regionprops(crop.astype(np.uint8))
-        top, left, bottom, right = (edge + start for edge, start in zip(region.bbox, (y0, x0, y0, x0), strict=True))
         values = gray[y0:y1, x0:x1][crop]
         rows.append(
             [
@@ -46,7 +45,7 @@ def measure_cells(masks: CellMasks, image_bgr: np.ndarray) -> list[list[Any]]:
                 f"{degrees_from_x(region.orientation):.1f}",
                 f"{values.mean():.2f}",
                 f"{values.std():.2f}",
-                int(top == 0 or left == 0 or bottom == height or right == width),
+                int(cut),
             ]
         )
     return rows

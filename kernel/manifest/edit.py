@@ -207,9 +207,3 @@ def _staged(path: Path, text: str) -> Iterator[None]:
             stack.close()
             if mode is not None:
                 place.chmod(mode)
-
-
-def write_manifest(path: Path, text: str) -> None:
-    """Write a manifest file, whole or not at all. Errors as `replaced_manifest`."""
-    with replaced_manifest(path, text):
-        pass

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kernel.manifest.json_text import append_item, list_spans, object_spans, set_value, skip_blanks
-from kernel.settings import CELL_TYPES, CLS_USE
+from kernel.settings import EVERY_USE
 
 
 def set_uses(text: str, uses: Mapping[str, Sequence[str]]) -> str:
@@ -34,7 +34,7 @@ def set_use_for(item: str, use_for: Sequence[str]) -> str:
     start, end = span.start, span.end
     if set(json.loads(item[start:end])) == set(use_for):
         return item
-    ordered = [use for use in (*CELL_TYPES, CLS_USE) if use in use_for]
+    ordered = [use for use in EVERY_USE if use in use_for]
     lead = item[start + 1 : skip_blanks(item, start + 1)]
     trail = item[len(item[: end - 1].rstrip()) : end - 1]
     return item[:start] + "[" + lead + f",{lead or ' '}".join(map(json.dumps, ordered)) + trail + "]" + item[end:]

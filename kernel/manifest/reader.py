@@ -40,6 +40,7 @@ from kernel.settings import (
     CELL_TYPES,
     CLS_USE,
     DEFAULT_THRESHOLDS,
+    EVERY_USE,
     CellTypeRule,
     EnsembleSettings,
     StageWeights,
@@ -249,7 +250,7 @@ class ManifestReader:
 
     def use_for(self, data: Any, path: str) -> tuple[str, ...]:
         """Read what a member is used for."""
-        rule = rule_choice((*CELL_TYPES, CLS_USE))
+        rule = rule_choice(EVERY_USE)
         if not isinstance(data, list) or not data:
             self.problems.append(f"{path}: found {shorten_json(data)}, expected a list, each {rule.description}")
             return ()
@@ -393,7 +394,7 @@ def join_path(path: str, key: str) -> str:
     return f"{path}.{key}" if path else key
 
 
-def shorten_json(value: Any, limit: int = 60) -> str:
-    """A value as JSON for messages, cut to about `limit` characters."""
+def shorten_json(value: Any) -> str:
+    """A value as JSON for messages, cut to about 60 characters."""
     text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= limit else text[:limit] + "..."
+    return text if len(text) <= 60 else text[:60] + "..."

@@ -334,11 +334,11 @@ def not_finite(state: Mapping[str, torch.Tensor]) -> list[str]:
     ]
 
 
-def shorten_list(names: Iterable[str], limit: int = 5) -> str:
-    """The first `limit` names, and how many more there are."""
+def shorten_list(names: Iterable[str]) -> str:
+    """The first five names, and how many more there are."""
     names = list(names)
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more
 
 
 def refuse_other_detector(spec: DetectorSpec, kind: str, encoder: str, path: Path) -> None:
@@ -439,9 +439,7 @@ def build_loaded(spec: DetectorSpec, checkpoint: Checkpoint, source: str) -> Det
     return detector
 
 
-def load_detector(
-    path: Path, kind: str, encoder: str, sha256: str | None = None, stem_stride: int | None = None
-) -> Detector:
+def load_detector(path: Path, kind: str, encoder: str) -> Detector:
     """Build the detector that a weight file belongs to, with its weights: `read_claimed`, then `build_loaded`."""
-    spec, checkpoint = read_claimed(path, kind, encoder, sha256, stem_stride)
+    spec, checkpoint = read_claimed(path, kind, encoder)
     return build_loaded(spec, checkpoint, str(path))

@@ -42,7 +42,7 @@ def windows_common_area(window: np.ndarray, windows: np.ndarray) -> np.ndarray:
 class MaskOverlaps:
     """Counts of the pixels that pairs of masks share, each counted when it is first needed.
 
-    One NMS needs only the few pairs that are near each other; the tuning shares the counts between its thresholds.
+    One NMS needs only the few pairs that are near each other.
     """
 
     def __init__(self, masks: CellMasks) -> None:
@@ -95,7 +95,7 @@ def best_first(masks: CellMasks) -> np.ndarray:
     return np.array(sorted(range(len(masks)), key=key), dtype=np.int64)
 
 
-def mask_nms(masks: CellMasks, iou_threshold: float, overlaps: MaskOverlaps | None = None) -> np.ndarray:
+def mask_nms(masks: CellMasks, iou_threshold: float) -> np.ndarray:
     """Greedy NMS over all classes: a mask goes if its IoU with a better, kept one is strictly above the threshold.
 
     An empty mask has an IoU of 0 with every other.
@@ -103,7 +103,6 @@ def mask_nms(masks: CellMasks, iou_threshold: float, overlaps: MaskOverlaps | No
     Args:
         masks: N masks in any order.
         iou_threshold: 0 to 1; 0: no NMS, all are kept.
-        overlaps: of the same masks, to share counts between calls.
 
     Returns:
         Indices of the kept masks, best first, int64.
@@ -111,7 +110,7 @@ def mask_nms(masks: CellMasks, iou_threshold: float, overlaps: MaskOverlaps | No
     order = best_first(masks)
     if iou_threshold == 0:
         return order
-    overlaps = overlaps or MaskOverlaps(masks)
+    overlaps = MaskOverlaps(masks)
     blocks = blocks_of(overlaps.windows)
     kept: list[int] = []
     kept_in: defaultdict[tuple[int, int], list[int]] = defaultdict(list)

@@ -127,9 +127,10 @@ class ReportBuilder:
             folder: exists, and holds no `report`.
             surfaces: of the tuning, to be shown as well.
         """
+        data = self.data(surfaces)
         data = replace(
-            self.data(surfaces),
-            plots=draw_plots(quality_plots(self.data().quality_by_type())),
+            data,
+            plots=draw_plots(quality_plots(data.quality_by_type())),
             cuts=draw_plots(surface_plots(surfaces)),
         )
         beside = folder / REPORT_FOLDER

@@ -21,7 +21,9 @@ def table(name: str, caption: str, head: str, rows: Sequence[str], css_class: st
 
 
 def plot_figures(plots: Sequence[DrawnPlot]) -> str:
-    """Plots side by side, each in the theme that the reader's system asks for."""
+    """Plots side by side, each in the theme that the reader's system asks for; nothing where there are none."""
+    if not plots:
+        return ""
     return '<div class="plots">' + "".join(f"<figure>{_picture(plot)}</figure>\n" for plot in plots) + "</div>"
 
 

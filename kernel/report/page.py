@@ -33,7 +33,7 @@ def _subtitle(data: ReportData) -> str:
 
 def _sections(data: ReportData) -> Iterator[tuple[str, str, str]]:
     yield "scores", "Scores", _scores(data) if data.records else ""
-    yield "curves", "Precision, recall, counts, boundaries", plot_figures(data.plots) if data.plots else ""
+    yield "curves", "Precision, recall, counts, boundaries", plot_figures(data.plots)
     yield "types", "Cell types, true and found", _confusion(data) if data.records else ""
     yield "thresholds", "Thresholds", _thresholds(data) if data.surfaces else ""
     yield "images", "Every image", image_table(data) if data.records else ""

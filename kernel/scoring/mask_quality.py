@@ -158,8 +158,8 @@ def _boundary(crop: np.ndarray, offset_yx: tuple[int, int], shape: tuple[int, in
     return frame & ~cv2.erode(frame, cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3)))
 
 
-def measure_image(pred: CellMasks, truth: CellMasks, tolerance: float = BOUNDARY_TOLERANCE) -> ImageQuality:
-    """Compare one image's predictions with its truth, which may overlap. `tolerance`: see `boundary_f`.
+def measure_image(pred: CellMasks, truth: CellMasks) -> ImageQuality:
+    """Compare one image's predictions with its truth, which may overlap.
 
     Raises:
         ValueError: the images differ in shape.
@@ -171,7 +171,7 @@ def measure_image(pred: CellMasks, truth: CellMasks, tolerance: float = BOUNDARY
     order = np.argsort(-pred.scores, kind="stable")
     windows, truth_windows = pred.windows.tolist(), truth.windows.tolist()
     boundaries = [
-        boundary_f(pred.crops[one], windows[one], truth.crops[other], truth_windows[other], tolerance)
+        boundary_f(pred.crops[one], windows[one], truth.crops[other], truth_windows[other], BOUNDARY_TOLERANCE)
         for one, other in matches.tolist()
     ]
     return ImageQuality(

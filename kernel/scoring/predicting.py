@@ -34,7 +34,7 @@ from kernel.scoring.predictions import (
     soft_prediction,
     store_prediction,
 )
-from kernel.settings import CELL_TYPES, CLS_USE
+from kernel.settings import EVERY_USE
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class EnsembleFiles:
     def alone(self, name: str) -> EnsembleFiles:
         """An ensemble of the one member `name`, no mask network, used for every cell type, with the same settings."""
         (member,) = (member for member in self.manifest.members if member.name == name)
-        member = replace(member, use_for=(*CELL_TYPES, CLS_USE), weights=usual_weights(member.kind))
+        member = replace(member, use_for=EVERY_USE, weights=usual_weights(member.kind))
         return replace(self, manifest=replace(self.manifest, members=(member,)), paths={name: self.paths[name]})
 
 

@@ -17,7 +17,7 @@ from kernel.errors import InputError
 from kernel.models.detectors import Detector
 from kernel.runtime.memory import free_memory, plan_tiling
 from kernel.scoring.scores import ImageResult, draw_scored, refuse_other_types, validate_ensemble
-from kernel.settings import CELL_TYPES, CLS_USE, EnsembleSettings, Thresholds
+from kernel.settings import CELL_TYPES, EVERY_USE, EnsembleSettings, Thresholds
 
 #: For few members, or ones that are not trained for long: the published thresholds of a single model, with lower ones
 #: for scores. Scores include the masks' (`mask_score_power`), which gains 0.003 to 0.009 per cell type on 34 real
@@ -89,7 +89,7 @@ def evaluate_detector(
     The detector is in eval mode afterwards. None where `is_stopped`, which is asked before each image, says so.
     """
     settings = replace(EVALUATION_SETTINGS, use_tta=False, use_tta_masks=False)
-    member = Member("in training", kind, detector, frozenset((*CELL_TYPES, CLS_USE)))
+    member = Member("in training", kind, detector, frozenset(EVERY_USE))
     if pictures is not None:
         pictures.mkdir(parents=True, exist_ok=True)
     draw = None if pictures is None else partial(draw_scored, folder=pictures)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,17 +39,13 @@ class TrainingImage:
     pixel_um: float | None = None  # the side of a pixel in micrometres; None: not known
 
 
-def read_training_images(
-    folder: Path, folds: Collection[int] | None = None, folds_csv: Path | None = None
-) -> list[TrainingImage]:
+def read_training_images(folder: Path) -> list[TrainingImage]:
     """The annotated images of a folder, a competition's or a prepared one, the holes of their cells filled.
-
-    `folds` and `folds_csv` select images as in `list_annotated`.
 
     Raises:
         InputError: as `list_annotated` and `read_image` do.
     """
-    return read_entries(list_annotated(folder, folds, folds_csv))
+    return read_entries(list_annotated(folder))
 
 
 def read_entries(entries: Sequence[AnnotatedImage]) -> list[TrainingImage]:

@@ -27,7 +27,7 @@ from kernel.runtime.memory import free_memory
 from kernel.scoring.metric import image_score
 from kernel.scoring.scores import refuse_other_types
 from kernel.segment import finish_prediction
-from kernel.settings import CELL_TYPES, CLS_USE, FIRST_PASS_STAGES, STAGES
+from kernel.settings import CELL_TYPES, CLS_USE, FIRST_PASS_STAGES, STAGES, types_differ
 
 #: Means of the same scores in another order may differ by so much.
 ROUNDING = 1e-12
@@ -250,8 +250,7 @@ def uses_of_selections(ensemble: Ensemble, selections: Mapping[str, Selection]) 
         )
         uses[member.name] = (*types, CLS_USE) if types and CLS_USE in member.use_for else types
     used = {name: each for name, each in uses.items() if each}
-    differ = not all(set(each).issuperset(CELL_TYPES) for each in used.values())
-    if differ and not any(CLS_USE in each for each in used.values()):
+    if types_differ(used.values()) and not any(CLS_USE in each for each in used.values()):
         costs = next(iter(selections.values())).costs
         able = [name for name in used if costs[name].heads.keys() >= set(FIRST_PASS_STAGES)]
         if able:
@@ -268,10 +267,9 @@ def seconds_of_type(selection: Selection, uses: Mapping[str, Sequence[str]]) -> 
         uses: of all members, by name, as `uses_of_selections` gives them.
     """
     seconds = selection.steps[-1].seconds
-    used = [name for name, each in uses.items() if each]
-    if all(set(uses[name]).issuperset(CELL_TYPES) for name in used):
+    if not types_differ(each for each in uses.values() if each):
         return seconds
-    for name in (name for name in used if CLS_USE in uses[name]):
+    for name in (name for name, each in uses.items() if CLS_USE in each):
         cost = selection.costs[name]
         seconds += cost.heads.get("boxes", 0.0)
         if name not in selection.members:  # else its features and RPN maps are there already

@@ -110,7 +110,7 @@ class OptunaSearch:
         return self._scores(found.thresholds, images)
 
     def _search(self, images: np.ndarray) -> list[Thresholds]:
-        """The thresholds that were tried, each once, in order; the first are the old ones, which lie in the grid."""
+        """The thresholds that were tried, each once, in order; the first are the old ones, rounded as all are."""
         try:
             import optuna
         except ImportError as error:

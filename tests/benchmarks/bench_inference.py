@@ -23,7 +23,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -103,19 +102,18 @@ class Meter:
         return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 2**10
 
     def measure(self, setting: Setting, way: str, run: Callable[[Callable], object]) -> Measurement:
-        """Run with a function `stage` that charges a block to a stage."""
+        """Run with a function `stage` that charges a block to a stage, without stages nested in it."""
         seconds: defaultdict[str, float] = defaultdict(float)
 
         @contextlib.contextmanager
         def stage(name: str) -> Iterator[None]:
-            start = self.now()
+            start, before = self.now(), sum(seconds.values())
             yield
-            seconds[name] += self.now() - start
+            seconds[name] += self.now() - start - (sum(seconds.values()) - before)
 
         self.reset_peak()
         before = self.memory_mb("VmRSS")
         result = run(stage)
-        seconds |= getattr(result, "seconds", {})  # an ensemble charges its own stages
         measurement = Measurement(setting, way, dict(seconds), self.memory_mb("VmHWM") - before, result)
         print(f"  {way}: {measurement.total:.2f} s", flush=True)
         return measurement
@@ -173,7 +171,6 @@ def settings_of(setting: Setting, members, image: np.ndarray, device: str) -> En
 
 def run_ours(meter: Meter, setting: Setting, members, settings, image, dtype: torch.dtype, way: str) -> Measurement:
     """The package's ensemble and post-processing."""
-    from kernel.ensemble import ensemble as ensemble_module
     from kernel.ensemble.ensemble import Ensemble
     from kernel.postprocess.clean import postprocess_instances
     from kernel.segment import instances_of_prediction
@@ -181,8 +178,9 @@ def run_ours(meter: Meter, setting: Setting, members, settings, image, dtype: to
     ensemble = Ensemble(members, settings, device=meter.device, dtype=dtype)
 
     def run(stage):
-        with patch.object(ensemble_module, "time", SimpleNamespace(perf_counter=meter.now)):
-            prediction = ensemble.predict(image)
+        features = ensemble.image_features(image)
+        features.clock = SimpleNamespace(stage=stage, seconds={})  # the ensemble's stages are charged to the meter
+        prediction = ensemble.predict(features)
         with stage("post-processing"):
             postprocess_instances(instances_of_prediction(prediction), settings.thresholds)
         return prediction

@@ -268,8 +268,8 @@ def test_a_position_counts_once_by_its_best_anchor() -> None:
     level[0, 0, 0] = level[1, 0, 0] = logit + 0.1  # two anchors of one position
     level[2, 1, 3] = logit + 0.1
     level[1, 1, 1] = logit - 0.1
-    maps = RpnMaps((level, level * 0 - 9, torch.full((3, 1, 1), 9.0)), ())
-    assert count_confident_positions(maps, 0.7) == (2, 0, 1)
-    half = RpnMaps((torch.zeros(3, 2, 2),), ())
+    levels = level, level * 0 - 9, torch.full((3, 1, 1), 9.0)
+    assert count_confident_positions(levels, 0.7) == (2, 0, 1)
+    half = [torch.zeros(3, 2, 2)]
     assert count_confident_positions(half, 0.5) == (0,)  # strictly above
     assert count_confident_positions(half, 0.49) == (4,)

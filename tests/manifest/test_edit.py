@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kernel.errors import InputError
-from kernel.manifest.edit import edited_manifest, write_manifest
+from kernel.manifest.edit import edited_manifest, replaced_manifest
 from kernel.manifest.reader import read_manifest
 from kernel.settings import Thresholds
 
@@ -25,8 +25,8 @@ def demo(tmp_path: Path) -> Path:
 
 def write_thresholds(path: Path, base: dict[str, Thresholds], tuned: dict[str, Thresholds]) -> str:
     text, difference = edited_manifest(path, base, tuned)
-    write_manifest(path, text)
-    return difference
+    with replaced_manifest(path, text):
+        return difference
 
 
 def thresholds_of(path: Path) -> dict[str, Thresholds]:
@@ -69,7 +69,8 @@ def test_thresholds_switches_and_members_change_together(demo: Path) -> None:
     before = json.loads(demo.read_text(encoding="utf-8"))
     uses = {"maskrcnn": ["cort", "cls"], "cascade": [], "htc": ["shsy5y", "astro", "cort"]}
     text, difference = edited_manifest(demo, base, tuned, {"use_tta_masks": False}, uses)
-    write_manifest(demo, text)
+    with replaced_manifest(demo, text):
+        pass
     manifest = read_manifest(demo)
     assert dict(manifest.ensemble.thresholds) == base | tuned and not manifest.ensemble.use_tta_masks
     assert {member.name: member.use_for for member in manifest.members} == {

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kernel.manifest.edit import edited_manifest, write_manifest
+from kernel.manifest.edit import edited_manifest, replaced_manifest
 from kernel.manifest.member_text import set_uses
 from kernel.manifest.reader import parse_manifest
 
@@ -63,6 +63,7 @@ def test_the_file_keeps_its_bytes(tmp_path: Path) -> None:
     path = tmp_path / "manifest.json"
     old = b"\xef\xbb\xbf" + PUBLISHED.replace("\n", "\r\n").encode()
     path.write_bytes(old)
-    write_manifest(path, edited_manifest(path, uses={"maskrcnn_resnet50": ("shsy5y", "cls")})[0])
+    with replaced_manifest(path, edited_manifest(path, uses={"maskrcnn_resnet50": ("shsy5y", "cls")})[0]):
+        pass
     assert path.read_bytes() == old.replace(b'["shsy5y"]', b'["shsy5y", "cls"]', 1)
     assert [entry.name for entry in tmp_path.iterdir()] == ["manifest.json"]

@@ -21,6 +21,7 @@ from kernel.models.checkpoints import (
     is_optional_key,
     load_detector,
     load_strictly,
+    read_claimed,
     read_state_dict,
     recognise_checkpoint,
     recognise_state_dict,
@@ -200,7 +201,7 @@ def test_a_file_that_wants_to_run_code_is_refused_and_does_not(
     with pytest.raises(InputError, match=r"would run code when loaded.*refused"):
         read_state_dict(path)
     with pytest.raises(InputError, match="refused"):
-        load_detector(path, "cascade", "resnet18_narrow", file_sha256(path))
+        read_claimed(path, "cascade", "resnet18_narrow", file_sha256(path))
     assert not mark.exists()
 
 
@@ -432,7 +433,7 @@ def test_a_detector_is_loaded_ready_for_use(
     save: Callable[[State, Path], Path], cascade_state: State, tmp_path: Path
 ) -> None:
     path = save(cascade_state, tmp_path / "weights.pt")
-    detector = load_detector(path, "cascade", "resnet18_narrow", file_sha256(path))
+    detector = load_detector(path, "cascade", "resnet18_narrow")
     assert not any(module.training for module in detector.modules())
     found = detector.state_dict()
     assert set(found) == set(cascade_state)
@@ -468,12 +469,12 @@ def test_an_altered_file_is_refused_with_both_sums(cascade_file: Path, tmp_path:
     claimed, found = file_sha256(cascade_file), file_sha256(path)
     assert claimed != found
     with pytest.raises(InputError, match=f"was altered: its sha256 is {found}, the manifest says {claimed}"):
-        load_detector(path, "cascade", "resnet18_narrow", claimed)
+        read_claimed(path, "cascade", "resnet18_narrow", claimed)
 
 
 def test_a_missing_file_is_told_as_missing_though_a_sum_is_claimed(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no weight file"):
-        load_detector(tmp_path / "weights.pt", "cascade", "resnet18_narrow", "0" * 64)
+        read_claimed(tmp_path / "weights.pt", "cascade", "resnet18_narrow", "0" * 64)
 
 
 def test_weights_that_are_not_finite_are_refused_by_file(cascade_state: State, tmp_path: Path) -> None:

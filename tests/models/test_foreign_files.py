@@ -17,7 +17,13 @@ from odd_weights import ODD_TENSORS, State, load_demo, save_with_class
 
 from kernel.__main__ import main
 from kernel.errors import InputError
-from kernel.models.checkpoints import load_detector, read_checkpoint, recognise_checkpoint
+from kernel.models.checkpoints import (
+    build_loaded,
+    load_detector,
+    read_checkpoint,
+    read_claimed,
+    recognise_checkpoint,
+)
 from kernel.models.configs import DetectorSpec
 from kernel.models.configurations import configured_stem_stride
 from kernel.models.detectors import build_detector, compute_features
@@ -223,9 +229,10 @@ def test_either_stride_of_the_stem_works(kind: str, encoder: str) -> None:
 def test_manifest_and_configuration_must_agree_on_the_stem(state: State, tmp_path: Path) -> None:
     torch.save({"meta": {"cfg": CONFIG.format(4, 8, 16, 32, 64)}, "state_dict": state}, tmp_path / "a.pth")
     for stated in (None, 2):
-        assert load_detector(tmp_path / "a.pth", *CLAIM, stem_stride=stated).backbone.conv1.stride == (2, 2)
+        loaded = build_loaded(*read_claimed(tmp_path / "a.pth", *CLAIM, stem_stride=stated), "a.pth")
+        assert loaded.backbone.conv1.stride == (2, 2)
     with pytest.raises(InputError, match="stem of stride 2, by its configuration, the manifest says 1"):
-        load_detector(tmp_path / "a.pth", *CLAIM, stem_stride=1)
+        read_claimed(tmp_path / "a.pth", *CLAIM, stem_stride=1)
 
 
 def test_stand_ins_are_gone_after_the_import() -> None:

@@ -75,13 +75,6 @@ def test_known_cases(columns, threshold, expected):
     assert mask_nms(bars(*columns), threshold).tolist() == expected
 
 
-def test_shared_counts_give_the_same_result():
-    masks = random_masks(3)
-    overlaps = MaskOverlaps(masks)
-    for threshold in (0.5, 0.1, 0.3):
-        np.testing.assert_array_equal(mask_nms(masks, threshold, overlaps), mask_nms(masks, threshold))
-
-
 def test_overlaps_of_bars():
     overlaps = MaskOverlaps(bars((0, 10), (5, 15), (20, 30)))
     assert overlaps.common_pixels(1, 0) == overlaps.common_pixels(0, 1) == 5

@@ -77,6 +77,7 @@ def test_nothing_found_is_a_page_as_well(tmp_path: Path, images: list[RunImage])
     write_run_page(tmp_path / "r.html", "Run", images)
     text = (tmp_path / "r.html").read_text(encoding="utf-8")
     assert "0 cells" in text and "nan" not in text
+    assert re.findall("<h2.*?>(.*?)</h2>", text) == (["Figures", "Every image"] if images else [])
 
 
 def test_the_page_shows_the_first_pictures_and_says_where_the_others_lie(tmp_path: Path) -> None:

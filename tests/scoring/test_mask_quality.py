@@ -15,7 +15,13 @@ from pycocotools.cocoeval import COCOeval
 
 from kernel.masks.instances import CellMasks
 from kernel.postprocess.clean import binarise
-from kernel.scoring.mask_quality import boundary_f, match_cells, measure_image, summarise_quality
+from kernel.scoring.mask_quality import (
+    BOUNDARY_TOLERANCE,
+    boundary_f,
+    match_cells,
+    measure_image,
+    summarise_quality,
+)
 from kernel.scoring.metric import IOU_THRESHOLDS, image_score
 
 SHAPE = (24, 30)
@@ -127,7 +133,7 @@ def full_boundary_f(first: np.ndarray, second: np.ndarray, tolerance: float) -> 
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 1.0, 1.5, 2.0, 3.0]))
 def test_equals_full_frames(seed: int, tolerance: float) -> None:
     pred, truth = random_pair(seed)
-    image = measure_image(pred, truth, tolerance)
+    image = measure_image(pred, truth)
     iou = full_iou(full_frames(pred), full_frames(truth))
     for level, threshold in enumerate(IOU_THRESHOLDS):
         expected = full_matches(iou, pred.scores, threshold)
@@ -137,7 +143,10 @@ def test_equals_full_frames(seed: int, tolerance: float) -> None:
     assert image.score == image_score(pred, truth)
     for (one, other), value, boundary in zip(image.matches, image.match_iou, image.match_boundary_f, strict=True):
         assert value == iou[one, other]
-        assert boundary == pytest.approx(full_boundary_f(frames[one], truth_frames[other], tolerance), abs=1e-12)
+        places = pred.windows[one].tolist(), truth.windows[other].tolist()
+        by_tolerance = boundary_f(pred.crops[one], places[0], truth.crops[other], places[1], tolerance)
+        for found, reach in ((boundary, BOUNDARY_TOLERANCE), (by_tolerance, tolerance)):
+            assert found == pytest.approx(full_boundary_f(frames[one], truth_frames[other], reach), abs=1e-12)
 
 
 def test_touching_cells_are_told_apart() -> None:

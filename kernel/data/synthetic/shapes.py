@@ -50,10 +50,10 @@ def ribbon_outline(path: np.ndarray, widths: np.ndarray) -> np.ndarray:
 
 
 def arm_outline(
-    rng: np.random.Generator, angle: float, length: float, width: float, tip: float, bend: float = 0.08
+    rng: np.random.Generator, angle: float, length: float, width: float, tip: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """A tapering arm from the centre: its outline, and its middle line."""
-    path = wandering_path(rng, np.zeros(2), angle, length, max(length / 10, 0.05), bend)
+    path = wandering_path(rng, np.zeros(2), angle, length, max(length / 10, 0.05), 0.08)
     along = np.linspace(0, 1, len(path))
     return ribbon_outline(path, tip + (width - tip) * (1 - along) ** 1.2), path
 
