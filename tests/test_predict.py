@@ -17,6 +17,7 @@ import tifffile
 from quick_predict import spots
 
 from kernel.__main__ import main
+from kernel.commands.written import WRITTEN_NAME
 from kernel.export.folder import Outcome, Wanted, predict_images, remove_other_files
 from kernel.export.inputs import InputImage
 from kernel.export.progress import readable_seconds, shown_progress
@@ -368,6 +369,32 @@ def test_a_kill_after_the_results_were_put_in_place_loses_none(run: Run, monkeyp
     for _ in range(2):
         assert (run.home / "out" / "labels" / "a.tif").is_file() and [row["cells"] for row in run.rows()] == ["1"]
         run("in")
+
+
+@pytest.mark.parametrize(
+    "name", ["labels/a.tif", "labels/a_corrected.tif", "rois/sub/b.zip", "images.csv", WRITTEN_NAME, "labels/.DS_Store"]
+)
+def test_work_in_the_results_is_not_replaced_untold(run: Run, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    """As masks that are corrected where they lie; also where a file is put back with an older time."""
+    write(run.home / "in" / "a.png", picture((5, 5)))
+    write(run.home / "in" / "sub" / "b.png", picture((5, 5)))
+    given = ["in", "--recursive", "--export", "labels,rois,tables"]
+    for _ in range(2):
+        run(*given)
+    path = run.home / "out" / name
+    path.write_bytes(b"mine")
+    os.utime(path, (1e9, 1e9))
+    capsys.readouterr()
+    if name == "labels/.DS_Store":
+        run(*given)
+        return
+    run(*given, code=2)
+    told = capsys.readouterr().err
+    first = "cells.csv, images.csv, labels/a.tif" if name == WRITTEN_NAME else name  # without the note, all of them
+    assert f"that may have been changed or added since it was written ({first}" in told and "give --replace" in told
+    assert path.read_bytes() == b"mine"
+    run(*given, "--replace")
+    assert not path.exists() or path.read_bytes() != b"mine"
 
 
 def test_durations() -> None:

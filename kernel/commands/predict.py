@@ -65,8 +65,10 @@ def add_parser(commands: Any) -> None:
         "CZI, LIF by bioio",
     )
     parser.add_argument("--recursive", action="store_true", help="look into sub-folders, which --out then has as well")
-    parser.add_argument("--out", type=Path, required=True, help="the folder to write; an earlier one is replaced")
-    add_replace(parser, "replace what --out holds of another command, or of other images")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="the folder to write; an earlier one is replaced if nobody changed it"
+    )
+    add_replace(parser, "replace what --out holds of another command, of other images, or of your own work")
     parser.add_argument(
         "--export",
         default="labels,geojson,pictures,tables",

@@ -6,6 +6,7 @@ import csv
 from collections.abc import Collection
 from pathlib import Path
 
+from kernel.commands.written import WRITTEN_NAME, changed_files
 from kernel.errors import InputError
 from kernel.folders import ResultFolder, refuse_to_replace
 from kernel.text import first_names, spreadsheet_cell
@@ -27,7 +28,7 @@ def known_results() -> dict[str, ResultFolder]:
     from kernel.tuning.threshold_evidence import EVIDENCE_MARKER, EVIDENCE_NAMES
 
     return {
-        "predict": ResultFolder("predict", RESULT_NAMES, (IMAGES_TABLE, SET_EXPORTS["tables"])),
+        "predict": ResultFolder("predict", (*RESULT_NAMES, WRITTEN_NAME), (IMAGES_TABLE, SET_EXPORTS["tables"])),
         "validate": ResultFolder("validate", (SCORES_TABLE, "pictures", REPORT_PAGE, REPORT_FOLDER), (SCORES_TABLE,)),
         "tune": ResultFolder("tune", EVIDENCE_NAMES, (EVIDENCE_MARKER,)),
         "stages": ResultFolder("tune --stages", STAGE_EVIDENCE_NAMES, (STAGE_EVIDENCE_MARKER,)),
@@ -45,7 +46,7 @@ def refuse_to_replace_result(
         target: the folder to be written.
         command: what is to be written there, by its name in `known_results`.
         images: the ids that the new result will have, where an earlier one has a table of them.
-        replace: what --replace says: results of other commands, and of other images, may be replaced.
+        replace: what --replace says: results of other commands and of other images, and work in them, may be replaced.
 
     Raises:
         InputError: `target` may not be replaced.
@@ -59,6 +60,13 @@ def refuse_to_replace_result(
             raise InputError(
                 f"{target} holds results of {len(lost)} images that are not among these ({first_names(lost)}), and "
                 "would be replaced as a whole: name another folder, or give --replace"
+            )
+    if WRITTEN_NAME in known[command].names and not replace:
+        changed = changed_files(target)
+        if changed:
+            raise InputError(
+                f"{target} holds {len(changed)} files that may have been changed or added since it was written "
+                f"({first_names(changed)}), and would be replaced as a whole: name another folder, or give --replace"
             )
 
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from kernel.commands.written import file_facts, note_written
 from kernel.files import writing
 from kernel.folders import remove_folder, replace_folder
 from kernel.locks import sole_writer
@@ -93,9 +94,8 @@ class FinishedImages:
 def folder_digest(folder: Path) -> str:
     """A checksum of the names, sizes and times of all files in a folder."""
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        facts = path.stat()
-        digest.update(f"{path.relative_to(folder).as_posix()}\0{facts.st_size}\0{facts.st_mtime_ns}\0".encode())
+    for path, (size, time_ns) in file_facts(folder).items():
+        digest.update(f"{path}\0{size}\0{time_ns}\0".encode())
     return digest.hexdigest()[:32]
 
 
@@ -120,6 +120,7 @@ def resumed_folder(
 
     Where the block ends too soon, however that comes, the folder stays, hidden beside `target`, and is gone on with the
     next time. One that was made of something else is begun anew. `target` stays as it was until the end.
+    What was written is noted in the folder, for `changed_files`.
 
     Args:
         target: the folder of the results.
@@ -142,6 +143,7 @@ def resumed_folder(
         try:
             with writing(unfinished):
                 yield folder, finished
+                note_written(folder)
             finished.close()
             replace_folder(folder, target)
         except BaseException:
