@@ -397,6 +397,36 @@ def test_work_in_the_results_is_not_replaced_untold(run: Run, capsys: pytest.Cap
     assert not path.exists() or path.read_bytes() != b"mine"
 
 
+def test_images_that_failed_are_done_alone_by_the_same_command(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    """Unless somebody has changed the results, or other ones are asked for; then all are done anew."""
+    for name in ("a", "b"):
+        write(run.home / "in" / f"{name}.png", picture((5, 5)))
+
+    def done_of(*words: str, code: int = 2) -> int:
+        run.zooms.clear()
+        run("in", *words, code=code)
+        return len(run.zooms)
+
+    (run.home / "in" / "bad.png").write_bytes(b"none")
+    assert done_of() == 2
+    assert "bad; once they are mended, the same command does these alone" in capsys.readouterr().err
+    labels = (run.home / "out" / "labels" / "a.tif").read_bytes()
+    assert done_of() == 0 and "2 of 3 images are finished already" in capsys.readouterr().err
+    write(run.home / "in" / "b.png", picture((5, 5), (30, 5)))
+    assert done_of() == 1
+    (run.home / "out" / "labels" / "a.tif").write_bytes(b"mine")
+    assert done_of("--replace") == 2 and (run.home / "out" / "labels" / "a.tif").read_bytes() == labels
+    assert done_of("--zoom", "2") == 2
+    assert done_of() == 2
+    write(run.home / "in" / "bad.png", picture((5, 5), (30, 5), (50, 5)))
+    assert done_of(code=0) == 1
+    assert {row["image"]: row["cells"] for row in run.rows()} == {"a": "1", "b": "2", "bad": "3"}
+    assert [row["image"] for row in run.rows("cells.csv")] == ["a", *["b"] * 2, *["bad"] * 3]
+    assert sorted(path.name for path in (run.home / "out" / "labels").iterdir()) == ["a.tif", "b.tif", "bad.tif"]
+    assert not (run.home / ".out.unfinished").exists()
+    assert done_of(code=0) == 3
+
+
 def test_durations() -> None:
     told = [readable_seconds(seconds) for seconds in (0, 59.4, 60, 3599, 3600, 100_000)]
     assert told == ["0 s", "59 s", "1 min 00 s", "59 min 59 s", "1 h 00 min", "27 h 46 min"]

@@ -166,7 +166,10 @@ def run_predict(options: argparse.Namespace) -> None:
     if broken:
         raise RunError(f"{len(failed)} image(s) are not there, {', '.join(broken)} for no fault of theirs: see above")
     if failed:
-        raise InputError(f"{len(failed)} image(s) could not be read and are not there: {', '.join(failed)}")
+        raise InputError(
+            f"{len(failed)} image(s) could not be read and are not there: {', '.join(failed)}; once they are mended, "
+            "the same command does these alone"
+        )
 
 
 def load_scaled(files: EnsembleFiles, device: str | None) -> ScaledEnsemble:
