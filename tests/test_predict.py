@@ -427,6 +427,29 @@ def test_images_that_failed_are_done_alone_by_the_same_command(run: Run, capsys:
     assert done_of(code=0) == 3
 
 
+def test_results_of_nothing_lock_no_folder(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where no image could be read, the table has them all the same."""
+    (run.home / "broken.png").write_bytes(b"none")
+    run("broken.png", code=2)
+    shown = capsys.readouterr()
+    assert "broken; once they are mended" in shown.err and "0 images" not in shown.out
+    write(run.home / "a.png", picture((5, 5)))
+    run("a.png")
+    assert [row["image"] for row in run.rows()] == ["a"]
+
+
+def test_wrong_members_are_told_before_the_results_of_other_images(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both are wrong, and to give --replace for the one would be of no use."""
+    for name in ("a", "b"):
+        write(run.home / f"{name}.png", picture((5, 5)))
+    run("a.png")
+    assert main(["predict", "b.png", "--out", str(run.home / "out"), "--preset", "slow"]) == 2
+    told = capsys.readouterr().err
+    assert "no preset 'slow'" in told and "holds results" not in told
+
+
 def test_durations() -> None:
     told = [readable_seconds(seconds) for seconds in (0, 59.4, 60, 3599, 3600, 100_000)]
     assert told == ["0 s", "59 s", "1 min 00 s", "59 min 59 s", "1 h 00 min", "27 h 46 min"]

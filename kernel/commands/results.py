@@ -71,12 +71,13 @@ def refuse_to_replace_result(
 
 
 def _earlier_images(target: Path) -> list[str]:
-    """The images that the table of an earlier result names; none where there is no result."""
+    """The images of which an earlier result has something, by its table; none where there is no result."""
     from kernel.export.kinds import IMAGES_TABLE
 
     found: list[str] = []
     for path in (target / IMAGES_TABLE, target / SCORES_TABLE):
         if path.is_file():
             with path.open(encoding="utf-8", errors="replace", newline="") as stream:
-                found += [row[name] for row in csv.DictReader(stream) for name in _NAME_COLUMNS if row.get(name)]
+                rows = [row for row in csv.DictReader(stream) if not row.get("failure")]
+            found += [row[name] for row in rows for name in _NAME_COLUMNS if row.get(name)]
     return found
