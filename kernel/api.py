@@ -16,6 +16,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,9 +77,10 @@ class Cells:
 
     @property
     def cell_type(self) -> str | None:
-        """Of the image, and so of all its cells: the label that most of what was detected in it has. None: no cells.
+        """Of the image, and so of all its cells: the label that most of what was detected in it has.
 
-        The thresholds of this type have decided which cells there are.
+        The thresholds of this type have decided which cells there are, and may have left none. None: nothing was
+        detected at all.
         """
         return self.crops.cell_type
 
@@ -134,7 +136,7 @@ class Segmenter:
             z: which one, "middle", or "max" for the largest value of each pixel. Default: the middle.
             frame: which one. Default: the first.
             pixel_um: the side of a pixel in micrometres: the image is zoomed to the scale that the members know.
-            zoom: by how much it is stretched instead.
+            zoom: by how much it is stretched instead; `pixel_um` then decides nothing.
             exclude_edges: leave out cells that the image's edge cuts.
             min_area: leave out cells of fewer pixels of the image.
 
@@ -142,7 +144,8 @@ class Segmenter:
             Cells in the image's own pixels, whatever the zoom.
 
         Raises:
-            ValueError: a path, another shape, dtype or mode of Pillow, no pixel, or axes that do not fit.
+            ValueError: a path, another shape, dtype or mode of Pillow, no pixel, axes that do not fit, or a `pixel_um`
+                or `zoom` that is no number above 0.
             InputError: a place along an axis that the image has not, or that is no index; or a zoom that shows no
                 cells.
         """
@@ -179,8 +182,8 @@ class Segmenter:
         from kernel.scale import cell_size
 
         for name, value in (("pixel_um", pixel_um), ("zoom", given)):
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} is {value}: it must be above 0")
+            if value is not None and not (isinstance(value, Real) and math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} is {value!r}: it must be a number above 0")
         pixel = None if pixel_um is None else PixelSize(pixel_um, pixel_um, "pixel_um")
         zoom = zoom_of(pixel, self._scaled.member_um, given)
         masks = self._scaled.segment(image_bgr, zoom).masks
@@ -206,8 +209,8 @@ def load(
     The first call on a machine prepares mmdet's packages, which needs a network.
 
     Args:
-        manifest: its file; None: the members that come with the program.
-        weights: folder with the members' files; None: `weights` beside the manifest.
+        manifest: its file, or a folder of manifest.json and weights; None: the members that come with the program.
+        weights: folder with the members' files; None: `weights` beside the manifest, or its folder without one.
         preset: of the members that come with the program: "best", "balanced" or "fast"; None: "balanced".
         device: "cpu", "cuda", "cuda:1", ...; None: the first GPU, or the CPU.
         dtype: of the networks: float32, float16 or bfloat16; None: the preset's, or the manifest's.
@@ -217,6 +220,7 @@ def load(
         RunError: mmdet's packages cannot be prepared.
     """
     from kernel.commands.common import check_device, find_ensemble, shipped_ensemble
+    from kernel.manifest.presets import MANIFEST_NAME, members_folder, weights_folder
     from kernel.manifest.reader import read_manifest
     from kernel.scale import ScaledEnsemble, member_pixel_um
     from kernel.settings import NETWORK_DTYPES
@@ -232,8 +236,9 @@ def load(
     else:
         if preset is not None:
             raise InputError(f"preset {preset!r} is of the members that come with the program: give no manifest")
-        path = Path(manifest)
-        folder = path.parent / "weights" if weights is None else Path(weights)
+        given = Path(manifest)
+        path = members_folder(str(given)) / MANIFEST_NAME if given.is_dir() else given
+        folder = weights_folder(path.parent) if weights is None else Path(weights)
         files = find_ensemble(read_manifest(path), folder, dtype)
     return Segmenter(ScaledEnsemble(files.load(check_device(device)), member_pixel_um(files.paths)))
 
@@ -325,6 +330,8 @@ def as_bgr(image: Any) -> np.ndarray:
             "several channels, one plane"
         )
     if not (np.issubdtype(pixels.dtype, np.integer) or np.issubdtype(pixels.dtype, np.floating)):
-        raise ValueError(f"the image holds {pixels.dtype}: give integers or floats")
+        raise ValueError(
+            f"the image holds {pixels.dtype}: give integers or floats, as image.astype(float) if it has gray levels"
+        )
     channels = to_eight_bit(pixels.reshape(*pixels.shape[:2], -1))
     return np.repeat(channels, 3, axis=2) if channels.shape[2] == 1 else np.ascontiguousarray(channels[..., ::-1])

@@ -16,6 +16,7 @@ from pathlib import Path
 from kernel.errors import InputError
 from kernel.files import file_sha256, reading
 from kernel.images.listing import is_hidden
+from kernel.manifest.presets import WEIGHTS_NAME
 from kernel.manifest.reader import same_sums
 from kernel.manifest.types import WEIGHT_SUFFIXES, Manifest, MemberEntry, refuse_fold_files
 from kernel.mounts import is_file
@@ -54,7 +55,7 @@ def resolve_weights(manifest: Manifest, folder: Path) -> tuple[Manifest, tuple[F
             try:
                 found[member.name] = locate_named(manifest, member, folder)
             except InputError as error:
-                problems.append(f"{error}{renamed_hint(manifest, member, folder)}")
+                problems.append(f"{error}{place_hint(manifest, member, folder)}")
     nameless = [member for member in manifest.members if member.file is None]
     if nameless:
         with ended_at_once():
@@ -148,8 +149,14 @@ def dataset_homes(folder: Path, dataset: str | None) -> list[Path]:
     return [folder / slug, folder / owner / slug]
 
 
-def renamed_hint(manifest: Manifest, member: MemberEntry, folder: Path) -> str:
-    """Which files, called otherwise, have the checksum of a member's that was not found, to end a message with."""
+def place_hint(manifest: Manifest, member: MemberEntry, folder: Path) -> str:
+    """Where a member's file is that was not found, to end a message with.
+
+    It may lie in the folder's own `weights`, as in a folder of members, or be called otherwise: its checksum tells.
+    """
+    inner = folder / WEIGHTS_NAME
+    if member.file is not None and is_file(inner / member.file):
+        return f"; there is one in {inner}: name that folder"
     if member.sha256 is None:
         return ""
     homes = [home for dataset in (*manifest.datasets_for(member), None) for home in dataset_homes(folder, dataset)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -129,6 +130,16 @@ def test_images_of_other_packages() -> None:
             segmenter.segment(cast(Any, path))
 
 
+@pytest.mark.parametrize("wrong", [{"zoom": 0}, {"pixel_um": -1}, {"zoom": float("nan")}, {"pixel_um": "0.65"}])
+def test_scales_that_mean_nothing(wrong: dict[str, Any]) -> None:
+    segmenter, seen = seen_by()
+    with pytest.raises(ValueError, match="must be a number above 0"):
+        segmenter.segment(np.zeros((6, 7), np.uint8), **wrong)
+    assert not seen
+    segmenter.segment(np.zeros((6, 7), np.uint8), **{name: np.float32(0.5) for name in wrong})
+    assert len(seen) == 1
+
+
 @pytest.mark.parametrize("value", [True, 1.0, np.float32(1), [1]])
 @pytest.mark.parametrize("role", ["channel", "z", "frame"])
 def test_a_place_is_an_index(role: str, value: Any) -> None:
@@ -161,9 +172,6 @@ def test_the_scale_and_the_choice_of_cells(segmenter: Segmenter, monkeypatch: py
     ]
     segmenter.segment(image, pixel_um=0.62, zoom=4)
     assert zooms == [(0.5, 0.5), *[(1, 1)] * 3, (4, 4)]
-    for wrong in ({"zoom": 0}, {"pixel_um": -1}, {"zoom": float("nan")}):
-        with pytest.raises(ValueError, match="above 0"):
-            segmenter.segment(image, **wrong)
 
 
 @pytest.mark.parametrize(
@@ -223,7 +231,7 @@ def test_gray_and_colour_of_any_depth(dtype: type) -> None:
         (np.zeros((0, 5)), "(0, 5)"),
         (np.zeros(7), "(7,)"),
         (np.zeros((4, 5), complex), "complex128"),
-        (np.zeros((4, 5), bool), "bool"),
+        (np.zeros((4, 5), bool), "bool: give integers or floats, as image.astype(float)"),
         (np.full((4, 5), "x"), "<U1"),
     ],
 )
@@ -236,5 +244,28 @@ def test_other_arrays_are_refused(image: np.ndarray, told: str) -> None:
 def test_what_is_wrong_with_the_files_is_told(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="int8"):
         load(DEMO / "manifest.json", dtype="int8")
-    with pytest.raises(InputError, match=r"gone\.json"):
+    with pytest.raises(InputError, match=r"gone\.json: name one that is there"):
         load(tmp_path / "gone.json")
+    with pytest.raises(InputError, match=r"no manifest\.json in "):
+        load(tmp_path)
+    with pytest.raises(InputError, match=r"^device gpu: "):
+        load(DEMO, device="gpu")
+
+
+@pytest.mark.parametrize("given", ["", "manifest.json"])
+@pytest.mark.parametrize("place", ["weights", ""])
+def test_members_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, place: str) -> None:
+    """As `train-members` leaves them, in `weights` or beside the manifest."""
+    asked: list[Path] = []
+
+    def find(manifest: Any, folder: Path, dtype: str | None) -> Any:
+        asked.append(folder)
+        raise InputError("far enough")
+
+    monkeypatch.setattr("kernel.commands.common.find_ensemble", find)
+    monkeypatch.setattr("kernel.vendored.use_vendored_packages", lambda: None)
+    (tmp_path / place).mkdir(exist_ok=True)
+    shutil.copy(DEMO / "manifest.json", tmp_path)
+    with pytest.raises(InputError, match="far enough"):
+        load(tmp_path / given)
+    assert asked == [tmp_path / place]

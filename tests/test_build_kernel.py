@@ -112,7 +112,7 @@ def test_weights_are_filled_in(tmp_path: Path, built_wheels: list[Path], capsys:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--manifest", "gone.json"], "error: no manifest gone.json: give one by --manifest"),
+        (["--manifest", "gone.json"], "error: no manifest gone.json: name one that is there"),
         (["--manifest", "."], "error: . is no manifest"),
         (["--manifest", "bad.json"], "bad.json:1:1: not JSON"),
         (["--weights-dir", "gone"], "error: no folder gone: --weights-dir"),

@@ -15,6 +15,7 @@ import pytest
 from dask_cluster import PATIENCE, ROOT, Cluster, Job, Slowly
 
 from kernel.__main__ import main
+from kernel.commands.written import WRITTEN_NAME
 from kernel.data.synthetic.generate import generate_image
 from kernel.errors import InputError, RunError
 from kernel.runtime.cluster import map_on_cluster
@@ -156,10 +157,11 @@ def one_member(folder: Path) -> list[str]:
 
 
 def content(folder: Path) -> dict[str, object]:
-    """All files of results; of images.csv all but the seconds."""
+    """All files of results, but for the note of their times; of images.csv all but the seconds."""
     files: dict[str, object] = {
         path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
     }
+    assert files.pop(WRITTEN_NAME)
     with (folder / "images.csv").open(encoding="utf-8", newline="") as stream:
         files["images.csv"] = [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(stream)]
     return files

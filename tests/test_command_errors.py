@@ -92,7 +92,7 @@ def test_a_device_that_is_not_there(
     train = ["train", "--recipe", str(DEMO / "recipe.toml"), "--out", str(tmp_path / "a.safetensors")]
     for command in (["validate", *ENSEMBLE], train):
         assert main([*command, "--data", str(data), "--device", name]) == 2
-        assert f"--device {name}: this machine has cpu and" in capsys.readouterr().err
+        assert f"device {name}: this machine has cpu and" in capsys.readouterr().err
 
 
 def test_no_annotated_image(wheels_site: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ import pytest
 import tifffile
 
 from kernel.__main__ import main
+from kernel.commands.written import WRITTEN_NAME
 from kernel.data.synthetic.generate import generate_image
 from kernel.errors import InputError
 from kernel.export.formats import TABLE_COLUMNS, outlines_of, table_rows, write_labels
@@ -180,6 +181,7 @@ def test_a_failing_image_costs_only_itself(
     told = capsys.readouterr().err
     assert "failed: 1 image(s) are not there, b for no fault of theirs" in told and "an unlucky image" in told
     assert [path.name for path in sorted(out.rglob("*.*"))] == [
+        WRITTEN_NAME,
         "cells.csv",
         "images.csv",
         "a.tif",
@@ -207,7 +209,7 @@ def test_everything_that_can_be_written(wheels_site: Path, tmp_path: Path) -> No
     words = ["--manifest", str(DEMO / "manifest.json"), "--weights-dir", str(DEMO / "weights"), "--device", "cpu"]
     given = ["predict", str(tmp_path / "images"), "--out", str(out), "--export", ",".join(kinds), *words]
     assert main(given) == 2  # for the broken one
-    assert sorted(path.name for path in out.iterdir()) == sorted(set(RESULT_NAMES))
+    assert sorted(path.name for path in out.iterdir()) == sorted({*RESULT_NAMES, WRITTEN_NAME})
     for name, shape in shapes.items():
         labels = cv2.imread(str(out / "labels" / f"{name}.tif"), cv2.IMREAD_UNCHANGED)
         assert labels.shape == shape and bool(labels.max()) == (name == "cort")

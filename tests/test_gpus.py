@@ -197,7 +197,7 @@ def test_the_default_preset_runs_on_a_gpu_without_bfloat16(monkeypatch: pytest.M
 
 @pytest.mark.parametrize("name", ["meta", "mps", "xpu:0"])
 def test_other_devices_of_torch_are_refused(name: str) -> None:
-    with pytest.raises(InputError, match=rf"--device {name}: this machine has cpu and \d GPU\(s\) .* these alone"):
+    with pytest.raises(InputError, match=rf"^device {name}: this machine has cpu and \d GPU\(s\) .* these alone"):
         check_device(name)
 
 

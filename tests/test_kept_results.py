@@ -16,6 +16,7 @@ import kernel.export.folder
 import kernel.export.kinds
 from kernel.__main__ import main
 from kernel.commands.results import known_results, refuse_to_replace_result
+from kernel.commands.written import note_written
 from kernel.data.livecell import read_livecell
 from kernel.data.prepare import prepare
 from kernel.data.prepared import read_prepared
@@ -72,6 +73,7 @@ def test_another_commands_result_is_not_replaced_untold(
 def test_names_that_a_spreadsheet_would_run_are_the_same_images(tmp_path: Path) -> None:
     (tmp_path / "images.csv").write_text("image,file\n'=1+1,a\n-x,b\n", encoding="utf-8")
     (tmp_path / "cells.csv").touch()
+    note_written(tmp_path)
     refuse_to_replace_result(tmp_path, "predict", {"=1+1", "-x"})
     with pytest.raises(InputError, match="of 1 images that are not among these"):
         refuse_to_replace_result(tmp_path, "predict", {"=1+1"})

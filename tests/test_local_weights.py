@@ -65,6 +65,14 @@ def test_named_file_is_found_and_summed(tmp_path: Path, place: str, dataset: str
     assert filled.members == (member("one", file="a.pt", sha256=sum_of("htc resnet50"), dataset=dataset),)
 
 
+def test_the_folder_above_is_told_where_the_files_lie(tmp_path: Path) -> None:
+    """As --from takes a folder of members."""
+    put(tmp_path / "weights" / "a.pt", "htc resnet50")
+    with pytest.raises(InputError, match=r"no file a\.pt .*; there is one in .*weights: name that folder$"):
+        resolve_weights(manifest_of(member("one", file="a.pt")), tmp_path)
+    resolve_weights(manifest_of(member("one", file="a.pt")), tmp_path / "weights")
+
+
 def test_of_equal_names_the_sum_decides(tmp_path: Path) -> None:
     put(tmp_path / "first" / "a.pt", "htc resnet50 old")
     path = put(tmp_path / "second" / "a.pt", "htc resnet50 new")

@@ -17,6 +17,7 @@ import tifffile
 from quick_predict import spots
 
 from kernel.__main__ import main
+from kernel.commands.written import WRITTEN_NAME
 from kernel.export.folder import Outcome, Wanted, predict_images, remove_other_files
 from kernel.export.inputs import InputImage
 from kernel.export.progress import readable_seconds, shown_progress
@@ -368,6 +369,85 @@ def test_a_kill_after_the_results_were_put_in_place_loses_none(run: Run, monkeyp
     for _ in range(2):
         assert (run.home / "out" / "labels" / "a.tif").is_file() and [row["cells"] for row in run.rows()] == ["1"]
         run("in")
+
+
+@pytest.mark.parametrize(
+    "name", ["labels/a.tif", "labels/a_corrected.tif", "rois/sub/b.zip", "images.csv", WRITTEN_NAME, "labels/.DS_Store"]
+)
+def test_work_in_the_results_is_not_replaced_untold(run: Run, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    """As masks that are corrected where they lie; also where a file is put back with an older time."""
+    write(run.home / "in" / "a.png", picture((5, 5)))
+    write(run.home / "in" / "sub" / "b.png", picture((5, 5)))
+    given = ["in", "--recursive", "--export", "labels,rois,tables"]
+    for _ in range(2):
+        run(*given)
+    path = run.home / "out" / name
+    path.write_bytes(b"mine")
+    os.utime(path, (1e9, 1e9))
+    capsys.readouterr()
+    if name == "labels/.DS_Store":
+        run(*given)
+        return
+    run(*given, code=2)
+    told = capsys.readouterr().err
+    first = "cells.csv, images.csv, labels/a.tif" if name == WRITTEN_NAME else name  # without the note, all of them
+    assert f"that may have been changed or added since it was written ({first}" in told and "give --replace" in told
+    assert path.read_bytes() == b"mine"
+    run(*given, "--replace")
+    assert not path.exists() or path.read_bytes() != b"mine"
+
+
+def test_images_that_failed_are_done_alone_by_the_same_command(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    """Unless somebody has changed the results, or other ones are asked for; then all are done anew."""
+    for name in ("a", "b"):
+        write(run.home / "in" / f"{name}.png", picture((5, 5)))
+
+    def done_of(*words: str, code: int = 2) -> int:
+        run.zooms.clear()
+        run("in", *words, code=code)
+        return len(run.zooms)
+
+    (run.home / "in" / "bad.png").write_bytes(b"none")
+    assert done_of() == 2
+    assert "bad; once they are mended, the same command does these alone" in capsys.readouterr().err
+    labels = (run.home / "out" / "labels" / "a.tif").read_bytes()
+    assert done_of() == 0 and "2 of 3 images are finished already" in capsys.readouterr().err
+    write(run.home / "in" / "b.png", picture((5, 5), (30, 5)))
+    assert done_of() == 1
+    (run.home / "out" / "labels" / "a.tif").write_bytes(b"mine")
+    assert done_of("--replace") == 2 and (run.home / "out" / "labels" / "a.tif").read_bytes() == labels
+    assert done_of("--zoom", "2") == 2
+    assert done_of() == 2
+    write(run.home / "in" / "bad.png", picture((5, 5), (30, 5), (50, 5)))
+    assert done_of(code=0) == 1
+    assert {row["image"]: row["cells"] for row in run.rows()} == {"a": "1", "b": "2", "bad": "3"}
+    assert [row["image"] for row in run.rows("cells.csv")] == ["a", *["b"] * 2, *["bad"] * 3]
+    assert sorted(path.name for path in (run.home / "out" / "labels").iterdir()) == ["a.tif", "b.tif", "bad.tif"]
+    assert not (run.home / ".out.unfinished").exists()
+    assert done_of(code=0) == 3
+
+
+def test_results_of_nothing_lock_no_folder(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where no image could be read, the table has them all the same."""
+    (run.home / "broken.png").write_bytes(b"none")
+    run("broken.png", code=2)
+    shown = capsys.readouterr()
+    assert "broken; once they are mended" in shown.err and "0 images" not in shown.out
+    write(run.home / "a.png", picture((5, 5)))
+    run("a.png")
+    assert [row["image"] for row in run.rows()] == ["a"]
+
+
+def test_wrong_members_are_told_before_the_results_of_other_images(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both are wrong, and to give --replace for the one would be of no use."""
+    for name in ("a", "b"):
+        write(run.home / f"{name}.png", picture((5, 5)))
+    run("a.png")
+    assert main(["predict", "b.png", "--out", str(run.home / "out"), "--preset", "slow"]) == 2
+    told = capsys.readouterr().err
+    assert "no preset 'slow'" in told and "holds results" not in told
 
 
 def test_durations() -> None:

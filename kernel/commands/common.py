@@ -242,11 +242,11 @@ def check_device(name: str | None) -> str:
 
 
 def refused_device(name: str, reason: str) -> InputError:
-    """What to raise for a --device that cannot be used."""
+    """What to raise for a device that cannot be used: of --device, or of an argument in Python."""
     import torch
 
     count = torch.cuda.device_count()
-    return InputError(f"--device {name}: this machine has cpu and {count} GPU(s) (cuda, cuda:1, ...): {reason}")
+    return InputError(f"device {name}: this machine has cpu and {count} GPU(s) (cuda, cuda:1, ...): {reason}")
 
 
 def usable_devices() -> Iterator[str]:

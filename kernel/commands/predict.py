@@ -65,8 +65,10 @@ def add_parser(commands: Any) -> None:
         "CZI, LIF by bioio",
     )
     parser.add_argument("--recursive", action="store_true", help="look into sub-folders, which --out then has as well")
-    parser.add_argument("--out", type=Path, required=True, help="the folder to write; an earlier one is replaced")
-    add_replace(parser, "replace what --out holds of another command, or of other images")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="the folder to write; an earlier one is replaced if nobody changed it"
+    )
+    add_replace(parser, "replace what --out holds of another command, of other images, or of your own work")
     parser.add_argument(
         "--export",
         default="labels,geojson,pictures,tables",
@@ -115,11 +117,11 @@ def run_predict(options: argparse.Namespace) -> None:
     choice = choice_of_texts(options.channel, options.z, options.frame)
     out = options.out
     wanted = Wanted(exports, choice, options.pixel_size, options.zoom, options.exclude_edges, options.min_area)
+    chosen = choose_members(options)
     images = list_inputs(options.images, choice, options.recursive, [out] if (out / IMAGES_TABLE).is_file() else [])
     if any(is_inside(image.path, [out.resolve()]) for image in images):
         raise InputError(f"--out {out} holds the images themselves, and is replaced as a whole: name another")
     refuse_to_replace_result(out, "predict", {image.name for image in images}, replace=options.replace)
-    chosen = choose_members(options)
     if chosen.told and not options.quiet:
         print(chosen.told)
     if options.scheduler is None:
@@ -158,13 +160,16 @@ def run_predict(options: argparse.Namespace) -> None:
         if "report" in exports:
             write_run_page(folder / RUN_PAGE, f"Cells found in {out.name}", run_images(images, result, folder))
     failed = result.failed
-    if not options.quiet:
-        print(f"{len(images) - len(failed)} images: {', '.join(exports)} in {out}")
+    if result.records and not options.quiet:
+        print(f"{len(result.records)} images: {', '.join(exports)} in {out}")
     broken = [name for name, failure in failed.items() if not failure.wrong_input]
     if broken:
         raise RunError(f"{len(failed)} image(s) are not there, {', '.join(broken)} for no fault of theirs: see above")
     if failed:
-        raise InputError(f"{len(failed)} image(s) could not be read and are not there: {', '.join(failed)}")
+        raise InputError(
+            f"{len(failed)} image(s) could not be read and are not there: {', '.join(failed)}; once they are mended, "
+            "the same command does these alone"
+        )
 
 
 def load_scaled(files: EnsembleFiles, device: str | None) -> ScaledEnsemble:

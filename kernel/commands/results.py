@@ -6,6 +6,7 @@ import csv
 from collections.abc import Collection
 from pathlib import Path
 
+from kernel.commands.written import WRITTEN_NAME, changed_files
 from kernel.errors import InputError
 from kernel.folders import ResultFolder, refuse_to_replace
 from kernel.text import first_names, spreadsheet_cell
@@ -27,7 +28,7 @@ def known_results() -> dict[str, ResultFolder]:
     from kernel.tuning.threshold_evidence import EVIDENCE_MARKER, EVIDENCE_NAMES
 
     return {
-        "predict": ResultFolder("predict", RESULT_NAMES, (IMAGES_TABLE, SET_EXPORTS["tables"])),
+        "predict": ResultFolder("predict", (*RESULT_NAMES, WRITTEN_NAME), (IMAGES_TABLE, SET_EXPORTS["tables"])),
         "validate": ResultFolder("validate", (SCORES_TABLE, "pictures", REPORT_PAGE, REPORT_FOLDER), (SCORES_TABLE,)),
         "tune": ResultFolder("tune", EVIDENCE_NAMES, (EVIDENCE_MARKER,)),
         "stages": ResultFolder("tune --stages", STAGE_EVIDENCE_NAMES, (STAGE_EVIDENCE_MARKER,)),
@@ -45,7 +46,7 @@ def refuse_to_replace_result(
         target: the folder to be written.
         command: what is to be written there, by its name in `known_results`.
         images: the ids that the new result will have, where an earlier one has a table of them.
-        replace: what --replace says: results of other commands, and of other images, may be replaced.
+        replace: what --replace says: results of other commands and of other images, and work in them, may be replaced.
 
     Raises:
         InputError: `target` may not be replaced.
@@ -60,15 +61,23 @@ def refuse_to_replace_result(
                 f"{target} holds results of {len(lost)} images that are not among these ({first_names(lost)}), and "
                 "would be replaced as a whole: name another folder, or give --replace"
             )
+    if WRITTEN_NAME in known[command].names and not replace:
+        changed = changed_files(target)
+        if changed:
+            raise InputError(
+                f"{target} holds {len(changed)} files that may have been changed or added since it was written "
+                f"({first_names(changed)}), and would be replaced as a whole: name another folder, or give --replace"
+            )
 
 
 def _earlier_images(target: Path) -> list[str]:
-    """The images that the table of an earlier result names; none where there is no result."""
+    """The images of which an earlier result has something, by its table; none where there is no result."""
     from kernel.export.kinds import IMAGES_TABLE
 
     found: list[str] = []
     for path in (target / IMAGES_TABLE, target / SCORES_TABLE):
         if path.is_file():
             with path.open(encoding="utf-8", errors="replace", newline="") as stream:
-                found += [row[name] for row in csv.DictReader(stream) for name in _NAME_COLUMNS if row.get(name)]
+                rows = [row for row in csv.DictReader(stream) if not row.get("failure")]
+            found += [row[name] for row in rows for name in _NAME_COLUMNS if row.get(name)]
     return found

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from kernel.commands.written import WRITTEN_NAME, file_facts, note_written, read_note
 from kernel.files import writing
-from kernel.folders import remove_folder, replace_folder
+from kernel.folders import remove_folder, replace_folder, scratch_folder
 from kernel.locks import sole_writer
 from kernel.log import LOG
 from kernel.runtime.journal import JOURNAL_FORMAT, Journal, content_digest, read_journal
@@ -47,6 +49,7 @@ class FinishedImages:
         ]
         self._results = {record["image"]: record["result"] for record in records if "result" in record}
         self._stops = Counter(record["image"] for record in records if "stopped" in record)
+        self._count = len(images)
         self._journal = Journal(journal, head)
         if self._results:
             LOG.info("%d of %d images are finished already", len(self._results), len(images))
@@ -75,6 +78,11 @@ class FinishedImages:
         return self._stops[image.name]
 
     @property
+    def leaves_some(self) -> bool:
+        """Whether some images have results, and the others may have some yet: none of these has ended a run."""
+        return 0 < len(self._results) < self._count and not self._stops
+
+    @property
     def has_notes(self) -> bool:
         """Whether there is anything that the next run is to know."""
         return bool(self._results or self._stops)
@@ -93,9 +101,8 @@ class FinishedImages:
 def folder_digest(folder: Path) -> str:
     """A checksum of the names, sizes and times of all files in a folder."""
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        facts = path.stat()
-        digest.update(f"{path.relative_to(folder).as_posix()}\0{facts.st_size}\0{facts.st_mtime_ns}\0".encode())
+    for path, (size, time_ns) in file_facts(folder).items():
+        digest.update(f"{path}\0{size}\0{time_ns}\0".encode())
     return digest.hexdigest()[:32]
 
 
@@ -120,6 +127,10 @@ def resumed_folder(
 
     Where the block ends too soon, however that comes, the folder stays, hidden beside `target`, and is gone on with the
     next time. One that was made of something else is begun anew. `target` stays as it was until the end.
+    What was written is noted in it, for `changed_files`.
+
+    Where some images have no result in the end, the same command does these alone, in a copy of `target`; unless
+    somebody has changed that.
 
     Args:
         target: the folder of the results.
@@ -134,14 +145,16 @@ def resumed_folder(
         head = {"journal": JOURNAL_FORMAT, "made_of": hashlib.sha256("\0".join(made_of).encode("utf-8")).hexdigest()}
         folder, journal = unfinished / "new", unfinished / "journal.log"
         with writing(unfinished):
-            # Without its folder the journal is that of a run which was killed after it had put the folder in place.
-            if not folder.is_dir() or not read_journal(journal).is_of(head):
+            # A journal without its folder is of a run that has put the folder in place, where it may be another now.
+            if not read_journal(journal).is_of(head) or not (folder.is_dir() or copied_back(target, folder)):
                 remove_folder(unfinished)
             folder.mkdir(parents=True, exist_ok=True)
             finished = FinishedImages(journal, head, images)
         try:
             with writing(unfinished):
                 yield folder, finished
+                note_written(folder)
+                shutil.copyfile(folder / WRITTEN_NAME, unfinished / WRITTEN_NAME)
             finished.close()
             replace_folder(folder, target)
         except BaseException:
@@ -153,4 +166,23 @@ def resumed_folder(
                     "%d of %d images are finished: the same command goes on from there", len(finished), len(images)
                 )
             raise
-        remove_folder(unfinished)
+        if not finished.leaves_some:
+            remove_folder(unfinished)
+
+
+def copied_back(target: Path, folder: Path) -> bool:
+    """Make `folder` a copy of `target`, if that is as the note beside `folder` has it; returns whether it was.
+
+    Raises:
+        InputError, OSError: it cannot be written.
+    """
+    noted = read_note(folder.parent)
+    if not noted or file_facts(target) != noted:
+        return False
+    with scratch_folder(folder.parent, folder.name) as scratch:  # a copy in part would be taken for a whole one
+        for name in noted:
+            copy = scratch / name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(target / name, copy)
+        scratch.rename(folder)
+    return True

@@ -70,7 +70,7 @@ def read_manifest(path: Path) -> Manifest:
     try:
         return parse_manifest(read_any_text(path), str(path))
     except FileNotFoundError as error:
-        raise InputError(f"no manifest {path}: give one by --manifest, weights_manifest.json for example") from error
+        raise InputError(f"no manifest {path}: name one that is there, weights_manifest.json for example") from error
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is no manifest, which is a JSON file: {error}") from error
 

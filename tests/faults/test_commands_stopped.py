@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from built_script import DEMO, write_cells
 
+from kernel.commands.written import WRITTEN_NAME
 from kernel.runtime.journal import read_journal
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,8 +39,9 @@ def start(arguments: Sequence[str | Path], site: Path) -> subprocess.Popen[str]:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """Every file, but for the seconds that images took."""
+    """Every file, but for the seconds that images took, and the note of the files' times."""
     files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert files.pop(WRITTEN_NAME)
     rows = csv.DictReader(files["images.csv"].decode("utf-8").splitlines())
     return {**files, "images.csv": repr([{**row, "seconds": bool(row["seconds"])} for row in rows]).encode()}
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from built_script import DEMO
 
+from kernel.commands.written import WRITTEN_NAME
 from kernel.runtime.journal import read_journal
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,8 +40,9 @@ def start(home: Path, out: str) -> subprocess.Popen[str]:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """Every file, but for the seconds that images took."""
+    """Every file, but for the seconds that images took, and the note of the files' times."""
     files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert files.pop(WRITTEN_NAME)
     rows = list(csv.DictReader(files.pop("images.csv").decode("utf-8").splitlines()))
     files["images.csv"] = repr([{**row, "seconds": float(row["seconds"]) >= 0} for row in rows]).encode()
     return files
