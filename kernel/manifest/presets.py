@@ -6,6 +6,9 @@ what was measured of each preset, where it was:
     {"presets": {"best": {"score": 0.32, "low": 0.29, "high": 0.35, "images": 47, "seconds": 21.5,
                           "types": {"astro": {"score": 0.18, "low": 0.15, "high": 0.21, "images": 14}}}}}
 
+`validate --card` writes such figures. Beside `images` it tells `seen`, how many of them the members have learned from,
+and `left_out`, how many more there were that do not count as the members have learned from them.
+
 A preset states in a manifest's terms what differs from `manifest.json`. Standard library only.
 """
 
