@@ -97,11 +97,18 @@ def members_folder(name: str) -> Path:
     """The folder of the shipped members, or another one like it, of a manifest and `weights`, by its path.
 
     Raises:
-        InputError: as `shipped_members`, or that folder is none of members.
+        InputError: as `shipped_members`, or that folder is none of members, or a file.
     """
     if name == SHIPPED:
         return shipped_members().folder
     folder = Path(name)
+    if folder.is_file():
+        is_manifest = folder.name == MANIFEST_NAME
+        place = f"its folder, {folder.parent}" if is_manifest else f"a folder of {MANIFEST_NAME} and {WEIGHTS_NAME}"
+        raise InputError(
+            f"{folder} is a file: give {SHIPPED!r}, or {place}; a weight file alone can start a training by "
+            "`train --init FILE`"
+        )
     if not (folder / MANIFEST_NAME).is_file():
         raise InputError(
             f"no {MANIFEST_NAME} in {folder}: give {SHIPPED!r}, or a folder of {MANIFEST_NAME} and {WEIGHTS_NAME}"

@@ -222,6 +222,22 @@ def test_kind_and_encoder_are_as_in_the_file_where_nothing_else_says_them(tmp_pa
         choose_recipe(options_of())
 
 
+def test_widths_are_as_in_the_file_where_nothing_else_says_them(tmp_path: Path) -> None:
+    spec = DetectorSpec("maskrcnn", ENCODER, 3, 32, 24, 32, neck_norm=True)
+    path = save_as_mmdet(build_detector(spec), tmp_path / "a.pth")
+    for words in ([], ["--kind", "maskrcnn", "--encoder", ENCODER]):
+        recipe, _ = choose_recipe(options_of("--init", str(path), *words))
+        assert recipe.detector == replace(spec, num_classes=8)
+    toml = tmp_path / "recipe.toml"
+    toml.write_text("[detector]\nnum_classes = 3\nneck_channels = 64\nneck_norm = false\n", encoding="utf-8")
+    recipe, _ = choose_recipe(options_of("--init", str(path), "--recipe", str(toml)))
+    assert recipe.detector == replace(spec, neck_channels=64, neck_norm=False)
+    recipe, _ = choose_recipe(options_of("--init", str(path), "--member", "htc_resnet50"))
+    assert recipe.detector == DetectorSpec("htc", "resnet50", 8, 32, 24, 32, neck_norm=True)
+    recipe, _ = choose_recipe(options_of("--init", str(path), "--kind", "unet", "--encoder", "plain"))
+    assert recipe.detector == DetectorSpec("unet", "plain")  # which has other widths
+
+
 def encoder_alone(folder: Path) -> Path:
     torch.save({"conv1.weight": torch.ones(4, 3, 7, 7)}, folder / "encoder.pth")
     return folder / "encoder.pth"
