@@ -17,6 +17,7 @@ from torchvision.models.detection import maskrcnn_resnet50_fpn
 from kernel.__main__ import main, parse_arguments
 from kernel.commands.train import choose_recipe
 from kernel.errors import InputError
+from kernel.manifest.types import WEIGHT_SUFFIXES
 from kernel.models.checkpoints import read_checkpoint
 from kernel.models.configs import DetectorSpec
 from kernel.models.configurations import OUR_PIXELS, configured_pixels
@@ -322,6 +323,25 @@ def test_a_checkpoint_is_found_by_the_name_of_its_configuration(
     (folder / "mask_rcnn_r50_fpn_1x_coco_20210101-00000000.pth").touch()
     with pytest.raises(InputError, match=r"which of mask_rcnn_r50_fpn_1x_coco_20200205-d4b0c5d6.pth, .*name the file"):
         find_weights_to_start_from(name)
-    for given in (tmp_path / "none", Path("none.pth")):
-        with pytest.raises(InputError, match=r"--init .*none.*: no such file$"):
-            find_weights_to_start_from(given)
+    with pytest.raises(InputError, match=r"--init .*none: no such file$"):
+        find_weights_to_start_from(tmp_path / "none")
+    with pytest.raises(InputError, match=r"--init none\.pth: no such file, and none in .*checkpoints"):
+        find_weights_to_start_from(Path("none.pth"))
+
+
+@pytest.mark.parametrize("suffix", WEIGHT_SUFFIXES)
+def test_a_checkpoint_may_be_called_by_its_whole_name(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    path = tmp_path / "checkpoints" / f"mask_rcnn_r50_fpn_1x_coco{suffix}"
+    path.parent.mkdir()
+    path.touch()
+    for given in (path.stem, path.name):
+        assert find_weights_to_start_from(Path(given)) == path
+    dated = path.with_name(f"{path.stem}_20200205-d4b0c5d6.pth")
+    dated.touch()
+    with pytest.raises(InputError, match=r"which of .*name the file"):
+        find_weights_to_start_from(Path(path.stem))
+    for each in (path, dated):
+        assert find_weights_to_start_from(Path(each.name)) == each
