@@ -244,12 +244,14 @@ def choose_recipe(options: argparse.Namespace) -> tuple[Recipe, Sequence[str]]:
     """What to train and how, and what the manifest says that the member is used for.
 
     Raises:
-        InputError: as `read_recipe`, `find_member`, `member_recipe` and `told_by_weights`.
+        InputError: as `check_encoder`, `read_recipe`, `find_member`, `member_recipe` and `told_by_weights`.
     """
     from kernel.training.member_recipe import FINETUNE_RECIPE, find_member, member_recipe
-    from kernel.training.recipe import read_recipe
+    from kernel.training.recipe import check_encoder, read_recipe
     from kernel.training.retraining import start_member
 
+    if options.encoder is not None:
+        check_encoder(options.encoder, "--encoder")
     overrides = {key: getattr(options, key) for key in ("kind", "encoder", *OVERRIDES)}
     if options.from_ is not None:
         member = start_member(options.from_, options.kind)

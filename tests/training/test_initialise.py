@@ -239,6 +239,23 @@ def test_widths_are_as_in_the_file_where_nothing_else_says_them(tmp_path: Path) 
     assert recipe.detector == DetectorSpec("unet", "plain")  # which has other widths
 
 
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("convnext_tiny", "timm:convnext_tiny"),
+        ("timm:ConvNeXt_Tiny", "timm:convnext_tiny"),
+        ("ConvNeXt_Tiny.in12k", "timm:convnext_tiny.in12k"),
+        ("ResNet50", "resnet50"),
+        ("timm:Nothing", None),
+    ],
+)
+def test_an_encoder_that_was_nearly_named(given: str, meant: str | None) -> None:
+    with pytest.raises(InputError) as told:
+        choose_recipe(options_of("--kind", "maskrcnn", "--encoder", given))
+    assert str(told.value).startswith(f"--encoder {given!r} is not one of ")
+    assert str(told.value).partition("; did you mean ")[2] == (f"{meant}?" if meant else "")
+
+
 def encoder_alone(folder: Path) -> Path:
     torch.save({"conv1.weight": torch.ones(4, 3, 7, 7)}, folder / "encoder.pth")
     return folder / "encoder.pth"
