@@ -26,7 +26,7 @@ from kernel.manifest.presets import (
     read_presets,
     shipped_members,
 )
-from kernel.manifest.reader import read_manifest
+from kernel.manifest.reader import parse_manifest, read_manifest
 from kernel.scoring.scores import ImageResult
 from kernel.segment import segment_image
 
@@ -256,6 +256,18 @@ def test_options_that_do_not_go_together(
     write_dataset(tmp_path / "data", {"cort": 1}, seed=2, shape=(64, 64))
     assert main(words) == 2
     assert told in capsys.readouterr().err
+
+
+def test_the_page_says_how_ones_own_manifest_runs_as_the_preset_fast() -> None:
+    page = (ROOT / "docs" / "biologist.md").read_text(encoding="utf-8")
+    shipped = shipped_members()
+    data = json.loads(shipped.manifest_path.read_text(encoding="utf-8"))
+    for words, place in (('"dtype": "bfloat16"', data), ('"use_tta": false', data["ensemble"]),
+                         ('"use_tta_masks": false', data["ensemble"])):  # fmt: skip
+        assert f"`{words}`" in page
+        place.update(json.loads(f"{{{words}}}"))
+    own, fast = parse_manifest(json.dumps(data), "own"), choose_preset(shipped, "fast").manifest
+    assert (own.dtype, own.ensemble) == (fast.dtype, fast.ensemble)
 
 
 def test_python_is_told_the_same(wheels_site: Path) -> None:
