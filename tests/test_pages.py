@@ -97,6 +97,13 @@ def test_long_sentences_are_found() -> None:
     assert found == [(1, 1), (3, 1), (3, 26), (3, 4), (6, 26)]
 
 
+def test_sample_cells_are_of_the_type_that_their_card_says() -> None:
+    card = (ROOT / "bundle" / "members" / "README.md").read_text(encoding="utf-8")
+    prepared = [command for command in page_commands() if " prepare --annotated bundle/members/images " in command]
+    told = [found for command in prepared for found in re.findall(r"--cell-type (\w+)", command)]
+    assert told and [f"T98G for {each}" in card for each in told] == [True] * len(told)
+
+
 def test_fixed_usage() -> None:
     commands = page_commands()
     assert commands[:2] == ["make demo", "make test"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from kernel.manifest.presets import (
     read_presets,
     shipped_members,
 )
-from kernel.manifest.reader import read_manifest
+from kernel.manifest.reader import parse_manifest, read_manifest
 from kernel.scoring.scores import ImageResult
 from kernel.segment import segment_image
 
@@ -172,8 +173,24 @@ def test_the_table_of_a_model_card() -> None:
     assert lines[2].endswith("not measured") and lines[3].endswith("0.3214 [0.2900, 0.3500]")
     assert lines[4].split() == ["seconds", "an", "image", "1.33", "21.46"]
     nothing: dict[str, Any] = card_of([])
-    assert nothing == {"score": None, "low": None, "high": None, "images": 0, "seconds": None, "types": {}}
+    unmeasured = {"score": None, "low": None, "high": None, "images": 0, "seconds": None}
+    assert nothing == {**unmeasured, "seen": 0, "left_out": 0, "types": {}}
     assert "not measured" in describe_card(nothing, {})[-1]
+
+
+def test_a_card_is_of_unseen_images_where_there_are_any(own: ShippedMembers) -> None:
+    unseen = [result_of("cort", 0.4, 2.0), result_of("cort", 0.5)]
+    seen = [replace(result_of(kind, 0.9, 9.0), seen_by=("htc",)) for kind in ("cort", "astro", "astro")]
+    card = card_of([*unseen, *seen])
+    assert (card["score"], card["seconds"], list(card["types"])) == (0.45, 1.5, ["cort"])
+    assert (card["images"], card["seen"], card["left_out"]) == (2, 0, 3)
+    assert [line.split()[:2] for line in describe_card(card, {})[:2]] == [["unseen", "score"], ["cort", "2"]]
+    (own.folder / "model_card.json").write_text(json.dumps({"presets": {"best": card}}), encoding="utf-8")
+    assert read_presets(own)["best"].describe_measured() == "score 0.450, 1.5 s an image"
+
+    card = card_of(seen)
+    assert (card["score"], card["images"], card["seen"], card["left_out"]) == (0.9, 3, 3, 0)
+    assert describe_card(card, {})[0].split()[0] == "seen"
 
 
 def test_images_are_predicted_by_a_preset(
@@ -239,6 +256,18 @@ def test_options_that_do_not_go_together(
     write_dataset(tmp_path / "data", {"cort": 1}, seed=2, shape=(64, 64))
     assert main(words) == 2
     assert told in capsys.readouterr().err
+
+
+def test_the_page_says_how_ones_own_manifest_runs_as_the_preset_fast() -> None:
+    page = (ROOT / "docs" / "biologist.md").read_text(encoding="utf-8")
+    shipped = shipped_members()
+    data = json.loads(shipped.manifest_path.read_text(encoding="utf-8"))
+    for words, place in (('"dtype": "bfloat16"', data), ('"use_tta": false', data["ensemble"]),
+                         ('"use_tta_masks": false', data["ensemble"])):  # fmt: skip
+        assert f"`{words}`" in page
+        place.update(json.loads(f"{{{words}}}"))
+    own, fast = parse_manifest(json.dumps(data), "own"), choose_preset(shipped, "fast").manifest
+    assert (own.dtype, own.ensemble) == (fast.dtype, fast.ensemble)
 
 
 def test_python_is_told_the_same(wheels_site: Path) -> None:

@@ -18,13 +18,18 @@ if TYPE_CHECKING:
 def card_of(results: Sequence[ImageResult]) -> dict[str, Any]:
     """What a model card says of a preset, by scored images: as in `kernel.manifest.presets`.
 
-    Intervals hold 95 %, by a percentile bootstrap over images; a bound of fewer than two images is None.
+    Where some images were learned from and others were not, only the latter count. Intervals hold 95 %, by a percentile
+    bootstrap over images; a bound of fewer than two images is None.
     """
-    by_type = {name: [each for each in results if each.cell_type == name] for name in cell_types(results)}
-    seconds = sum(result.seconds for result in results) / max(len(results), 1)
+    unseen = [result for result in results if not result.seen_by]
+    counted = unseen or results
+    by_type = {name: [each for each in counted if each.cell_type == name] for name in cell_types(counted)}
+    seconds = sum(result.seconds for result in counted) / max(len(counted), 1)
     return {
-        **score_of(results),
-        "seconds": round(seconds, 2) if results else None,
+        **score_of(counted),
+        "seen": len(counted) - len(unseen),
+        "left_out": len(results) - len(counted),
+        "seconds": round(seconds, 2) if counted else None,
         "types": {name: score_of(own) for name, own in by_type.items()},
     }
 
@@ -56,7 +61,8 @@ def describe_card(found: Mapping[str, Any], told: Mapping[str, Any]) -> list[str
         told: what the model card says, in the same form; empty: nothing was measured.
     """
     told_types = told.get("types", {})
-    rows = [["", "images", "score and 95 % interval", "model card"]]
+    counted = "unseen" if found["left_out"] else "seen" if found["seen"] else "images"
+    rows = [["", counted, "score and 95 % interval", "model card"]]
     for name, here, there in [
         *((name, figures, told_types.get(name, {})) for name, figures in found["types"].items()),
         ("all", found, told),

@@ -8,7 +8,7 @@ from typing import Any
 
 from kernel.commands.common import add_plane_arguments, add_replace, add_scale_arguments, check_scale
 from kernel.commands.options import number, whole_number
-from kernel.commands.rules import CommandRules, Excludes, Idle, Needs, flag, is_given
+from kernel.commands.rules import CommandRules, Excludes, Idle, Needs, StoreWritten, flag, is_given
 from kernel.data.annotated_folder import read_annotated_folder
 from kernel.data.livecell import read_livecell
 from kernel.data.mask_files.forms import MASK_FORMS
@@ -31,7 +31,8 @@ alone is written.
     python -m kernel prepare --pseudo-labels submission.csv --images DIR --cell-types summary.json --out OUT
     python -m kernel prepare --annotated DIR [--masks DIR] [--cell-type astro] --out OUT
 
---livecell-annotations takes other COCO files, too, whose categories are cell types, as predict's coco.json, or CVAT's.
+--livecell-annotations takes other COCO files, too, whose categories are cell types, as predict's coco.json, or CVAT's;
+with --cell-type whatever they are.
 --annotated takes images with masks of other programs or of `predict`, in whatever of these forms lies there:
 NAME_masks.tif or NAME_cp_masks.png, label images in a folder masks or labels, Cellpose's NAME_seg.npy, ImageJ's ROIs
 (NAME.zip), GeoJSON (NAME.geojson), OME-Zarr labels (NAME.ome.zarr). What was found is said in one line. Cell types come
@@ -48,7 +49,7 @@ corrections applied: to score one fold by the competition's own masks, give it t
 #: Sources that may say of an image that nothing is in it, or that nobody annotated it.
 EMPTY_SOURCES = ("livecell_annotations", "pseudo_labels", "annotated")
 #: Sources that `--cell-types` tells the images' types of.
-TYPED_SOURCES = ("pseudo_labels", "annotated")
+TYPED_SOURCES = ("pseudo_labels", "annotated", "livecell_annotations")
 #: Sources of which few images, or uncertain ones, are trained on rather than scored.
 UNSPLIT_SOURCES = ("pseudo_labels", "annotated")
 #: The sources, the options that belong to each, and whether these are needed.
@@ -188,9 +189,10 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cell-types",
         "--cell-type",
+        action=StoreWritten,
         metavar="TYPE|FILE",
-        help="with --pseudo-labels or --annotated: the type of all images, or a CSV of id and cell_type, or the "
-        "kernel's summary.json",
+        help="with --pseudo-labels, --annotated or --livecell-annotations: the type of all images, or a CSV of id and "
+        "cell_type, or the kernel's summary.json",
     )
     parser.add_argument(
         "--member-pixel-size",
@@ -219,7 +221,12 @@ def read_source(options: argparse.Namespace) -> Source:
     if options.competition:
         return read_competition(options.competition, options.astro_fix)
     if options.livecell_annotations:
-        return read_livecell(options.livecell_annotations, options.livecell_images, keep_empty=options.keep_empty)
+        return read_livecell(
+            options.livecell_annotations,
+            options.livecell_images,
+            cell_types=options.cell_types,
+            keep_empty=options.keep_empty,
+        )
     if options.annotated:
         return read_annotated_folder(
             options.annotated,

@@ -14,15 +14,29 @@ from typing import Any, Protocol
 from kernel.errors import InputError
 from kernel.folders import refuse_to_lose
 
+#: Where `StoreWritten` notes names, among the options.
+WRITTEN = "written"
+
 
 def flag(name: str) -> str:
     """An option as it is written on the command line; `from_` is called so because Python has a word for itself."""
     return "--" + name.rstrip("_").replace("_", "-")
 
 
-def join_flags(names: Sequence[str], word: str) -> str:
-    """Options in a sentence, `word` between them."""
-    return f" {word} ".join(map(flag, names))
+def join_flags(names: Sequence[str], word: str, options: argparse.Namespace | None = None) -> str:
+    """Options in a sentence, `word` between them; of `options` as they were written, where that is known."""
+    written: Mapping[str, str] = getattr(options, WRITTEN, {})
+    return f" {word} ".join(written.get(name, flag(name)) for name in names)
+
+
+class StoreWritten(argparse.Action):
+    """Stores an option that has two names, and for messages by which one it was given."""
+
+    def __call__(
+        self, parser: object, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        setattr(namespace, self.dest, values)
+        setattr(namespace, WRITTEN, {**getattr(namespace, WRITTEN, {}), self.dest: option_string or flag(self.dest)})
 
 
 def is_given(options: argparse.Namespace, name: str, default: Any = None) -> bool:
@@ -61,7 +75,7 @@ class Needs:
             belong = "belongs" if len(given) == 1 else "belong"
             lacking = "which is not given" if len(self.needed) == 1 else "and none of these is given"
             raise InputError(
-                f"{join_flags(given, 'and')} {belong} to {join_flags(self.needed, 'or')}, {lacking}{self.hint}"
+                f"{join_flags(given, 'and', options)} {belong} to {join_flags(self.needed, 'or')}, {lacking}{self.hint}"
             )
 
 

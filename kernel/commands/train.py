@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,10 @@ Ctrl-C stops after the step, with the state saved."""
 
 #: The published ensemble.
 DEFAULT_MANIFEST = Path("weights_manifest.json")
+
+#: What a file of --init says of the detector, where nothing else does. Of its classes others may be wanted, and of the
+#: stem's stride the smallest is.
+TOLD_BY_WEIGHTS = ("kind", "encoder", "neck_channels", "fc_channels", "mask_channels", "neck_norm")
 
 #: Settings of a recipe that can be given on the command line instead.
 OVERRIDES = {
@@ -147,7 +152,8 @@ def add_parser(commands: Any) -> None:
         metavar="FILE",
         help="weights to start from (a detector's or an encoder's): what fits is taken; or the name that mmdet gives "
         "them, mask_rcnn_r50_fpn_1x_coco say, of a file in torch's cache; or imagenet, EfficientNet-lite0's weights of "
-        "its package. What neither the recipe nor an option says of kind and encoder is as in the file of a detector",
+        "its package. What neither the recipe nor an option says of kind, encoder and widths is as in the file of a "
+        "detector",
     )
     parser.add_argument(
         "--keep-classes", action="store_true", help="of --init, also take the layers that tell classes apart"
@@ -238,33 +244,45 @@ def choose_recipe(options: argparse.Namespace) -> tuple[Recipe, Sequence[str]]:
     """What to train and how, and what the manifest says that the member is used for.
 
     Raises:
-        InputError: as `read_recipe`, `find_member`, `member_recipe` and `told_by_weights`.
+        InputError: as `check_encoder`, `read_recipe`, `find_member`, `member_recipe` and `told_by_weights`.
     """
     from kernel.training.member_recipe import FINETUNE_RECIPE, find_member, member_recipe
-    from kernel.training.recipe import read_recipe
+    from kernel.training.recipe import check_encoder, read_recipe
     from kernel.training.retraining import start_member
 
+    if options.encoder is not None:
+        check_encoder(options.encoder, "--encoder")
     overrides = {key: getattr(options, key) for key in ("kind", "encoder", *OVERRIDES)}
     if options.from_ is not None:
         member = start_member(options.from_, options.kind)
         return member.recipe(options.recipe, overrides), options.use_for or member.entry.use_for
     path = options.recipe or FINETUNE_RECIPE
-    if options.member is None:
-        stated = read_toml(path, "recipe").get("detector", {})
-        open_keys = [key for key in ("kind", "encoder") if overrides[key] is None and key not in stated]
-        if options.init is not None and open_keys:
-            overrides |= told_by_weights(options.init, open_keys)
-            LOG.info("as in %s: %s", options.init, ", ".join(f"{key} {overrides[key]}" for key in open_keys))
-        return read_recipe(path, overrides), options.use_for or CELL_TYPES
-    member = find_member(options.manifest or DEFAULT_MANIFEST, options.member)
-    return member_recipe(member, path, overrides), options.use_for or member.use_for
+    member = None if options.member is None else find_member(options.manifest or DEFAULT_MANIFEST, options.member)
+    if options.init is not None:
+        stated = read_toml(path, "recipe").get("detector")
+        named = overrides if member is None else {"kind": member.kind, "encoder": member.encoder}
+        given = {key: value for key, value in named.items() if value is not None}
+        told = told_by_weights(options.init, {**(stated if isinstance(stated, Mapping) else {}), **given})
+        if told:
+            LOG.info("as in %s: %s", options.init, ", ".join(f"{key} {value}" for key, value in told.items()))
+        overrides |= told
+    if member is not None:
+        return member_recipe(member, path, overrides), options.use_for or member.use_for
+    return read_recipe(path, overrides), options.use_for or CELL_TYPES
 
 
-def told_by_weights(init: Path, wanted: Sequence[str]) -> dict[str, str]:
-    """What the weights of --init say of `wanted`: "kind", "encoder" or both.
+def told_by_weights(init: Path, known: Mapping[str, Any]) -> dict[str, Any]:
+    """What the weights of --init say of the detector that is not known yet: of TOLD_BY_WEIGHTS.
+
+    A mask network's file says no widths of a detector, nor a detector's those of a mask network.
+
+    Args:
+        init: a file, or a name that stands for one.
+        known: what the recipe and the options say, by the fields of `DetectorSpec`.
 
     Raises:
-        InputError: they do not say it, and which options do; or as `find_weights_to_start_from` and `read_checkpoint`.
+        InputError: kind or encoder is not known, and they do not say it; or as `find_weights_to_start_from` and
+            `read_checkpoint`.
     """
     from kernel.models.checkpoints import read_checkpoint, recognise_detector, refuse_worthless
     from kernel.training.initialise import IMAGENET, IMAGENET_ENCODER, find_weights_to_start_from
@@ -274,17 +292,19 @@ def told_by_weights(init: Path, wanted: Sequence[str]) -> dict[str, str]:
     try:
         spec = recognise_detector(checkpoint, str(path))
     except InputError:  # an encoder's alone, or a detector of an older layout
-        told = {"encoder": IMAGENET_ENCODER} if str(init) == IMAGENET else {}
+        told: dict[str, Any] = {"encoder": IMAGENET_ENCODER} if str(init) == IMAGENET else {}
     else:
         refuse_worthless(checkpoint.state, str(path))
-        told = {"kind": spec.kind, "encoder": spec.encoder}
-    missing = [flag(key) for key in wanted if key not in told]
+        is_alike = (spec.kind in MASK_KINDS) == (known.get("kind", spec.kind) in MASK_KINDS)
+        keys = TOLD_BY_WEIGHTS if is_alike else ("kind", "encoder")
+        told = {key: value for key, value in asdict(spec).items() if key in keys}
+    missing = [flag(key) for key in ("kind", "encoder") if key not in {**known, **told}]
     if missing:
         raise InputError(
             f"--init {init}: it holds no whole detector whose kind and encoder are known here: give "
             f"{' and '.join(missing)}"
         )
-    return {key: told[key] for key in wanted}
+    return {key: value for key, value in told.items() if key not in known}
 
 
 def make_run(options: argparse.Namespace, recipe: Recipe) -> TrainingRun:

@@ -42,7 +42,8 @@ is there already, made of the same weights, settings and pixels, is not predicte
 goes on; `tune --predictions` needs no weights. With --out alone they are kept until the end, for the same command to go
 on.
 
-The members that come with the program (--members shipped) are scored beside what their model card says.
+The members that come with the program (--members shipped) are scored beside what their model card says. Images that
+members have learned from are left out of that table and of --card, unless there are no others.
 
 Several devices (--device cuda:0,cuda:1) share the images."""
 
@@ -80,7 +81,10 @@ def add_parser(commands: Any) -> None:
         help="store the predictions there, a file per image, and use those that are there",
     )
     parser.add_argument(
-        "--card", type=Path, metavar="JSON", help="write the scores by type, with intervals, as a model card has them"
+        "--card",
+        type=Path,
+        metavar="JSON",
+        help="write the unseen images' scores by type, with intervals, as a model card has them",
     )
     parser.set_defaults(run=run_validate, rules=RULES)
 

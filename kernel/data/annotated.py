@@ -134,8 +134,13 @@ def list_annotated(
     if prepared.exists():
         dataset = read_prepared(folder)
         images = [AnnotatedImage(image.path, image, dataset.class_names) for image in dataset.images]
+    elif not table.exists():
+        raise InputError(
+            f"cannot read annotations from {table}: no such file; expected the competition's train.csv and train, or a "
+            "folder that `prepare` has made (of images and masks: `prepare --annotated`)"
+        )
     else:
-        paths = images_of_table(folder) if table.exists() else {}  # without a table, that is what the message says
+        paths = images_of_table(folder)
         annotations = read_annotations(table, names=paths)
         nowhere = folder / "train"
         images = [

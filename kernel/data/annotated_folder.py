@@ -14,7 +14,16 @@ from kernel.data.image_names import known_name
 from kernel.data.mask_files.forms import MASK_FORMS, require_package
 from kernel.data.mask_files.pairing import MaskFile, Pairing, pair_masks
 from kernel.data.mask_files.taken import FIRST_PLANE, TakenPlane, taken_plane
-from kernel.data.sources import DroppedCell, DroppedImage, Showing, Source, SourceCell, SourceImage, cell_type_lookup
+from kernel.data.sources import (
+    DroppedCell,
+    DroppedImage,
+    Showing,
+    Source,
+    SourceCell,
+    SourceImage,
+    cell_type_lookup,
+    refuse_no_type,
+)
 from kernel.data.tables import read_table
 from kernel.errors import InputError
 from kernel.images.reading import read_image, read_image_shape
@@ -183,10 +192,7 @@ class _TypesOfImages:
         path = self.pairing.images[image_id]
         if self.given is not None:
             image_type = self.given(image_id)
-            if image_type not in CELL_TYPES:
-                allowed = ", ".join(CELL_TYPES)
-                flaw = f"is '{image_type}' in {self.source}" if image_type else f"is not in {self.source}"
-                raise InputError(f"its cell type {flaw}; it must be one of {allowed}")
+            refuse_no_type(image_type, str(self.source))
             labels = [CELL_TYPES.index(image_type)] * len(found)
         else:
             classes = [name.strip().lower() for _, _, name in found]

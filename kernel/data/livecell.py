@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from kernel.data.image_names import composed, last_part
 from kernel.data.json_files import read_json
-from kernel.data.sources import DroppedCell, DroppedImage, Source, SourceCell, SourceImage
+from kernel.data.sources import (
+    DroppedCell,
+    DroppedImage,
+    Source,
+    SourceCell,
+    SourceImage,
+    cell_type_lookup,
+    refuse_no_type,
+)
 from kernel.data.tables import whole_number
 from kernel.errors import InputError
 from kernel.images.listing import IMAGE_SUFFIXES, search_images
 from kernel.settings import CELL_TYPES
+from kernel.text import first_names
 
 #: LIVECell's cell lines in the published solution's order; a line's place is its label.
 LIVECELL_CLASSES = ("skbr3", "a172", "huh7", "bv2", "mcf7", "bt474", "skov3", "shsy5y")
 
 #: The one category of LIVECell's own files; the cell line is then what the image's name begins with.
 _ANY_CELL = "cell"
+#: What tells the type where categories do not.
+_GIVE_TYPES = f"give all cells one type, {', '.join(CELL_TYPES)}, or each image's, by --cell-type"
 
 
 @dataclass
@@ -29,17 +40,21 @@ class _Draft:
 
     image_id: str
     image_shape: tuple[int, int]
-    label: int | None  # of the class that the file's name begins with
+    label: int | None = None  # of the class that the file's name begins with, or of the type that is given
+    flaw: str = ""  # why no type is given, where types are
     cells: list[SourceCell] = field(default_factory=list)
 
 
-def read_livecell(annotations: Sequence[Path], images_folder: Path, *, keep_empty: bool = False) -> Source:
+def read_livecell(
+    annotations: Sequence[Path], images_folder: Path, *, cell_types: str | None = None, keep_empty: bool = False
+) -> Source:
     """The cells of one or several COCO files: of LIVECell, or of `predict` and others with cell types as categories.
 
     A category that is one of the classes (in any case of letters) is the cell's class; with LIVECell's own "cell" it is
     the class that the image's name begins with (BT474_Phase_...). The classes are LIVECELL_CLASSES; where the files
-    name categories of CELL_TYPES that are not among these, and no others of them, they are CELL_TYPES. Ids are the same
-    whether they are written as numbers or as text, and file names whatever system's path is before them.
+    name categories of CELL_TYPES that are not among these, and no others of them, they are CELL_TYPES. Where cell types
+    are given, the classes are these too, and a cell is of its image's, whatever its category. Ids are the same whether
+    they are written as numbers or as text, and file names whatever system's path is before them.
 
     Crowd regions (iscrowd 1) are no single cells and are dropped by name; but where a file marks all of its run lengths
     so, the mark only says that a mask is run lengths, as CVAT means it for its brush masks: these are cells.
@@ -47,15 +62,20 @@ def read_livecell(annotations: Sequence[Path], images_folder: Path, *, keep_empt
     Args:
         annotations: the JSON files.
         images_folder: searched with its sub-folders; an image is known by its name without ending.
+        cell_types: as `cell_type_lookup` takes it; None: the categories tell the classes.
         keep_empty: images that a file lists, and that no annotation belongs to, are images without cells; else they
             count as not annotated, and are dropped by name.
 
     Raises:
-        InputError: a file cannot be read at all, or the folder holds no image.
+        InputError: a file cannot be read at all, or the folder holds no image; or as `cell_type_lookup`.
     """
     paths = _images_below(images_folder)
     contents = [(path, read_json(path, "annotations")) for path in annotations]
-    reader = _CocoReader(_classes_of(contents))
+    classes, allowed = _classes_of(contents)
+    if cell_types is None:
+        reader = _CocoReader(classes, allowed)
+    else:
+        reader = _CocoReader(CELL_TYPES, allowed, cell_types, cell_type_lookup(cell_types, paths))
     for path, data in contents:
         reader.read(path, data)
     images = reader.match_files(paths, images_folder, keep_empty=keep_empty)
@@ -67,15 +87,25 @@ def read_livecell(annotations: Sequence[Path], images_folder: Path, *, keep_empt
         dropped_images=tuple(reader.dropped_images),
         dropped_cells=tuple(reader.dropped_cells),
         images_without_annotations=tuple(stem for stem in sorted(paths) if stem not in reader.drafts),
-        notes=tuple(reader.notes),
+        notes=(*reader.notes, *reader.told_categories()),
     )
 
 
 class _CocoReader:
     """Gathers the images and cells of several COCO files, and what of them is dropped."""
 
-    def __init__(self, classes: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        classes: tuple[str, ...],
+        allowed: tuple[str, ...],
+        cell_types: str = "",
+        type_of: Callable[[str], str] | None = None,
+    ) -> None:
         self.classes = classes
+        self.allowed = allowed  # names of categories, for messages
+        self.cell_types = cell_types  # by which types are given, with `type_of`
+        self.type_of = type_of  # None: the categories tell the classes
+        self.strange: Counter[str] = Counter()  # categories that are no cell types, where types are given
         self.drafts: dict[str, _Draft] = {}
         self.dropped_images: list[DroppedImage] = []
         self.dropped_cells: list[DroppedCell] = []
@@ -101,7 +131,8 @@ class _CocoReader:
             place = f"annotation {record.get('id', f'without id, number {number} of {path.name}')}"
             key = _key(record, "image_id")
             if key in drafts:
-                cell = _cell(record, place, names, drafts[key], self.classes, brushed=brushed)
+                name = names.get(_key(record, "category_id"))
+                cell = self._cell(record, place, name, drafts[key], brushed=brushed)
             elif key in repeated:
                 cell = DroppedCell(repeated[key], place, "its image was dropped")
             else:
@@ -119,7 +150,9 @@ class _CocoReader:
         drafts: dict[str | None, _Draft] = {}
         repeated: dict[str | None, str] = {}
         for number, record in enumerate(records, start=1):
-            draft, reason = _draft(record, self.classes)
+            draft, reason = _draft(record)
+            if draft is not None:
+                self._label(draft)
             key = _key(record, "id")
             if draft is None:
                 self.dropped_images.append(DroppedImage(f"{path.name}, image {number}", reason, 0))
@@ -132,6 +165,67 @@ class _CocoReader:
             else:
                 self.drafts[draft.image_id] = drafts[key] = draft
         return drafts, repeated
+
+    def _label(self, draft: _Draft) -> None:
+        """Note the class of an image's cells where it is known without a category."""
+        if self.type_of is None:
+            line = draft.image_id.split("_")[0].lower()
+            draft.label = self.classes.index(line) if line in self.classes else None
+            return
+        try:
+            cell_type = self.type_of(draft.image_id)
+            refuse_no_type(cell_type, self.cell_types)
+            draft.label = CELL_TYPES.index(cell_type)
+        except InputError as error:
+            draft.flaw = str(error)
+
+    def _cell(
+        self, record: dict[str, Any], place: str, name: str | None, draft: _Draft, *, brushed: bool
+    ) -> SourceCell | DroppedCell:
+        """A cell, or why it is none.
+
+        Args:
+            record: of the file.
+            place: what messages call it.
+            name: of its category, in lower case; None: the file does not explain it.
+            draft: its image.
+            brushed: iscrowd 1 does not say that run lengths are a crowd.
+        """
+        outline = record.get("segmentation")
+        is_given = self.type_of is not None
+        if _is_crowd(record) and not (brushed and isinstance(outline, dict)):
+            reason = "it outlines a crowd, not a cell"
+        elif not outline or outline == [[]]:
+            box = ", only a box, which is no mask" if record.get("bbox") else ""
+            reason = f"it has no outline: its segmentation is missing or empty{box}"
+        elif not isinstance(outline, (list, dict)):
+            reason = f"its segmentation is neither a list of polygons nor run lengths, but {str(outline)[:60]!r}"
+        elif draft.flaw:
+            reason = draft.flaw
+        elif name in self.classes and not is_given:
+            return SourceCell(place, self.classes.index(name), outline)
+        elif (name == _ANY_CELL or is_given) and draft.label is not None:
+            if name and name not in (_ANY_CELL, *CELL_TYPES):
+                self.strange[name] += 1
+            return SourceCell(place, draft.label, outline)
+        elif name == _ANY_CELL:
+            reason = (
+                f"the image's name begins with none of {', '.join(self.classes)}, and its category is only '{name}': "
+                f"give the category its cell line's name or cell type, one of {', '.join(self.allowed)}, let the "
+                f"image's name begin with its line, or {_GIVE_TYPES}"
+            )
+        else:
+            category = f"'{name}'" if name else f"{record.get('category_id')!r}, which the file does not explain"
+            reason = (
+                f"its category is {category}; it must be '{_ANY_CELL}' or one of {', '.join(self.allowed)}; or "
+                f"{_GIVE_TYPES}"
+            )
+        return DroppedCell(draft.image_id, place, reason)
+
+    def told_categories(self) -> list[str]:
+        """What is to be told of categories that do not count."""
+        named = first_names([f"{name!r} ({count})" for name, count in self.strange.most_common()], 5)
+        return [f"categories that are no cell types, so that the cells count as their image: {named}"] if named else []
 
     def match_files(self, paths: dict[str, list[Path]], folder: Path, *, keep_empty: bool = False) -> list[SourceImage]:
         """The images that have one file among `paths`, those below `folder` by name, and cells; others are dropped.
@@ -149,8 +243,9 @@ class _CocoReader:
                 continue
             if is_empty and draft.label is None:
                 lines = ", ".join(self.classes)
-                reason = (
-                    f"no cell is annotated in it, and its name begins with none of {lines}: its cell line is unknown"
+                reason = draft.flaw or (
+                    f"no cell is annotated in it, and its name begins with none of {lines}: its cell line is unknown; "
+                    f"{_GIVE_TYPES}"
                 )
             elif not draft.cells and not is_empty:
                 hint = "; if nothing is in it: --keep-empty"
@@ -198,15 +293,18 @@ def _category_names(data: dict[str, Any], path: Path) -> dict[str | None, str]:
     return {_key(category, "id"): str(category.get("name", "")).strip().lower() for category in categories}
 
 
-def _classes_of(contents: Sequence[tuple[Path, dict[str, Any]]]) -> tuple[str, ...]:
+def _classes_of(contents: Sequence[tuple[Path, dict[str, Any]]]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """LIVECELL_CLASSES or CELL_TYPES, which have one in common, by the categories of files; errors as `_records`.
 
+    And the names that their categories may have, beside "cell": both, as long as no line's that is no type is there.
     Where that one is the only category, the cells are of the type: LIVECell's own files call all of theirs "cell".
     """
     named = {name for path, data in contents for name in _category_names(data, path).values()}
     has_lines = any(name in named for name in LIVECELL_CLASSES if name not in CELL_TYPES)
     has_types = any(name in named for name in CELL_TYPES if name not in LIVECELL_CLASSES)
-    return CELL_TYPES if (has_types and not has_lines) or (named and named <= {*CELL_TYPES}) else LIVECELL_CLASSES
+    is_typed = (has_types and not has_lines) or (named and named <= {*CELL_TYPES})
+    classes = CELL_TYPES if is_typed else LIVECELL_CLASSES
+    return classes, classes if has_types or has_lines else tuple(dict.fromkeys((*classes, *CELL_TYPES)))
 
 
 def _key(record: dict[str, Any], name: str) -> str | None:
@@ -227,8 +325,8 @@ def _side(record: dict[str, Any], name: str) -> int | None:
     return (whole_number(str(value)) or None) if isinstance(value, (int, float, str)) else None
 
 
-def _draft(record: dict[str, Any], classes: tuple[str, ...]) -> tuple[_Draft | None, str]:
-    """An image without its cells, or why there is none."""
+def _draft(record: dict[str, Any]) -> tuple[_Draft | None, str]:
+    """An image without its cells and its class, or why there is none."""
     name = record.get("file_name")
     image_id = Path(last_part(name)).stem if isinstance(name, str) else ""
     if not image_id:
@@ -236,42 +334,7 @@ def _draft(record: dict[str, Any], classes: tuple[str, ...]) -> tuple[_Draft | N
     height, width = _side(record, "height"), _side(record, "width")
     if height is None or width is None:
         return None, f"the height and width of {name} are {record.get('height')!r} and {record.get('width')!r}"
-    line = image_id.split("_")[0].lower()
-    label = classes.index(line) if line in classes else None
-    return _Draft(image_id, (height, width), label), ""
-
-
-def _cell(
-    record: dict[str, Any],
-    place: str,
-    names: dict[str | None, str],
-    draft: _Draft,
-    classes: tuple[str, ...],
-    *,
-    brushed: bool,
-) -> SourceCell | DroppedCell:
-    """A cell, or why it is none. `brushed`: iscrowd 1 does not say that run lengths are a crowd."""
-    name, outline = names.get(_key(record, "category_id")), record.get("segmentation")
-    if _is_crowd(record) and not (brushed and isinstance(outline, dict)):
-        reason = "it outlines a crowd, not a cell"
-    elif not outline or outline == [[]]:
-        box = ", only a box, which is no mask" if record.get("bbox") else ""
-        reason = f"it has no outline: its segmentation is missing or empty{box}"
-    elif not isinstance(outline, (list, dict)):
-        reason = f"its segmentation is neither a list of polygons nor run lengths, but {str(outline)[:60]!r}"
-    elif name in classes:
-        return SourceCell(place, classes.index(name), outline)
-    elif name == _ANY_CELL and draft.label is not None:
-        return SourceCell(place, draft.label, outline)
-    elif name == _ANY_CELL:
-        reason = (
-            f"the image's name begins with none of {', '.join(classes)}, and its category is only '{name}': give the "
-            "category its cell line's name, or let the image's name begin with that"
-        )
-    else:
-        category = f"'{name}'" if name else f"{record.get('category_id')!r}, which the file does not explain"
-        reason = f"its category is {category}; it must be '{_ANY_CELL}' or one of {', '.join(classes)}"
-    return DroppedCell(draft.image_id, place, reason)
+    return _Draft(image_id, (height, width)), ""
 
 
 def _source_image(draft: _Draft, path: Path, classes: tuple[str, ...]) -> SourceImage:

@@ -228,6 +228,17 @@ def read_pseudo_labels(submission: Path, images_folder: Path, cell_types: str, *
     )
 
 
+def refuse_no_type(cell_type: str, given: str) -> None:
+    """Refuse what `cell_type_lookup` of `given` has said of an image.
+
+    Raises:
+        InputError: it is no cell type, or "".
+    """
+    if cell_type not in CELL_TYPES:
+        flaw = f"is '{cell_type}' in {given}" if cell_type else f"is not in {given}"
+        raise InputError(f"its cell type {flaw}; it must be one of {', '.join(CELL_TYPES)}")
+
+
 def cell_type_lookup(given: str, names: Collection[str]) -> Callable[[str], str]:
     """A function that gives an image's cell type by its id, "" where unknown.
 

@@ -279,7 +279,7 @@ def read_folds(path: Path, names: Collection[str] = ()) -> dict[str, int]:
         InputError: no such file, a row that cannot be read, or an image that is named twice.
     """
     folds: dict[str, int] = {}
-    for row in read_table(path, _FOLD_COLUMNS[:2], "folds", "the folds.csv that `python -m kernel prepare` writes"):
+    for row in read_table(path, _FOLD_COLUMNS[:2], "folds", "the folds.csv that `prepare --split stratified` writes"):
         image_id, fold = known_name(row.values["id"], names), whole_number(row.values["fold"])
         if not image_id or fold is None:
             raise InputError(

@@ -6,6 +6,9 @@ what was measured of each preset, where it was:
     {"presets": {"best": {"score": 0.32, "low": 0.29, "high": 0.35, "images": 47, "seconds": 21.5,
                           "types": {"astro": {"score": 0.18, "low": 0.15, "high": 0.21, "images": 14}}}}}
 
+`validate --card` writes such figures. Beside `images` it tells `seen`, how many of them the members have learned from,
+and `left_out`, how many more there were that do not count as the members have learned from them.
+
 A preset states in a manifest's terms what differs from `manifest.json`. Standard library only.
 """
 
@@ -94,11 +97,18 @@ def members_folder(name: str) -> Path:
     """The folder of the shipped members, or another one like it, of a manifest and `weights`, by its path.
 
     Raises:
-        InputError: as `shipped_members`, or that folder is none of members.
+        InputError: as `shipped_members`, or that folder is none of members, or a file.
     """
     if name == SHIPPED:
         return shipped_members().folder
     folder = Path(name)
+    if folder.is_file():
+        is_manifest = folder.name == MANIFEST_NAME
+        place = f"its folder, {folder.parent}" if is_manifest else f"a folder of {MANIFEST_NAME} and {WEIGHTS_NAME}"
+        raise InputError(
+            f"{folder} is a file: give {SHIPPED!r}, or {place}; a weight file alone can start a training by "
+            "`train --init FILE`"
+        )
     if not (folder / MANIFEST_NAME).is_file():
         raise InputError(
             f"no {MANIFEST_NAME} in {folder}: give {SHIPPED!r}, or a folder of {MANIFEST_NAME} and {WEIGHTS_NAME}"

@@ -107,10 +107,10 @@ def packaged_encoder_weights() -> Path:
 
 
 def find_weights_to_start_from(given: Path) -> Path:
-    """The file that `given` is, or whose name begins so in the folder where torch keeps what it has downloaded.
+    """The file that `given` is, or that is called so in the folder where torch keeps what it has downloaded.
 
-    mmdet's files are called after their configuration, with a date and a part of their checksum after it.
-    `IMAGENET` is the file of EfficientNet-lite0's package.
+    mmdet's files are called after their configuration, with a date and a part of their checksum after it, which may be
+    left out as the ending may. `IMAGENET` is the file of EfficientNet-lite0's package.
 
     Raises:
         InputError: there is none, or several.
@@ -119,12 +119,17 @@ def find_weights_to_start_from(given: Path) -> Path:
         return given
     if str(given) == IMAGENET:
         return packaged_encoder_weights()
-    if given.suffix or given.parent != Path():
+    if given.parent != Path():
         raise InputError(f"--init {given}: no such file")
     folder = Path(torch.hub.get_dir(), "checkpoints")
-    found = sorted(path for path in folder.glob(f"{glob.escape(given.name)}[-_]*") if path.suffix in WEIGHT_SUFFIXES)
+    ends = ("",) if given.suffix in WEIGHT_SUFFIXES else ("[-_]*", *WEIGHT_SUFFIXES)
+    called = [path for end in ends for path in folder.glob(f"{glob.escape(given.name)}{end}")]
+    found = sorted(path for path in called if path.suffix in WEIGHT_SUFFIXES)
     if not found:
-        raise InputError(f"--init {given}: no such file, and none in {folder} whose name begins so")
+        raise InputError(
+            f"--init {given}: no such file, and none in {folder} of this name, with or without a date behind it, that "
+            f"ends in {', '.join(WEIGHT_SUFFIXES)}"
+        )
     if len(found) > 1:
         listed = ", ".join(path.name for path in found)
         raise InputError(f"--init {given}: which of {listed} in {folder}? name the file")

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import timm
+
 from kernel.data.toml_files import read_toml
 from kernel.errors import InputError
 from kernel.log import LOG
@@ -34,8 +36,7 @@ class Recipe:
         detector = self.detector
         if detector.kind not in MEMBER_KINDS:
             raise InputError(f"{source}: kind {detector.kind!r} is not one of {', '.join(MEMBER_KINDS)}")
-        if not RULE_ENCODER.allows(detector.encoder):
-            raise InputError(f"{source}: encoder {detector.encoder!r} is not {RULE_ENCODER.description}")
+        check_encoder(detector.encoder, f"{source}: encoder")
         if (detector.kind in MASK_KINDS) != (detector.encoder == PLAIN_ENCODER):
             raise InputError(
                 f"{source}: a {detector.kind} cannot have the encoder {detector.encoder}: {PLAIN_ENCODER} is that of a "
@@ -61,6 +62,28 @@ class Recipe:
                 f"{NECK_NORM_GROUPS}, the groups of GroupNorm"
             )
         self.training.check(source)
+
+
+def check_encoder(encoder: str, place: str) -> None:
+    """Refuse a name that no encoder has; whether timm knows it is asked later.
+
+    Args:
+        encoder: the name.
+        place: where it is written, before the name in the message.
+
+    Raises:
+        InputError: names the encoder that was meant, where the name is its but for the case of letters or "timm:".
+    """
+    if not RULE_ENCODER.allows(encoder):
+        meant = [name for name in (encoder.lower(), f"{TIMM_PREFIX}{encoder.lower()}") if is_encoder(name)]
+        hint = f"; did you mean {meant[0]}?" if meant else ""
+        raise InputError(f"{place} {encoder!r} is not {RULE_ENCODER.description}{hint}")
+
+
+def is_encoder(name: str) -> bool:
+    """Whether an encoder has this name; of timm's, whether timm has a network of it."""
+    network = name.removeprefix(TIMM_PREFIX).partition(".")[0]
+    return RULE_ENCODER.allows(name) and (not name.startswith(TIMM_PREFIX) or timm.is_model(network))
 
 
 def read_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> Recipe:

@@ -71,7 +71,8 @@ def test_missing_images_are_counted_and_the_first_is_named(folder: Path, removed
 
 def test_no_annotations_file(folder: Path) -> None:
     (folder / "train.csv").unlink()
-    with pytest.raises(InputError, match=r"cannot read annotations from .*train\.csv"):
+    told = r"annotations from .*train\.csv.* or a folder that `prepare` has made \(.*`prepare --annotated`"
+    with pytest.raises(InputError, match=told):
         list_annotated(folder)
 
 

@@ -819,6 +819,22 @@ def test_what_was_found_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert not (tmp_path / "out" / "folds.csv").exists()
 
 
+def test_a_mask_by_its_mark_beside_no_image_of_its_name_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "in"
+    for number, name in enumerate(("a", "alone")):
+        write_png(folder / f"{name}.png", draw_image(number, GRID))
+    for name in ("a_masks.png", "lost_masks.png"):
+        write_png(folder / name, grid_labels())
+    for name in ("lost_rois.zip", "papers.zip", "notes_labels.json"):  # the latter two may be anything
+        (folder / name).write_bytes(b"")
+    assert prepared_cells("--annotated", folder, tmp_path / "out") == {"a": len(GRID)}
+    told = capsys.readouterr().out
+    assert "images without masks: 1; masks without image: 2" in told
+    assert "lost_masks.png: no image of this name" in told and "papers.zip" not in told
+
+
 def test_all_that_cellpose_writes_beside_an_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "in"
     write_png(folder / "a.tif", draw_image(0, GRID))

@@ -109,7 +109,7 @@ def test_wrong_folds(folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.
     out = tmp_path / "member.safetensors"
     for data, words, told in (
         (prepared, ["--fold", "3"], "has no fold 3; it has 0, 1, 2"),
-        (raw, ["--fold", "0"], "expected the folds.csv that `python -m kernel prepare` writes"),
+        (raw, ["--fold", "0"], "expected the folds.csv that `prepare --split stratified` writes"),
         (raw, ["--folds-csv", prepared / "folds.csv"], "--folds-csv belongs to --fold"),
     ):
         assert train_command(data, out, *words) == 2

@@ -250,6 +250,35 @@ def test_the_only_category_is_a_cell_type(tmp_path: Path) -> None:
     assert {cell.label for image in source.images for cell in image.cells} == {0}
 
 
+def test_types_that_are_given_count_whatever_the_categories(tmp_path: Path) -> None:
+    path, images = livecell_json(tmp_path), tmp_path / "images"
+    source = read_livecell([path], images, cell_types="cort")
+    assert source.class_names == CELL_TYPES and source.name == "COCO annotations"
+    assert {image.cell_type for image in source.images} == {"cort"}
+    assert [[cell.label for cell in image.cells] for image in source.images] == [[2] * 4, [2] * 2, [2] * 2]
+    assert source.notes == (
+        "categories that are no cell types, so that the cells count as their image: 'a172' (1), 'yeast' (1)",
+    )
+    table = tmp_path / "types.csv"
+    table.write_text("id,cell_type\nSkBr3_Phase_G3_2_00d16h00m_4,astro\nother,neuron\n", encoding="utf-8")
+    source = read_livecell([path], images, cell_types=str(table))
+    assert [(image.cell_type, len(image.cells)) for image in source.images] == [("astro", 2)]
+    told = {cell.place: cell.reason for cell in source.dropped_cells}
+    assert told["annotation 1"] == f"its cell type is not in {table}; it must be one of shsy5y, astro, cort"
+    assert told["annotation 5"].startswith(f"its cell type is 'neuron' in {table}; ")
+
+
+def test_other_categories_are_told_which_there_may_be(tmp_path: Path) -> None:
+    path = livecell_json(tmp_path)
+    data = json.loads(path.read_text())
+    set_all(data["categories"], "name", lambda name: "cell" if name == "cell" else "neuron")
+    path.write_text(json.dumps(data))
+    told = {cell.place: cell.reason for cell in read_livecell([path], tmp_path / "images").dropped_cells}
+    for place in ("annotation 5", "annotation 6"):  # a strange category, and "cell" in an image of a strange name
+        assert "one of skbr3, a172, huh7, bv2, mcf7, bt474, skov3, shsy5y, astro, cort" in told[place]
+        assert "give all cells one type, shsy5y, astro, cort, or each image's, by --cell-type" in told[place]
+
+
 def test_brush_masks_are_cells(tmp_path: Path) -> None:
     def as_cvat(data: dict[str, list[dict[str, Any]]]) -> None:
         for annotation in data["annotations"]:

@@ -117,6 +117,8 @@ def test_livecell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--livecell-annotations", tmp_path / "coco.json", "--livecell-images", tmp_path / "images"]
     assert prepare_command(*words, "--folds", "3", "--out", tmp_path / "out") == 0
     assert "bv2: 3 of 3 images, 3 of 3 cells" in capsys.readouterr().out
+    assert prepare_command(*words, "--folds", "3", "--cell-type", "cort", "--out", tmp_path / "typed") == 0
+    assert "cort: 3 of 3 images, 3 of 3 cells" in capsys.readouterr().out
     assert sorted(read_folds(tmp_path / "out" / "folds.csv").values()) == [0, 1, 2]
 
 
@@ -124,6 +126,7 @@ def test_livecell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ("words", "told"),
     [
         (["--competition", "x", "--cell-types", "cort"], "--cell-types belongs to --pseudo-labels"),
+        (["--competition", "x", "--cell-type", "cort"], "--cell-type belongs to --pseudo-labels"),
         (["--pseudo-labels", "x", "--images", "y"], "--pseudo-labels needs --cell-types as well"),
         (["--livecell-annotations", "x"], "--livecell-annotations needs --livecell-images as well"),
         (["--livecell-annotations", "x", "--livecell-images", "y", "--astro-fix", "z"], "belongs to --competition"),

@@ -17,6 +17,7 @@ from torchvision.models.detection import maskrcnn_resnet50_fpn
 from kernel.__main__ import main, parse_arguments
 from kernel.commands.train import choose_recipe
 from kernel.errors import InputError
+from kernel.manifest.types import WEIGHT_SUFFIXES
 from kernel.models.checkpoints import read_checkpoint
 from kernel.models.configs import DetectorSpec
 from kernel.models.configurations import OUR_PIXELS, configured_pixels
@@ -222,6 +223,39 @@ def test_kind_and_encoder_are_as_in_the_file_where_nothing_else_says_them(tmp_pa
         choose_recipe(options_of())
 
 
+def test_widths_are_as_in_the_file_where_nothing_else_says_them(tmp_path: Path) -> None:
+    spec = DetectorSpec("maskrcnn", ENCODER, 3, 32, 24, 32, neck_norm=True)
+    path = save_as_mmdet(build_detector(spec), tmp_path / "a.pth")
+    for words in ([], ["--kind", "maskrcnn", "--encoder", ENCODER]):
+        recipe, _ = choose_recipe(options_of("--init", str(path), *words))
+        assert recipe.detector == replace(spec, num_classes=8)
+    toml = tmp_path / "recipe.toml"
+    toml.write_text("[detector]\nnum_classes = 3\nneck_channels = 64\nneck_norm = false\n", encoding="utf-8")
+    recipe, _ = choose_recipe(options_of("--init", str(path), "--recipe", str(toml)))
+    assert recipe.detector == replace(spec, neck_channels=64, neck_norm=False)
+    recipe, _ = choose_recipe(options_of("--init", str(path), "--member", "htc_resnet50"))
+    assert recipe.detector == DetectorSpec("htc", "resnet50", 8, 32, 24, 32, neck_norm=True)
+    recipe, _ = choose_recipe(options_of("--init", str(path), "--kind", "unet", "--encoder", "plain"))
+    assert recipe.detector == DetectorSpec("unet", "plain")  # which has other widths
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("convnext_tiny", "timm:convnext_tiny"),
+        ("timm:ConvNeXt_Tiny", "timm:convnext_tiny"),
+        ("ConvNeXt_Tiny.in12k", "timm:convnext_tiny.in12k"),
+        ("ResNet50", "resnet50"),
+        ("timm:Nothing", None),
+    ],
+)
+def test_an_encoder_that_was_nearly_named(given: str, meant: str | None) -> None:
+    with pytest.raises(InputError) as told:
+        choose_recipe(options_of("--kind", "maskrcnn", "--encoder", given))
+    assert str(told.value).startswith(f"--encoder {given!r} is not one of ")
+    assert str(told.value).partition("; did you mean ")[2] == (f"{meant}?" if meant else "")
+
+
 def encoder_alone(folder: Path) -> Path:
     torch.save({"conv1.weight": torch.ones(4, 3, 7, 7)}, folder / "encoder.pth")
     return folder / "encoder.pth"
@@ -306,6 +340,25 @@ def test_a_checkpoint_is_found_by_the_name_of_its_configuration(
     (folder / "mask_rcnn_r50_fpn_1x_coco_20210101-00000000.pth").touch()
     with pytest.raises(InputError, match=r"which of mask_rcnn_r50_fpn_1x_coco_20200205-d4b0c5d6.pth, .*name the file"):
         find_weights_to_start_from(name)
-    for given in (tmp_path / "none", Path("none.pth")):
-        with pytest.raises(InputError, match=r"--init .*none.*: no such file$"):
-            find_weights_to_start_from(given)
+    with pytest.raises(InputError, match=r"--init .*none: no such file$"):
+        find_weights_to_start_from(tmp_path / "none")
+    with pytest.raises(InputError, match=r"--init none\.pth: no such file, and none in .*checkpoints"):
+        find_weights_to_start_from(Path("none.pth"))
+
+
+@pytest.mark.parametrize("suffix", WEIGHT_SUFFIXES)
+def test_a_checkpoint_may_be_called_by_its_whole_name(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    path = tmp_path / "checkpoints" / f"mask_rcnn_r50_fpn_1x_coco{suffix}"
+    path.parent.mkdir()
+    path.touch()
+    for given in (path.stem, path.name):
+        assert find_weights_to_start_from(Path(given)) == path
+    dated = path.with_name(f"{path.stem}_20200205-d4b0c5d6.pth")
+    dated.touch()
+    with pytest.raises(InputError, match=r"which of .*name the file"):
+        find_weights_to_start_from(Path(path.stem))
+    for each in (path, dated):
+        assert find_weights_to_start_from(Path(each.name)) == each

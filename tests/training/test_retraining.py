@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -302,6 +303,10 @@ def test_where_members_are() -> None:
     assert members_folder("shipped") == shipped and members_folder(str(DEMO)) == DEMO
     with pytest.raises(InputError, match=r"no manifest\.json in nowhere"):
         members_folder("nowhere")
+    with pytest.raises(InputError, match=rf"is a file: give 'shipped', or its folder, {re.escape(str(DEMO))}; "):
+        members_folder(str(DEMO / "manifest.json"))
+    with pytest.raises(InputError, match=r"is a file: .* or a folder of manifest\.json and weights; .*train --init"):
+        members_folder(str(DEMO / "weights" / "htc.safetensors"))
 
 
 @pytest.mark.parametrize(

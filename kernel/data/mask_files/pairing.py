@@ -88,14 +88,15 @@ def pair_masks(folder: Path, masks_folder: Path | None = None) -> Pairing:
         if form is None or path in taken or parts & OTHER_FOLDERS:
             continue
         name, ending = form
-        bases = mask_keys(path.name[: -len(ending)])
+        stem = path.name[: -len(ending)]
+        bases = mask_keys(stem)
         is_plain = ending in COMMON_ENDINGS and not is_apart and not parts & MASK_FOLDERS
         if is_plain and ending in IMAGE_ENDINGS:
             bases = bases[1:]  # its name is that of an image
         found = next((keys[base] for base in bases if base in keys), None) or only_image(path, taken)
         if found is not None:
             masks.setdefault(found, []).append(MaskFile(path, name, found, ending in WEAK_ENDINGS))
-        elif not is_plain and ending not in WEAK_ENDINGS:
+        elif ending not in WEAK_ENDINGS and (not is_plain or stem.lower().endswith(MASK_MARKS)):
             without_image.append(MaskFile(path, name, bases[-1]))
     surer = {name: [file for file in found if not file.is_weak] or found for name, found in masks.items()}
     return Pairing(images, surer, without_image)
