@@ -33,7 +33,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from kernel.commands.train_members import RECIPE, packaged_encoder_weights
+from kernel.commands.train_members import RECIPE
 from kernel.data.annotated import AnnotatedImage, list_around_fold
 from kernel.data.mask_files.label_arrays import cells_of_labels
 from kernel.manifest.presets import MANIFEST_NAME, members_folder
@@ -91,7 +91,7 @@ def learn_ours(task: Task) -> Callable[[AnnotatedImage], Found]:
         out = task.out / f"{name}.safetensors"
         words = [
             "train", "--recipe", RECIPE, "--kind", "maskrcnn", "--data", task.data, "--fold", task.fold,
-            "--init", packaged_encoder_weights(), "--iterations", iterations, "--device", "cpu",
+            "--init", "imagenet", "--iterations", iterations, "--device", "cpu",
             "--out", out, "--replace",
         ]  # fmt: skip
         if run_command([str(word) for word in words]):
@@ -122,7 +122,7 @@ def enlarged_network(settings: TrainSettings) -> Any:
     from kernel.models.configs import DetectorSpec
     from kernel.models.detectors import build_detector
     from kernel.settings import CELL_TYPES
-    from kernel.training.initialise import take_weights
+    from kernel.training.initialise import packaged_encoder_weights, take_weights
 
     detector = build_detector(DetectorSpec("maskrcnn", "efficientnet_lite0", stem_stride=2))
     take_weights(detector, "efficientnet_lite0", packaged_encoder_weights(), keep_classes=False)
