@@ -74,7 +74,7 @@ def test_what_a_process_that_does_not_end_has_done_is_in_the_submission(
     other.go_on(head)
 
     def answer(image_id: str) -> dict[str, Any]:
-        summary = {"cells": 1, "cell_type": "cort", "quality": "full", "seconds": {}}
+        summary = {"cells": 1, "cell_type": "cort", "quality": "full", "dtype": "float32", "seconds": {}}
         return {
             "image": image_id, "rles": ["1 2"], "image_shape": [8, 8], "summary": summary, "peaks": [1.0, None]
         }  # fmt: skip

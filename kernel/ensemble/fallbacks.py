@@ -17,7 +17,7 @@ from kernel.ensemble.tiles import LEAST_TILE_SIDE, predict_whole_or_tiled
 from kernel.gpus import own_dtype
 from kernel.log import LOG
 
-T = TypeVar("T")
+Found = TypeVar("Found")
 #: Parts of the messages of plain RuntimeErrors that mean missing memory: of the CPU's allocator; of a GPU's libraries,
 #: which ask the driver and not torch's allocator; of cuDNN, which finds no algorithm without room for its workspace; of
 #: torch, where NVML does not tell what an out-of-memory error is to say (pytorch/pytorch issues 112377 and 121899).
@@ -59,7 +59,7 @@ def predict_image(ensemble: Ensemble, image_bgr: np.ndarray) -> Prediction:
     return with_fallbacks(ensemble, lambda: predict_whole_or_tiled(ensemble, image_bgr), can_be_tiled)
 
 
-def with_fallbacks(ensemble: Ensemble, compute: Callable[[], T], can_be_tiled: bool = False) -> T:
+def with_fallbacks(ensemble: Ensemble, compute: Callable[[], Found], can_be_tiled: bool = False) -> Found:
     """What `compute` finds in one image by the ensemble; in float32, where numbers overflow in the ensemble's dtype.
 
     Args:
@@ -84,7 +84,7 @@ def with_fallbacks(ensemble: Ensemble, compute: Callable[[], T], can_be_tiled: b
         ensemble.dtype = dtype
 
 
-def within_memory(ensemble: Ensemble, compute: Callable[[], T], can_be_tiled: bool) -> T:
+def within_memory(ensemble: Ensemble, compute: Callable[[], Found], can_be_tiled: bool) -> Found:
     """`with_fallbacks` for memory alone: where it is missing, again with each of `MEMORY_FALLBACKS`.
 
     Raises:
