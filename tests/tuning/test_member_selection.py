@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from limited_ensembles import limit_ensembles
 from tiny_detectors import tiny_detector
 
 import kernel.ensemble.features
@@ -23,11 +24,10 @@ from kernel.data.annotated import AnnotatedImage
 from kernel.data.annotations import ImageAnnotations
 from kernel.ensemble.ensemble import Ensemble
 from kernel.ensemble.members import Member
-from kernel.ensemble.networks import NotFiniteError
 from kernel.errors import InputError
 from kernel.masks.rle import encode_rle
 from kernel.models.crop_unet import CropUNet
-from kernel.models.detectors import Detector, ViewFeatures
+from kernel.models.detectors import Detector
 from kernel.postprocess.clean import postprocess_instances
 from kernel.scoring.metric import image_score
 from kernel.segment import instances_of_prediction
@@ -138,17 +138,9 @@ def test_what_overflows_or_lacks_memory_is_selected_by_all_the_same(
 ) -> None:
     torch.manual_seed(0)
     network = Member("masks", "unet", CropUNet(8), frozenset(CELL_TYPES), MASKS_ALONE)
-    members, compute = [network, replace(ensemble.members[1], use_for=frozenset(CELL_TYPES))], Ensemble.compute_features
+    members = [network, replace(ensemble.members[1], use_for=frozenset(CELL_TYPES))]
     expected = select_for_type([(Ensemble(members, SETTINGS), images[:1])], "shsy5y")
-
-    def fail(ensemble: Ensemble, member: Member, views: torch.Tensor) -> ViewFeatures:
-        if ensemble.dtype != torch.float32:
-            raise NotFiniteError("not all numbers are finite")
-        if ensemble.views_per_batch > 1:
-            raise torch.OutOfMemoryError("full")
-        return compute(ensemble, member, views)
-
-    monkeypatch.setattr(Ensemble, "compute_features", fail)
+    limit_ensembles(monkeypatch)
     half = Ensemble(members, SETTINGS, dtype=torch.bfloat16, views_per_batch=3)
     found = select_for_type([(half, images[:1])], "shsy5y")
     assert [[each.scores for each in tried] for tried in found.rounds] == [

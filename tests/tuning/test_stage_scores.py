@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from limited_ensembles import limit_ensembles
 from tiny_detectors import tiny_detector
 
 import kernel.ensemble.ensemble
@@ -22,10 +23,8 @@ from kernel.data.annotations import ImageAnnotations
 from kernel.data.synthetic.generate import write_dataset
 from kernel.ensemble.ensemble import Ensemble, Prediction
 from kernel.ensemble.members import Member
-from kernel.ensemble.networks import NotFiniteError
 from kernel.errors import InputError
 from kernel.masks.rle import encode_rle
-from kernel.models.detectors import ViewFeatures
 from kernel.postprocess.clean import postprocess_instances
 from kernel.scoring.metric import image_score
 from kernel.scoring.scores import validate_ensemble
@@ -343,16 +342,7 @@ def test_an_image_that_overflows_or_lacks_memory_is_scored_all_the_same(
 ) -> None:
     points, image = stage_points({"rcnn_iou_threshold": (0.2, 0.8)}, SETTINGS), images[:1]
     expected = score_stages([(Ensemble(members, SETTINGS), image)], points)["shsy5y"]
-    compute = Ensemble.compute_features
-
-    def fail(ensemble: Ensemble, member: Member, views: torch.Tensor) -> ViewFeatures:
-        if ensemble.dtype != torch.float32:
-            raise NotFiniteError("not all numbers are finite")
-        if ensemble.views_per_batch > 1:
-            raise torch.OutOfMemoryError("full")
-        return compute(ensemble, member, views)
-
-    monkeypatch.setattr(Ensemble, "compute_features", fail)
+    limit_ensembles(monkeypatch)
     ensemble = Ensemble(members, SETTINGS, dtype=torch.bfloat16, views_per_batch=3)
     found = score_stages([(ensemble, image)], points)["shsy5y"]
     assert np.array_equal(found.scores, expected.scores)
