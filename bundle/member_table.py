@@ -20,7 +20,7 @@ COLUMNS = (
 #: In the output folder: each member's seconds an image by itself, by its file's sha256.
 TIMES_NAME = "member-seconds.json"
 #: Tensors that are no parameters, by their keys' ends.
-_BUFFERS = (".running_mean", ".running_var", ".num_batches_tracked")
+_BUFFERS = (".running_mean", ".running_var", ".num_batches_tracked", ".int8_scale")
 
 
 def member_row(manifest: Manifest, member: MemberEntry, folder: Path, timed: Mapping[str, float]) -> list[str]:

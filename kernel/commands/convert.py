@@ -1,4 +1,4 @@
-"""`convert`: the tensors of a weight file as safetensors: of another trainer, no code in it run; or half as large."""
+"""`convert`: the tensors of a weight file as safetensors: of another trainer, no code in it run; or smaller."""
 
 from __future__ import annotations
 
@@ -16,21 +16,29 @@ Take the tensors out of a weight file of any trainer, whatever else is in it; no
 detector runs (of timm's classifier) are left out. What a member's file says of itself is kept.
 
     python -m kernel convert theirs.pth member.safetensors
-    python -m kernel convert member.safetensors shipped.safetensors --half --fraction-bits 5"""
+    python -m kernel convert member.safetensors half.safetensors --half
+    python -m kernel convert member.safetensors quarter.safetensors --int8"""
 
 
 def add_parser(commands: Any) -> None:
     """Add the command to the command line's `commands`."""
     parser = commands.add_parser(
         "convert",
-        help="take the tensors out of a weight file of any trainer, or store a member as float16",
+        help="take the tensors out of a weight file of any trainer, or store a member in fewer bits",
         description=CONVERT_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("file", type=Path, help="a PyTorch or safetensors file")
     parser.add_argument("out", type=Path, help="the safetensors file to write, which must not be there yet")
     parser.add_argument("--take", metavar="NAME", help="the copy to take, where the file holds several")
-    parser.add_argument("--half", action="store_true", help="store the numbers as float16: half the size")
+    sizes = parser.add_mutually_exclusive_group()
+    sizes.add_argument("--half", action="store_true", help="store the numbers as float16: half the size")
+    sizes.add_argument(
+        "--int8",
+        action="store_true",
+        help="store weights as whole numbers of 8 bits, with a scale for each output channel, and the rest as "
+        "float16: a quarter of the size. Only this project reads such a file",
+    )
     parser.add_argument(
         "--fraction-bits",
         type=whole_number(1, 9),
@@ -85,13 +93,15 @@ def run_convert(options: argparse.Namespace) -> None:
     metadata = dict(checkpoint.metadata)
     if options.pixel_size is not None:
         metadata[PIXEL_SIZE_KEY] = f"{options.pixel_size:g}"
-    state = stored_tensors(checkpoint.state, options.half, options.fraction_bits)
+    smaller = options.half or options.int8
+    state = stored_tensors(checkpoint.state, smaller, options.fraction_bits, options.int8)
     with written_file(options.out) as temporary, as_os_errors():
         save_file(state, temporary, metadata)
-    print(f"{options.out}: {len(state)} tensors of {options.file}")
-    if len(state) < len(checkpoint.state):
-        print(f"  {len(checkpoint.state) - len(state)} tensors that no detector runs are left out")
-    wide = [key for key, value in state.items() if value.dtype == torch.float32] if options.half else []
+    kept = checkpoint.state.keys() & state.keys()
+    print(f"{options.out}: {len(kept)} tensors of {options.file}")
+    if len(kept) < len(checkpoint.state):
+        print(f"  {len(checkpoint.state) - len(kept)} tensors that no detector runs are left out")
+    wide = [key for key in state if key in kept and state[key].dtype == torch.float32] if smaller else []
     if wide:
         print(f"  {len(wide)} tensors stay float32, whose numbers are beyond float16: {shorten_list(wide)}")
     for line in checkpoint.told:

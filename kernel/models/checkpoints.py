@@ -28,6 +28,7 @@ from kernel.models.configurations import (
     configured_style,
 )
 from kernel.models.detectors import Detector, build_detector
+from kernel.models.eight_bits import from_eight_bits
 from kernel.models.encoders import ENCODER_SIGNATURES, encoder_signature
 from kernel.models.pickles import DAMAGED_FILE_ERRORS, foreign_classes, refuse_torchscript
 from kernel.models.wrappers import StateDict, find_state
@@ -111,7 +112,7 @@ def read_state_dict(path: Path) -> StateDict:
 
 
 def load_safetensors(path: Path) -> tuple[StateDict, dict[str, str]]:
-    """Read a safetensors file: its tensors and its metadata.
+    """Read a safetensors file: its tensors, those of 8 bits as float32, and its metadata.
 
     Raises:
         InputError: it is damaged.
@@ -119,9 +120,10 @@ def load_safetensors(path: Path) -> tuple[StateDict, dict[str, str]]:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-        return safetensors.torch.load_file(path), metadata
+        content = safetensors.torch.load_file(path)
     except (SafetensorError, OSError, ValueError, LookupError, AttributeError, TypeError, RuntimeError) as error:
         raise InputError(f"{path}: not a readable safetensors file ({first_line(error)}); fetch it again") from error
+    return from_eight_bits(content, str(path)), metadata
 
 
 def load_pytorch(path: Path) -> Any:

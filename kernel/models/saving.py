@@ -1,4 +1,4 @@
-"""Weights as a member's file holds them: the tensors that its detector runs, whole or as float16."""
+"""Weights as a member's file holds them: the tensors that its detector runs, whole, as float16 or in 8 bits."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import torch
 from safetensors import SafetensorError
 
 from kernel.models.checkpoints import NEVER_RUN_PREFIXES, StateDict
+from kernel.models.eight_bits import SCALE_SUFFIX, in_eight_bits
 
 #: How many bits a float16 has for its fraction.
 HALF_FRACTION_BITS = 10
 
 
 def stored_tensors(
-    tensors: Mapping[str, torch.Tensor], half: bool = False, fraction_bits: int | None = None
+    tensors: Mapping[str, torch.Tensor], half: bool = False, fraction_bits: int | None = None, int8: bool = False
 ) -> StateDict:
     """The tensors of a state dict as they are stored: on the CPU, without those of timm's classifier.
 
@@ -24,13 +25,18 @@ def stored_tensors(
         half: floating-point ones as float16, but those with a number beyond its range, which stay as they are.
         fraction_bits: of float16, how many bits of the fraction are kept (1 to 9) in what has two dimensions or more;
             weights of few compress well. Biases and norms, which are few and count much, stay as they are.
+        int8: weights as `in_eight_bits` stores them; `half` is then of all others but their scales.
     """
-    stored = {
-        # A copy, since safetensors refuses tensors that share memory.
-        key: (value.half() if half and fits_half(value) else value).detach().cpu().contiguous().clone()
-        for key, value in tensors.items()
-        if not key.startswith(NEVER_RUN_PREFIXES)
-    }
+    run = {key: value for key, value in tensors.items() if not key.startswith(NEVER_RUN_PREFIXES)}
+    if int8:
+        run = in_eight_bits(run)
+    if half:
+        run = {
+            key: value.half() if fits_half(value) and not key.endswith(SCALE_SUFFIX) else value
+            for key, value in run.items()
+        }
+    # Copies, since safetensors refuses tensors that share memory.
+    stored = {key: value.detach().cpu().contiguous().clone() for key, value in run.items()}
     if fraction_bits is not None:
         stored = {
             key: rounded_half(value, fraction_bits) if value.dtype == torch.float16 and value.ndim > 1 else value
