@@ -13,7 +13,8 @@ from kernel.files import written_file
 
 CONVERT_HELP = """\
 Take the tensors out of a weight file of any trainer, whatever else is in it; no code in it is run. Tensors that no
-detector runs (of timm's classifier) are left out. What a member's file says of itself is kept.
+detector runs (of timm's classifier) are left out. What a member's file says of itself is kept, and so is the form of
+its numbers where no option changes it.
 
     python -m kernel convert theirs.pth member.safetensors
     python -m kernel convert member.safetensors half.safetensors --half
@@ -36,8 +37,9 @@ def add_parser(commands: Any) -> None:
     sizes.add_argument(
         "--int8",
         action="store_true",
-        help="store weights as whole numbers of 8 bits, with a scale for each output channel, and the rest as "
-        "float16: a quarter of the size. Only this project reads such a file",
+        help="store weights as whole numbers of 8 bits, with a scale for each row (of most layers, an output channel), "
+        "and the rest as float16: a quarter of float32's size. Only this project reads such a file; --half makes one "
+        "of it that others read",
     )
     parser.add_argument(
         "--fraction-bits",
@@ -69,6 +71,18 @@ def add_parser(commands: Any) -> None:
     )
 
 
+def is_in_eight_bits(path: Path) -> bool:
+    """Whether a weight file, which can be read, has weights of 8 bits."""
+    from safetensors import safe_open
+
+    from kernel.models.eight_bits import SCALE_SUFFIX
+
+    if path.suffix != ".safetensors":
+        return False
+    with safe_open(path, "np") as file:
+        return any(key.endswith(SCALE_SUFFIX) for key in file.keys())  # noqa: SIM118 - it is no dict
+
+
 def run_convert(options: argparse.Namespace) -> None:
     """Write the tensors, and tell what they are."""
     import torch
@@ -80,7 +94,8 @@ def run_convert(options: argparse.Namespace) -> None:
     from kernel.scale import PIXEL_SIZE_KEY
 
     if options.fraction_bits is not None and not options.half:
-        raise InputError("--fraction-bits is of float16 numbers: give --half as well")
+        beside = "leave --int8 out, and give --half" if options.int8 else "give --half as well"
+        raise InputError(f"--fraction-bits is of float16 numbers: {beside}")
     if options.pixel_size == 0:
         raise InputError("--pixel-size 0: it must be above 0")
 
@@ -93,15 +108,15 @@ def run_convert(options: argparse.Namespace) -> None:
     metadata = dict(checkpoint.metadata)
     if options.pixel_size is not None:
         metadata[PIXEL_SIZE_KEY] = f"{options.pixel_size:g}"
-    smaller = options.half or options.int8
-    state = stored_tensors(checkpoint.state, smaller, options.fraction_bits, options.int8)
+    int8 = options.int8 or (is_in_eight_bits(options.file) and not options.half)
+    state = stored_tensors(checkpoint.state, options.half or int8, options.fraction_bits, int8)
     with written_file(options.out) as temporary, as_os_errors():
         save_file(state, temporary, metadata)
     kept = checkpoint.state.keys() & state.keys()
     print(f"{options.out}: {len(kept)} tensors of {options.file}")
     if len(kept) < len(checkpoint.state):
         print(f"  {len(checkpoint.state) - len(kept)} tensors that no detector runs are left out")
-    wide = [key for key in state if key in kept and state[key].dtype == torch.float32] if smaller else []
+    wide = [key for key in state if key in kept and state[key].dtype == torch.float32] if options.half or int8 else []
     if wide:
         print(f"  {len(wide)} tensors stay float32, whose numbers are beyond float16: {shorten_list(wide)}")
     for line in checkpoint.told:

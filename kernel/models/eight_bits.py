@@ -1,4 +1,4 @@
-"""Weights of 8 bits each: whole numbers from -127 to 127, times a scale for each output channel."""
+"""Weights of 8 bits each: whole numbers from -127 to 127, times a scale for each row."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ INT8_LARGEST = 127
 def in_eight_bits(state: Mapping[str, torch.Tensor]) -> StateDict:
     """A state dict whose weights are int8, each beside its scales; what it is worth, `from_eight_bits` gives back.
 
-    Weights are what is of floating-point numbers and has two dimensions or more. A channel is what lies at one index
-    of the first one. Its scale is float32 of the same number of dimensions, (C, 1, ...), so that no number is off by
-    more than half of it, which is a 254th of the channel's largest. Biases and norms, which are few and count much,
-    stay as they are. So do weights that are not all finite as float32, and empty ones.
+    Weights are what is of floating-point numbers and has two dimensions or more. A row is what lies at one index of
+    the first one: an output channel of most layers, an input channel of transposed convolutions. The scales are float32
+    of as many dimensions, (rows, 1, ...). No number is off by more than half a scale, a 254th of its row's largest.
+    Biases and norms, which are few and count much, stay as they are. So do weights that are not all finite as float32,
+    and empty ones.
     """
     stored: StateDict = {}
     for key, value in state.items():
         if not (value.is_floating_point() and value.ndim > 1 and value.numel() and value.float().isfinite().all()):
             stored[key] = value
             continue
-        weights = value.double()  # in which no channel's largest, and no quotient, underflows
+        weights = value.double()  # in which no row's largest, and no quotient, underflows
         scales = (weights.abs().amax(dim=tuple(range(1, value.ndim)), keepdim=True) / INT8_LARGEST).float()
         steps = scales.double()
-        # A channel of zeros has the scale 0, and so has one of which float32 holds no 127th.
+        # A row of zeros has the scale 0, and so has one of which float32 holds no 127th.
         stored[key] = (
             torch.where(steps > 0, weights / steps, 0).round().clamp(-INT8_LARGEST, INT8_LARGEST).to(torch.int8)
         )

@@ -109,10 +109,15 @@ def test_a_member_is_a_quarter_as_large_and_answers_nearly_the_same(member: Path
         assert 0 < (ours - theirs).norm() < 0.1 * theirs.norm()
 
 
-def test_what_is_stored_so_can_be_converted_back(quarter: Path, tmp_path: Path) -> None:
-    assert main(["convert", str(quarter), str(tmp_path / "whole.safetensors")]) == 0
-    expected, found = read_state_dict(quarter), read_state_dict(tmp_path / "whole.safetensors")
-    assert expected.keys() == found.keys() and all(torch.equal(found[key], expected[key]) for key in expected)
+def test_converting_keeps_8_bits_or_makes_float16_of_them(quarter: Path, tmp_path: Path) -> None:
+    same, half = tmp_path / "same.safetensors", tmp_path / "half.safetensors"
+    assert main(["convert", str(quarter), str(same)]) == 0
+    assert same.read_bytes() == quarter.read_bytes()
+    assert main(["convert", str(quarter), str(half), "--half"]) == 0
+    stored, expected = safetensors.torch.load_file(half), read_state_dict(quarter)
+    assert stored.keys() == expected.keys()
+    assert {value.dtype for value in stored.values()} == {torch.float16, torch.int64}
+    assert all(torch.equal(value, expected[key].to(value.dtype)) for key, value in stored.items())
 
 
 @pytest.mark.parametrize(
@@ -143,5 +148,5 @@ def test_it_is_one_size_or_the_other(member: Path, tmp_path: Path, capsys: pytes
         main(["convert", str(member), str(out), "--int8", "--half"])
     assert main(["convert", str(member), str(out), "--int8", "--fraction-bits", "4"]) == 2
     errors = capsys.readouterr().err
-    assert "not allowed with argument" in errors and "--fraction-bits is of float16 numbers" in errors
+    assert "not allowed with argument" in errors and "float16 numbers: leave --int8 out, and give --half" in errors
     assert not out.exists()
