@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,6 +15,8 @@ from kernel.files import lock_descriptor, writing
 
 #: Which byte Windows locks: far behind the process's number, which those that do not get the lock read and tell.
 _LOCKED_BYTE = 1 << 30
+#: Between looks at a lock that is waited for.
+WAIT_SECONDS = 0.2
 
 
 def _try_lock(file: IO[str]) -> bool:
@@ -36,21 +39,28 @@ def _try_lock(file: IO[str]) -> bool:
 
 
 @contextmanager
-def sole_writer(target: Path) -> Iterator[None]:
+def sole_writer(target: Path, wait: bool = False) -> Iterator[None]:
     """Let no other process that asks for the same be in the block: of two runs into one place, the second is refused.
 
     The lock is a file beside `target` (made in its folder, which must be there), deleted at the end. One that a killed
     process left behind locks nothing. A file system without locks, as some of clusters are, refuses nobody.
 
+    Args:
+        target: what is written.
+        wait: until the other process is done, however long that takes, in the place of refusing.
+
     Raises:
-        InputError: another process is in the block, the folder cannot be written, or something else than a lock lies
-            there.
+        InputError: another process is in the block and `wait` is false, the folder cannot be written, or something else
+            than a lock lies there.
     """
     path = target.with_name(f".{target.name}.lock")
     while True:
         with _open_lock(path) as file:
             with writing(path):
                 is_ours = _try_lock(file)
+            if not is_ours and wait:
+                time.sleep(WAIT_SECONDS)
+                continue
             if not is_ours:
                 raise InputError(f"another run (its process is {_holder(file)}) writes {target}: wait, or name another")
             if not _is_in_place(file, path):
