@@ -31,9 +31,18 @@ def end_on_sigterm() -> None:
 
 
 def user_cache() -> Path:
-    """What the project keeps for this user over all its checkouts: below $XDG_CACHE_HOME or ~/.cache."""
+    """What the project keeps for this user over all its checkouts: below $XDG_CACHE_HOME or ~/.cache.
+
+    Raises:
+        InputError: this user has no home.
+    """
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "inside-ensemble"
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "inside-ensemble"
+    except RuntimeError as error:
+        raise InputError(
+            "this user has no home folder to keep a cache in: name a folder by the environment variable XDG_CACHE_HOME"
+        ) from error
 
 
 @contextmanager
@@ -156,6 +165,7 @@ def replace_folder(new: Path, target: Path) -> None:
 
     Raises:
         InputError: `target` is a file, or cannot be moved out of the way.
+        OSError: `new` cannot be moved; `target` is in its place again.
     """
     if target.exists() and not target.is_dir():
         raise InputError(f"{target} is a file, and a folder is to be written there: move it away")
@@ -171,7 +181,11 @@ def replace_folder(new: Path, target: Path) -> None:
                 f"{target} cannot be replaced ({error.strerror}): close the programs that show what is in it, and run "
                 "the same again"
             ) from error
-        new.rename(target)
+        try:
+            new.rename(target)
+        except BaseException:  # on Windows a scanner may have a file of it open; a signal may come just here
+            (away / "old").rename(target)
+            raise
 
 
 def make_read_only(folder: Path) -> None:

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from kernel.errors import InputError
+from kernel.folders import replace_folder, user_cache
+
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = """
 import sys, time
@@ -52,6 +55,43 @@ def test_who_may_read_a_result_is_what_the_umask_says(
         assert modes == {
             "file": file_mode, "manifest.json": file_mode, "result": folder_mode, "result/inner": file_mode,
         }  # fmt: skip
+
+
+def test_a_folder_stays_where_the_new_one_cannot_take_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new, target = tmp_path / "new", tmp_path / "result"
+    for folder in (new, target):
+        folder.mkdir()
+        (folder / f"of {folder.name}").touch()
+    rename = Path.rename
+
+    def held(path: Path, to: Path) -> Path:
+        if path == new:
+            raise PermissionError(13, "a scanner has a file of it open")
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", held)
+    with pytest.raises(PermissionError, match="scanner"):
+        replace_folder(new, target)
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == [
+        "new", "new/of new", "result", "result/of result",
+    ]  # fmt: skip
+    monkeypatch.undo()
+    replace_folder(new, target)
+    assert [path.name for path in target.iterdir()] == ["of new"] and list(tmp_path.iterdir()) == [target]
+
+
+def test_who_has_no_home_is_told_where_a_cache_may_be(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    with pytest.raises(InputError, match="XDG_CACHE_HOME"):
+        user_cache()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert user_cache().parent == tmp_path
 
 
 def test_a_terminated_program_leaves_no_scratch_folder(tmp_path: Path) -> None:
