@@ -20,6 +20,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+if sys.version_info < (3, 11):  # noqa: UP036 - an older one cannot even read the modules below
+    print(f"build_kernel.py needs Python 3.11 or later, this is {sys.version.split()[0]}", file=sys.stderr)
+    raise SystemExit(2)
+
 from kernel.signals import ended_at_once
 
 with ended_at_once():  # while this imports, Ctrl-C would come out as a traceback
@@ -76,9 +80,6 @@ IMAGE_NEEDS = sorted(IMAGE_PACKAGES | VENDORED_NEEDS, key=str.lower)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit code."""
-    if sys.version_info < (3, 11):  # noqa: UP036 - an older one should fail with a message
-        print(f"build_kernel.py needs Python 3.11 or later, this is {sys.version.split()[0]}", file=sys.stderr)
-        return 2
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         is_command = bool(given) and not given[0].startswith("-")

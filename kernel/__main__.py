@@ -17,6 +17,10 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+if sys.version_info < (3, 11):  # noqa: UP036 - an older one cannot even read the modules below
+    print(f"`python -m kernel` needs Python 3.11 or later, this is {sys.version.split()[0]}", file=sys.stderr)
+    raise SystemExit(2)
+
 from kernel.errors import InputError, RunError
 from kernel.folders import end_on_sigterm
 from kernel.log import printable, show_log

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import json
 import shutil
@@ -165,10 +166,16 @@ def test_it_runs_from_anywhere_with_the_standard_library_alone(tmp_path: Path) -
     assert done.returncode == 0 and "--weights-dir" in done.stdout, done.stderr
 
 
-def test_old_pythons_are_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys, "version_info", (3, 10, 1))
-    assert build_kernel.main([]) == 2
-    assert "needs Python 3.11" in capsys.readouterr().err
+@pytest.mark.parametrize("entry", ["build_kernel.py", "kernel/__main__.py"])
+def test_old_pythons_are_told_before_they_read_any_module(entry: str) -> None:
+    """None of Python 3.10 can be imported that is of later versions alone, as tomllib."""
+    script = (
+        "import runpy, sys; sys.version_info = (3, 10, 1); sys.modules['tomllib'] = None; "
+        f"runpy.run_path({str(ROOT / entry)!r}, run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "needs Python 3.11 or later" in done.stderr and "Traceback" not in done.stderr
+    ast.parse((ROOT / entry).read_text(encoding="utf-8"), feature_version=(3, 8))
 
 
 def test_what_the_file_system_refuses_is_told(
