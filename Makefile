@@ -8,7 +8,7 @@
 #   make bench    the benchmarks, in small
 #   make torture  faults, fuzz and a soak of the built script, benchmarks in small: an hour
 #   make parity   compile mmcv-full's own operators; compare ours with them, and the training step over both
-#   make clean    delete what the others made
+#   make clean    delete what the others made, but not what came from Kaggle or tells what was sent there
 # README.md shows the commands behind them. PYTHON=python3.12 chooses the interpreter of a new environment,
 # TORCH=cpu (or index, cu128, ...) its build of torch: see `python3 -m bundle.install --help`.
 
@@ -73,4 +73,5 @@ $(ENVIRONMENT): requirements.txt requirements-dev.txt
 
 clean:
 	chmod -R u+w dist 2>/dev/null || true
-	rm -rf dist .venv bundle/synthetic/weights/cascade.safetensors bundle/synthetic/weights/htc.safetensors
+	if [ -d dist ]; then find dist -mindepth 1 -maxdepth 1 ! -name runs ! -name 'weights-*' ! -name '*.json' -exec rm -rf {} +; fi
+	rm -rf .venv bundle/synthetic/weights/cascade.safetensors bundle/synthetic/weights/htc.safetensors
