@@ -169,9 +169,9 @@ def write_sums(folder: Path) -> None:
 
 def parse_sums(content: bytes) -> dict[str, str]:
     """The sums by name, as `write_sums` writes them; lines of another form are passed over."""
-    lines = content.decode("utf-8", errors="replace").splitlines()
-    pairs = (line.split(maxsplit=1) for line in lines)
-    return {pair[1].strip(): pair[0] for pair in pairs if len(pair) == 2}
+    lines = content.decode("utf-8", errors="replace").split("\n")  # a name may hold other line ends, and blanks
+    pairs = (line.partition("  ") for line in lines)
+    return {name.removesuffix("\r"): total for total, separator, name in pairs if separator}
 
 
 def read_sums(folder: Path) -> dict[str, str]:

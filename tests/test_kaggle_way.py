@@ -6,6 +6,7 @@ The commands run as processes, with the real client, against the stub of Kaggle'
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from kaggle_project import DEMO, Project, copy_wheels, make_project
 from kaggle_stub import CLIENT, Dataset, Failure, Run, StubServer, run_client, running_stub
 
 from kernel.data.synthetic.generate import generate_image
+from kernel.locks import sole_writer
 
 pytestmark = pytest.mark.skipif(not CLIENT.is_file(), reason="the kaggle client is not installed")
 KERNEL = "ada/my-cell-kernel"
@@ -199,6 +201,63 @@ def test_results_that_are_no_good(
         outputs[name] = content
     done = project.run("fetch")
     assert done.returncode == 1 and told in done.stderr and "Traceback" not in done.stderr
+
+
+def test_commands_that_are_advised_mean_the_same_kernel_and_version(project: Project) -> None:
+    meant = f"--manifest {project.manifest} --out {project.out}"
+    assert f"next: `python build_kernel.py fetch {meant} --version 1`" in project.run("status", "--version", "1").stdout
+    fetched = project.run("fetch", "--version", "1").stdout
+    assert f"next: `python build_kernel.py submit {meant} --version 1 --wait`" in fetched
+    assert f"next: `python build_kernel.py submit {meant} --wait`" in project.run("fetch").stdout
+
+
+def test_a_version_that_has_not_run_is_no_failure(project: Project, server: StubServer) -> None:
+    run = server.kernels[KERNEL][-1]
+    run.states, run.log = ["NEW_SCRIPT"], []
+    fetched = project.run("fetch")
+    assert fetched.returncode == 1 and f"version 2 of {KERNEL} was saved and has not run: push" in fetched.stderr
+    assert not (project.out / "runs" / "2").exists()
+    run.states = ["ERROR"]
+    failed = project.run("status")
+    assert failed.returncode == 1 and "lines of log" not in failed.stdout and "to do: " in failed.stdout
+
+
+def test_a_version_is_submitted_once_however_its_owner_is_written(project: Project, server: StubServer) -> None:
+    assert project.run("submit", "--yes").returncode == 0
+    server.kernels["Ada/my-cell-kernel"] = server.kernels[KERNEL]
+    project.edit({}, id="Ada/my-cell-kernel")
+    again = project.run("submit", "--yes", "--version", "2")
+    assert again.returncode == 1 and "was submitted already, as 1001" in again.stderr
+    assert len(server.submissions) == 1
+
+
+def test_of_two_that_submit_at_once_one_does(project: Project, server: StubServer) -> None:
+    (project.out / "runs").mkdir(parents=True)
+    with sole_writer(project.out / "runs" / "submissions.json"):
+        refused = project.run("submit", "--yes")
+    assert refused.returncode == 2 and f"another run (its process is {os.getpid()})" in refused.stderr
+    assert not server.submissions
+    assert project.run("submit", "--yes").returncode == 0 and len(server.submissions) == 1
+
+
+def test_submitting_keeps_the_results_of_another_kernel(project: Project, server: StubServer) -> None:
+    assert project.run("fetch").returncode == 0
+    path = project.out / "runs" / "2" / "verdict.json"
+    path.write_text(path.read_text(encoding="utf-8").replace(KERNEL, "ada/other-kernel"), encoding="utf-8")
+    (path.parent / "mine.txt").touch()
+    refused = project.run("submit", "--yes")
+    assert refused.returncode == 2 and "of version 2 of ada/other-kernel: `fetch --replace` puts" in refused.stderr
+    assert (path.parent / "mine.txt").exists() and not server.submissions
+    assert project.run("fetch", "--replace").returncode == 0 and project.run("submit", "--yes").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "idle"),
+    [("push --no-run --timeout 60", "--timeout"), ("submit --ref 5 --unchecked", "--unchecked")],
+)
+def test_options_that_would_do_nothing_are_refused(project: Project, words: str, idle: str) -> None:
+    refused = project.run(*words.split())
+    assert refused.returncode == 2 and f"{idle} does nothing" in refused.stderr
 
 
 def test_submitting_asks_and_says_why_there_is_no_score(project: Project, server: StubServer) -> None:

@@ -70,7 +70,9 @@ def test_options_are_there(page: Path) -> None:
         ROOT / "tests" / "matrix.py",
         *(path for folder in folders for path in folder.glob("*.py")),
     ]
-    known = set(re.findall(r'"(--[a-z][a-z0-9-]*)"', "\n".join(source.read_text(encoding="utf-8") for source in sources)))
+    known = set(
+        re.findall(r'"(--[a-z][a-z0-9-]*)"', "\n".join(source.read_text(encoding="utf-8") for source in sources))
+    )
     for word in code_words(read_page(page)):
         if word.startswith("--") and word not in OTHERS_OPTIONS:
             assert word in known, f"{page.name} names {word}, which no command takes"

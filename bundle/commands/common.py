@@ -19,6 +19,7 @@ from kernel.errors import InputError
 from kernel.manifest.reader import read_manifest
 from kernel.manifest.types import Manifest
 from kernel.signals import HANG_UP
+from kernel.text import shell_word
 
 #: The exit codes of `end_on_sigterm`.
 SIGNAL_CODES = tuple(128 + number for number in (signal.SIGTERM, *HANG_UP))
@@ -26,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PUBLISHED_MANIFEST = ROOT / "weights_manifest.json"
 #: What `init` writes, and all commands take from then on.
 OWN_MANIFEST = ROOT / "mine.json"
+USUAL_OUT = ROOT / "dist"
 #: What options are read by.
 seconds, positive_int = number(0, 1e7), whole_number(1)
 
@@ -49,7 +51,7 @@ def add_manifest_option(parser: argparse.ArgumentParser, inherited: bool = False
 def add_out_option(parser: argparse.ArgumentParser) -> None:
     """Add --out."""
     parser.add_argument(
-        "--out", type=Path, default=ROOT / "dist", help="where results are (default: dist beside this file)"
+        "--out", type=Path, default=USUAL_OUT, help="where results are (default: dist beside this file)"
     )
 
 
@@ -91,9 +93,20 @@ def waiting_of(options: argparse.Namespace, progress: Callable[[str], None], aga
     return Waiting(options.wait_timeout, options.poll, progress, again)
 
 
-def version_option(options: argparse.Namespace) -> str:
-    """What a command that is named in a message needs to mean the same version; begins with a space, or is empty."""
-    return "" if options.version is None else f" --version {options.version}"
+def meant_options(options: argparse.Namespace) -> str:
+    """What a command that is named in a message needs to mean the same kernel, results and version.
+
+    That is --manifest, --out and --version where they are not the default; begins with a space, or is empty.
+    """
+    words = []
+    if options.manifest.resolve() != usual_manifest().resolve():
+        words += ["--manifest", shell_word(options.manifest)]
+    out, version = getattr(options, "out", None), getattr(options, "version", None)
+    if out is not None and out.resolve() != USUAL_OUT.resolve():
+        words += ["--out", shell_word(out)]
+    if version is not None:
+        words += ["--version", str(version)]
+    return "".join(f" {word}" for word in words)
 
 
 @dataclass(frozen=True)
@@ -103,6 +116,7 @@ class KernelVersion:
     manifest: Manifest
     kernel: str
     number: int
+    options: str  # `meant_options`
     record: PushRecord | None = None  # where it is what was pushed last from here
 
 
@@ -113,25 +127,25 @@ def chosen_version(options: argparse.Namespace, client: KaggleClient) -> KernelV
         InputError: the manifest is wrong, or there is no version yet.
     """
     manifest = read_manifest(options.manifest)
-    kernel = manifest.kernel.id
+    kernel, meant = manifest.kernel.id, meant_options(options)
     if options.version is not None:
         with contextlib.suppress(InputError):  # a damaged note, which this version does not need
             record = read_record(options.out)
             if record is not None and (record.kernel.lower(), record.version) == (kernel.lower(), options.version):
-                return KernelVersion(manifest, kernel, options.version, record)
-        return KernelVersion(manifest, kernel, options.version)
+                return KernelVersion(manifest, kernel, options.version, meant, record)
+        return KernelVersion(manifest, kernel, options.version, meant)
     record = read_record(options.out)
     if record is not None and record.kernel.lower() == kernel.lower():
         if record.version is not None:
-            return KernelVersion(manifest, kernel, record.version, record)
+            return KernelVersion(manifest, kernel, record.version, meant, record)
         number = client.last_version(kernel)
         note(f"the answer to the last push was lost: version {number} is meant, Kaggle's last one")
-        return KernelVersion(manifest, kernel, number, record)
+        return KernelVersion(manifest, kernel, number, meant, record)
     number = client.last_version(kernel)
     if record is not None:
         where = options.out / PUSHED_NAME
         note(f"{where} is of {record.kernel}: version {number} of {kernel} is meant, Kaggle's last one")
-    return KernelVersion(manifest, kernel, number)
+    return KernelVersion(manifest, kernel, number, meant)
 
 
 def note(text: str) -> None:
@@ -196,9 +210,11 @@ def progress_line() -> Iterator[Callable[[str], None]]:
             print(line, flush=True)
         last = line.partition(",")[0]
 
-    yield show
-    if on_terminal and last:
-        print(flush=True)
+    try:
+        yield show
+    finally:
+        if on_terminal and last:
+            print(flush=True)
 
 
 def print_table(header: list[str], rows: list[list[str]]) -> None:

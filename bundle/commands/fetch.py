@@ -17,7 +17,7 @@ from bundle.commands.common import (
     print_table,
     telling_stops,
 )
-from bundle.commands.status import tell_failure
+from bundle.commands.status import NOT_RUN, tell_failure
 from bundle.runs import (
     DONE_STATES,
     Verdict,
@@ -63,7 +63,7 @@ def refuse_others(version: KernelVersion, out: Path) -> None:
     found = read_verdict(folder)
     if found is not None and found.kernel.lower() != version.kernel.lower():
         raise InputError(
-            f"{folder} holds the results of version {found.version} of {found.kernel}: --replace puts those of "
+            f"{folder} holds the results of version {found.version} of {found.kernel}: `fetch --replace` puts those of "
             f"{version.kernel} in their place, another --out keeps both"
         )
 
@@ -79,8 +79,10 @@ def fetch(client: KaggleClient, version: KernelVersion, out: Path, images: Path 
     if state not in DONE_STATES:
         raise RunError(
             f"version {version.number} of {version.kernel} is {state}, not over: wait by `python build_kernel.py "
-            "status --wait`"
+            f"status{version.options} --wait`"
         )
+    if state == "new_script":
+        raise RunError(f"version {version.number} of {version.kernel} {NOT_RUN}")
     folder = results_folder(version, out)
     with scratch_folder(folder.parent, folder.name) as scratch:
         new = scratch / "new"
@@ -98,7 +100,7 @@ def fetch(client: KaggleClient, version: KernelVersion, out: Path, images: Path 
         write_verdict(Verdict(version.kernel, version.number, str(error)), folder)
         raise
     write_verdict(Verdict(version.kernel, version.number, None), folder)
-    print("next: `python build_kernel.py submit --wait`")
+    print(f"next: `python build_kernel.py submit{version.options} --wait`")
     return 0
 
 

@@ -14,7 +14,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from bundle.commands.common import OWN_MANIFEST, PUBLISHED_MANIFEST, ROOT
+from bundle.commands.common import OWN_MANIFEST, PUBLISHED_MANIFEST, ROOT, meant_options
 from bundle.commands.members import file_problem, free_name, member_name
 from bundle.names import (
     PLACEHOLDER_OWNER,
@@ -39,7 +39,7 @@ from kernel.manifest.presets import MANIFEST_NAME, weights_folder
 from kernel.manifest.reader import parse_manifest, read_manifest
 from kernel.manifest.types import WEIGHT_SUFFIXES, refuse_fold_files
 from kernel.settings import CELL_TYPES
-from kernel.text import first_names
+from kernel.text import first_names, shell_word
 
 USUAL_TITLE = "In-network ensemble"
 #: What the datasets of weights are called after the kernel's slug, which is cut where both are too long for Kaggle.
@@ -97,10 +97,10 @@ def run(options: argparse.Namespace) -> int:
     print(f"manifest: {options.manifest}, {len(manifest.members)} member(s), made of {origin}")
     print(f"kernel: {manifest.kernel.id}, for {manifest.kernel.competition}")
     print(f"datasets: {', '.join(dict.fromkeys([*manifest.all_weight_datasets, manifest.wheels_dataset]))}")
-    named = "" if options.manifest.resolve() == OWN_MANIFEST.resolve() else f" --manifest {options.manifest}"
-    weights = weights_of(options.from_)
+    named, weights = meant_options(options), weights_of(options.from_)
     print(
-        f"next: `python build_kernel.py members{named}`, then `python build_kernel.py{named} --weights-dir {weights}`"
+        f"next: `python build_kernel.py members{named}`, then `python build_kernel.py{named} --weights-dir "
+        f"{shell_word(weights)}`"
     )
     lacking = [member.file for member in manifest.members if member.file and not (weights / member.file).is_file()]
     if options.from_ is not None and lacking:

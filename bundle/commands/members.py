@@ -22,7 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bundle.commands.common import ROOT, add_manifest_option, add_out_option, print_table
+from bundle.commands.common import ROOT, add_manifest_option, add_out_option, meant_options, print_table
 from bundle.kaggle import SCRIPT_NAME, refused_name
 from bundle.lock import LOCK_PATH, load_lock
 from bundle.member_table import COLUMNS, TIMES_NAME, explain_blanks, member_row, read_times, seconds_an_image
@@ -45,7 +45,7 @@ from kernel.manifest.rules import RULE_DATASET, is_weight_path
 from kernel.manifest.types import MASK_KINDS, WEIGHT_SUFFIXES, Manifest
 from kernel.runtime.wheels import verify_wheels
 from kernel.settings import CELL_TYPES, EQUAL_WEIGHTS, EVERY_USE
-from kernel.text import first_names, name_hint
+from kernel.text import first_names, name_hint, shell_word
 from kernel.vendored import use_vendored_packages
 
 if TYPE_CHECKING:
@@ -312,14 +312,12 @@ def next_step(options: argparse.Namespace, name: str) -> str:
     """How to build with the new file of the member `name`: the build takes all of them from one folder."""
     manifest, folder = read_manifest(options.manifest), weights_folder(options)
     (member,) = (member for member in manifest.members if member.name == name)
+    build = f"`python build_kernel.py{meant_options(options)} --weights-dir {shell_word(folder)}`"
     try:
         locate_named(manifest, member, folder)
     except InputError:
-        return (
-            f"next: put {options.file} into {folder}, where the other members' files are looked for; then build with "
-            f"--weights-dir {folder}"
-        )
-    return f"next: build with --weights-dir {folder}"
+        return f"next: put {options.file} into {folder}, where the other members' files are looked for; then {build}"
+    return f"next: {build}"
 
 
 def member_name(file: Path) -> str:

@@ -32,6 +32,7 @@ from bundle.commands.common import (
     add_out_option,
     add_poll_option,
     confirm,
+    meant_options,
     positive_int,
     progress_line,
     seconds,
@@ -92,6 +93,7 @@ def add_options(parser: CommandParser) -> None:
     add_poll_option(parser)
     parser.excludes(["yes", "no_run", "timeout", "ready_timeout", "poll", "check"], ["offline"])
     parser.excludes(["yes", "no_run", "timeout", "ready_timeout", "poll"], ["check"])
+    parser.excludes(["timeout"], ["no_run"])
 
 
 def run(options: argparse.Namespace) -> int:
@@ -145,7 +147,7 @@ def push(options: argparse.Namespace, stand: Stand) -> int:
     if options.no_run:
         print("it was saved and does not run; push without --no-run to run it")
     else:
-        print("next: `python build_kernel.py status --wait`, then `fetch`, then `submit`")
+        print(f"next: `python build_kernel.py status{meant_options(options)} --wait`, then `fetch`, then `submit`")
     return 0
 
 
@@ -184,7 +186,7 @@ def send(
     version = f"version {record.version} of {record.kernel}"
     stand.text = (
         f"{version} was pushed, and not yet compared with what was meant: do not push again; `python build_kernel.py "
-        "status --wait` waits for its run, and `submit` compares it first"
+        f"status{meant_options(options)} --wait` waits for its run, and `submit` compares it first"
     )
     try:
         unknown = check_pulled(client, record, options.out, options.poll)

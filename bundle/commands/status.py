@@ -13,15 +13,18 @@ from bundle.commands.common import (
     add_version_options,
     add_wait_options,
     chosen_version,
+    meant_options,
     note,
     progress_line,
     telling_stops,
-    version_option,
     waiting_of,
 )
 from bundle.runs import DONE_STATES, LAST_LINES, explain_failure, wait_for_run
 from kernel.commands.options import CommandParser
 from kernel.errors import RunError
+
+#: Of a version in the state "new_script".
+NOT_RUN = "was saved and has not run: push without --no-run to run it"
 
 
 def add_options(parser: CommandParser) -> None:
@@ -32,7 +35,7 @@ def add_options(parser: CommandParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the state. Returns the exit code."""
-    again = f"the run goes on at Kaggle: `python build_kernel.py status{version_option(options)} --wait` asks again"
+    again = f"the run goes on at Kaggle: `python build_kernel.py status{meant_options(options)} --wait` asks again"
     with telling_stops(again):
         client = log_in()
         version = chosen_version(options, client)
@@ -48,10 +51,10 @@ def tell_state(client: KaggleClient, version: KernelVersion, state: str, message
     """Print a run's state, and what to do next. Returns the exit code."""
     print(f"{version.kernel} version {version.number}: {state}")
     if state == "complete":
-        print("next: `python build_kernel.py fetch`")
+        print(f"next: `python build_kernel.py fetch{version.options}`")
         return 0
     if state == "new_script":
-        print("it was saved and has not run: push without --no-run to run it")
+        print(f"it {NOT_RUN}")
         return 0
     if state not in DONE_STATES:
         print("it is not over yet: --wait waits for that")
@@ -67,7 +70,8 @@ def tell_failure(client: KaggleClient, version: KernelVersion, state: str, messa
     except RunError as error:  # which is no reason to say less of the run
         note(f"its log is not there ({error})")
         log = []
-    print(f"\nthe last of its {len(log)} lines of log:")
+    if log:
+        print(f"\nthe last of its {len(log)} lines of log:")
     for line in log[-LAST_LINES:]:
         print(f"  {line}")
     if message:

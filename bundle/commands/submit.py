@@ -19,18 +19,25 @@ from bundle.commands.common import (
     add_wait_options,
     chosen_version,
     confirm,
-    note,
     positive_int,
     progress_line,
     telling_stops,
-    version_option,
     waiting_of,
 )
-from bundle.commands.fetch import RUNS_NAME, fetch, results_folder
+from bundle.commands.fetch import RUNS_NAME, fetch, refuse_others, results_folder
 from bundle.push import check_pulled
-from bundle.runs import Submitted, absent, read_submitted, read_verdict, wait_for_submission, write_submitted
+from bundle.runs import (
+    SUBMISSIONS_NAME,
+    Submitted,
+    absent,
+    read_submitted,
+    read_verdict,
+    wait_for_submission,
+    write_submitted,
+)
 from kernel.commands.options import CommandParser
 from kernel.errors import RunError
+from kernel.locks import sole_writer
 
 
 def add_options(parser: CommandParser) -> None:
@@ -44,7 +51,7 @@ def add_options(parser: CommandParser) -> None:
     )
     parser.add_argument("--again", action="store_true", help="submit a version that was submitted already")
     parser.add_argument("--ref", type=positive_int, metavar="N", help="ask for this submission, and submit nothing")
-    parser.excludes(["version", "message", "yes", "again"], ["ref"])
+    parser.excludes(["version", "message", "yes", "again", "unchecked"], ["ref"])
 
 
 def run(options: argparse.Namespace) -> int:
@@ -87,19 +94,21 @@ def submit(client: KaggleClient, options: argparse.Namespace, stand: Stand) -> i
     """Submit the version that the options mean; returns the submission's number, None where the user says no.
 
     Raises:
+        InputError: the manifest is wrong, there is no version yet, another kernel's results are where this one's should
+            be, or another process submits just now.
         RunError: it was submitted already, its run is not complete, it is not what was meant, or its results are no
             good.
     """
     version = chosen_version(options, client)
     competition = version.manifest.kernel.competition
-    records = read_submitted(options.out / RUNS_NAME)
+    folder = options.out / RUNS_NAME
     if not options.again:
-        refuse_again(records, version, competition)
+        refuse_again(read_submitted(folder), version, competition)
     state, _ = client.run_state(version.kernel, version.number)
     if state != "complete":
         raise RunError(
             f"version {version.number} of {version.kernel} is {state}, and only a complete run can be submitted: "
-            f"`python build_kernel.py status{version_option(options)} --wait`"
+            f"`python build_kernel.py status{version.options} --wait`"
         )
     if not options.unchecked:
         refuse_unmeant(client, version, options)
@@ -112,16 +121,21 @@ def submit(client: KaggleClient, options: argparse.Namespace, stand: Stand) -> i
         f"whether it was submitted is not known: look by `kaggle competitions submissions {competition}` before you "
         "submit again"
     )
-    folder, sent = options.out / RUNS_NAME, Submitted(version.kernel, version.number, None)
-    write_submitted([*records, sent], folder)
-    try:
-        ref = client.submit(competition, version.kernel, version.number, message)
-    except UnknownOutcomeError:
-        raise
-    except RunError:
-        write_submitted(records, folder)
-        raise
-    write_submitted([*records, replace(sent, ref=ref)], folder)
+    sent = Submitted(version.kernel, version.number, None)
+    folder.mkdir(parents=True, exist_ok=True)  # where the lock lies, too
+    with sole_writer(folder / SUBMISSIONS_NAME):
+        records = read_submitted(folder)
+        if not options.again:  # asked once more: another `submit` may have done it while this one looked and asked
+            refuse_again(records, version, competition)
+        write_submitted([*records, sent], folder)
+        try:
+            ref = client.submit(competition, version.kernel, version.number, message)
+        except UnknownOutcomeError:
+            raise
+        except RunError:
+            write_submitted(records, folder)
+            raise
+        write_submitted([*records, replace(sent, ref=ref)], folder)
     print(f"submission {ref}: version {version.number} of {version.kernel} to {competition}", flush=True)
     return ref
 
@@ -133,7 +147,7 @@ def refuse_again(records: Sequence[Submitted], version: KernelVersion, competiti
         RunError: it was, or may have been.
     """
     for entry in reversed(records):
-        if (entry.kernel, entry.version) != (version.kernel, version.number):
+        if (entry.kernel.lower(), entry.version) != (version.kernel.lower(), version.number):
             continue
         which = f"nothing was submitted, for version {entry.version} of {entry.kernel}"
         if entry.ref is None:
@@ -167,13 +181,13 @@ def refuse_invalid(client: KaggleClient, version: KernelVersion, options: argpar
     """Refuse results that `fetch` has found to be no good; where it has not looked at them, it does now.
 
     Raises:
+        InputError: another kernel's results are in their place.
         RunError: they are.
     """
     folder = results_folder(version, options.out)
     verdict = read_verdict(folder)
-    if verdict is None or (verdict.kernel, verdict.version) != (version.kernel, version.number):
-        if verdict is not None:
-            note(f"the results of version {verdict.version} of {verdict.kernel} in {folder} are replaced")
+    if verdict is None or (verdict.kernel.lower(), verdict.version) != (version.kernel.lower(), version.number):
+        refuse_others(version, options.out)
         fetch(client, version, options.out, None)
     elif verdict.problem is not None:
         raise RunError(

@@ -52,7 +52,7 @@ class CommandParser(argparse.ArgumentParser):
         if choice is not None:
             hint = nearest_hint(choice[1], re.split(r", ", choice[2].replace("'", "")))
         elif unknown is not None:
-            hint = nearest_hint(unknown[1], re.findall(r"--[a-z][a-z-]*", self.format_help()))
+            hint = nearest_hint(unknown[1], re.findall(r"--[a-z][a-z0-9-]*", self.format_help()))
         super().error(message + hint)
 
 

@@ -72,7 +72,7 @@ def is_weight_path(value: Any) -> bool:
         isinstance(value, str)
         and value.endswith(WEIGHT_SUFFIXES)
         and "\\" not in value
-        and not any(character < " " for character in value)
+        and not any(character < " " or "\ud800" <= character <= "\udfff" for character in value)
         and all(part not in ("", ".", "..") and len(part.encode()) <= 255 for part in value.split("/"))
     )
 

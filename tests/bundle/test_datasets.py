@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from bundle import datasets
 from bundle.checks import is_slip
-from bundle.datasets import parse_sums, read_sums, sums_of, write_weights_datasets
+from bundle.datasets import parse_sums, read_sums, sums_of, write_sums, write_weights_datasets
 from kernel.__main__ import main
 from kernel.data.learned import MemberRecord, read_member_record
 from kernel.data.pictures import Picture
@@ -193,12 +193,19 @@ def test_a_file_in_a_folder_is_told(tmp_path: Path) -> None:
     ("content", "sums"),
     [
         (b"", {}),
-        (b"12ab  a b.pt\n\nword\n34cd *c.pt\r\n", {"a b.pt": "12ab", "*c.pt": "34cd"}),
+        (b"12ab  a b.pt\n\nword\n34cd  *c.pt\r\n56ef *d.pt\n", {"a b.pt": "12ab", "*c.pt": "34cd"}),
         (b"\xff\xfe", {}),
     ],
 )
 def test_sums_are_read_whatever_they_are(content: bytes, sums: dict[str, str]) -> None:
     assert parse_sums(content) == sums
+
+
+def test_sums_of_odd_names_are_read_as_they_were_written(tmp_path: Path) -> None:
+    for name in (" a.pth", "a\u2028b.pth", "a\x85b.pth", "a  b.pth ", "a\u00a0.pth"):
+        (tmp_path / name).write_bytes(name.encode())
+    write_sums(tmp_path)
+    assert len(read_sums(tmp_path)) == 5 and read_sums(tmp_path) == sums_of(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import build_kernel
 from bundle.commands import common
+from bundle.commands.members import file_problem
 from bundle.kaggle import dataset_metadata, kernel_metadata
 from bundle.member_table import parameter_count
 from kernel.data.synthetic.generate import generate_image
@@ -529,3 +530,9 @@ def test_ones_own_manifest_is_taken_from_then_on(tmp_path: Path, monkeypatch: py
     assert common.usual_manifest() == ROOT / "weights_manifest.json"
     own.touch()
     assert common.usual_manifest() == own
+
+
+def test_a_name_that_is_no_text_is_refused() -> None:
+    told = file_problem(Path(os.fsdecode(b"b\xff.safetensors")))
+    assert told is not None and "a manifest takes no such name: rename the file" in told
+    assert file_problem(Path("b\u00ff.safetensors")) is None
