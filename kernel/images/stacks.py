@@ -440,4 +440,4 @@ def open_by_bioio(path: Path, package: str) -> Stack:
             raise InputError(f"cannot read {path} by {package}: {error}") from error
         return plane[..., 2::-1] if "S" in order else plane[..., None]
 
-    return Stack(letters, sizes, read, pixel, names if len(names) > 1 else (), told)
+    return Stack(letters, sizes, read, pixel, names, told)
