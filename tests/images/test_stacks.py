@@ -303,6 +303,45 @@ def test_samples_are_channels_where_one_is_asked_for(tmp_path: Path, planar: str
     np.testing.assert_array_equal(colours[..., ::-1], np.moveaxis(VALUES[0, :, 0], 0, -1))
 
 
+@pytest.mark.parametrize("more", [{}, {"compression": "zlib"}, {"byteorder": ">"}])
+@pytest.mark.parametrize("axes", ["YXZ", "YZX", "XYZ", "ZXY", "yxz", "XY"])
+def test_planes_that_lie_across_pages(tmp_path: Path, axes: str, more: dict[str, str]) -> None:
+    """As tifffile writes an array as it is, with the axes that it is told: a page is of other axes than rows, columns.
+
+    Where Y comes first, there are as many pages as planes.
+    """
+    stack = VALUES[0].reshape(-1, 11, 13)[:11].transpose(1, 2, 0)  # Y, X, Z of 11, 13, 11
+    plane = stack[..., 5] if axes != "XY" else stack[..., 0]
+    values = stack.transpose(["YXZ".index(axis) for axis in axes.upper()]) if axes != "XY" else plane.T
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="minisblack", metadata={"axes": axes}, **more)
+    picture = read_picture(tmp_path / "a.tif", ANY)
+    np.testing.assert_array_equal(picture.image_bgr, np.repeat(plane[..., None], 3, axis=2))
+    assert ("z 5 of 11 is taken" in picture.told) == (axes != "XY")
+
+
+def test_colours_that_a_text_calls_channels(tmp_path: Path) -> None:
+    """They are shown as every program shows them; samples that are no colours are channels."""
+    colours = VALUES[0].transpose(1, 2, 3, 0)  # Z, Y, X, C
+    tifffile.imwrite(tmp_path / "rgb.tif", colours[0], photometric="rgb", metadata={"axes": "YXC"})
+    np.testing.assert_array_equal(read_picture(tmp_path / "rgb.tif", ANY).image_bgr[..., ::-1], colours[0])
+    tifffile.imwrite(tmp_path / "stack.tif", colours, photometric="rgb", metadata={"axes": "ZYXC"})
+    np.testing.assert_array_equal(read_picture(tmp_path / "stack.tif", ANY).image_bgr[..., ::-1], colours[2])
+    gray = {"photometric": "minisblack", "planarconfig": "contig"}
+    tifffile.imwrite(tmp_path / "channels.tif", colours[0], metadata={"axes": "YXC"}, **gray)
+    for name in ("rgb.tif", "channels.tif"):
+        picture = read_picture(tmp_path / name, PlaneChoice(channel=1))
+        np.testing.assert_array_equal(picture.image_bgr[..., 0], colours[0, ..., 1])
+    assert "channel 0 of 3" in read_picture(tmp_path / "channels.tif", ANY).told
+
+
+@pytest.mark.parametrize("axes", ["ZXC", "YXYX"])
+def test_axes_without_a_plane_are_refused(tmp_path: Path, axes: str) -> None:
+    values = VALUES[0, 0] if len(axes) == 3 else VALUES[0]
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="minisblack", metadata={"axes": axes})
+    with pytest.raises(InputError, match=rf"a\.tif: its axes are {axes}, and one should be Y and one X"):
+        read_picture(tmp_path / "a.tif", ANY)
+
+
 def test_pages_without_a_meaning(tmp_path: Path) -> None:
     with tifffile.TiffWriter(tmp_path / "pages.tif") as file:
         for plane in VALUES[0, 0]:
