@@ -203,7 +203,10 @@ def test_cells_that_are_left_out(run: Run) -> None:
     image[45:47, 45:47] = 255
     write(run.home / "a.png", image)
     for words, areas in (((), [16, 16, 4, 16]), (("--exclude-edges",), [16, 4]), (("--min-area", "5"), [16, 16, 16])):
-        run("a.png", *words)
+        run("a.png", "--pixel-size", "1.24", *words)
+        (row,) = run.rows()
+        assert row["cells"] == str(len(areas)) and row["confluence"] == f"{52 / (60 * 80):.4f}"
+        assert float(row["density_per_mm2"]) == pytest.approx(4 / (60 * 80 * 1.24e-3**2), rel=1e-3)
         cells = run.rows("cells.csv")
         assert [int(row["area_px"]) for row in cells] == areas
         assert [int(row["cell"]) for row in cells] == list(range(1, len(areas) + 1))

@@ -125,7 +125,9 @@ def check_scale(options: argparse.Namespace) -> None:
 def add_plane_arguments(parser: argparse.ArgumentParser, description: str, frame_help: str) -> None:
     """The options that choose a plane of images of many dimensions, for `choice_of_texts`."""
     planes = parser.add_argument_group("images of many dimensions", description)
-    planes.add_argument("--channel", metavar="INDEX", help="or its name, where the file tells it (default: 0)")
+    planes.add_argument(
+        "--channel", metavar="INDEX", help="or its name, which counts first where the file tells it (default: 0)"
+    )
     planes.add_argument("--z", metavar="INDEX", help="or max, the largest value of each pixel, or middle (default)")
     planes.add_argument("--frame", metavar="INDEX", help=frame_help)
 

@@ -84,7 +84,7 @@ def add_parser(commands: Any) -> None:
     )
     add_scale_arguments(parser, "Members know cells of a certain size in pixels; files tell theirs.")
     add_plane_arguments(parser, "Indices are counted from 0.", frame_help="or all, for a result each (default: 0)")
-    cells = parser.add_argument_group("cells")
+    cells = parser.add_argument_group("cells", "Confluence and density count those as well that are left out.")
     cells.add_argument("--exclude-edges", action="store_true", help="leave out cells that the image's edge cuts")
     cells.add_argument(
         "--min-area",

@@ -7,6 +7,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 import time
@@ -42,7 +43,8 @@ from kernel.text import spreadsheet_cell
 
 #: File systems take names of 255 bytes, endings included.
 LONGEST_NAME_BYTES = 255 - max(len(kind.ending) for kind in IMAGE_EXPORTS.values())
-#: Of images.csv. The density is that of cells in a square millimetre.
+#: Of images.csv. The density is that of cells in a square millimetre: as the confluence of all that were found, also of
+#: those that are not wanted, for these cover the image as well.
 IMAGE_COLUMNS = (
     "image", "file", "frame", "height", "width", "cells", "cell_type", "confluence", "density_per_mm2", "pixel_um",
     "zoom", "seconds", "failure",
@@ -63,7 +65,7 @@ class Wanted:
         pixel_um: the side of a pixel, for what files tell; None: as they tell.
         zoom: by how much images are stretched for the members; None: by the size of their pixels.
         exclude_edges: leave out cells that the image's edge cuts.
-        min_area: leave out cells of fewer pixels.
+        min_area: leave out cells of fewer pixels. Neither changes an image's confluence and density.
     """
 
     exports: Sequence[str] = DEFAULT_EXPORTS
@@ -174,8 +176,8 @@ def predict_images(
     - report: `report/<name>.svg`, the image with outlines as any browser shows it; the command writes their page
     - coco: `coco.json`
     - submission: `submission.csv`, as the competition's, with an empty row for an image without cells or that failed
-    - always: `images.csv`, a row per image: its size, cells, cell type, the share of its pixels that lie in cells,
-      cells per square millimetre, zoom, seconds, and why it has none of the above
+    - always: `images.csv`, a row per image: its size, cells, cell type, the share of its pixels that lie in cells and
+      cells per square millimetre (both with cells that are left out), zoom, seconds, and why it has none of the above
 
     A name may have folders in it, which are made.
 
@@ -259,8 +261,8 @@ def segment_input(ensemble: ScaledEnsemble, image: InputImage, wanted: Wanted, t
         teller.tell(f"zoom {zoom_text(zoom)}" + (f", of pixels of {pixel}" if wanted.zoom is None else ""), image.name)
     masks = ensemble.segment(picture.image_bgr, zoom).masks
     doubt = cell_size(masks, ensemble.member_um) if pixel is None and wanted.zoom is None else None
-    masks = keep_cells(masks, wanted.exclude_edges, wanted.min_area)
-    found = FoundCells(image.path, image.name, picture.image_bgr, masks, pixel)
+    kept = keep_cells(masks, wanted.exclude_edges, wanted.min_area)
+    found = FoundCells(image.path, image.name, picture.image_bgr, kept, pixel)
     try:
         record = write_image(found, wanted.exports, out)
     except BaseException:
@@ -268,6 +270,8 @@ def segment_input(ensemble: ScaledEnsemble, image: InputImage, wanted: Wanted, t
             if name in IMAGE_EXPORTS:
                 remove_export(image_file(name, image.name, out))
         raise
+    record["all_cells"] = len(masks)
+    record["confluence"] = int(masks.sizes.sum()) / math.prod(masks.image_shape)
     if doubt is not None and doubt.is_far:
         record["doubt"] = [doubt.diameter_px, doubt.usual_px]
     record["pixel"] = [pixel.y_um, pixel.x_um] if pixel else None
@@ -374,7 +378,6 @@ def write_image(found: FoundCells, exports: Sequence[str], out: Path) -> Record:
         "width": width,
         "cells": len(found.masks),
         "cell_type": found.masks.cell_type,
-        "confluence": int(found.masks.sizes.sum()) / (height * width),
     }
     if "tables" in exports:
         record["rows"] = table_rows(found.name, found.masks, found.image_bgr, found.pixel)
@@ -431,7 +434,7 @@ def image_rows(
             y_um, x_um = record["pixel"]
             pixel = PixelSize(y_um, x_um, "an earlier image")
             side = f"{pixel.side_um:.4g}"
-            density = f"{record['cells'] / (record['height'] * record['width'] * pixel.area_um2) * 1e6:.1f}"
+            density = f"{record['all_cells'] / (record['height'] * record['width'] * pixel.area_um2) * 1e6:.1f}"
         counts = [record["height"], record["width"], record["cells"], record["cell_type"] or ""]
         shares = [f"{record['confluence']:.4f}", density]
         yield [*names, *counts, *shares, side, record["zoom"], record["seconds"], ""]

@@ -25,7 +25,7 @@ class PlaneChoice:
     """What is asked for; None: nothing, so that the default is taken.
 
     Attributes:
-        channel: its index, or its name, where the file tells names. Default: the first.
+        channel: its index; or a text, which is its name, where the file tells names, else an index. Default: the first.
         z: its index, "middle", or "max" for the largest value of each pixel. Default: the middle.
         frame: its index, or "all". Default: the first.
     """
@@ -52,13 +52,16 @@ class Planes:
     """What is taken: the places along the axes of one plane, or of several of which the largest values are taken."""
 
     places: tuple[tuple[int, ...], ...]
-    told: str  # what was taken by default; empty where nothing was
+    told: str  # what was taken by default, or could have been meant otherwise; empty where nothing was
 
 
 def choice_of_texts(channel: str | None, z: str | None, frame: str | None) -> PlaneChoice:
-    """The choice of a command line's texts, in which an index is written as a number."""
-    texts = [None if text is None else text.strip() for text in (channel, z, frame)]
-    return PlaneChoice(*(int(text) if text is not None and is_index(text) else text for text in texts))
+    """The choice of a command line's texts, in which an index is written as a number.
+
+    That of a channel stays a text until the names of an image are known: wavelengths are numbers, too.
+    """
+    channel, z, frame = (None if text is None else text.strip() for text in (channel, z, frame))
+    return PlaneChoice(channel, *(int(text) if text is not None and is_index(text) else text for text in (z, frame)))
 
 
 def is_index(text: str) -> bool:
@@ -121,6 +124,8 @@ def choose_planes(
         taken.append(places)
         if asked is None:
             defaults.append(f"{role} {places[0]} of {size}")
+        elif str(asked) in map(str, set(range(size)) - set(places)):  # a name that is the index of another, too
+            defaults.append(f"{role} {places[0]} of {size} by its name {asked}")
     for role in ROLES:
         if role not in roles:
             places_of(role, 1, getattr(choice, role), channel_names)
@@ -144,13 +149,25 @@ def places_of(role: str, size: int, asked: Any, channel_names: Sequence[str]) ->
         return range(size)
     if role == "frame" and asked == ALL_FRAMES:
         return [0]
-    if isinstance(asked, str):
-        names = [name.casefold() for name in channel_names]
-        if names.count(asked.casefold()) != 1:
-            known = f"its channels are {', '.join(channel_names)}" if names else "its channels have no names"
-            raise InputError(f"there is no one channel {asked!r}: {known}; an index is counted from 0")
-        return [names.index(asked.casefold())]
-    if not 0 <= asked < size:
+    index = channel_index(asked, channel_names) if isinstance(asked, str) else asked
+    if not 0 <= index < size:
         having = "it has one" if size == 1 else f"it has {size}"
-        raise InputError(f"there is no {role} {asked}: {having}, counted from 0")
-    return [asked]
+        named = f"; its channels are {', '.join(channel_names)}" if role == "channel" and channel_names else ""
+        raise InputError(f"there is no {role} {asked}: {having}, counted from 0{named}")
+    return [index]
+
+
+def channel_index(asked: str, names: Sequence[str]) -> int:
+    """The index of the one channel of a name, in letters of either case; of a number that is no name, that number.
+
+    Raises:
+        InputError: it is neither, or the name of several.
+    """
+    folded = [name.casefold() for name in names]
+    count = folded.count(asked.casefold())
+    if count == 0 and is_index(asked):
+        return int(asked)
+    if count != 1:
+        known = f"its channels are {', '.join(names)}" if names else "its channels have no names"
+        raise InputError(f"there is no one channel {asked!r}: {known}; an index is counted from 0")
+    return folded.index(asked.casefold())

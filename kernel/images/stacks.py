@@ -31,7 +31,7 @@ from kernel.images.pixel_size import (
 from kernel.images.planes import PlaneChoice, choose_planes
 from kernel.images.reading import read_image, read_stored, shown_pixels, too_large
 from kernel.images.tiff import inverted
-from kernel.images.tiff_layout import MIN_IS_WHITE
+from kernel.images.tiff_layout import MIN_IS_WHITE, RGB, YCBCR
 from kernel.images.tiff_tags import TIFF_SIGNATURES
 from kernel.log import LOG
 
@@ -156,11 +156,15 @@ def is_tiff(path: Path) -> bool:
 
 
 def open_tiff(path: Path, choice: PlaneChoice) -> Stack:
-    """A TIFF, by what tifffile makes of its pages and texts; one that it cannot make out is read as a plain image."""
+    """A TIFF, by what tifffile makes of its pages and texts; one that it cannot make out is read as a plain image.
+
+    Raises:
+        InputError: no two of its axes are those of a plane.
+    """
     try:
         with opened_alone(path) as (file, xml, told):
             series = file.series[0]
-            axes, shape = series.axes, tuple(map(int, series.shape))
+            axes, shape = tiff_axes(series), tuple(map(int, series.shape))
             pixel, names = tiff_pixel_size(file, xml), tiff_channel_names(file)
             if len(file.series) > 1:
                 told = "; ".join(filter(None, (told, f"the first of its {len(file.series)} images is taken")))
@@ -173,16 +177,18 @@ def open_tiff(path: Path, choice: PlaneChoice) -> Stack:
     except DECODER_ERRORS as error:
         LOG.debug("%s: tifffile: %s", path, error)
         return plain_image(path)
+    if axes.count("Y") != 1 or axes.count("X") != 1:
+        raise InputError(f"{path}: its axes are {axes}, and one should be Y and one X: write it again with such axes")
+    in_planes = axes.replace("S", "").endswith("YX")  # else they lie across pages, which are of other axes
     letters = "".join(axes[place] for place in order)
     counts = tuple(shape[place] for place in order)  # of planes along each axis
-    if pages is not None and len(pages) != math.prod(counts):
+    if pages is not None and (len(pages) != math.prod(counts) or not in_planes):
         pages = None
     of_samples = choice.channel is not None and "C" not in letters and "S" in axes and shape[axes.index("S")] > 1
     if of_samples:
         order, letters = [*order, axes.index("S")], letters + "C"
     sizes = tuple(shape[place] for place in order)
-    in_planes = axes.replace("S", "").endswith("YX")
-    if math.prod(sizes) == 1 or not in_planes:
+    if math.prod(sizes) == 1 and in_planes:
         return plain_image(path, pixel, told)
 
     def read(place: tuple[int, ...]) -> np.ndarray:
@@ -223,6 +229,13 @@ def opened_alone(path: Path) -> Iterator[tuple[Any, str | None, str]]:
         yield file, part.text if part is not None else xml, "of the set of files that it belongs to, it alone is read"
 
 
+def tiff_axes(series: Any) -> str:
+    """A letter for each axis of a series, by its text; samples that a page shows as colours are no channels."""
+    axes, page = series.axes.upper(), series.keyframe
+    in_colours = page.axes.endswith("S") and int(page.photometric) in (RGB, YCBCR)
+    return axes[:-1] + "S" if in_colours and axes.endswith("C") else axes
+
+
 def page_numbers(series: Any) -> list[int | None] | None:
     """The numbers of a series' pages in its file; None where its planes are no pages of their own.
 
@@ -238,7 +251,7 @@ def page_numbers(series: Any) -> list[int | None] | None:
 
 @dataclass(frozen=True)
 class StoredValues:
-    """A TIFF's values of many planes, that do not lie in pages of their own: behind each other, or as samples.
+    """A TIFF's values of planes that do not lie in pages of their own: behind each other, as samples, across pages.
 
     Attributes:
         path: of the file.
@@ -273,10 +286,10 @@ class StoredValues:
             raise InputError(f"cannot read the image {self.path}: {error}; replace it by an intact file") from error
         plane = plane.astype(plane.dtype.newbyteorder("="))
         left = [letter for axis, letter in enumerate(self.axes) if axis not in order]
+        plane = plane.transpose([left.index(letter) for letter in PLANE_AXES if letter in left])
         if "S" not in left:
             plane = plane[..., None]
         else:
-            plane = np.moveaxis(plane, left.index("S"), -1)
             plane = plane[..., 2::-1] if plane.shape[-1] > 2 else plane[..., :1]
         return inverted(plane) if self.zero_is_white else plane
 
@@ -440,4 +453,4 @@ def open_by_bioio(path: Path, package: str) -> Stack:
             raise InputError(f"cannot read {path} by {package}: {error}") from error
         return plane[..., 2::-1] if "S" in order else plane[..., None]
 
-    return Stack(letters, sizes, read, pixel, names if len(names) > 1 else (), told)
+    return Stack(letters, sizes, read, pixel, names, told)

@@ -39,7 +39,7 @@ class RunImage:
         name: as the tables call it.
         areas: of each cell, in pixels.
         cell_type: by the vote of the cells; None: no cells, or a failure.
-        confluence: the share of the pixels that lie in cells.
+        confluence: the share of the pixels that lie in cells, also in those that are left out.
         pixel_size_um: micrometres a pixel; None: not known.
         picture: its SVG, of `kernel.export.svg`; None: there is none.
         failure: why nothing is known of it; None: it was segmented.
@@ -185,8 +185,9 @@ def _image_table(images: Sequence[RunImage], unit: str, scale: Sequence[float]) 
             f'<td class="{mark}">{escape(image.failure or "")}</td></tr>'
         )
     caption = (
-        f"In the order of the run; a click on a heading sorts. Confluence in percent; diameters, of circles of the "
-        f"cells' areas, in {unit}. Linked images are shown below."
+        "In the order of the run; a click on a heading sorts. Confluence in percent, of all cells found, with "
+        "those that --exclude-edges and --min-area leave out; diameters, of circles of the cells' areas, in "
+        f"{unit}. Linked images are shown below."
     )
     return table("every-image", caption, sortable_head(HEADINGS, ""), rows, "sortable", "scroll tall")
 

@@ -18,7 +18,7 @@ from typing import Any
 from kernel.files import lock_descriptor, open_plain
 
 #: Part of every head: to be raised when the records change.
-JOURNAL_FORMAT = 2
+JOURNAL_FORMAT = 3
 #: What heads have, and records do not.
 HEAD_KEY = "journal"
 #: `sample_digest` reads files of up to three times this whole, and of larger ones so much at the start, middle and end.

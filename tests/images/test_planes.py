@@ -54,6 +54,35 @@ def test_a_channel_by_its_name() -> None:
 
 
 @pytest.mark.parametrize(
+    ("names", "asked", "place", "told"),
+    [
+        (("405", "488", "561"), "488", 1, ""),
+        (("405", "488", "561"), "2", 2, ""),
+        (("405", "488", "561"), 2, 2, ""),
+        (("1", "2", "3"), "2", 1, "channel 1 of 3 by its name 2 is taken"),
+        (("1", "2", "3"), "3", 2, ""),
+        (("1", "2", "3"), 2, 2, ""),
+        (("0", "1", "2"), "2", 2, ""),
+        ((), "2", 2, ""),
+    ],
+)
+def test_a_channel_whose_name_is_a_number(names: tuple[str, ...], asked: int | str, place: int, told: str) -> None:
+    planes = choose_planes("C", (3,), PlaneChoice(asked), names)
+    assert planes.places == ((place,),)
+    assert told in planes.told and bool(planes.told) == bool(told)
+
+
+def test_a_number_that_is_neither_name_nor_index() -> None:
+    for asked in ("640", 488, "-1"):
+        with pytest.raises(InputError, match=f"no channel {asked}: it has 2, .*; its channels are 405, 488$"):
+            choose_planes("C", (2,), PlaneChoice(asked), ("405", "488"))
+    with pytest.raises(InputError, match="no one channel '1': its channels are 1, 1"):
+        choose_planes("C", (2,), PlaneChoice("1"), ("1", "1"))
+    with pytest.raises(InputError, match="no channel GFP: it has 2"):  # names that are more than the channels
+        choose_planes("C", (2,), PlaneChoice("GFP"), ("DAPI", "Phase", "GFP"))
+
+
+@pytest.mark.parametrize(
     ("axes", "sizes", "choice", "told"),
     [
         ("C", (3,), PlaneChoice(channel=3), "no channel 3: it has 3, counted from 0"),
@@ -68,12 +97,12 @@ def test_what_an_image_has_not(axes: str, sizes: tuple[int, ...], choice: PlaneC
 
 
 def test_texts_of_a_command_line() -> None:
-    assert choice_of_texts("1", "max", "all") == PlaneChoice(1, "max", "all")
+    assert choice_of_texts("1", "max", "all") == PlaneChoice("1", "max", "all")
     assert choice_of_texts(" GFP ", "12", None) == PlaneChoice("GFP", 12, None)
     for texts, told in (
         ((None, "top", None), "z 'top': give an index, counted from 0, or max or middle"),
         ((None, None, "max"), "frame 'max'"),
-        (("-1", None, None), "channel -1"),
+        ((None, "-1", None), "z -1"),
         ((None, "1.5", None), "z '1.5'"),
     ):
         with pytest.raises(InputError) as error:

@@ -7,6 +7,7 @@ import re
 import shutil
 import struct
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -20,7 +21,7 @@ import tifffile
 from kernel.data.mask_files.ome_zarr import read_ome_zarr
 from kernel.errors import InputError
 from kernel.images.pixel_size import PixelSize, ome_pixel_size, pixel_size
-from kernel.images.planes import PlaneChoice, count_frames
+from kernel.images.planes import PlaneChoice, choice_of_texts, count_frames
 from kernel.images.reading import read_image
 from kernel.images.stacks import BIOIO_READERS, open_stack, read_picture, zarr_oddity
 
@@ -36,13 +37,13 @@ def write_imagej(path: Path, **more: Any) -> None:
     )  # fmt: skip
 
 
-def write_ome(path: Path, **more: Any) -> None:
+def write_ome(path: Path, names: Sequence[str] = ("DAPI", "Phase", "GFP"), **more: Any) -> None:
     size = {"PhysicalSizeX": 650, "PhysicalSizeXUnit": "nm", "PhysicalSizeY": 0.65}
     tifffile.imwrite(
         path,
         VALUES,
         ome=True,
-        metadata={"axes": "TCZYX", **size, "Channel": {"Name": ["DAPI", "Phase", "GFP"]}},
+        metadata={"axes": "TCZYX", **size, "Channel": {"Name": [*names]}},
         **more,
     )
 
@@ -237,6 +238,20 @@ def test_channels_by_the_names_of_ome(tmp_path: Path) -> None:
     np.testing.assert_array_equal(picture.image_bgr[..., 0], VALUES[0, 1, 0])
 
 
+def test_channels_by_wavelengths(tmp_path: Path) -> None:
+    """In OME-TIFF, and in OME-Zarr, where writers may leave them numbers."""
+    write_ome(tmp_path / "a.ome.tif", ["405", "488", "1"])
+    write_zarr(tmp_path / "a.zarr")
+    metadata = tmp_path / "a.zarr" / ".zattrs"
+    told = json.loads(metadata.read_text())
+    metadata.write_text(json.dumps(told | {"omero": {"channels": [{"label": name} for name in (405, 488, 1)]}}))
+    for name in ("a.ome.tif", "a.zarr"):
+        for asked, channel in (("488", 1), ("1", 2), ("2", 2), ("0", 0)):
+            picture = read_picture(tmp_path / name, choice_of_texts(asked, "0", "0"))
+            np.testing.assert_array_equal(picture.image_bgr[..., 0], VALUES[0, channel, 0])
+            assert ("channel 2 of 3 by its name 1 is taken" in picture.told) == (asked == "1")
+
+
 @pytest.mark.parametrize("bits", [np.uint8, np.uint16, np.float32])
 def test_one_plane_is_read_as_ever(tmp_path: Path, bits: type) -> None:
     plane = (VALUES[0, 0, 0].astype(bits) * (1 if bits == np.uint8 else 7)).astype(bits)
@@ -286,6 +301,45 @@ def test_samples_are_channels_where_one_is_asked_for(tmp_path: Path, planar: str
         np.testing.assert_array_equal(picture.image_bgr[..., 2], VALUES[0, channel, 0])
     colours = read_picture(tmp_path / "samples.tif", ANY).image_bgr
     np.testing.assert_array_equal(colours[..., ::-1], np.moveaxis(VALUES[0, :, 0], 0, -1))
+
+
+@pytest.mark.parametrize("more", [{}, {"compression": "zlib"}, {"byteorder": ">"}])
+@pytest.mark.parametrize("axes", ["YXZ", "YZX", "XYZ", "ZXY", "yxz", "XY"])
+def test_planes_that_lie_across_pages(tmp_path: Path, axes: str, more: dict[str, str]) -> None:
+    """As tifffile writes an array as it is, with the axes that it is told: a page is of other axes than rows, columns.
+
+    Where Y comes first, there are as many pages as planes.
+    """
+    stack = VALUES[0].reshape(-1, 11, 13)[:11].transpose(1, 2, 0)  # Y, X, Z of 11, 13, 11
+    plane = stack[..., 5] if axes != "XY" else stack[..., 0]
+    values = stack.transpose(["YXZ".index(axis) for axis in axes.upper()]) if axes != "XY" else plane.T
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="minisblack", metadata={"axes": axes}, **more)
+    picture = read_picture(tmp_path / "a.tif", ANY)
+    np.testing.assert_array_equal(picture.image_bgr, np.repeat(plane[..., None], 3, axis=2))
+    assert ("z 5 of 11 is taken" in picture.told) == (axes != "XY")
+
+
+def test_colours_that_a_text_calls_channels(tmp_path: Path) -> None:
+    """They are shown as every program shows them; samples that are no colours are channels."""
+    colours = VALUES[0].transpose(1, 2, 3, 0)  # Z, Y, X, C
+    tifffile.imwrite(tmp_path / "rgb.tif", colours[0], photometric="rgb", metadata={"axes": "YXC"})
+    np.testing.assert_array_equal(read_picture(tmp_path / "rgb.tif", ANY).image_bgr[..., ::-1], colours[0])
+    tifffile.imwrite(tmp_path / "stack.tif", colours, photometric="rgb", metadata={"axes": "ZYXC"})
+    np.testing.assert_array_equal(read_picture(tmp_path / "stack.tif", ANY).image_bgr[..., ::-1], colours[2])
+    gray = {"photometric": "minisblack", "planarconfig": "contig"}
+    tifffile.imwrite(tmp_path / "channels.tif", colours[0], metadata={"axes": "YXC"}, **gray)
+    for name in ("rgb.tif", "channels.tif"):
+        picture = read_picture(tmp_path / name, PlaneChoice(channel=1))
+        np.testing.assert_array_equal(picture.image_bgr[..., 0], colours[0, ..., 1])
+    assert "channel 0 of 3" in read_picture(tmp_path / "channels.tif", ANY).told
+
+
+@pytest.mark.parametrize("axes", ["ZXC", "YXYX"])
+def test_axes_without_a_plane_are_refused(tmp_path: Path, axes: str) -> None:
+    values = VALUES[0, 0] if len(axes) == 3 else VALUES[0]
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="minisblack", metadata={"axes": axes})
+    with pytest.raises(InputError, match=rf"a\.tif: its axes are {axes}, and one should be Y and one X"):
+        read_picture(tmp_path / "a.tif", ANY)
 
 
 def test_pages_without_a_meaning(tmp_path: Path) -> None:
@@ -489,6 +543,16 @@ def test_what_to_install_for_a_microscopes_own_format(
         read_picture(tmp_path / f"cells{ending}", ANY)
 
 
+class FakeDims:
+    order = "TCZYX"
+
+    def __init__(self, channels: int = 3):
+        self.channels = channels
+
+    def __getitem__(self, letter: str) -> tuple[int, ...]:
+        return (self.channels if letter == "C" else VALUES.shape["TCZYX".index(letter)],)
+
+
 class FakeImage:
     """As `bioio.BioImage`: of its attributes those that are used, with the types that it has there."""
 
@@ -496,15 +560,14 @@ class FakeImage:
     channel_names = [np.str_("DAPI"), np.str_("Phase"), np.str_("GFP")]  # noqa: RUF012
     physical_pixel_sizes = SimpleNamespace(Z=1.0, Y=0.62, X=0.62)
 
-    class dims:
-        order = "TCZYX"
-
-        def __class_getitem__(cls, letter: str) -> tuple[int, ...]:
-            return (VALUES.shape["TCZYX".index(letter)],)
+    dims = FakeDims()
 
     def __init__(self, path: Path, reader: object):
         if path.read_bytes() == b"damaged":
             raise UnsupportedFileFormatError("bioio-czi does not support the image")
+        if path.read_bytes() == b"one channel":
+            self.channel_names = [np.str_("488")]
+            self.dims = FakeDims(channels=1)
 
     def get_image_dask_data(self, order: str, **places: int) -> Any:
         assert order == "YX"
@@ -531,6 +594,9 @@ def test_a_microscopes_own_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     picture = read_picture(tmp_path / "a.CZI", PlaneChoice("phase", "max", 1))
     np.testing.assert_array_equal(picture.image_bgr[..., 0], VALUES[1, 1].max(axis=0))
     assert picture.pixel == PixelSize(0.62, 0.62, "bioio-czi") and "first of its 2 scenes" in picture.told
+    (tmp_path / "one.czi").write_bytes(b"one channel")
+    picture = read_picture(tmp_path / "one.czi", choice_of_texts("488", "1", "1"))
+    np.testing.assert_array_equal(picture.image_bgr[..., 0], VALUES[1, 0, 1])
     (tmp_path / "b.czi").write_bytes(b"damaged")
     with pytest.raises(InputError, match=r"b\.czi by bioio-czi"):
         read_picture(tmp_path / "b.czi", ANY)
