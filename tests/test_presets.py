@@ -178,6 +178,19 @@ def test_the_table_of_a_model_card() -> None:
     assert "not measured" in describe_card(nothing, {})[-1]
 
 
+def test_the_intervals_of_a_card_are_over_wells_where_these_are_known() -> None:
+    """Ten images of each of two wells tell no more than two; images of which no well is known are alone."""
+    scores = [0.2 + 0.01 * place for place in range(10)] + [0.6 + 0.01 * place for place in range(10)]
+    alone = [result_of("cort", score) for score in scores]
+    wells = [replace(one, group=f"Vessel-1_A{place // 10}") for place, one in enumerate(alone)]
+    by_image, by_well, mixed = (card_of(results) for results in (alone, wells, [*wells[:10], *alone[10:]]))
+    assert by_image["score"] == by_well["score"] == mixed["score"] == 0.445
+    assert (by_well["low"], by_well["high"]) == (0.245, 0.645)  # the means of the wells
+    assert 0.3 < by_image["low"] < by_image["high"] < 0.6 and mixed["low"] < by_image["low"]
+    one = card_of([replace(result, group="Vessel-1_A1") for result in alone])
+    assert (one["score"], one["low"], one["high"], one["types"]["cort"]["low"]) == (0.445, None, None, None)
+
+
 def test_a_card_is_of_unseen_images_where_there_are_any(own: ShippedMembers) -> None:
     unseen = [result_of("cort", 0.4, 2.0), result_of("cort", 0.5)]
     seen = [replace(result_of(kind, 0.9, 9.0), seen_by=("htc",)) for kind in ("cort", "astro", "astro")]

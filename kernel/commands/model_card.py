@@ -19,7 +19,7 @@ def card_of(results: Sequence[ImageResult]) -> dict[str, Any]:
     """What a model card says of a preset, by scored images: as in `kernel.manifest.presets`.
 
     Where some images were learned from and others were not, only the latter count. Intervals hold 95 %, by a percentile
-    bootstrap over images; a bound of fewer than two images is None.
+    bootstrap over wells or samples, or over images where these are not known; a bound of fewer than two is None.
     """
     unseen = [result for result in results if not result.seen_by]
     counted = unseen or results
@@ -43,9 +43,10 @@ def score_of(results: Sequence[ImageResult]) -> dict[str, Any]:
     """The mean score of some images, its interval, and their number."""
     import numpy as np
 
-    from kernel.tuning.choosing import estimate_mean
+    from kernel.tuning.choosing import estimate_mean, number_units
 
-    found = estimate_mean(np.array([result.score for result in results]))
+    units = number_units([result.group or number for number, result in enumerate(results)])
+    found = estimate_mean(np.array([result.score for result in results]), units=units)
     values = {"score": found.mean, "low": found.low, "high": found.high}
     return {
         **{key: None if math.isnan(value) else round(value, 4) for key, value in values.items()},

@@ -15,7 +15,7 @@ from kernel.data.mask_files.forms import MASK_FORMS
 from kernel.data.prepare import prepare
 from kernel.data.prepare_report import REPORT_NAME
 from kernel.data.prepared import PREPARED_NAME, SHOWN_FOLDER
-from kernel.data.sources import Showing, Source, read_competition, read_pseudo_labels
+from kernel.data.sources import Showing, Source, read_competition, read_pseudo_labels, with_samples
 from kernel.data.splits import FOLDS_NAME, SPLIT_NAMES
 from kernel.errors import InputError
 from kernel.images.planes import ALL_FRAMES, choice_of_texts
@@ -143,7 +143,7 @@ def run_prepare(options: argparse.Namespace) -> None:
     """Prepare annotated images."""
     from kernel.runtime.limits import usable_processors
 
-    source = read_source(options)
+    source = with_samples(read_source(options), options.cell_types)
     split = split_name(options)
     report = prepare(
         source,
@@ -192,7 +192,7 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
         action=StoreWritten,
         metavar="TYPE|FILE",
         help="with --pseudo-labels, --annotated or --livecell-annotations: the type of all images, or a CSV of id and "
-        "cell_type, or the kernel's summary.json",
+        "cell_type, or the kernel's summary.json; a column sample_id of the CSV says which images belong together",
     )
     parser.add_argument(
         "--member-pixel-size",

@@ -209,7 +209,7 @@ def read_plan(options: argparse.Namespace) -> TuningPlan:
 
 def keep_together(plan: TuningPlan, images: Sequence[AnnotatedImage]) -> TuningPlan:
     """The plan with what each image belongs to, as far as it is known; a warning where all belong to one."""
-    found = {entry.image_id: belongs_to(entry.annotations.sample_id) for entry in images}
+    found = {entry.image_id: belongs_to(entry.annotations) for entry in images}
     groups = {image_id: group for image_id, group in found.items() if group is not None}
     if len(groups) == len(images) > 1 and len(set(groups.values())) == 1:
         LOG.warning(
@@ -217,7 +217,7 @@ def keep_together(plan: TuningPlan, images: Sequence[AnnotatedImage]) -> TuningP
             "counts and everything stays: give images of five wells or more",
             next(iter(groups.values())),
         )
-    torn = torn_groups({entry.image_id: entry.annotations.sample_id for entry in images}, plan.folds or {})
+    torn = torn_groups([entry.annotations for entry in images], plan.folds or {})
     if torn:
         LOG.warning(
             "%d wells or samples lie in several of the folds (%s): each is held out as one, in the fold of its first "

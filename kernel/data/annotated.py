@@ -176,7 +176,7 @@ def list_around_fold(folder: Path, fold: int, folds_csv: Path) -> tuple[list[Ann
     held_out = list_annotated(folder, [fold], folds_csv)
     others = list_annotated(folder, other_folds(folds_csv, fold), folds_csv, warns=False)
     groups = groups_of(held_out)
-    training = [image for image in others if belongs_to(image.annotations.sample_id) not in groups]
+    training = [image for image in others if belongs_to(image.annotations) not in groups]
     if others and not training:
         raise InputError(
             f"{folds_csv}: each of the {len(others)} images that are not in fold {fold} is of a well or sample that is "
@@ -193,7 +193,7 @@ def list_around_fold(folder: Path, fold: int, folds_csv: Path) -> tuple[list[Ann
 
 def groups_of(images: Iterable[AnnotatedImage]) -> set[str]:
     """What these images belong to, as far as it is known."""
-    found = (belongs_to(image.annotations.sample_id) for image in images)
+    found = (belongs_to(image.annotations) for image in images)
     return {group for group in found if group is not None}
 
 
@@ -209,7 +209,7 @@ def _warn_of_folds(images: Sequence[AnnotatedImage], folder: Path, folds_csv: Pa
             "%d of %d images of %s are in no fold of %s, and left out: %s",
             len(nowhere), len(images), folder, folds_csv, first_names(nowhere),
         )  # fmt: skip
-    torn = torn_groups({image.image_id: image.annotations.sample_id for image in images}, fold_of)
+    torn = torn_groups([image.annotations for image in images], fold_of)
     if torn:
         LOG.warning(
             "%d wells or samples lie in several folds of %s, %s: training without a fold leaves out all of their "

@@ -83,7 +83,7 @@ def prepare(
     made = None
     if split and source.images:  # better refused now than at the end
         lost = count_reasons(source.dropped_cells, (), source.dropped_images)
-        made = _split(source.images, lost, split, folds, or_next_best=or_next_best)
+        made = _split(source, source.images, lost, split, folds, or_next_best=or_next_best)
     tasks = [
         dataclasses.replace(image, shown_path=out / SHOWN_FOLDER / f"{image.image_id}.png") if image.showing else image
         for image in source.images
@@ -102,7 +102,7 @@ def prepare(
         report, same_pictures=tuple((name, first) for name, first in same.items() if name != first)
     )
     if split and (same or len(kept) < len(source.images)):
-        made = _split(kept, report.reasons, split, folds, or_next_best=or_next_best, same=same)
+        made = _split(source, kept, report.reasons, split, folds, or_next_best=or_next_best, same=same)
     if made:
         report = dataclasses.replace(report, split=split_record(made))
     write_prepared(out, dataset, f"{source.name}{_PREPARED}")
@@ -128,6 +128,7 @@ def _nothing_left(report: PrepareReport, out: Path) -> str:
 
 
 def _split(
+    source: Source,
     images: Sequence[SourceImage],
     lost: Sequence[ReasonCount],
     name: str,
@@ -136,7 +137,8 @@ def _split(
     or_next_best: bool,
     same: Mapping[str, str] = MappingProxyType({}),
 ) -> Split:
-    """`make_split`; where it fails, the message also says what was left out before, for that may be the cause.
+    """`make_split` of a source's `images`; where it fails, the message also says what was left out before, for that may
+    be the cause.
 
     `same`: of pictures that are the same, the first one's id by each one's.
     """
@@ -144,7 +146,7 @@ def _split(
         SampledImage(image.image_id, image.cell_type, image.sample_id, same.get(image.image_id, "")) for image in images
     ]
     try:
-        return make_split(sampled, name, folds, or_next_best=or_next_best)
+        return make_split(sampled, name, folds, or_next_best=or_next_best, sample_remedy=source.sample_remedy)
     except InputError as error:
         raise InputError("\n".join([str(error), *reason_lines(lost)])) from error
 

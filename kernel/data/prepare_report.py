@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from kernel.data.prepare_image import PreparedResult
+from kernel.data.prepared import PreparedImage
 from kernel.data.sources import DroppedCell, DroppedImage, Source
-from kernel.data.splits import Split
+from kernel.data.splits import Split, sample_of
 from kernel.data.tables import whole_text
 
 REPORT_NAME = "report.json"
@@ -203,7 +204,7 @@ def build_report(source: Source, results: Sequence[PreparedResult]) -> PrepareRe
         empty_masks=empty_masks,
         cells_in_part=tuple(cell for result in results for cell in result.partial),
         reasons=count_reasons(dropped_cells, empty_masks, dropped_images),
-        notes=(*source.notes, *shown_lines(results)),
+        notes=(*source.notes, *shown_lines(results), *sample_lines(written)),
         images_without_annotations=source.images_without_annotations,
         images_without_cells=tuple(image.image_id for image in written if not image.cells),
         same_pictures=(),
@@ -215,6 +216,14 @@ def shown_lines(results: Sequence[PreparedResult]) -> list[str]:
     """How many images members are shown otherwise than their files are, and how."""
     told = Counter(result.told for result in results if result.told)
     return [f"shown to members by {how}: {count} images" for how, count in told.most_common(_SHOWN)]
+
+
+def sample_lines(images: Sequence[PreparedImage]) -> list[str]:
+    """How many images are of no sample that is known."""
+    alone = sum(sample_of(image) is None for image in images)
+    if not alone:
+        return []
+    return [f"sample: nothing says that of {alone} of {len(images)} images, so each of these counts by itself"]
 
 
 def is_report(path: Path) -> bool:

@@ -14,12 +14,19 @@ from typing import Any
 from kernel.data.annotations import WRONGLY_ANNOTATED, BadRow, CellRow, images_of_table, part_empty_rows, read_cell_rows
 from kernel.data.image_names import composed, images_by_name, known_name
 from kernel.data.json_files import read_json
+from kernel.data.splits import COLUMN_REMEDY
 from kernel.data.tables import read_table
 from kernel.errors import InputError
 from kernel.images.planes import PlaneChoice
 from kernel.images.reading import list_images
 from kernel.images.zoom import COMPETITION_PIXEL_UM
 from kernel.settings import CELL_TYPES
+
+#: How samples are told where annotations do not tell them, for messages.
+TABLE_REMEDY = (
+    "give samples in a column sample_id of the CSV of --cell-types, or name images by plate and well (as "
+    "shsy5y_E10-4_Vessel-714_Ph_3)"
+)
 
 
 @dataclass(frozen=True)
@@ -94,6 +101,7 @@ class Source:
     images_without_annotations: tuple[str, ...] = ()
     without_correction: tuple[str, ...] = ()  # images that a folder of corrections should have had, and has not
     notes: tuple[str, ...] = ()  # how something that can be read in two ways was read
+    sample_remedy: str = TABLE_REMEDY  # how its images' samples can be told, for messages
 
 
 def read_competition(folder: Path, astro_fix: Path | None = None) -> Source:
@@ -138,6 +146,7 @@ def read_competition(folder: Path, astro_fix: Path | None = None) -> Source:
         dropped_images=tuple(dropped),
         dropped_cells=tuple(bad),
         images_without_annotations=tuple(stem for stem in paths if stem not in named),
+        sample_remedy=COLUMN_REMEDY,
     )
     return source if astro_fix is None else with_corrections(source, astro_fix)
 
@@ -266,9 +275,28 @@ def cell_type_lookup(given: str, names: Collection[str]) -> Callable[[str], str]
             composed(key): str(image.get("cell_type") or "") for key, image in images.items() if isinstance(image, dict)
         }
     else:
-        table = list(read_table(path, ("cell_type",), "cell types", "a CSV file with the columns id and cell_type"))
-        column = "image" if table and "id" not in table[0].values else "id"  # as predict's images.csv
-        if table and column not in table[0].values:
-            raise InputError(f"{path} lacks the column id; expected a CSV file with the columns id and cell_type")
-        known = {known_name(row.values[column], names): row.values["cell_type"] for row in table}
+        known = {image_id: values["cell_type"] for image_id, values in _type_rows(path, names).items()}
     return lambda image_id: known.get(image_id, "")
+
+
+def _type_rows(path: Path, names: Collection[str]) -> dict[str, dict[str, str]]:
+    """The values of each image's row in a CSV file of cell types; errors as `cell_type_lookup`."""
+    table = list(read_table(path, ("cell_type",), "cell types", "a CSV file with the columns id and cell_type"))
+    column = "image" if table and "id" not in table[0].values else "id"  # as predict's images.csv
+    if table and column not in table[0].values:
+        raise InputError(f"{path} lacks the column id; expected a CSV file with the columns id and cell_type")
+    return {known_name(row.values[column], names): row.values for row in table}
+
+
+def with_samples(source: Source, cell_types: str | None) -> Source:
+    """The same source, its images with the samples that a CSV file of cell types tells in a column sample_id, if any.
+
+    Raises:
+        InputError: as `cell_type_lookup`, which takes the same `cell_types`.
+    """
+    if cell_types is None or cell_types in CELL_TYPES or Path(cell_types).suffix.lower() == ".json":
+        return source
+    rows = _type_rows(Path(cell_types), {image.image_id for image in source.images})
+    told = {image_id: sample_id for image_id, values in rows.items() if (sample_id := values.get("sample_id"))}
+    images = (replace(image, sample_id=told.get(image.image_id, image.sample_id)) for image in source.images)
+    return replace(source, images=tuple(images))

@@ -2,7 +2,8 @@
 
 Pictures of one well resemble each other more than pictures of two: a fold that shares wells with the training images
 promises too much. So no split parts what is known to belong together. The best one needs to know plate and well of
-every image, the next one its sample; the last takes images of which neither is known as being alone.
+every image, the next one its sample; the last takes images of which neither is known as being alone. Where nobody
+says an image's sample, its name may: a plate and well in it is its sample.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import csv
 import re
 import warnings
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 from kernel.data.image_names import known_name
 from kernel.data.tables import read_table, whole_number, whole_text
@@ -27,12 +29,25 @@ SPLIT_NAMES = ("group", "stratified-group", "stratified")
 
 _FOLD_COLUMNS = ("id", "fold", "cell_type", "group")
 
-#: Sample ids that say plate and well: the competition's, as "shsy5y[diff]_E10-4_Vessel-714_Ph_3", where -4 is a place
-#: in the well; and LIVECell's file names, as "BT474_Phase_D3_1", which know the plate by its cell line.
+#: How the samples of a train.csv are told, for messages.
+COLUMN_REMEDY = "fill in the column sample_id (as shsy5y[diff]_E10-4_Vessel-714_Ph_3)"
+
+#: Sample ids, and names of images, that say plate and well: the competition's, as "shsy5y[diff]_E10-4_Vessel-714_Ph_3",
+#: where -4 is a place in the well; and LIVECell's, as "BT474_Phase_D3_1", which know the plate by its cell line.
 _SAMPLE_PATTERNS = (
     re.compile(r"_(?P<well>[A-Z]+\d+)(?:-\d+)?_(?P<plate>Vessel-\d+)(?:_|$)"),
     re.compile(r"^(?P<plate>[^_]+)_Phase_(?P<well>[A-Z]+\d+)(?:_|$)"),
 )
+
+
+class Sampled(Protocol):
+    """An image of which a sample may be known."""
+
+    @property
+    def image_id(self) -> str: ...
+
+    @property
+    def sample_id(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -74,7 +89,14 @@ def plate_and_well(sample_id: str) -> str | None:
     return None
 
 
-def make_split(images: Sequence[SampledImage], name: str, folds: int, *, or_next_best: bool = False) -> Split:
+def make_split(
+    images: Sequence[SampledImage],
+    name: str,
+    folds: int,
+    *,
+    or_next_best: bool = False,
+    sample_remedy: str = COLUMN_REMEDY,
+) -> Split:
     """Distribute images over folds. The result does not depend on the order of `images` and draws nothing.
 
     What belongs together stays together in every split: wells that are known, samples, and pictures that are the same
@@ -87,6 +109,7 @@ def make_split(images: Sequence[SampledImage], name: str, folds: int, *, or_next
             all are.
         folds: how many, at least 2.
         or_next_best: where the split is not possible, take the next one of SPLIT_NAMES that is, with a warning.
+        sample_remedy: how the images' samples can be told, for messages.
 
     Raises:
         InputError: fewer than 2 folds, fewer images than folds, or the split is not possible.
@@ -103,22 +126,24 @@ def make_split(images: Sequence[SampledImage], name: str, folds: int, *, or_next
     images = sorted(images, key=lambda image: image.image_id)
     copies = [image for image in images if image.same_as not in ("", image.image_id)]
     try:
-        return _with_copies(_split_different(set(images) - set(copies), name, folds, or_next_best), copies)
+        different = _split_different(set(images) - set(copies), name, folds, or_next_best, sample_remedy)
+        return _with_copies(different, copies)
     except InputError as error:
         if not copies:
             raise
         try:  # with copies counted, a cell type may have images enough to be balanced
-            return _split_different(_in_samples(images), name, folds, or_next_best)
+            return _split_different(_in_samples(images), name, folds, or_next_best, sample_remedy)
         except InputError:
             raise error from None
 
 
 def _in_samples(images: Sequence[SampledImage]) -> list[SampledImage]:
     """The images, those that are one picture being of one sample: the first one's, or one of their own."""
-    sample_of = {image.image_id: image.sample_id for image in images}
+    sample_ids = {image.image_id: image.sample_id for image in images}
     first = {image.same_as for image in images if image.same_as not in ("", image.image_id)}
     return [
-        replace(image, sample_id=sample_of.get(own, "") or f"picture {own}") if own in first else image
+        # What the first one's name says of its plate and well, it says with an end of its own, too.
+        replace(image, sample_id=sample_ids.get(own, "") or f"{own}_picture") if own in first else image
         for image in images
         for own in [image.same_as or image.image_id]
     ]
@@ -131,7 +156,9 @@ def _with_copies(split: Split, copies: Sequence[SampledImage]) -> Split:
     return replace(split, rows=tuple(sorted([*split.rows, *of_copies], key=lambda row: row.image_id)))
 
 
-def _split_different(given: Collection[SampledImage], name: str, folds: int, or_next_best: bool) -> Split:
+def _split_different(
+    given: Collection[SampledImage], name: str, folds: int, or_next_best: bool, sample_remedy: str
+) -> Split:
     """`make_split` of images that are all different."""
     images = sorted(given, key=lambda image: image.image_id)
     if len(images) < folds:
@@ -146,7 +173,7 @@ def _split_different(given: Collection[SampledImage], name: str, folds: int, or_
             )
             return Split(candidate, folds, rows, tuple(passed_over))
         if not or_next_best or candidate == SPLIT_NAMES[-1]:
-            raise InputError(f"{reason}; {_advice(candidate)}")
+            raise InputError(f"{reason}; {_advice(images, candidate, folds, sample_remedy)}")
         LOG.warning("%s: the next best split is tried", reason)
         passed_over.append(reason)
     raise AssertionError("the loop returns or raises")
@@ -158,15 +185,25 @@ def _try_split(images: Sequence[SampledImage], name: str, folds: int) -> tuple[s
     reason = _obstacle(images, groups, name, folds)
     if reason:
         return reason, groups, []
-    assigned = _assign_folds(images, [belongs_to(image.sample_id) for image in images], name, folds)
+    assigned = _assign_folds(images, [belongs_to(image) for image in images], name, folds)
     if len(set(assigned)) < folds:
         return f"split '{name}' leaves one of the {folds} folds empty", groups, []
     return "", groups, assigned
 
 
-def belongs_to(sample_id: str) -> str | None:
+def well_of(image: Sampled) -> str | None:
+    """The plate and well that an image's sample id says, or its name where it has none; None where that says none."""
+    return plate_and_well(image.sample_id or image.image_id)
+
+
+def sample_of(image: Sampled) -> str | None:
+    """An image's sample: by its id, else the plate and well of its name; None where neither is known."""
+    return image.sample_id or well_of(image)
+
+
+def belongs_to(image: Sampled) -> str | None:
     """What an image is never parted from: its plate and well, else its sample; None where neither is known."""
-    return plate_and_well(sample_id) or sample_id or None
+    return well_of(image) or image.sample_id or None
 
 
 def _count(groups: Sequence[str | None]) -> int:
@@ -174,27 +211,22 @@ def _count(groups: Sequence[str | None]) -> int:
     return len({group for group in groups if group is not None}) + sum(group is None for group in groups)
 
 
-def torn_groups(samples: Mapping[str, str], folds: Mapping[str, int]) -> dict[str, set[int]]:
-    """What belongs together and lies in several folds, with these: a folds.csv may be made elsewhere.
-
-    Args:
-        samples: sample ids by image.
-        folds: by image.
-    """
+def torn_groups(images: Iterable[Sampled], folds: Mapping[str, int]) -> dict[str, set[int]]:
+    """What belongs together and lies in several of the `folds`, with these, by image: they may be made elsewhere."""
     folds_of: dict[str, set[int]] = {}
-    for image_id, sample_id in samples.items():
-        group = belongs_to(sample_id)
-        if group is not None and image_id in folds:
-            folds_of.setdefault(group, set()).add(folds[image_id])
+    for image in images:
+        group = belongs_to(image)
+        if group is not None and image.image_id in folds:
+            folds_of.setdefault(group, set()).add(folds[image.image_id])
     return {group: found for group, found in folds_of.items() if len(found) > 1}
 
 
 def _groups(images: Sequence[SampledImage], name: str) -> list[str | None]:
     if name == "group":
-        return [plate_and_well(image.sample_id) for image in images]
+        return [well_of(image) for image in images]
     if name == "stratified-group":
-        return [image.sample_id or None for image in images]
-    return [belongs_to(image.sample_id) for image in images]
+        return [sample_of(image) for image in images]
+    return [belongs_to(image) for image in images]
 
 
 def _obstacle(images: Sequence[SampledImage], groups: Sequence[str | None], name: str, folds: int) -> str:
@@ -203,12 +235,12 @@ def _obstacle(images: Sequence[SampledImage], groups: Sequence[str | None], name
         lacking = [image for image, group in zip(images, groups, strict=True) if group is None]
         if lacking:
             first = lacking[0]
-            named = f"'{first.sample_id}', which says no plate and well" if first.sample_id else "empty"
+            named = f"'{first.sample_id}', which" if first.sample_id else "empty, and its name"
             return (
                 f"split '{name}' needs the sample id of every image, and {len(lacking)} of {len(images)} lack it: "
-                f"that of '{first.image_id}' is {named}"
+                f"that of '{first.image_id}' is {named} says no plate and well"
             )
-    count = _count([belongs_to(image.sample_id) for image in images])
+    count = _count([belongs_to(image) for image in images])
     if count < folds:
         what = "plates and wells" if name == "group" else "plates, wells and samples"
         return f"split '{name}' keeps {what} together, and there are only {count} for {folds} folds"
@@ -219,14 +251,20 @@ def _obstacle(images: Sequence[SampledImage], groups: Sequence[str | None], name
     return ""
 
 
-def _advice(name: str) -> str:
-    if name == "stratified":
-        return "ask for fewer folds (--folds), or make none (--split none)"
-    others = " or ".join(f"'{other}'" for other in SPLIT_NAMES[SPLIT_NAMES.index(name) + 1 :])
-    return (
-        f"fill in the column sample_id (as shsy5y[diff]_E10-4_Vessel-714_Ph_3), choose the split {others} "
-        "or fewer folds, or let the next best split be taken (--or-next-best)"
-    )
+def _advice(images: Sequence[SampledImage], name: str, folds: int, sample_remedy: str) -> str:
+    """What can be done where a split is not possible: of the next ones only those that are possible help."""
+    lacks_samples = name != SPLIT_NAMES[-1] and None in _groups(images, name)
+    told = [sample_remedy if lacks_samples else "ask for fewer folds (--folds)"]
+    others = [
+        f"'{other}'"
+        for other in SPLIT_NAMES[SPLIT_NAMES.index(name) + 1 :]
+        if not _obstacle(images, _groups(images, other), other, folds)
+    ]
+    if others:
+        told += [f"choose the split {' or '.join(others)}", "let the next best split be taken (--or-next-best)"]
+    else:
+        told.append("make none (--split none)")
+    return f"{', '.join(told[:-1])}, or {told[-1]}"
 
 
 def _assign_folds(images: Sequence[SampledImage], groups: Sequence[str | None], name: str, folds: int) -> list[int]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from kernel.data.annotated import AnnotatedImage
+from kernel.data.splits import belongs_to
 from kernel.ensemble.ensemble import Ensemble, Prediction
 from kernel.errors import InputError
 from kernel.log import LOG
@@ -40,6 +41,7 @@ class ImageResult:
     level_counts: tuple[int, ...]  # confident positions per FPN level
     fold: int | None = None  # out of fold: that of the image, which the ensemble has not seen
     seen_by: tuple[str, ...] = ()  # members that have learned from the image
+    group: str | None = None  # what it belongs to, as its well (`belongs_to`); None: not known, it is alone
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,6 +137,7 @@ def score_masks(
         seconds=sum(prediction.seconds.values()),
         level_counts=prediction.level_counts,
         fold=fold,
+        group=belongs_to(entry.annotations),
     )
     if watch is not None:
         watch(ScoredImage(entry, result, masks, truth))

@@ -87,7 +87,7 @@ def read_extra_images(
             foreign = classes_without_place(entry, table)
             if entry.image_id in held_out:
                 left_out["the validation fold has them too"] += 1
-            elif belongs_to(entry.annotations.sample_id) in held_out_groups:
+            elif belongs_to(entry.annotations) in held_out_groups:
                 left_out["the validation fold has their wells or samples"] += 1
             elif foreign:
                 left_out[f"the detector's {num_classes} classes have no place for {', '.join(foreign)}"] += 1

@@ -105,12 +105,14 @@ def count_small_cells(image: TrainingImage) -> int:
 
 
 def images_digest(images: Sequence[TrainingImage]) -> str:
-    """A hash of all that a training sees of the images, in their order."""
+    """A hash of all that a training sees of the images, and tells of them in its weights, in their order."""
     digest = hashlib.sha256()
     for image in images:
         arrays = (image.image_bgr, image.offsets_yx, image.labels, *image.crops)
         shapes = [array.shape for array in arrays]
-        digest.update(json.dumps([image.name, image.cell_type, shapes]).encode())
+        # Where the size of pixels is not known, runs are the same ones that they were before it counted.
+        pixel = [] if image.pixel_um is None else [image.pixel_um]
+        digest.update(json.dumps([image.name, image.cell_type, shapes, *pixel]).encode())
         for array in arrays:
             digest.update(array.tobytes())
     return digest.hexdigest()

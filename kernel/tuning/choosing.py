@@ -26,7 +26,7 @@ know: they are rather too narrow.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Generic, TypeVar
@@ -153,6 +153,13 @@ def make_candidates(
         raise ValueError("a score is not a finite number")
     distances = np.abs(positions - current_position).sum(axis=1)
     return Candidates(scores, smooth(scores, positions), distances, current, units)
+
+
+def number_units(groups: Sequence[Hashable]) -> np.ndarray:
+    """(n,) int64, the unit of each of n images by what it belongs to: numbers rise from image to image where each is
+    alone."""
+    numbers: dict[Hashable, int] = {}
+    return np.array([numbers.setdefault(group, len(numbers)) for group in groups], dtype=np.int64)
 
 
 def add_up(values: np.ndarray, units: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from kernel.errors import InputError
-from kernel.tuning.choosing import REPEATS, SIGNIFICANCE, draw_folds
+from kernel.tuning.choosing import REPEATS, SIGNIFICANCE, draw_folds, number_units
 from kernel.tuning.threshold_grid import DEFAULT_GRID, ThresholdGrid
 
 SearchName = Literal["grid", "optuna"]
@@ -41,9 +41,8 @@ def groups_of(image_ids: Sequence[str], plan: TuningPlan) -> list[str]:
 
 
 def units_of(image_ids: Sequence[str], plan: TuningPlan) -> np.ndarray:
-    """(n,) int64: images of one number belong together. Numbers rise from image to image where each is alone."""
-    numbers: dict[str, int] = {}
-    return np.array([numbers.setdefault(group, len(numbers)) for group in groups_of(image_ids, plan)], dtype=np.int64)
+    """(n,) int64: images of one number belong together, as `number_units` numbers them."""
+    return number_units(groups_of(image_ids, plan))
 
 
 def folds_of(image_ids: Sequence[str], plan: TuningPlan) -> tuple[np.ndarray, bool]:

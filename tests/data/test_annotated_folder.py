@@ -45,6 +45,7 @@ from kernel.data.mask_files.ome_zarr import read_ome_zarr
 from kernel.data.mask_files.rings import fill_rings
 from kernel.data.mask_files.seg_npy import ArrayUnpickler, array_or_value, read_seg_npy
 from kernel.data.mask_files.taken import TakenPlane
+from kernel.data.splits import read_folds, torn_groups
 from kernel.errors import InputError
 from kernel.export.folder import image_file, image_rows, write_image
 from kernel.export.inputs import list_inputs
@@ -869,6 +870,37 @@ def test_types_by_folder_by_table_and_by_default(tmp_path: Path, capsys: pytest.
     assert types() == {"a": "astro", "b": "cort", "c": "astro"}
     table.write_text("name,cell_type\na,cort\n", encoding="utf-8")
     assert main(["prepare", "--annotated", str(folder), "--cell-types", str(table), "--out", str(tmp_path / "no")]) == 2
+
+
+def test_wells_are_told_by_names_or_by_the_table_of_types(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where nothing tells an image's well or sample, that is said, and what is advised is possible."""
+    wells = [f"shsy5y_{well}-{place}_Vessel-714_Ph_3" for well in ("E10", "E11", "F1") for place in (1, 2, 3)]
+    names = [*wells, "alone1", "alone2"]
+    folder, out = tmp_path / "in", tmp_path / "out"
+    for number, name in enumerate(names):
+        write_png(folder / f"{name}.png", draw_image(number, GRID))
+        write_png(folder / f"{name}_masks.png", grid_labels())
+    words = ("--annotated", folder, "--folds", 3)
+    prepared_cells(*words, "--split", "stratified", out)
+    assert "sample: nothing says that of 2 of 11 images, so each of these counts by itself\n" in capsys.readouterr().out
+    folds = read_folds(out / "folds.csv")
+    assert set(folds.values()) == {0, 1, 2}
+    assert not torn_groups([image.annotations for image in list_annotated(out)], folds)
+    assert all(len({folds[name] for name in wells[start : start + 3]}) == 1 for start in (0, 3, 6))
+
+    group = [str(word) for word in (*words, "--split", "group", "--out", out)]
+    assert main(["prepare", *group]) == 2
+    advice = "'alone1' is empty, and its name says no plate and well; give samples in a column sample_id of the CSV of "
+    assert advice in (told := capsys.readouterr().err) and "choose the split 'stratified', or let the next" in told
+
+    table = tmp_path / "types.csv"
+    rows = "".join(f"{name}.png,cort,{'dish 1' if name in names[8:] else ''}\n" for name in names)
+    table.write_text(f"id,cell_type,sample_id\n{rows}", encoding="utf-8")
+    prepared_cells(*words, "--split", "stratified-group", "--cell-types", table, out)
+    assert "sample:" not in capsys.readouterr().out
+    folds = read_folds(out / "folds.csv")
+    assert len({folds[name] for name in names[8:]}) == 1  # what the table says counts instead of the name
+    assert {image.annotations.sample_id for image in list_annotated(out)} == {"", "dish 1"}
 
 
 def test_types_of_names_that_predict_writes_with_an_apostrophe(tmp_path: Path) -> None:

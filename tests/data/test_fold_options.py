@@ -148,11 +148,11 @@ def test_thresholds_of_other_cell_types_are_not_tuned(folders: tuple[Path, Path]
 def torn_folds(data: Path, path: Path) -> dict[str, int]:
     """A folds.csv made elsewhere that puts the images of each well into two folds, but for the last well's."""
     images = list_annotated(data)
-    wells = list(dict.fromkeys(belongs_to(image.annotations.sample_id) for image in images))
+    wells = list(dict.fromkeys(belongs_to(image.annotations) for image in images))
     assert len(wells) >= 3 and None not in wells
     folds = {}
     for number, image in enumerate(images):
-        well = belongs_to(image.annotations.sample_id)
+        well = belongs_to(image.annotations)
         folds[image.image_id] = 1 if well == wells[-1] else number % 2
     write_folds(path, [FoldRow(image_id, fold, "", "") for image_id, fold in folds.items()])
     return folds
@@ -167,7 +167,7 @@ def test_wells_that_folds_made_elsewhere_tear_are_not_on_both_sides(
     raw, _ = folders
     folds_csv, out = tmp_path / "folds.csv", tmp_path / "member.safetensors"
     folds = torn_folds(raw, folds_csv)
-    wells = {image.image_id: belongs_to(image.annotations.sample_id) for image in list_annotated(raw)}
+    wells = {image.image_id: belongs_to(image.annotations) for image in list_annotated(raw)}
     assert train_command(raw, out, "--fold", "0", "--folds-csv", folds_csv) == 0
     (trained,) = trained_on
     names = {image.name for image in trained}
@@ -199,9 +199,9 @@ def test_where_no_image_of_another_well_is_left_it_is_told(
 def test_extra_images_of_held_out_wells_are_left_out(folders: tuple[Path, Path]) -> None:
     raw, _ = folders
     images = list_annotated(raw)
-    group = belongs_to(images[0].annotations.sample_id)
+    group = belongs_to(images[0].annotations)
     assert group is not None
     classes = images[0].class_names
     extra = read_extra_images([raw], 100, 0, classes, 3, {images[0].image_id}, {group})
-    expected = {image.image_id for image in images if belongs_to(image.annotations.sample_id) != group}
+    expected = {image.image_id for image in images if belongs_to(image.annotations) != group}
     assert {image.name for image in extra} == expected and expected

@@ -98,11 +98,16 @@ def test_missing_sample_ids_are_told_with_what_to_do() -> None:
     with pytest.raises(InputError) as told:
         make_split(images, "group", 5)
     message = str(told.value)
-    for part in ("2 of 90", "'image007'", "sample_id", "'stratified-group' or 'stratified'", "--or-next-best"):
+    for part in ("2 of 90", "'image007'", "sample_id", "choose the split 'stratified', or", "--or-next-best"):
         assert part in message
+    with pytest.raises(InputError, match=r"its name says no plate and well; tell them, choose the split 'stratified',"):
+        make_split(images, "group", 5, sample_remedy="tell them")
     with pytest.raises(InputError, match="split 'stratified-group' needs the sample id of every image"):
         make_split(images, "stratified-group", 5)
     assert make_split(images, "stratified", 5).name == "stratified"
+    images[7], images[9] = (replace(images[place], sample_id="mouse 3") for place in (7, 9))
+    with pytest.raises(InputError, match="choose the split 'stratified-group' or 'stratified', or let"):
+        make_split(images, "group", 5)
 
 
 def test_the_next_best_split_if_asked(caplog: pytest.LogCaptureFixture) -> None:
@@ -221,12 +226,48 @@ def test_no_split_tears_what_is_known_to_belong_together(name: str) -> None:
     folds_of = defaultdict(set)
     split = make_split(images, name, 5)
     for image, row in zip(sorted(images, key=lambda image: image.image_id), split.rows, strict=True):
-        folds_of[belongs_to(image.sample_id) or image.image_id].add(row.fold)
+        folds_of[belongs_to(image) or image.image_id].add(row.fold)
     assert len(folds_of) == 18 + 10 * (name != "group") + 15 * (name == "stratified")
     assert all(len(folds) == 1 for folds in folds_of.values())
-    assert not torn_groups(
-        {image.image_id: image.sample_id for image in images}, {row.image_id: row.fold for row in split.rows}
-    )
+    assert not torn_groups(images, {row.image_id: row.fold for row in split.rows})
+
+
+def named_by_wells(count: int = 90) -> list[SampledImage]:
+    """The images of `sampled`, whose names alone say what their sample ids said."""
+    return [
+        replace(image, image_id=f"{image.sample_id}_{number:02d}", sample_id="")
+        for number, image in enumerate(sampled(count))
+    ]
+
+
+@pytest.mark.parametrize("name", SPLIT_NAMES)
+def test_wells_that_only_names_tell_stay_together(name: str) -> None:
+    images = named_by_wells()
+    if name == "stratified":
+        images += [SampledImage(f"alone{index:02d}", "astro", "") for index in range(15)]
+    if name != "group":  # what somebody says of an image counts instead of its name
+        images += [replace(image, image_id=f"{image.image_id}_b", sample_id="mouse 3") for image in images[:6]]
+    folds_of = defaultdict(set)
+    for row in make_split(images, name, 5).rows:
+        told = "mouse 3" if row.image_id.endswith("_b") else plate_and_well(row.image_id)
+        assert row.group == (told or "")
+        folds_of[told or row.image_id].add(row.fold)
+    assert len(folds_of) == 18 + (name != "group") + 15 * (name == "stratified")
+    assert all(len(folds) == 1 for folds in folds_of.values())
+
+
+def test_copies_of_a_picture_whose_name_tells_its_well() -> None:
+    """With its copies counted a type is in each fold; they are of the well that the first one's name tells."""
+    first = [SampledImage(f"BT474_Phase_A1_{place}_00d00h00m_1", "cort", "") for place in (1, 2)]
+    others = [SampledImage(f"x_C{index}-1_Vessel-7_Ph_1", f"type{index}", "") for index in range(3)]
+    copies = [SampledImage(f"z{index}", "cort", "", same_as=first[0].image_id) for index in range(3)]
+    for name in SPLIT_NAMES:
+        split = make_split([*first, *others, *copies], name, 3)
+        fold_of = {row.image_id: row.fold for row in split.rows}
+        assert split.name == name and set(fold_of.values()) == {0, 1, 2}
+        assert len({fold_of[image.image_id] for image in (*first, *copies)}) == 1
+    groups = {row.image_id: row.group for row in split.rows}
+    assert {groups[image.image_id] for image in (*first, *copies)} == {"BT474_A1"}
 
 
 def test_torn_groups_of_folds_made_elsewhere() -> None:
@@ -237,10 +278,13 @@ def test_torn_groups_of_folds_made_elsewhere() -> None:
         "d": "mouse 3",
         "e": "",
         "f": "",
+        "cort_B1-1_Vessel-1_Ph_1": "",
+        "cort_B1-2_Vessel-1_Ph_1": "",
     }
-    folds = {"a": 0, "b": 1, "c": 2, "d": 2, "e": 0, "f": 1}
-    assert torn_groups(samples, folds) == {"Vessel-1_A1": {0, 1}}
-    assert torn_groups(samples, {"a": 0}) == {} == torn_groups({}, {})
+    images = [SampledImage(image_id, "cort", sample_id) for image_id, sample_id in samples.items()]
+    folds = dict(zip(samples, (0, 1, 2, 2, 0, 1, 2, 0), strict=True))
+    assert torn_groups(images, folds) == {"Vessel-1_A1": {0, 1}, "Vessel-1_B1": {0, 2}}
+    assert torn_groups(images, {"a": 0}) == {} == torn_groups([], {})
 
 
 def test_copies_are_never_parted() -> None:

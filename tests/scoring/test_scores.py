@@ -75,12 +75,14 @@ class FakeEnsemble:
         )
 
 
-def annotated(folder: Path, gray: int, cell_type: str, boxes: list[tuple[int, int, int, int]]) -> AnnotatedImage:
+def annotated(
+    folder: Path, gray: int, cell_type: str, boxes: list[tuple[int, int, int, int]], sample_id: str = ""
+) -> AnnotatedImage:
     """An image of one gray level in a file, with rectangles annotated."""
     path = folder / f"image{gray}.png"
     assert cv2.imwrite(str(path), np.full(SHAPE, gray, np.uint8))
     rles = tuple(encode_rle(np.ones((y2 - y1, x2 - x1), bool), (y1, x1), SHAPE) for x1, y1, x2, y2 in boxes)
-    return AnnotatedImage(path, ImageAnnotations(path.stem, cell_type, SHAPE, rles))
+    return AnnotatedImage(path, ImageAnnotations(path.stem, cell_type, SHAPE, rles, sample_id))
 
 
 def result(
@@ -101,7 +103,7 @@ def result(
 
 def test_images_are_scored_by_the_masks_of_the_submission(tmp_path: Path) -> None:
     images = [
-        annotated(tmp_path, 10, "shsy5y", [FIRST, SECOND]),
+        annotated(tmp_path, 10, "shsy5y", [FIRST, SECOND], "shsy5y_A1-1_Vessel-1_Ph_1"),
         annotated(tmp_path, 20, "cort", [FIRST]),
         annotated(tmp_path, 30, "astro", [FIRST]),
         annotated(tmp_path, 40, "astro", []),
@@ -123,6 +125,7 @@ def test_images_are_scored_by_the_masks_of_the_submission(tmp_path: Path) -> Non
         ("astro", None),
     ]
     assert [(r.cells, r.found_cells) for r in results] == [(2, 3), (1, 2), (1, 0), (0, 0)]
+    assert [r.group for r in results] == ["Vessel-1_A1", None, None, None]
     assert [r.score for r in results] == pytest.approx([2 / 3, 1 / 2, 0, 1])
     assert {(r.counted_type, r.seconds, r.level_counts) for r in results} == {("shsy5y", 2.0, (5, 4, 3, 2, 1))}
 

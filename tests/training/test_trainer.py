@@ -39,7 +39,7 @@ from kernel.training.optimisation import learning_rate_factor, parameter_groups
 from kernel.training.processes import ProcessGroup
 from kernel.training.record import RunRecord
 from kernel.training.run import TrainingRun
-from kernel.training.samples import TrainingImage, collate
+from kernel.training.samples import TrainingImage, collate, images_digest
 from kernel.training.settings import TrainSettings
 from kernel.training.signals import Stops
 from kernel.training.state import save_weights
@@ -543,6 +543,8 @@ def test_all_that_is_trained_on_parts_runs(tmp_path: Path) -> None:
         run_of(replace(image, crops=(crop, *image.crops[1:]))),
         run_of(replace(image, offsets_yx=image.offsets_yx + 1)),
         run_of(replace(image, labels=image.labels - 1)),
+        run_of(replace(image, pixel_um=0.65)),
+        run_of(replace(image, pixel_um=1.3)),
         run_of(image, extra=[image]),
         run_of(image, image),
         run_of(image, init=init),
@@ -554,6 +556,24 @@ def test_all_that_is_trained_on_parts_runs(tmp_path: Path) -> None:
     assert len(set(fingerprints)) == len(fingerprints)
     again = replace(disc_image(0, 64, 3), image_bgr=np.asfortranarray(image.image_bgr))
     assert run_of(again, extra=(), init=None).fingerprint == fingerprints[0]
+
+
+def test_a_finished_member_that_tells_another_size_of_pixels_is_another_runs(tmp_path: Path) -> None:
+    """Images prepared again with another size, of the same pixels: what the weights tell would be the old one."""
+    out = tmp_path / "member.safetensors"
+    run, other = (
+        TrainingRun(tiny_spec("maskrcnn"), TINY, [replace(disc_image(0, 64, 3), pixel_um=pixel_um)], out)
+        for pixel_um in (0.65, 1.3)
+    )
+    save_weights({"weight": torch.zeros(3)}, out, record=run.record(TINY.iterations))
+    assert run.is_complete and not other.is_complete
+    with pytest.raises(InputError, match="is there already, and no state of this run is beside it"):
+        other.refuse_to_overwrite()
+
+
+def test_runs_on_images_of_unknown_pixels_keep_their_fingerprints() -> None:
+    image = TrainingImage(np.zeros((9, 9, 3), np.uint8), (), np.zeros((0, 2), int), np.zeros(0, int), "cort", "a")
+    assert images_digest([image]) == "2faeb143e9020fe0449ec67f954cd74b2e8272ecb2746053db3a189fdd1f9f06"
 
 
 def test_a_log_that_cannot_be_written_is_told(images: list[TrainingImage], tmp_path: Path) -> None:
