@@ -70,9 +70,9 @@ def read_state(path: Path, fingerprint: str) -> RunState:
         raise InputError(f"{path} is no state of a run ({error}): delete it to start anew") from error
     if state.fingerprint != fingerprint:
         raise InputError(
-            f"{path} belongs to a run with other settings, another detector, other weights to start from, or other images "
-            "(the size of their pixels counts, as in earlier versions it did not): resume with the same ones, or start "
-            "anew with another --out (or delete the file)"
+            f"{path} belongs to a run with other settings, another detector, other weights to start from, or other "
+            "images (the size of their pixels counts, which it did not in earlier versions): resume with the same "
+            "ones, or start anew with another --out (or delete the file)"
         )
     return state
 
