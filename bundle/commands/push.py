@@ -93,7 +93,6 @@ def add_options(parser: CommandParser) -> None:
     add_poll_option(parser)
     parser.excludes(["yes", "no_run", "timeout", "ready_timeout", "poll", "check"], ["offline"])
     parser.excludes(["yes", "no_run", "timeout", "ready_timeout", "poll"], ["check"])
-    parser.excludes(["timeout"], ["no_run"])
 
 
 def run(options: argparse.Namespace) -> int:

@@ -732,9 +732,11 @@ def test_submit_heeds_what_fetch_has_found(here: Here) -> None:
     outputs.update(whole)
     assert here.run("submit", "--yes", "--unchecked").returncode == 0 and len(server.submissions) == 1
     assert here.run("fetch").returncode == 0 and here.run("submit", "--yes", "--again").returncode == 0
-    # What is known of another kernel's run, or not well, is not known of this one's.
+    # What is known of another kernel's run, or not well, is not known of this one's. The other's results stay.
     verdict = here.project.out / "runs" / "2" / "verdict.json"
-    for text in (json.dumps({"kernel": "bob/x", "version": 2, "problem": "none"}), "{", "[]", '{"kernel": 1}'):
+    verdict.write_text(json.dumps({"kernel": "bob/x", "version": 2, "problem": "none"}), encoding="utf-8")
+    assert "holds the results of version 2 of bob/x" in told(here.run("submit", "--yes", "--again"), 2)
+    for text in ("{", "[]", '{"kernel": 1}'):
         verdict.write_text(text, encoding="utf-8")
         done = here.run("submit", "--yes", "--again")
         assert done.returncode == 0 and "submission.csv is valid" in done.stdout, done.stderr
@@ -751,8 +753,8 @@ def test_the_results_of_another_kernel_are_not_replaced_untold(here: Here, state
     here.project.edit({}, id="ada/my-other-kernel", title="My other kernel")
     text = told(here.run("fetch"), 2)
     assert (
-        f"{results.parent} holds the results of version 2 of {KERNEL}: --replace puts those of ada/my-other-kernel"
-        in text
+        f"{results.parent} holds the results of version 2 of {KERNEL}: `fetch --replace` puts those of "
+        "ada/my-other-kernel" in text
     )
     assert results.read_bytes() == SUBMISSION
     assert here.run("fetch", "--replace").returncode == 0

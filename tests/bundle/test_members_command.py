@@ -263,7 +263,8 @@ def test_where_to_build_with_a_new_file(manifest: Path, other: Path, capsys: pyt
     assert read_manifest(manifest).members[-1].use_for == ("cort", "cls")
     assert members(manifest, "remove", "htc_v2_best_") == 0
     assert members(manifest, "add", str(other), "--weights-dir", str(other.parent)) == 0
-    assert f"next: build with --weights-dir {other.parent}\n" in capsys.readouterr().out
+    next_step = f"next: `python build_kernel.py --manifest {manifest} --weights-dir {other.parent}`\n"
+    assert next_step in capsys.readouterr().out
 
 
 def test_a_file_for_nobodys_dataset(manifest: Path, other: Path, capsys: pytest.CaptureFixture[str]) -> None:
