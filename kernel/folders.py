@@ -184,7 +184,8 @@ def replace_folder(new: Path, target: Path) -> None:
         try:
             new.rename(target)
         except BaseException:  # on Windows a scanner may have a file of it open; a signal may come just here
-            (away / "old").rename(target)
+            if not target.exists():  # a signal may also come just after the move
+                (away / "old").rename(target)
             raise
 
 

@@ -57,6 +57,30 @@ def test_who_may_read_a_result_is_what_the_umask_says(
         }  # fmt: skip
 
 
+def hold(monkeypatch: pytest.MonkeyPatch, held: Path, reason: str) -> None:
+    """Let a path not be moved, as Windows moves no folder of which a program holds a file."""
+    rename = Path.rename
+
+    def refuse(path: Path, to: Path) -> Path:
+        if path == held:
+            raise PermissionError(13, reason)
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+
+
+def test_a_folder_with_an_open_file_is_told_and_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    new, target = tmp_path / "new", tmp_path / "target"
+    new.mkdir()
+    target.mkdir()
+    (target / "submission.csv").touch()
+    hold(monkeypatch, target, "The process cannot access the file because it is being used by another process")
+    with pytest.raises(InputError, match=r"target cannot be replaced .*used by another process.*close the programs"):
+        replace_folder(new, target)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "target"]
+    assert (target / "submission.csv").exists()
+
+
 def test_a_folder_stays_where_the_new_one_cannot_take_its_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -64,14 +88,7 @@ def test_a_folder_stays_where_the_new_one_cannot_take_its_place(
     for folder in (new, target):
         folder.mkdir()
         (folder / f"of {folder.name}").touch()
-    rename = Path.rename
-
-    def held(path: Path, to: Path) -> Path:
-        if path == new:
-            raise PermissionError(13, "a scanner has a file of it open")
-        return rename(path, to)
-
-    monkeypatch.setattr(Path, "rename", held)
+    hold(monkeypatch, new, "a scanner has a file of it open")
     with pytest.raises(PermissionError, match="scanner"):
         replace_folder(new, target)
     assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == [
@@ -80,6 +97,25 @@ def test_a_folder_stays_where_the_new_one_cannot_take_its_place(
     monkeypatch.undo()
     replace_folder(new, target)
     assert [path.name for path in target.iterdir()] == ["of new"] and list(tmp_path.iterdir()) == [target]
+
+
+def test_a_signal_just_after_the_move_is_not_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    new, target = tmp_path / "new", tmp_path / "result"
+    for folder in (new, target):
+        folder.mkdir()
+        (folder / f"of {folder.name}").touch()
+    rename = Path.rename
+
+    def interrupted(path: Path, to: Path) -> Path:
+        moved = rename(path, to)
+        if path == new:
+            raise KeyboardInterrupt
+        return moved
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        replace_folder(new, target)
+    assert [path.name for path in target.iterdir()] == ["of new"]
 
 
 def test_who_has_no_home_is_told_where_a_cache_may_be(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -212,7 +212,7 @@ def test_one_of_several_processes_touches_its_own_gpu_alone(monkeypatch: pytest.
     for name, value in {"RANK": "2", "LOCAL_RANK": "2", "WORLD_SIZE": "4"}.items():
         monkeypatch.setenv(name, value)
     assert check_device("cuda") == "cuda" and not touched
-    with pytest.raises(InputError, match=r"device cuda:1: .* gives each process one of its own, by --device cuda"):
+    with pytest.raises(InputError, match=r"^device cuda:1: .* gives each process one of its own, by --device cuda"):
         check_device("cuda:1")
     assert ProcessGroup("cuda").device == torch.device("cuda:2")
     assert touched == [torch.device("cuda:2"), "nccl"]

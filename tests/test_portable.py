@@ -25,7 +25,7 @@ from kernel import locks
 from kernel.data import prepare
 from kernel.errors import InputError, RunError
 from kernel.files import whole_file
-from kernel.folders import make_read_only, remove_folder, replace_folder
+from kernel.folders import make_read_only, remove_folder
 from kernel.images.writing import write_image_file
 from kernel.runtime import memory
 from kernel.runtime.journal import Journal
@@ -398,26 +398,6 @@ def test_large_files_are_not_linked_on_windows(
     stage_file(source, tmp_path / "mounts" / "weights")
     assert source.stat().st_nlink == links
     assert (tmp_path / "mounts" / "weights").read_bytes() == b"many"
-
-
-def test_a_folder_with_an_open_file_is_told_and_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Windows moves no folder of which a program holds a file."""
-    new, target = tmp_path / "new", tmp_path / "target"
-    new.mkdir()
-    target.mkdir()
-    (target / "submission.csv").touch()
-    rename = Path.rename
-
-    def held(self: Path, other: Path) -> Path:
-        if self == target:
-            raise PermissionError(13, "The process cannot access the file because it is being used by another process")
-        return rename(self, other)
-
-    monkeypatch.setattr(Path, "rename", held)
-    with pytest.raises(InputError, match=r"target cannot be replaced .*used by another process.*close the programs"):
-        replace_folder(new, target)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "target"]
-    assert (target / "submission.csv").exists()
 
 
 def test_an_image_that_cannot_be_written_is_told(tmp_path: Path) -> None:

@@ -127,25 +127,31 @@ def chosen_version(options: argparse.Namespace, client: KaggleClient) -> KernelV
         InputError: the manifest is wrong, or there is no version yet.
     """
     manifest = read_manifest(options.manifest)
-    kernel, meant = manifest.kernel.id, meant_options(options)
+    kernel = manifest.kernel.id
+    number, record = chosen_number(options, kernel, client)
+    return KernelVersion(manifest, kernel, number, meant_options(options), record)
+
+
+def chosen_number(options: argparse.Namespace, kernel: str, client: KaggleClient) -> tuple[int, PushRecord | None]:
+    """The number of the version, and what was pushed last from here, where that is it; errors as `chosen_version`."""
     if options.version is not None:
         with contextlib.suppress(InputError):  # a damaged note, which this version does not need
             record = read_record(options.out)
             if record is not None and (record.kernel.lower(), record.version) == (kernel.lower(), options.version):
-                return KernelVersion(manifest, kernel, options.version, meant, record)
-        return KernelVersion(manifest, kernel, options.version, meant)
+                return options.version, record
+        return options.version, None
     record = read_record(options.out)
     if record is not None and record.kernel.lower() == kernel.lower():
         if record.version is not None:
-            return KernelVersion(manifest, kernel, record.version, meant, record)
+            return record.version, record
         number = client.last_version(kernel)
         note(f"the answer to the last push was lost: version {number} is meant, Kaggle's last one")
-        return KernelVersion(manifest, kernel, number, meant, record)
+        return number, record
     number = client.last_version(kernel)
     if record is not None:
         where = options.out / PUSHED_NAME
         note(f"{where} is of {record.kernel}: version {number} of {kernel} is meant, Kaggle's last one")
-    return KernelVersion(manifest, kernel, number, meant)
+    return number, None
 
 
 def note(text: str) -> None:
