@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -114,13 +115,24 @@ class ProcessGroup:
                     dist.broadcast(value, 0)
 
     def share_buffers(self, detector: nn.Module) -> None:
-        """Give all processes the mean of their BatchNorm statistics, which each has of its own crops."""
-        if self.size > 1:
-            for value in detector.buffers():
-                if value.is_floating_point():
-                    with with_the_others():
-                        dist.all_reduce(value)
-                    value /= self.size
+        """Give all processes the BatchNorm statistics of all their crops, of which each has those of its own.
+
+        A variance of all counts the means' spread as well, so squares are averaged in its place.
+        """
+        if self.size == 1:
+            return
+        norms: list[Any] = [
+            module for module in detector.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        ]
+        for norm in norms:
+            norm.running_var += norm.running_mean.square()
+        for value in detector.buffers():
+            if value.is_floating_point():
+                with with_the_others():
+                    dist.all_reduce(value)
+                value /= self.size
+        for norm in norms:
+            norm.running_var -= norm.running_mean.square()
 
     def any_of(self, flag: bool) -> bool:
         """Whether `flag` is true in any process: all must stop in the same step."""

@@ -126,6 +126,20 @@ def test_machines_without_a_shared_disk_need_the_state_on_each(tmp_path: Path) -
     assert done.returncode == 0, done.stderr
 
 
+def test_norms_of_several_processes_have_the_variance_of_all_their_crops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Means of 0 and 2 with variances of 1 and 3: all together 1, and 2 within and 1 between."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("torch.distributed.init_process_group", lambda backend, **more: None)
+    group = ProcessGroup("cpu")
+    norms = [torch.nn.BatchNorm2d(1, affine=False) for _ in range(2)]
+    for norm, mean, variance in zip(norms, (0.0, 2.0), (1.0, 3.0), strict=True):
+        norm.running_mean.fill_(mean), norm.running_var.fill_(variance)
+    others = iter([norms[1].running_mean, norms[1].running_var + norms[1].running_mean ** 2])
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda value: value.add_(next(others)))
+    group.share_buffers(norms[0])
+    assert norms[0].running_mean.item() == 1 and norms[0].running_var.item() == pytest.approx(3)
+
+
 def test_processes_wait_for_long_evaluations(monkeypatch: pytest.MonkeyPatch) -> None:
     given = {}
     monkeypatch.setenv("WORLD_SIZE", "2")
