@@ -11,7 +11,7 @@ from pathlib import Path
 
 from kernel.data.annotated import AnnotatedImage
 from kernel.data.learned import MemberRecord, all_pictures, read_member_record
-from kernel.data.pictures import Picture, picture_of
+from kernel.data.pictures import Picture, PictureIndex, picture_of
 from kernel.errors import InputError
 from kernel.files import file_sha256
 from kernel.log import LOG
@@ -168,6 +168,17 @@ class TrainingRun:
                 small, cells, MIN_CELL_PIXELS, named,
             )  # fmt: skip
 
+    def tell_seen(self) -> None:
+        """Say which images of the evaluations the weights to start from have learned from."""
+        learned = PictureIndex(self.learned)
+        seen = [image.image_id for image in self.validation if learned.find(picture_of(image.image_id, image.read()))]
+        if seen:
+            LOG.warning(
+                "%d of the %d images that evaluations score were learned from by %s, so these scores flatter, and so "
+                "does the choice of %s by them: %s",
+                len(seen), len(self.validation), self.init, self.best_path.name, first_names(seen),
+            )  # fmt: skip
+
     def check(self) -> None:
         """Refuse what cannot be trained, before anything is written.
 
@@ -208,5 +219,6 @@ class TrainingRun:
             )
         if self.has_evaluations:
             check_evaluation(self.spec.num_classes, self.validation)
+            self.tell_seen()
         elif self.spec.kind not in MASK_KINDS and (flaw := lacks_classes(self.spec.num_classes)):
             LOG.warning("no ensemble will take this detector, which is good to start from (--init) alone: %s", flaw)

@@ -25,7 +25,7 @@ from kernel.training import evaluation
 from kernel.training.run import TrainingRun
 from kernel.training.samples import read_training_images
 from kernel.training.settings import TrainSettings
-from kernel.training.state import read_state
+from kernel.training.state import read_state, save_weights
 from kernel.training.trainer import train_detector
 
 pytestmark = pytest.mark.usefixtures("wheels_site")
@@ -118,6 +118,24 @@ def test_an_evaluation_is_exact_on_a_gpu_and_training_goes_on_as_before(monkeypa
     with pytest.raises(RunError, match="a fault"):
         evaluation.evaluate_detector(tiny_detector("maskrcnn"), "maskrcnn", [], torch.device("cpu"))
     assert seen == [False] and torch.backends.cudnn.allow_tf32
+
+
+def test_evaluations_on_images_that_the_first_weights_have_learned_from_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_dataset(tmp_path / "data", {"cort": 3}, seed=1, shape=(96, 128))
+    images, annotated = read_training_images(tmp_path / "data"), list_annotated(tmp_path / "data")
+    before = TrainingRun(tiny_spec("maskrcnn"), TINY, images[:2], tmp_path / "before.safetensors")
+    save_weights(tiny_detector("maskrcnn").state_dict(), before.out, False, before.record(4))
+    run = TrainingRun(
+        tiny_spec("maskrcnn"), TINY, images[2:], tmp_path / "after.safetensors", before.out, validation=annotated[:1]
+    )
+    run.check()
+    assert "1 of the 1 images that evaluations score were learned from by" in caplog.text
+    assert annotated[0].image_id in caplog.text and "after.best.safetensors" in caplog.text
+    caplog.clear()
+    replace(run, init=None).check()
+    assert "learned from" not in caplog.text
 
 
 def truncated(image: AnnotatedImage) -> AnnotatedImage:
