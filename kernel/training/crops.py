@@ -18,7 +18,8 @@ NO_AUGMENTATION = Augmentation()
 class CropDataset(Dataset[Sample]):
     """Random crops: sample `index` is a function of the seed and the index alone, whatever worker makes it.
 
-    Cell types come in turn, and each image of a type is equally likely.
+    Each block of as many samples as there are cell types has one of each, in an order of its own: else batches, and
+    processes, would meet the same few types again and again. Each image of a type is equally likely.
 
     Args:
         images: of the competition's types; those without cells teach what is none.
@@ -58,7 +59,7 @@ class CropDataset(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         rng = np.random.default_rng((self.seed, index))
-        images = self.extra if self.is_extra(index) else self.by_type[sorted(self.by_type)[index % len(self.by_type)]]
+        images = self.extra if self.is_extra(index) else self.by_type[self.cell_type(index)]
         image = images[rng.integers(len(images))]
         height, width = image.image_bgr.shape[:2]
         may_paste = self.paste_chance > 0 and image.cell_type == "cort"
@@ -67,8 +68,7 @@ class CropDataset(Dataset[Sample]):
         for _ in range(CROP_TRIES):
             turn = self.augmentation.draw_turn(rng)
             side = turn.side(self.crop_size)
-            top = int(rng.integers(max(height - side, 0) + 1))
-            left = int(rng.integers(max(width - side, 0) + 1))
+            top, left = (self.augmentation.draw_start(rng, length, side) for length in (height, width))
             flips = (bool(rng.integers(2)), bool(rng.integers(2)))
             sample = cut(image, top, left, side, flips)
             sample = self.augmentation.apply(sample, turn, rng, self.crop_size)
@@ -76,6 +76,12 @@ class CropDataset(Dataset[Sample]):
                 break
         assert sample is not None
         return sample
+
+    def cell_type(self, index: int) -> str:
+        """The cell type that is sample `index`'s turn."""
+        block, place = divmod(index, len(self.by_type))
+        order = np.random.default_rng((self.seed, block, 2)).permutation(len(self.by_type))
+        return sorted(self.by_type)[order[place]]
 
     def is_extra(self, index: int) -> bool:
         """Whether sample `index` is cut from an extra image.

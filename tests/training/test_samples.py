@@ -248,6 +248,16 @@ def test_cell_types_are_drawn_equally_often_and_images_of_a_type_too() -> None:
     assert by_type == {"shsy5y": 120, "astro": 120, "cort": 120}
 
 
+def test_cell_types_come_together_in_all_combinations() -> None:
+    """In a fixed turn, a batch of four of eight types would hold one and the same four every other time."""
+    images = [square_image(None, 0, (32, 32), 10 * place, f"type{place}") for place in range(8)]
+    dataset = CropDataset(images, 8 * 40, 32, seed=0)
+    types = [dataset.cell_type(index) for index in range(len(dataset))]
+    assert all(len(set(types[start : start + 8])) == 8 for start in range(0, len(types), 8))
+    assert len({frozenset(types[start : start + 4]) for start in range(0, len(types), 4)}) > 30
+    assert gray_of(dataset[5]) == 10 * int(types[5][-1])
+
+
 def test_all_places_and_flips_are_drawn() -> None:
     image = square_image((0, 0), 40, (40, 40), 0)
     # The lowest gray level tells the place, the direction in which they rise the flips.
