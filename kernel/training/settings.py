@@ -23,14 +23,15 @@ class TrainSettings:
     clip_norm: float = 10.0
     crop_size: int = 256
     flip_paste: float = 0.0  # chance that a cort crop is averaged with its mirror image, cells of both kept
-    rotate: bool = False  # crops lie at any angle in their images
-    zoom: float = 1.0  # cells appear from 1 / zoom to zoom times their size
+    rotate: bool = False  # half of the crops lie at any angle in their images, the others at right angles
+    zoom: float = 1.0  # in half of the crops cells appear from 1 / zoom to zoom times their size
     contrast: float = 1.0  # gray levels spread from 1 / contrast to contrast times about their mean
     extra_images: int = 800  # with train --extra: at most so many images
     extra_share: float = 0.5  # ... the chance that a crop is one of them at the start of the run
     extra_until: float = 0.8  # ... which falls linearly to zero at this part of the run
     rpn_nms_pre: int = 2000  # best positions per FPN level that become proposals
     rois_per_image: int = 512  # sampled for the box head, a quarter of them positive
+    mask_rois_per_image: int = 0  # of the positive ones, drawn for the mask heads; 0: all, as published
     epochs: int = 40  # 10 x batch size; only the loss weights know epochs
     norm_eval: bool = False  # BatchNorm keeps its running statistics
     norm_eval_below: int = 0  # ... and where fewer crops than this go through the detector at a time
@@ -96,7 +97,15 @@ class TrainSettings:
         for name in ("learning_rate", "clip_norm"):
             if not 0 < getattr(self, name) < math.inf:
                 problems.append(f"{name} is {getattr(self, name)}, it must be above 0 and finite")
-        for name in ("norm_eval_below", "checkpoint_every", "evaluate_every", "workers", "seed", "weight_decay"):
+        for name in (
+            "mask_rois_per_image",
+            "norm_eval_below",
+            "checkpoint_every",
+            "evaluate_every",
+            "workers",
+            "seed",
+            "weight_decay",
+        ):
             if not 0 <= getattr(self, name) < math.inf:
                 problems.append(f"{name} is {getattr(self, name)}, it must be finite and not negative")
         if problems:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -44,7 +48,8 @@ def compute_losses(
 
 
 def set_proposal_counts(detector: Detector, settings: TrainSettings) -> None:
-    """Set how many proposals the RPN makes, and how many RoIs each stage's sampler draws of them per image.
+    """Set how many proposals the RPN makes, how many RoIs each stage's sampler draws of them per image, and how many of
+    the positive ones go through mask heads.
 
     A mask network is shown as many cells as are positive among these at most: a quarter.
     """
@@ -55,6 +60,35 @@ def set_proposal_counts(detector: Detector, settings: TrainSettings) -> None:
     samplers = detector.roi_head.bbox_sampler
     for sampler in samplers if isinstance(samplers, list) else [samplers]:
         sampler.num = settings.rois_per_image
+    if settings.mask_rois_per_image:
+        roi_head: Any = detector.roi_head
+        roi_head._mask_forward_train = partial(
+            train_masks_of_some, roi_head._mask_forward_train, settings.mask_rois_per_image
+        )
+
+
+def train_masks_of_some(train_masks: Any, count: int, *given: Any, **named: Any) -> Any:
+    """mmdet's `_mask_forward_train`, for at most `count` positive RoIs of each image, drawn by torch.
+
+    Of a cell many boxes are positive, and they show the mask head nearly the same. The sampler's results stand at
+    different places among the arguments of the kinds of detectors.
+    """
+    from mmdet.core.bbox.samplers.sampling_result import SamplingResult
+
+    def thinned(argument: Any) -> Any:
+        if not isinstance(argument, list) or not all(isinstance(each, SamplingResult) for each in argument):
+            return argument
+        return [some_positives(result, count) for result in argument]
+
+    return train_masks(*map(thinned, given), **named)
+
+
+def some_positives(result: Any, count: int) -> Any:
+    """What mask heads are given of a `SamplingResult`, of at most `count` of its positive RoIs."""
+    chosen = torch.randperm(len(result.pos_bboxes))[:count].to(result.pos_bboxes.device)
+    return SimpleNamespace(
+        **{name: getattr(result, name)[chosen] for name in ("pos_bboxes", "pos_assigned_gt_inds", "pos_gt_labels")}
+    )
 
 
 def set_training_mode(detector: Detector, is_norm_frozen: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,12 +18,13 @@ from kernel.manifest.types import KIND_NAMES
 from kernel.models.detectors import Detector
 from kernel.models.roi_align import quicken_extractors
 from kernel.training.crops import CropDataset
+from kernel.training.learner import quicken
 from kernel.training.losses import weighted_loss
-from kernel.training.precision import head_modules, heads_in, keep_depthwise_wide
+from kernel.training.precision import add_upsampling_biases_apart, head_modules, heads_in, keep_depthwise_wide
 from kernel.training.run import TrainingRun
 from kernel.training.samples import TrainingImage, collate
 from kernel.training.settings import TrainSettings
-from kernel.training.step import compute_losses, set_proposal_counts
+from kernel.training.step import compute_losses, set_proposal_counts, train_masks_of_some
 from kernel.training.trainer import train_detector
 
 pytestmark = pytest.mark.usefixtures("wheels_site")
@@ -144,3 +146,74 @@ def test_large_and_strided_depthwise_convolutions_compute_in_float32() -> None:
         assert found.dtype == torch.bfloat16
         assert torch.equal(found, exact[name].bfloat16()) == (name in ("large", "strided")), name
     assert convolutions["large"](given.float()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("cells", [0, 3])
+def test_a_bias_that_is_added_apart_changes_neither_outputs_nor_gradients(dtype: torch.dtype, cells: int) -> None:
+    torch.manual_seed(0)
+    head = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ConvTranspose2d(4, 6, 2, stride=2))
+    head.to(memory_format=torch.channels_last)
+    given = torch.randn(cells, 4, 7, 7).to(memory_format=torch.channels_last)
+    outputs, gradients = [], []
+    for _ in range(2):
+        head.zero_grad()
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            outputs.append(head(given))
+        (outputs[-1].float() ** 2).sum().backward()
+        gradients.append([parameter.grad for parameter in head.parameters()])
+        add_upsampling_biases_apart(head)
+    assert outputs[0].dtype == outputs[1].dtype == dtype and outputs[1].shape == (cells, 6, 14, 14)
+    tolerance = 1e-5 if dtype == torch.float32 else 0.02
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=tolerance, atol=tolerance)
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(other, one, rtol=tolerance, atol=tolerance * float(one.abs().max()))
+
+
+@pytest.mark.parametrize("kind", KIND_NAMES)
+@pytest.mark.parametrize("count", [0, 2])
+def test_mask_heads_are_given_no_more_than_the_settings_say(kind: str, count: int) -> None:
+    detector = tiny_detector(kind).train()
+    set_proposal_counts(detector, replace(TINY, rois_per_image=64, mask_rois_per_image=count))
+    heads = detector.roi_head.mask_head
+    given: list[int] = []
+    for head in heads if isinstance(heads, nn.ModuleList) else [heads]:
+        head.register_forward_pre_hook(lambda _, features: given.append(len(features[0])))
+    dataset = CropDataset([cell_image()], 2, 64, seed=0)
+    torch.manual_seed(0)
+    losses = compute_losses(detector, collate([dataset[0], dataset[1]]), torch.float32)
+    loss, _ = weighted_loss(losses, 1, 1)
+    loss.backward()
+    assert all(number == 4 for number in given) if count else min(given) > 4
+    assert all(parameter.grad is not None for parameter in detector.roi_head.parameters())
+
+
+def test_where_all_are_given_to_the_mask_head_nothing_changes() -> None:
+    detector = detector_of("maskrcnn")
+    _, terms, gradients = loss_terms_gradients(detector)
+    roi_head = detector.roi_head
+    roi_head._mask_forward_train = partial(train_masks_of_some, roi_head._mask_forward_train, 999)
+    _, same_terms, same_gradients = loss_terms_gradients(detector)
+    assert same_terms == pytest.approx(terms, rel=1e-4)
+    torch.testing.assert_close(joined(same_gradients), joined(gradients), rtol=1e-3, atol=1e-4)
+
+
+def test_images_without_a_cell_give_mask_heads_nothing() -> None:
+    detector = tiny_detector("cascade").train()
+    set_proposal_counts(detector, replace(TINY, mask_rois_per_image=2))
+    empty = TrainingImage(
+        np.full((64, 64, 3), 99, np.uint8), (), np.zeros((0, 2), np.int64), np.zeros(0, np.int64), "cort"
+    )
+    losses = compute_losses(detector, collate([CropDataset([empty], 1, 64, seed=0)[0]]), torch.float32)
+    loss, _ = weighted_loss(losses, 1, 1)
+    assert torch.isfinite(loss)
+
+
+def test_a_trained_mask_head_has_its_bias_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    detector = tiny_detector("maskrcnn")
+    quicken(detector, torch.device("cpu"))
+    given: list[object] = []
+    plain = torch.nn.functional.conv_transpose2d
+    monkeypatch.setattr("torch.nn.functional.conv_transpose2d", lambda *args: given.append(args[2]) or plain(*args))
+    detector.roi_head.mask_head(torch.randn(2, detector.roi_head.mask_head.in_channels, 14, 14))
+    assert given == [None]
