@@ -17,6 +17,7 @@ from bundle.commands.common import (
     Stand,
     add_version_options,
     add_wait_options,
+    alone_in,
     chosen_version,
     confirm,
     positive_int,
@@ -165,12 +166,14 @@ def refuse_unmeant(client: KaggleClient, version: KernelVersion, options: argpar
     """Compare a version with what was meant, where the push could not do that.
 
     Raises:
+        InputError: a push is under way, which compares it, or makes the next one.
         RunError: it is another one, or cannot be compared.
     """
     if version.record is None or version.record.compared:
         return
     try:
-        check_pulled(client, replace(version.record, version=version.number), options.out, options.poll)
+        with alone_in(options.out):
+            check_pulled(client, replace(version.record, version=version.number), options.out, options.poll)
     except KaggleError as error:
         raise RunError(
             f"nothing was submitted, for the push has not compared this version with what was meant: {error}"

@@ -13,7 +13,9 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,6 +29,7 @@ from kaggle_stub import CLIENT, Dataset, Failure, Refusal, Run, StubServer, clie
 import build_kernel
 from bundle import client, waiting
 from bundle.build import script_text
+from bundle.commands.common import alone_in
 from bundle.kaggle import kernel_metadata
 from bundle.push import built_manifest
 from kernel.manifest.reader import parse_manifest, read_manifest
@@ -760,6 +763,55 @@ def test_the_results_of_another_kernel_are_not_replaced_untold(here: Here, state
     assert here.run("fetch", "--replace").returncode == 0
     assert results.read_bytes() == other[1].outputs["submission.csv"]
     assert here.run("fetch").returncode == 0  # one's own are
+
+
+def test_a_version_is_not_compared_while_a_push_goes_on(here: Here) -> None:
+    """The push notes another version meanwhile, which that note would replace."""
+    here.server.run_states, here.server.next_run = ["COMPLETE"], {"outputs": here.server.kernels[KERNEL][1].outputs}
+    assert here.push("--accept-questions").returncode == 0
+    note = here.project.out / "pushed.json"
+    note.write_text(json.dumps(here.record | {"compared": False}), encoding="utf-8")
+    before = note.read_bytes()
+    with alone_in(here.project.out):
+        assert "builds in" in told(here.run("submit", "--yes"), 2)
+    assert note.read_bytes() == before
+    assert here.run("submit", "--yes").returncode == 0 and here.record["compared"]
+
+
+def test_a_push_or_build_beside_a_push_is_refused_until_that_is_over_however(here: Here) -> None:
+    project, server = here.project, here.server
+    server.failures = [Failure("StartBlobUpload", -1, times=1)]
+    paths = ["--manifest", str(project.manifest), "--out", str(project.out)]
+    first = subprocess.Popen(
+        [sys.executable, str(Path(build_kernel.__file__)), "push", *paths, "--yes", "--accept-questions"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    try:
+        while not server.asked("StartBlobUpload"):
+            assert first.poll() is None, first.communicate()
+            threading.Event().wait(0.05)  # `time.sleep` is too short here
+        script = (project.out / "kernel" / "kernel.py").stat()
+        assert build_kernel.main(paths) == 2
+        assert (project.out / "kernel" / "kernel.py").stat() == script
+        for words in (["--yes", "--accept-questions"], ["--check"]):
+            text = told(here.run("push", *words), 2)
+            assert f"another run (its process is {first.pid}) builds in {project.out}, or pushes what is there" in text
+        assert len(server.asked("StartBlobUpload")) == 1
+        for name, *words in (["push", "--offline"], ["status"], ["fetch"], ["submit", "--yes"]):
+            assert here.run(name, *words).returncode == 0, name  # they touch nothing of it
+    finally:
+        first.kill()
+        first.communicate(timeout=60)
+    assert here.push("--accept-questions").returncode == 0 and len(server.kernels[KERNEL]) == 3
+    assert not (project.out / ".kernel.lock").exists()
+
+
+def test_a_push_of_nothing_makes_no_folder(here: Here) -> None:
+    shutil.rmtree(here.project.out)
+    for words in (["--yes"], ["--offline"]):
+        assert "build the kernel first" in told(here.run("push", *words), 2)
+    assert not here.project.out.exists()
 
 
 def test_outputs_that_would_leave_their_folder(here: Here) -> None:
