@@ -28,7 +28,7 @@ from kernel.signals import ended_at_once
 
 with ended_at_once():  # while this imports, Ctrl-C would come out as a traceback
     from bundle.build import write_kernel
-    from bundle.commands.common import add_manifest_option, add_out_option
+    from bundle.commands.common import add_manifest_option, add_out_option, alone_in
     from bundle.datasets import weights_folder_name, write_sums, write_weights_datasets
     from bundle.dry_run import RESULT_NAMES, check_device, choose_images, run_dry
     from bundle.kaggle import (
@@ -44,6 +44,7 @@ with ended_at_once():  # while this imports, Ctrl-C would come out as a tracebac
     from bundle.vendor import build_wheels
     from kernel.commands.options import CommandParser, whole_number
     from kernel.errors import InputError, RunError
+    from kernel.files import writing
     from kernel.folders import ResultFolder, end_on_sigterm, refuse_to_lose, refuse_to_replace
     from kernel.local_weights import FoundWeights, can_read_weights, check_claims, resolve_weights
     from kernel.log import printable
@@ -190,24 +191,27 @@ def run_build(options: argparse.Namespace) -> int:
     refuse_idle_license(manifest, options.license)
     open_points = [*open_points, f"whether Kaggle's image still has what the script needs: {', '.join(IMAGE_NEEDS)}"]
 
-    write_kernel(manifest, options.out / "kernel")
-    print(f"manifest: {options.manifest}")
-    print(f"kernel: {options.out / 'kernel'}")
-    write_wheels(manifest, lock, options.out / "wheels")
-    print(f"wheels: {options.out / 'wheels'}")
-    for dataset, path in write_weights_datasets(manifest, weights, options.out, options.license).items():
-        print(f"weights: {path}, for {dataset}")
-    filled = options.out / FILLED_NAME
-    if filled.resolve() == options.manifest.resolve():
-        print(f"{filled} is the manifest that was given, and stays as it is")
-    elif manifest == given:
-        filled.unlink(missing_ok=True)  # of an earlier build with other weights
-    else:
-        filled.write_text(manifest_to_json(manifest), encoding="utf-8", newline="\n")
-        print(f"manifest with what was found in {folder} filled in: {filled}")
-    code = 0
-    if options.dry_run:
-        code = report_dry_run(options, manifest, weights)
+    with writing(options.out):
+        options.out.mkdir(parents=True, exist_ok=True)
+    with alone_in(options.out):
+        write_kernel(manifest, options.out / "kernel")
+        print(f"manifest: {options.manifest}")
+        print(f"kernel: {options.out / 'kernel'}")
+        write_wheels(manifest, lock, options.out / "wheels")
+        print(f"wheels: {options.out / 'wheels'}")
+        for dataset, path in write_weights_datasets(manifest, weights, options.out, options.license).items():
+            print(f"weights: {path}, for {dataset}")
+        filled = options.out / FILLED_NAME
+        if filled.resolve() == options.manifest.resolve():
+            print(f"{filled} is the manifest that was given, and stays as it is")
+        elif manifest == given:
+            filled.unlink(missing_ok=True)  # of an earlier build with other weights
+        else:
+            filled.write_text(manifest_to_json(manifest), encoding="utf-8", newline="\n")
+            print(f"manifest with what was found in {folder} filled in: {filled}")
+        code = 0
+        if options.dry_run:
+            code = report_dry_run(options, manifest, weights)
     print_next_steps(manifest, options.out, open_points)
     return code
 

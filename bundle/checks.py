@@ -28,9 +28,6 @@ from kernel.manifest.types import Manifest, MemberEntry
 from kernel.runtime.wheels import verify_wheels
 
 USUAL_COMPETITION = "sartorius-cell-instance-segmentation"
-#: From this many bytes on, Kaggle refuses a script; ours must stay below the second.
-REFUSED_SCRIPT_BYTES = 1_000_000
-LARGEST_SCRIPT_BYTES = 900_000
 #: After so many hours Kaggle ends any run; a code competition's run usually, and Sartorius's by its rules, before.
 LONGEST_RUN_HOURS = 12.0
 USUAL_SCORED_HOURS = 9.0
@@ -112,7 +109,7 @@ def owner_findings(manifest: Manifest, user: str | None) -> list[Finding]:
 
 
 def kernel_findings(manifest: Manifest, folder: Path) -> list[Finding]:
-    """The kernel's names, competition and size."""
+    """The kernel's names and competition. Its script's size is the build's concern: `refuse_stale` compares the two."""
     findings = []
     try:
         kernel_metadata(manifest)
@@ -124,15 +121,6 @@ def kernel_findings(manifest: Manifest, folder: Path) -> list[Finding]:
     for name in (SCRIPT_NAME, KERNEL_METADATA_NAME):
         if not (folder / name).is_file():
             findings.append(error(f"no {folder / name}: build the kernel first, by `python build_kernel.py`"))
-    script = folder / SCRIPT_NAME
-    size = script.stat().st_size if script.is_file() else 0
-    if size >= LARGEST_SCRIPT_BYTES:
-        findings.append(
-            error(
-                f"{script} has {size:,} bytes: ours stays below {LARGEST_SCRIPT_BYTES:,}, and Kaggle refuses "
-                f"{REFUSED_SCRIPT_BYTES:,} and more: shorten the manifest's notes, or what was added to the modules"
-            )
-        )
     return findings
 
 

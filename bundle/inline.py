@@ -57,7 +57,7 @@ def inline_package(entry: Path, embedded: Mapping[str, str]) -> str:
         sizes = sorted(((len(module.text.encode()), module.shown) for module in modules), reverse=True)
         raise InputError(
             f"the script would take {size:,} bytes; Kaggle takes less than 1,000,000 and we stay below "
-            f"{MAX_SCRIPT_BYTES:,}; the largest parts are "
+            f"{MAX_SCRIPT_BYTES:,}: shorten the manifest's notes, or what was added to the modules; the largest parts: "
             + ", ".join(f"{shown} {count:,}" for count, shown in sizes[:5])
             + f"; embedded texts {sum(len(text.encode()) for text in embedded.values()):,}"
         )

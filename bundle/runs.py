@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from bundle.client import KaggleClient, Submission
 from bundle.client_errors import one_line
 from bundle.waiting import Waiting
 from kernel.errors import InputError, RunError
-from kernel.files import written_file
+from kernel.files import file_sha256, written_file
+from kernel.folders import is_of_the_system
 from kernel.runtime.remedies import REMEDY_MARK, remedy_for
 from kernel.text import parse_json
 
@@ -114,6 +115,8 @@ class Verdict:
     kernel: str
     version: int
     problem: str | None  # why they are not to be submitted
+    files: Mapping[str, str] = field(default_factory=dict)  # as they came, by `result_sums`; empty in earlier verdicts
+    checked: bool = True  # False: they were put there, and not looked at to the end
 
 
 def write_verdict(verdict: Verdict, folder: Path) -> None:
@@ -128,7 +131,38 @@ def read_verdict(folder: Path) -> Verdict | None:
         verdict = Verdict(**parse_json((folder / VERDICT_NAME).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
-    return verdict if isinstance(verdict.kernel, str) else None
+    return verdict if isinstance(verdict.kernel, str) and isinstance(verdict.files, dict) else None
+
+
+def result_sums(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each file of a folder of results, by its path in there; empty for links, which no results hold.
+
+    The verdict is left out, and what a system puts into any folder.
+    """
+    paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))}
+    return {
+        name: file_sha256(path) if path.is_file() and not path.is_symlink() else ""
+        for name, path in paths.items()
+        if name != VERDICT_NAME and not is_of_the_system(path.name) and (path.is_symlink() or not path.is_dir())
+    }
+
+
+def refuse_to_lose_own(folder: Path, known: Sequence[Mapping[str, str]]) -> None:
+    """Refuse to replace a folder of results in which somebody has put files, or changed some.
+
+    Args:
+        folder: what is to be replaced; it may be missing.
+        known: the sums of files that are no loss: those that came from Kaggle, by `result_sums`.
+
+    Raises:
+        InputError: it holds others.
+    """
+    lost = [name for name, total in result_sums(folder).items() if total not in [sums.get(name) for sums in known]]
+    if lost:
+        raise InputError(
+            f"{folder} would be replaced as a whole, and holds what did not come from Kaggle as it is there now "
+            f"({', '.join(lost[:5])}): move that to another folder, and run the same again"
+        )
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def _try_lock(file: IO[str]) -> bool:
 
 
 @contextmanager
-def sole_writer(target: Path, wait: bool = False) -> Iterator[None]:
+def sole_writer(target: Path, wait: bool = False, doing: str = "") -> Iterator[None]:
     """Let no other process that asks for the same be in the block: of two runs into one place, the second is refused.
 
     The lock is a file beside `target` (made in its folder, which must be there), deleted at the end. One that a killed
@@ -48,6 +48,7 @@ def sole_writer(target: Path, wait: bool = False) -> Iterator[None]:
     Args:
         target: what is written.
         wait: until the other process is done, however long that takes, in the place of refusing.
+        doing: what the other process does, and what to do about it, for the message; empty: it writes `target`.
 
     Raises:
         InputError: another process is in the block and `wait` is false, the folder cannot be written, or something else
@@ -62,7 +63,8 @@ def sole_writer(target: Path, wait: bool = False) -> Iterator[None]:
                 time.sleep(WAIT_SECONDS)
                 continue
             if not is_ours:
-                raise InputError(f"another run (its process is {_holder(file)}) writes {target}: wait, or name another")
+                what = doing or f"writes {target}: wait, or name another"
+                raise InputError(f"another run (its process is {_holder(file)}) {what}")
             if not _is_in_place(file, path):
                 continue  # its holder ended and deleted it just now
             with writing(path):

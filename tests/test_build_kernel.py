@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -78,6 +79,39 @@ def test_two_builds_have_the_same_bytes(tmp_path: Path, built_wheels: list[Path]
     assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["kernel", "wheels"]
 
 
+@pytest.mark.parametrize("name", ["write_wheels", "report_dry_run"])
+def test_a_build_beside_another_in_the_same_folder_is_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    built_wheels: list[Path],
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+) -> None:
+    """The other one starts while the first is at `name`; a push would send what the first has not finished."""
+    demo = ROOT / "bundle" / "synthetic"
+    words = ["--manifest", str(demo / "manifest.json"), "--weights-dir", str(demo / "weights")]
+    out, other = ["--out", str(tmp_path / "dist")], ["--out", str(tmp_path / "other")]
+    dry = ["--dry-run", "--device", "cpu"] if name == "report_dry_run" else []
+    real, codes = getattr(build_kernel, name), []
+
+    def beside(*given: object) -> int:
+        monkeypatch.setattr(build_kernel, name, real)
+        script = (tmp_path / "dist" / "kernel" / "kernel.py").read_bytes()
+        codes.extend(build_kernel.main([*start, *words[:2], *out]) for start in ([], ["push", "--yes"]))
+        assert (tmp_path / "dist" / "kernel" / "kernel.py").read_bytes() == script
+        codes.append(build_kernel.main([*words, *other]))
+        return 0
+
+    monkeypatch.setattr(build_kernel, name, beside)
+    assert build_kernel.main([*words, *out, *dry]) == 0
+    assert codes == [2, 2, 0]
+    refused = f"another run (its process is {os.getpid()}) builds in {tmp_path / 'dist'}, or pushes what is there: wait"
+    assert capsys.readouterr().err.count(refused) == 2
+    assert not [*tmp_path.rglob("*.lock")]
+    (tmp_path / "dist" / ".kernel.lock").write_text("1", encoding="utf-8")  # of a build that was killed
+    assert build_kernel.main([*words, *out]) == 0
+
+
 def test_the_script_carries_the_manifest(tmp_path: Path, built_wheels: list[Path]) -> None:
     assert build_kernel.main(["--out", str(tmp_path)]) == 0
     names: dict[str, object] = {}
@@ -118,7 +152,7 @@ def test_weights_are_filled_in(tmp_path: Path, built_wheels: list[Path], capsys:
         (["--manifest", "bad.json"], "bad.json:1:1: not JSON"),
         (["--weights-dir", "gone"], "error: no folder gone: --weights-dir"),
         (["--dry-run"], "error: --dry-run needs the members' weights"),
-        (["--out", "bad.json"], "error: cannot write into bad.json"),
+        (["--out", "bad.json"], "error: cannot write bad.json ("),
         (["--manifest", "folds.json"], "here each needs one file: name that of one fold, htc_0.pt for example"),
         (["--manifest", "folds.json", "--weights-dir", "."], "here each needs one file"),
     ],

@@ -248,6 +248,9 @@ def test_submitting_keeps_the_results_of_another_kernel(project: Project, server
     refused = project.run("submit", "--yes")
     assert refused.returncode == 2 and "of version 2 of ada/other-kernel: `fetch --replace` puts" in refused.stderr
     assert (path.parent / "mine.txt").exists() and not server.submissions
+    own = project.run("fetch", "--replace")
+    assert own.returncode == 2 and "(mine.txt): move that to another folder" in own.stderr
+    (path.parent / "mine.txt").unlink()
     assert project.run("fetch", "--replace").returncode == 0 and project.run("submit", "--yes").returncode == 0
 
 

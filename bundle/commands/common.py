@@ -7,7 +7,7 @@ import contextlib
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from bundle.push import PUSHED_NAME, PushRecord, read_record
 from bundle.waiting import Waiting
 from kernel.commands.options import CommandParser, number, whole_number
 from kernel.errors import InputError
+from kernel.locks import sole_writer
 from kernel.manifest.reader import read_manifest
 from kernel.manifest.types import Manifest
 from kernel.signals import HANG_UP
@@ -52,6 +53,23 @@ def add_out_option(parser: argparse.ArgumentParser) -> None:
     """Add --out."""
     parser.add_argument(
         "--out", type=Path, default=USUAL_OUT, help="where results are (default: dist beside this file)"
+    )
+
+
+def alone_in(out: Path) -> AbstractContextManager[None]:
+    """Let no other build or push work in an output folder meanwhile: their files would mix, or be sent twice.
+
+    The lock lies in the folder, so that each --out has its own, however it is written. Where there is no folder,
+    nothing is locked: what needs one says so.
+
+    Raises:
+        InputError: as `sole_writer`, when the block is entered.
+    """
+    if not out.is_dir():
+        return nullcontext()
+    return sole_writer(
+        out / "kernel",
+        doing=f"builds in {out}, or pushes what is there: wait until it is done, or build into another --out",
     )
 
 

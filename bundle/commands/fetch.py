@@ -1,11 +1,14 @@
 """Download the results of the kernel's run into dist/runs/<version>/, check them, and show its summary.
 
+Files that you have put there, or changed, are not replaced: it says which to move first.
+
 Exit codes: 0 a valid submission; 1 the run is not over, or has failed, or left none that is valid.
 """
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from bundle.client import KaggleClient, log_in
@@ -25,11 +28,15 @@ from bundle.runs import (
     machine_changes,
     read_run_summary,
     read_verdict,
+    refuse_to_lose_own,
+    result_sums,
     summary_rows,
     write_verdict,
 )
 from kernel.errors import InputError, RunError
+from kernel.files import writing
 from kernel.folders import replace_folder, scratch_folder
+from kernel.locks import sole_writer
 
 RUNS_NAME = "runs"
 
@@ -49,30 +56,32 @@ def run(options: argparse.Namespace) -> int:
         client = log_in()
         version = chosen_version(options, client)
         if not options.replace:
-            refuse_others(version, options.out)
+            verdict_of(version, options.out)
         return fetch(client, version, options.out, options.images)
 
 
-def refuse_others(version: KernelVersion, out: Path) -> None:
-    """Refuse to replace the results of another kernel's version of the same number.
+def verdict_of(version: KernelVersion, out: Path) -> Verdict | None:
+    """What `fetch` has found of a version's results; None: it has not put any in their place.
 
     Raises:
-        InputError: they are there.
+        InputError: those of another kernel or version are there.
     """
     folder = results_folder(version, out)
     found = read_verdict(folder)
-    if found is not None and found.kernel.lower() != version.kernel.lower():
+    if found is not None and (found.kernel.lower(), found.version) != (version.kernel.lower(), version.number):
         raise InputError(
             f"{folder} holds the results of version {found.version} of {found.kernel}: `fetch --replace` puts those of "
-            f"{version.kernel} in their place, another --out keeps both"
+            f"version {version.number} of {version.kernel} in their place, another --out keeps both"
         )
+    return found
 
 
 def fetch(client: KaggleClient, version: KernelVersion, out: Path, images: Path | None) -> int:
     """Download a version's results, check them, and note what was found. Returns the exit code.
 
     Raises:
-        InputError: the folder of images is wrong.
+        InputError: the folder of images is wrong, another process fetches the same, or the results' folder holds files
+            of the user's own.
         RunError: the run is not over, or its results are not to be submitted.
     """
     state, message = client.run_state(version.kernel, version.number)
@@ -84,24 +93,42 @@ def fetch(client: KaggleClient, version: KernelVersion, out: Path, images: Path 
     if state == "new_script":
         raise RunError(f"version {version.number} of {version.kernel} {NOT_RUN}")
     folder = results_folder(version, out)
+    with writing(folder.parent):
+        folder.parent.mkdir(parents=True, exist_ok=True)  # where the lock lies, too
+    with sole_writer(folder):
+        verdict = download(client, version, folder)
+        print(f"{version.kernel} version {version.number}: {state}; its results are in {folder}")
+        if state != "complete":
+            write_verdict(replace(verdict, problem=f"the run is {state}"), folder)
+            tell_failure(client, version, state, message)
+            return 1
+        try:
+            check_results(folder, out, images)
+        except RunError as error:
+            write_verdict(replace(verdict, problem=str(error)), folder)
+            raise
+        write_verdict(verdict, folder)
+    print(f"next: `python build_kernel.py submit{version.options} --wait`")
+    return 0
+
+
+def download(client: KaggleClient, version: KernelVersion, folder: Path) -> Verdict:
+    """Put a version's results into `folder`, and beside them whose they are; returns the verdict on good ones.
+
+    Raises:
+        InputError: files of the user's own are there.
+        RunError: Kaggle does not give them.
+    """
+    before = read_verdict(folder)
     with scratch_folder(folder.parent, folder.name) as scratch:
         new = scratch / "new"
         new.mkdir()
         client.fetch_outputs(version.kernel, version.number, new)
+        verdict = Verdict(version.kernel, version.number, None, result_sums(new))
+        refuse_to_lose_own(folder, [verdict.files] if before is None else [verdict.files, before.files])
+        write_verdict(replace(verdict, checked=False), new)  # for whatever comes before the check is done
         replace_folder(new, folder)
-    print(f"{version.kernel} version {version.number}: {state}; its results are in {folder}")
-    if state != "complete":
-        write_verdict(Verdict(version.kernel, version.number, f"the run is {state}"), folder)
-        tell_failure(client, version, state, message)
-        return 1
-    try:
-        check_results(folder, out, images)
-    except RunError as error:
-        write_verdict(Verdict(version.kernel, version.number, str(error)), folder)
-        raise
-    write_verdict(Verdict(version.kernel, version.number, None), folder)
-    print(f"next: `python build_kernel.py submit{version.options} --wait`")
-    return 0
+    return verdict
 
 
 def results_folder(version: KernelVersion, out: Path) -> Path:

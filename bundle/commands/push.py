@@ -31,6 +31,7 @@ from bundle.commands.common import (
     add_manifest_option,
     add_out_option,
     add_poll_option,
+    alone_in,
     confirm,
     meant_options,
     positive_int,
@@ -98,22 +99,31 @@ def add_options(parser: CommandParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Check, show, ask, send, compare. Returns the exit code."""
     with telling_stops("nothing was sent") as stand:
-        return push(options, stand)
+        if options.offline:
+            return check_offline(options)
+        with alone_in(options.out):  # until the end: what was checked and shown is what is sent
+            return push(options, stand)
 
 
-def push(options: argparse.Namespace, stand: Stand) -> int:
-    """What `run` does; `stand` tells how far it is."""
+def check_offline(options: argparse.Namespace) -> int:
+    """Check what needs no network; only reads, also what another process sends just now. Returns the exit code."""
     folder = options.out / "kernel"
     manifest = built_manifest(folder / SCRIPT_NAME)
     given = read_manifest(options.manifest)
-    if options.offline:
-        refuse(offline_findings(manifest, options.out), options.accept_questions)
-        refuse_stale(manifest, given, options.manifest, folder)
-        unchecked = unchecked_datasets(manifest, options.out)
-        if unchecked:
-            print(f"not checked without the network: whether Kaggle has {', '.join(unchecked)}")
-        print("nothing is wrong that can be found without the network; nothing was sent")
-        return 0
+    refuse(offline_findings(manifest, options.out), options.accept_questions)
+    refuse_stale(manifest, given, options.manifest, folder)
+    unchecked = unchecked_datasets(manifest, options.out)
+    if unchecked:
+        print(f"not checked without the network: whether Kaggle has {', '.join(unchecked)}")
+    print("nothing is wrong that can be found without the network; nothing was sent")
+    return 0
+
+
+def push(options: argparse.Namespace, stand: Stand) -> int:
+    """What `run` does with the network; `stand` tells how far it is."""
+    folder = options.out / "kernel"
+    manifest = built_manifest(folder / SCRIPT_NAME)
+    given = read_manifest(options.manifest)
     # What needs no login is told first.
     refuse([finding for finding in offline_findings(manifest, options.out) if finding.certain], False)
     refuse_stale(manifest, given, options.manifest, folder)

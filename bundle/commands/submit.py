@@ -17,6 +17,7 @@ from bundle.commands.common import (
     Stand,
     add_version_options,
     add_wait_options,
+    alone_in,
     chosen_version,
     confirm,
     positive_int,
@@ -24,14 +25,13 @@ from bundle.commands.common import (
     telling_stops,
     waiting_of,
 )
-from bundle.commands.fetch import RUNS_NAME, fetch, refuse_others, results_folder
+from bundle.commands.fetch import RUNS_NAME, fetch, verdict_of
 from bundle.push import check_pulled
 from bundle.runs import (
     SUBMISSIONS_NAME,
     Submitted,
     absent,
     read_submitted,
-    read_verdict,
     wait_for_submission,
     write_submitted,
 )
@@ -165,12 +165,14 @@ def refuse_unmeant(client: KaggleClient, version: KernelVersion, options: argpar
     """Compare a version with what was meant, where the push could not do that.
 
     Raises:
+        InputError: a push is under way, which compares it, or makes the next one.
         RunError: it is another one, or cannot be compared.
     """
     if version.record is None or version.record.compared:
         return
     try:
-        check_pulled(client, replace(version.record, version=version.number), options.out, options.poll)
+        with alone_in(options.out):
+            check_pulled(client, replace(version.record, version=version.number), options.out, options.poll)
     except KaggleError as error:
         raise RunError(
             f"nothing was submitted, for the push has not compared this version with what was meant: {error}"
@@ -181,13 +183,11 @@ def refuse_invalid(client: KaggleClient, version: KernelVersion, options: argpar
     """Refuse results that `fetch` has found to be no good; where it has not looked at them, it does now.
 
     Raises:
-        InputError: another kernel's results are in their place.
+        InputError: those of another kernel or version are in their place, or they cannot be put there.
         RunError: they are.
     """
-    folder = results_folder(version, options.out)
-    verdict = read_verdict(folder)
-    if verdict is None or (verdict.kernel.lower(), verdict.version) != (version.kernel.lower(), version.number):
-        refuse_others(version, options.out)
+    verdict = verdict_of(version, options.out)
+    if verdict is None or not verdict.checked:
         fetch(client, version, options.out, None)
     elif verdict.problem is not None:
         raise RunError(

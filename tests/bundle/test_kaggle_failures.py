@@ -13,7 +13,9 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,8 +29,10 @@ from kaggle_stub import CLIENT, Dataset, Failure, Refusal, Run, StubServer, clie
 import build_kernel
 from bundle import client, waiting
 from bundle.build import script_text
+from bundle.commands.common import alone_in
 from bundle.kaggle import kernel_metadata
 from bundle.push import built_manifest
+from kernel.locks import sole_writer
 from kernel.manifest.reader import parse_manifest, read_manifest
 from kernel.manifest.types import manifest_to_json
 
@@ -753,13 +757,153 @@ def test_the_results_of_another_kernel_are_not_replaced_untold(here: Here, state
     here.project.edit({}, id="ada/my-other-kernel", title="My other kernel")
     text = told(here.run("fetch"), 2)
     assert (
-        f"{results.parent} holds the results of version 2 of {KERNEL}: `fetch --replace` puts those of "
+        f"{results.parent} holds the results of version 2 of {KERNEL}: `fetch --replace` puts those of version 2 of "
         "ada/my-other-kernel" in text
     )
     assert results.read_bytes() == SUBMISSION
     assert here.run("fetch", "--replace").returncode == 0
     assert results.read_bytes() == other[1].outputs["submission.csv"]
     assert here.run("fetch").returncode == 0  # one's own are
+
+
+def put_a_file(folder: Path) -> None:
+    (folder / "mine.txt").write_text("mine", encoding="utf-8")
+
+
+def put_a_file_deeper(folder: Path) -> None:
+    (folder / "notes").mkdir()
+    (folder / "notes" / "mine.txt").write_text("mine", encoding="utf-8")
+
+
+def change_a_result(folder: Path) -> None:
+    (folder / "submission.csv").write_bytes(SUBMISSION + b"d,\n")
+
+
+def put_a_link(folder: Path) -> None:
+    (folder / "mine").symlink_to(folder.parent)
+
+
+def put_all_by_hand(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+    put_a_file(folder)
+
+
+@pytest.mark.parametrize(
+    ("put", "name"),
+    [
+        (put_a_file, "mine.txt"),
+        (put_a_file_deeper, "notes/mine.txt"),
+        (change_a_result, "submission.csv"),
+        (put_a_link, "mine"),
+        (put_all_by_hand, "mine.txt"),
+    ],
+)
+def test_what_a_user_put_among_the_results_is_not_replaced(here: Here, put: Callable[[Path], None], name: str) -> None:
+    folder = here.project.out / "runs" / "2"
+    here.server.kernels[KERNEL][1].outputs["more/deep.txt"] = b"x"
+    assert here.run("fetch").returncode == 0
+    put(folder)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for words in (["fetch"], ["fetch", "--replace"]):
+        text = told(here.run(*words), 2)
+        assert f"{folder} would be replaced as a whole" in text and f"({name}): move that to another folder" in text
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    (folder / name).rename(here.project.folder / "moved")
+    assert here.run("fetch").returncode == 0
+    assert not here.server.submissions and here.run("submit", "--yes").returncode == 0
+
+
+def test_what_came_from_kaggle_is_replaced_whatever_it_is_now(here: Here) -> None:
+    """Also what an earlier state of this project has fetched, whose verdict tells no sums."""
+    folder = here.project.out / "runs" / "2"
+    outputs = here.server.kernels[KERNEL][1].outputs
+    assert here.run("fetch").returncode == 0
+    (folder / ".DS_Store").touch()
+    (folder / "summary.json").unlink()
+    outputs["submission.csv"] = SUBMISSION.replace(b"5 3", b"7 3")
+    assert here.run("fetch").returncode == 0
+    assert (folder / "submission.csv").read_bytes() == outputs["submission.csv"]
+    earlier = {"kernel": KERNEL, "version": 2, "problem": None}
+    for text in (json.dumps(earlier), "{", json.dumps(earlier | {"files": 3})):
+        (folder / "verdict.json").write_text(text, encoding="utf-8")
+        assert here.run("fetch").returncode == 0
+    assert json.loads((folder / "verdict.json").read_text(encoding="utf-8"))["files"].keys() == {
+        "my-cell-kernel.log", "submission.csv", "summary.json",
+    }  # fmt: skip
+
+
+def test_results_that_were_not_looked_at_to_the_end_are_known_to_be_whose(here: Here) -> None:
+    """So another kernel's do not replace them untold, and `submit` looks at them."""
+    assert here.run("fetch", "--images", "gone").returncode == 2
+    here.project.edit({}, id="ada/my-other-kernel", title="My other kernel")
+    here.server.kernels["ada/my-other-kernel"] = here.server.kernels[KERNEL]
+    assert f"holds the results of version 2 of {KERNEL}" in told(here.run("fetch"), 2)
+    here.project.edit({}, id=KERNEL, title="My cell kernel")
+    submitted = here.run("submit", "--yes")
+    assert submitted.returncode == 0 and "submission.csv is valid" in submitted.stdout
+    runs = here.project.out / "runs"
+    (runs / "2").rename(runs / "1")
+    text = told(here.run("fetch", "--version", "1"), 2)
+    assert f"holds the results of version 2 of {KERNEL}: `fetch --replace` puts those of version 1 of" in text
+
+
+def test_of_two_that_fetch_the_same_at_once_one_does(here: Here) -> None:
+    folder = here.project.out / "runs" / "2"
+    folder.mkdir(parents=True)
+    with sole_writer(folder):
+        assert f"writes {folder}: wait" in told(here.run("fetch"), 2)
+        assert here.run("fetch", "--version", "1").returncode == 0
+    assert here.run("fetch").returncode == 0
+
+
+def test_a_version_is_not_compared_while_a_push_goes_on(here: Here) -> None:
+    """The push notes another version meanwhile, which that note would replace."""
+    here.server.run_states, here.server.next_run = ["COMPLETE"], {"outputs": here.server.kernels[KERNEL][1].outputs}
+    assert here.push("--accept-questions").returncode == 0
+    note = here.project.out / "pushed.json"
+    note.write_text(json.dumps(here.record | {"compared": False}), encoding="utf-8")
+    before = note.read_bytes()
+    with alone_in(here.project.out):
+        assert "builds in" in told(here.run("submit", "--yes"), 2)
+    assert note.read_bytes() == before
+    assert here.run("submit", "--yes").returncode == 0 and here.record["compared"]
+
+
+def test_a_push_or_build_beside_a_push_is_refused_until_that_is_over_however(here: Here) -> None:
+    project, server = here.project, here.server
+    server.failures = [Failure("StartBlobUpload", -1, times=1)]
+    paths = ["--manifest", str(project.manifest), "--out", str(project.out)]
+    first = subprocess.Popen(
+        [sys.executable, str(Path(build_kernel.__file__)), "push", *paths, "--yes", "--accept-questions"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    try:
+        while not server.asked("StartBlobUpload"):
+            assert first.poll() is None, first.communicate()
+            threading.Event().wait(0.05)  # `time.sleep` is too short here
+        script = (project.out / "kernel" / "kernel.py").stat()
+        assert build_kernel.main(paths) == 2
+        assert (project.out / "kernel" / "kernel.py").stat() == script
+        for words in (["--yes", "--accept-questions"], ["--check"]):
+            text = told(here.run("push", *words), 2)
+            assert f"another run (its process is {first.pid}) builds in {project.out}, or pushes what is there" in text
+        assert len(server.asked("StartBlobUpload")) == 1
+        for name, *words in (["push", "--offline"], ["status"], ["fetch"], ["submit", "--yes"]):
+            assert here.run(name, *words).returncode == 0, name  # they touch nothing of it
+    finally:
+        first.kill()
+        first.communicate(timeout=60)
+    assert here.push("--accept-questions").returncode == 0 and len(server.kernels[KERNEL]) == 3
+    assert not (project.out / ".kernel.lock").exists()
+
+
+def test_a_push_of_nothing_makes_no_folder(here: Here) -> None:
+    shutil.rmtree(here.project.out)
+    for words in (["--yes"], ["--offline"]):
+        assert "build the kernel first" in told(here.run("push", *words), 2)
+    assert not here.project.out.exists()
 
 
 def test_outputs_that_would_leave_their_folder(here: Here) -> None:
