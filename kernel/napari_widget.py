@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from napari.layers import Image
 from napari.qt.threading import thread_worker
+from qtpy.QtCore import QSignalBlocker
 from qtpy.QtWidgets import (
     QComboBox,
     QDoubleSpinBox,
@@ -96,13 +97,16 @@ class CellsWidget(QWidget):
         self.list_images()
 
     def list_images(self, _event: object = None) -> None:
-        """Let the choice of images be the viewer's image layers."""
+        """Let the choice of images be the viewer's image layers; the pixel size stays while the choice does."""
         chosen = self.images.currentText()
         names = [layer.name for layer in self.viewer.layers if isinstance(layer, Image)]
-        self.images.clear()
-        self.images.addItems(names)
-        if chosen in names:
-            self.images.setCurrentText(chosen)
+        with QSignalBlocker(self.images):  # while it is filled anew, it tells of choices that nobody has made
+            self.images.clear()
+            self.images.addItems(names)
+            if chosen in names:
+                self.images.setCurrentText(chosen)
+        if self.images.currentText() != chosen:
+            self.take_pixel_size(self.images.currentText())
 
     def take_pixel_size(self, name: str) -> None:
         """Show the pixel size that an image layer knows."""

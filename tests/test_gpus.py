@@ -174,7 +174,7 @@ def test_what_is_stored_tells_the_dtype_that_is_computed_in(
     (job,) = list_jobs(Namespace(**given, out_of_fold=False), ["image"], devices=devices)  # type: ignore[list-item]
     assert job.files.dtype == recorded
 
-    def tell(out: Path, made_of: list[str], images: list) -> None:
+    def tell(out: Path, made_of: list[str], images: list, **named: bool) -> None:
         raise InputError(made_of[1])
 
     monkeypatch.setattr(kernel.commands.predict, "resumed_folder", tell)

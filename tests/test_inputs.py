@@ -13,6 +13,7 @@ import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kernel.data.mask_files.pairing import pair_masks
 from kernel.errors import InputError
 from kernel.export.inputs import InputImage, list_inputs, named, same_file
 from kernel.images.planes import PlaneChoice
@@ -103,6 +104,33 @@ def test_masks_beside_their_image_are_no_images(
     assert names(list_inputs(["a_masks.tif"], ANY)) == ["a_masks"]
     assert names(list_inputs(["a.png", "a_masks.tif"], ANY)) == ["a", "a_masks"]
     assert names(list_inputs(["a_*masks.*"], ANY)) == ["a_cp_masks", "a_masks"]  # a pattern of masks alone
+
+
+def test_folders_of_masks_beside_their_images_are_no_images(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `prepare` takes them; a folder that is merely called so is somebody's."""
+    caplog.set_level(logging.INFO, "kernel")
+    images = ["images/a.png", "images/b.png", "day2/Images/deep/c_img.png"]
+    images += ["plate/labels/a.png", "plate/images/other.png", "plate/sub/masks/other.png", "alone/masks/a.png"]
+    masks = ["masks/a.tif", "masks/without_image.tif", "day2/Masks/deep/c_mask.png", "day2/labels/c.ome.tif"]
+    write(*(tmp_path / name for name in (*images, *masks)))
+    monkeypatch.chdir(tmp_path)
+    for named_by in (".", "**/*.*"):
+        caplog.clear()
+        assert {image.file for image in list_inputs([named_by], ANY, recursive=True)} == set(images)
+        told = "3 entries are passed over: 3 folders of masks of the images beside them (day2/Masks/, day2/labels/, "
+        assert f"{told}masks/)" in caplog.text
+    assert names(list_inputs(["masks"], ANY)) == ["a", "without_image"]
+    assert names(list_inputs(["images", "masks"], ANY)) == ["images/a", "images/b", "masks/a", "masks/without_image"]
+
+
+def test_prepare_finds_the_same_images_where_masks_lie_beside_them(tmp_path: Path) -> None:
+    write(*(tmp_path / name for name in ("images/a.png", "images/b.png", "masks/a.png", "masks/b_mask.png")))
+    prepared = pair_masks(tmp_path)
+    assert set(prepared.masks) == {"a", "b"}
+    found = list_inputs([str(tmp_path)], ANY, recursive=True)
+    assert {image.path for image in found} == set(prepared.images.values())
 
 
 FILE_NAMES = st.lists(

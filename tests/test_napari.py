@@ -97,6 +97,26 @@ def test_labels_with_their_table_over_the_image(viewer: Any, qtbot: Any) -> None
     assert widget.told.text() == "2 cells" and widget.progress.value() == 1
 
 
+def test_a_pixel_size_that_was_typed_stays_until_another_image_is_chosen(viewer: Any, qtbot: Any) -> None:
+    widget, segmenter = make_widget(viewer, qtbot)
+    gray = np.full(SHAPE, 7, np.uint8)
+    viewer.add_image(gray, name="first")
+    widget.pixel_size.setValue(0.5)
+    for _ in range(2):  # each run adds a layer
+        run_widget(widget, qtbot)
+    assert segmenter.asked == [(SHAPE, {"pixel_um": 0.5})] * 2 and widget.pixel_size.value() == 0.5
+    viewer.add_image(gray, name="second", scale=(0.65, 0.65), units=("um", "um"))
+    assert widget.images.currentText() == "first" and widget.pixel_size.value() == 0.5
+    widget.images.setCurrentText("second")
+    assert widget.pixel_size.value() == 0.65
+    widget.pixel_size.setValue(0.7)
+    viewer.layers.remove("first")
+    assert widget.images.currentText() == "second" and widget.pixel_size.value() == 0.7
+    viewer.add_image(gray, name="third")
+    viewer.layers.remove("second")
+    assert widget.images.currentText() == "third" and widget.pixel_size.value() == 0
+
+
 def test_planes_of_a_stack_and_colours(viewer: Any, qtbot: Any) -> None:
     widget, segmenter = make_widget(viewer, qtbot)
     stack = np.full((3, *SHAPE), 9, np.uint16)

@@ -456,3 +456,66 @@ def test_wrong_members_are_told_before_the_results_of_other_images(
 def test_durations() -> None:
     told = [readable_seconds(seconds) for seconds in (0, 59.4, 60, 3599, 3600, 100_000)]
     assert told == ["0 s", "59 s", "1 min 00 s", "59 min 59 s", "1 h 00 min", "27 h 46 min"]
+
+
+@pytest.fixture
+def saved_meanwhile(run: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Runs the command while somebody saves a file over its earlier results, after its own look at them."""
+
+    def save(name: str, *words: str, code: int) -> None:
+        def segment(ensemble: Any, image: np.ndarray, zoom: tuple[float, float]) -> SimpleNamespace:
+            path = run.home / "out" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"mine")
+            return SimpleNamespace(masks=spots(image))
+
+        with monkeypatch.context() as patch:
+            patch.setattr("kernel.scale.ScaledEnsemble.segment", segment)
+            run(*words, code=code)
+
+    return save
+
+
+@pytest.mark.parametrize("name", ["labels/a.tif", "labels/a_corrected.tif"])
+def test_work_that_is_saved_while_it_runs_stays(
+    run: Run, saved_meanwhile: Callable[..., None], capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    write(run.home / "in" / "a.png", picture((5, 5)))
+    given = ["in", "--export", "labels,tables"]
+    run(*given)
+    for beside in ("out.new", "out.new2"):
+        (run.home / "in" / "broken.png").touch()
+        capsys.readouterr()
+        saved_meanwhile(name, *given, code=1)
+        told = capsys.readouterr().err
+        out = run.home / "out"
+        assert f"{out} stays as it is, for 1 file(s) in it were changed or added while this ran ({name})" in told
+        assert f"the new results, of 1 of 2 images, are in {run.home / beside};" in told
+        assert "goes on from there" not in told and "the same command" not in told
+        assert (out / name).read_bytes() == b"mine" and (out / "images.csv").is_file()
+        assert cv2.imread(str(run.home / beside / "labels" / "a.tif"), cv2.IMREAD_UNCHANGED).max() == 1
+        held = {path.name for path in (run.home / beside).iterdir()}
+        assert held == {"labels", "cells.csv", "images.csv", WRITTEN_NAME}
+        run(*given, code=2)
+        assert "that may have been changed or added since it was written" in capsys.readouterr().err
+        (run.home / "in" / "broken.png").unlink()
+        saved_meanwhile(name, *given, "--replace", code=0)  # as was asked for
+        assert not (out / name).exists() or (out / name).read_bytes() != b"mine"
+    assert {path.name for path in run.home.iterdir()} == {"in", "out", "out.new", "out.new2"}
+
+
+def test_a_folder_that_somebody_has_made_meanwhile_stays(run: Run, saved_meanwhile: Callable[..., None]) -> None:
+    write(run.home / "a.png", picture((5, 5)))
+    saved_meanwhile("notes.txt", "a.png", code=1)
+    assert [path.name for path in (run.home / "out").iterdir()] == ["notes.txt"]
+    assert (run.home / "out.new" / "labels" / "a.tif").is_file() and not (run.home / ".out.unfinished").exists()
+
+
+def test_what_a_system_puts_into_folders_while_it_runs_is_nobodys(
+    run: Run, saved_meanwhile: Callable[..., None]
+) -> None:
+    write(run.home / "a.png", picture((5, 5)))
+    run("a.png")
+    saved_meanwhile("labels/.DS_Store", "a.png", code=0)
+    saved_meanwhile("pictures/Thumbs.db", "a.png", code=0)
+    assert sorted(path.name for path in run.home.iterdir()) == ["a.png", "out"]

@@ -133,7 +133,7 @@ def run_predict(options: argparse.Namespace) -> None:
     files = chosen.files()
     made_of = [manifest_to_json(files.manifest), files.dtype, repr(wanted)]
     with (
-        resumed_folder(out, made_of, images) as (folder, finished),
+        resumed_folder(out, made_of, images, replace=options.replace) as (folder, finished),
         shown_progress(len(images), quiet=options.quiet, verbose=options.verbose) as progress,
     ):
         here = folder.resolve()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,12 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from kernel.commands.written import WRITTEN_NAME, file_facts, note_written, read_note
+from kernel.commands.written import WRITTEN_NAME, changed_files, file_facts, note_written, read_note
+from kernel.errors import RunError
 from kernel.files import writing
 from kernel.folders import remove_folder, replace_folder, scratch_folder
 from kernel.locks import sole_writer
 from kernel.log import LOG
 from kernel.runtime.journal import JOURNAL_FORMAT, Journal, content_digest, read_journal
+from kernel.text import first_names
 
 
 class NamedFile(Protocol):
@@ -121,7 +124,7 @@ def unfinished_folder(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def resumed_folder(
-    target: Path, made_of: Sequence[str], images: Sequence[NamedFile]
+    target: Path, made_of: Sequence[str], images: Sequence[NamedFile], *, replace: bool = False
 ) -> Iterator[tuple[Path, FinishedImages]]:
     """A folder to write into, put in `target`'s place at the end, and the images that are finished in it.
 
@@ -132,14 +135,18 @@ def resumed_folder(
     Where some images have no result in the end, the same command does these alone, in a copy of `target`; unless
     somebody has changed that.
 
+    Hours may lie between the command's look at `target` and the end. Where somebody has saved something there
+    meanwhile, `target` stays, and the new folder is put beside it.
+
     Args:
         target: the folder of the results.
         made_of: texts that decide what the results are.
         images: all images.
+        replace: what --replace says: work in `target` may be replaced.
 
     Raises:
         InputError: as `unfinished_folder`, or `target` cannot be replaced.
-        RunError: the disk is full.
+        RunError: the disk is full; or somebody has worked in `target` meanwhile.
     """
     with unfinished_folder(target) as unfinished:
         head = {"journal": JOURNAL_FORMAT, "made_of": hashlib.sha256("\0".join(made_of).encode("utf-8")).hexdigest()}
@@ -156,7 +163,9 @@ def resumed_folder(
                 note_written(folder)
                 shutil.copyfile(folder / WRITTEN_NAME, unfinished / WRITTEN_NAME)
             finished.close()
-            replace_folder(folder, target)
+            changed = [] if replace else changed_files(target)
+            place = new_beside(target) if changed else target
+            replace_folder(folder, place)
         except BaseException:
             finished.close()
             if not finished.has_notes:
@@ -166,8 +175,22 @@ def resumed_folder(
                     "%d of %d images are finished: the same command goes on from there", len(finished), len(images)
                 )
             raise
-        if not finished.leaves_some:
+        if changed or not finished.leaves_some:
             remove_folder(unfinished)
+        if changed:
+            raise RunError(
+                f"{target} stays as it is, for {len(changed)} file(s) in it were changed or added while this ran "
+                f"({first_names(changed)}): the new results, of {len(finished)} of {len(images)} images, are in "
+                f"{place}; take from the two what you want"
+            )
+
+
+def new_beside(target: Path) -> Path:
+    """The first free path `<name>.new`, `<name>.new2`, ... beside a folder."""
+    number = 1
+    while os.path.lexists(beside := target.with_name(f"{target.name}.new{number if number > 1 else ''}")):
+        number += 1
+    return beside
 
 
 def copied_back(target: Path, folder: Path) -> bool:

@@ -11,11 +11,11 @@ import glob
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kernel.data.mask_files.pairing import made_of_others
+from kernel.data.mask_files.pairing import folders_of_masks, made_of_others
 from kernel.errors import InputError
 from kernel.images.listing import IMAGE_SUFFIXES, FolderContent, is_text, search_images
 from kernel.images.planes import ALL_FRAMES, PlaneChoice, count_frames
@@ -26,6 +26,7 @@ from kernel.log import LOG, printable_name
 READ_SUFFIXES = (*IMAGE_SUFFIXES, *STACK_SUFFIXES)
 #: Images that are passed over, for one and for several: a folder of images often holds their masks, too.
 _OF_AN_IMAGE = ("with masks or outlines of another image", "with masks or outlines of other images")
+_OF_IMAGES_BESIDE = ("folder of masks of the images beside it", "folders of masks of the images beside them")
 
 
 @dataclass(frozen=True)
@@ -116,10 +117,9 @@ def named_images(text: str, recursive: bool, closed: Sequence[Path]) -> tuple[st
         )
     if others:
         LOG.warning("%s: %d file(s) of other formats are passed over", text, others)
-    made = made_of_others(images)
-    if made:
-        FolderContent([], {_OF_AN_IMAGE: sorted(map(str, made))}, 0).warn_of_passed_over(text)
-    return common_folder(homes), [path for path in images if path not in made]
+    images, made = without_masks(images, str)
+    FolderContent([], made, 0).warn_of_passed_over(text)
+    return common_folder(homes), images
 
 
 def folder_images(folder: Path, recursive: bool, closed: Sequence[Path]) -> list[Path]:
@@ -140,10 +140,24 @@ def folder_images(folder: Path, recursive: bool, closed: Sequence[Path]) -> list
         sort: [name for name in names if not is_inside(folder / name, closed)]
         for sort, names in content.passed_over.items()
     }
+    images, made = without_masks(images, lambda path: path.relative_to(folder).as_posix())
+    others = {sort: names for sort, names in {**others, **made}.items() if names}
+    replace(content, passed_over=others).warn_of_passed_over(folder)
+    return images
+
+
+def without_masks(
+    paths: Sequence[Path], shown: Callable[[Path], str]
+) -> tuple[list[Path], dict[tuple[str, str], list[str]]]:
+    """Those image files that hold no masks of others among them; and the others as `shown`, by their sort."""
+    folders = folders_of_masks(paths)
+    images = [path for path in paths if folders.isdisjoint(path.parents)]
     made = made_of_others(images)
-    others[_OF_AN_IMAGE] = [path.relative_to(folder).as_posix() for path in images if path in made]
-    replace(content, passed_over={sort: names for sort, names in others.items() if names}).warn_of_passed_over(folder)
-    return [path for path in images if path not in made]
+    told = {
+        _OF_AN_IMAGE: sorted(map(shown, made)),
+        _OF_IMAGES_BESIDE: sorted(f"{shown(folder)}/" for folder in folders),
+    }
+    return [path for path in images if path not in made], {sort: names for sort, names in told.items() if names}
 
 
 def is_inside(path: Path, folders: Iterable[Path]) -> bool:

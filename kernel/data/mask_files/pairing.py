@@ -145,6 +145,22 @@ def made_of_others(paths: Sequence[Path]) -> set[Path]:
     return {path for path in paths if keys[path.parent].intersection(marked_of(path.stem))}
 
 
+def folders_of_masks(paths: Sequence[Path]) -> set[Path]:
+    """Folders of these image files that say that they hold masks, and stand beside a folder of images so called.
+
+    The name alone does not say it: somebody's `labels` may hold images. A file in it has to be called as an image is.
+    """
+    images: dict[Path, set[str]] = {}  # by the folder around both
+    masks: dict[Path, set[str]] = {}
+    for path in paths:
+        for folder in path.parents:
+            if folder.name.lower() in IMAGE_FOLDERS:
+                images.setdefault(folder.parent, set()).update(image_keys(composed(path.stem)))
+            elif folder.name.lower() in MASK_FOLDERS:
+                masks.setdefault(folder, set()).update(mask_keys(composed(path.stem).removesuffix(".ome")))
+    return {folder for folder, keys in masks.items() if keys & images.get(folder.parent, set())}
+
+
 def marked_of(stem: str) -> list[str]:
     """What a file with a mark behind a name may be of, by its name without ending; empty where it has no mark."""
     stem = composed(stem).removesuffix(".ome")
