@@ -252,7 +252,6 @@ def test_a_terminal_has_a_bar_and_no_colours(run: Run, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("--zoom", "0"), "--zoom 0: it must be above 0"),
         (("--z", "top"), "z 'top': give an index, counted from 0, or max or middle"),
         (("--frame", "-2"), "frame -2"),
         (("gone.png",), "no file or folder gone.png"),
@@ -270,8 +269,10 @@ def test_options_that_mean_nothing(
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("--zoom", "nan"), "--zoom: 'nan' is not a number from 0 on"),
-        (("--pixel-size", "-1"), "--pixel-size: '-1' is not a number from 0 on"),
+        (("--zoom", "nan"), "--zoom: 'nan' is not a number above 0"),
+        (("--zoom", "0"), "--zoom: '0' is not a number above 0"),
+        (("--pixel-size", "-1"), "--pixel-size: '-1' is not a number above 0"),
+        (("--pixel-size", "0,65"), "'0,65' is not a number above 0: write it with a decimal point, as 0.65"),
         (("--min-area", "-1"), "--min-area: '-1' is not a whole number from 0 on"),
     ],
 )

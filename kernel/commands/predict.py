@@ -19,7 +19,6 @@ from kernel.commands.common import (
     add_scale_arguments,
     check_device,
     check_devices,
-    check_scale,
     choose_members,
 )
 from kernel.commands.options import whole_number
@@ -113,7 +112,6 @@ def run_predict(options: argparse.Namespace) -> None:
     from kernel.runtime.failures import FailedImage
 
     exports = chosen_exports(options.export)
-    check_scale(options)
     choice = choice_of_texts(options.channel, options.z, options.frame)
     out = options.out
     wanted = Wanted(exports, choice, options.pixel_size, options.zoom, options.exclude_edges, options.min_area)

@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from kernel.commands.common import add_plane_arguments, add_replace, add_scale_arguments, check_scale
-from kernel.commands.options import number, whole_number
+from kernel.commands.common import add_plane_arguments, add_replace, add_scale_arguments
+from kernel.commands.options import positive_number, whole_number
 from kernel.commands.rules import CommandRules, Excludes, Idle, Needs, StoreWritten, flag, is_given
 from kernel.data.annotated_folder import read_annotated_folder
 from kernel.data.livecell import read_livecell
@@ -196,7 +196,7 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--member-pixel-size",
-        type=number(0),
+        type=positive_number(),
         metavar="UM",
         help="with --annotated: side of a pixel, in micrometres, that the members know, where their files tell another "
         f"one than the competition's (default: {COMPETITION_PIXEL_UM})",
@@ -215,7 +215,6 @@ def read_source(options: argparse.Namespace) -> Source:
         for other, needed in others.items():
             if is_given(options, source) and needed and not is_given(options, other):
                 raise InputError(f"{flag(source)} needs {flag(other)} as well: see python -m kernel prepare --help")
-    check_scale(options)
     if options.frame == ALL_FRAMES:
         raise InputError(f"--frame {ALL_FRAMES}: masks are of one frame each; give its index")
     if options.competition:
