@@ -276,7 +276,8 @@ def cell_type_lookup(given: str, names: Collection[str]) -> Callable[[str], str]
         }
     else:
         known = {image_id: values["cell_type"] for image_id, values in _type_rows(path, names).items()}
-    return lambda image_id: known.get(image_id, "")
+    types = {text: text.lower() for text in known.values() if text.lower() in CELL_TYPES}  # as classes in mask files
+    return lambda image_id: types.get(told := known.get(image_id, ""), told)
 
 
 def _type_rows(path: Path, names: Collection[str]) -> dict[str, dict[str, str]]:

@@ -863,9 +863,11 @@ def test_types_by_folder_by_table_and_by_default(tmp_path: Path, capsys: pytest.
     table = tmp_path / "types.csv"
     table.write_text("id,cell_type\na.png,cort\nb,astro\nc,cort\n", encoding="utf-8")
     assert types("--cell-types", table) == {"a": "cort", "b": "astro", "c": "cort"}
-    table.write_text("image,cell_type\na,cort\nb,neuron\n", encoding="utf-8")
+    table.write_text("id,cell_type\na,Astro\nb,CORT\nc,astro\n", encoding="utf-8")  # as classes in files of masks
+    assert types("--cell-types", table) == {"a": "astro", "b": "cort", "c": "astro"}
+    table.write_text("image,cell_type\na,cort\nb,Neuron\n", encoding="utf-8")
     assert types("--cell-types", table) == {"a": "cort"}
-    assert "'neuron'" in capsys.readouterr().out
+    assert "'Neuron'" in capsys.readouterr().out
     (folder / "images.csv").write_text("image,file,cell_type\na,a.png,cort\nc,c.png,astro\n", encoding="utf-8")
     assert types() == {"a": "astro", "b": "cort", "c": "astro"}
     table.write_text("name,cell_type\na,cort\n", encoding="utf-8")
