@@ -313,7 +313,7 @@ def check_several(images: Any, axes: Sequence[str] | None) -> None:
     if shape is None:
         is_one = isinstance(images, str) or not isinstance(images, Iterable)
     elif axes is None:
-        is_one = len(shape) < 3 or (len(shape) == 3 and shape[2] == 3)
+        is_one = len(shape) < 3 or (len(shape) == 3 and shape[2] in (3, 4))
     else:
         is_one = len(shape) <= len(axis_letters(axes))
     if is_one:
@@ -324,6 +324,11 @@ def check_several(images: Any, axes: Sequence[str] | None) -> None:
 def as_bgr(image: Any) -> np.ndarray:
     """(H, W, 3) uint8 of B, G, R, as members see an image; arguments and errors as `Segmenter.segment`."""
     pixels = np.asarray(image)
+    if pixels.ndim == 3 and pixels.shape[2] == 4:
+        raise ValueError(
+            f"the image has the shape {pixels.shape}: if that is RGB and alpha, give image[..., :3]; of four channels, "
+            "one plane"
+        )
     if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3) or not pixels.size:
         raise ValueError(
             f"the image has the shape {pixels.shape}: give one of (H, W), or of (H, W, 3) for RGB; of stacks and of "

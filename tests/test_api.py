@@ -96,7 +96,15 @@ def test_every_frame_whatever_its_axis_is_called(axes: str) -> None:
 def test_one_image_is_not_several() -> None:
     segmenter, seen = seen_by()
     gray = np.zeros((6, 7), np.uint8)
-    for one in (gray, np.dstack([gray] * 3), Image.fromarray(gray), torch.from_numpy(gray), "a.png", Path("a.png")):
+    for one in (
+        gray,
+        np.dstack([gray] * 3),
+        np.dstack([gray] * 4),
+        Image.fromarray(gray),
+        torch.from_numpy(gray),
+        "a.png",
+        Path("a.png"),
+    ):
         with pytest.raises(ValueError, match="give a list of images"):
             next(segmenter.segment_many(cast(Any, one)))
     with pytest.raises(ValueError, match="give a list of images"):
@@ -227,7 +235,7 @@ def test_gray_and_colour_of_any_depth(dtype: type) -> None:
     [
         (np.zeros((3, 4, 5, 3)), "(3, 4, 5, 3)"),
         (np.zeros((4, 5, 2)), "(4, 5, 2)"),
-        (np.zeros((4, 5, 4), np.uint8), "(4, 5, 4)"),  # RGBA
+        (np.zeros((4, 5, 4), np.uint8), "(4, 5, 4): if that is RGB and alpha, give image[..., :3]"),
         (np.zeros((0, 5)), "(0, 5)"),
         (np.zeros(7), "(7,)"),
         (np.zeros((4, 5), complex), "complex128"),
