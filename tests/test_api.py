@@ -138,6 +138,22 @@ def test_images_of_other_packages() -> None:
             segmenter.segment(cast(Any, path))
 
 
+def test_gray_levels_that_members_do_not_know(caplog: pytest.LogCaptureFixture) -> None:
+    """Said once, as it is likely true of the next image as well."""
+    segmenter, seen = seen_by()
+    dim = np.random.default_rng(0).normal(30, 3, (60, 70)).astype(np.uint8)
+    known = (dim.astype(int) * 4).astype(np.uint8)
+    segmenter.segment(known)
+    segmenter.segment(dim, match_gray=True)
+    assert abs(seen[-1].mean() - 128) < 1 and not caplog.messages
+    segmenter.segment(dim.astype(float))
+    assert abs(seen[-1].mean() - 128) < 1 and not caplog.messages
+    assert len(list(segmenter.segment_many([dim, dim, dim]))) == 3
+    (told,) = caplog.messages
+    assert "far from what the members know (mean 29, spread" in told and "match_gray=True" in told
+    np.testing.assert_array_equal(seen[-1], np.dstack([dim] * 3))
+
+
 @pytest.mark.parametrize("wrong", [{"zoom": 0}, {"pixel_um": -1}, {"zoom": float("nan")}, {"pixel_um": "0.65"}])
 def test_scales_that_mean_nothing(wrong: dict[str, Any]) -> None:
     segmenter, seen = seen_by()

@@ -118,6 +118,16 @@ def add_scale_arguments(parser: argparse.ArgumentParser, description: str) -> No
     )
 
 
+def add_gray_argument(parser: argparse.ArgumentParser, description: str) -> None:
+    """The switch --match-gray."""
+    gray = parser.add_argument_group("gray levels", description)
+    gray.add_argument(
+        "--match-gray",
+        action="store_true",
+        help="bring images of 8 bits to the gray levels that members know, as those of more bits always are",
+    )
+
+
 def add_plane_arguments(parser: argparse.ArgumentParser, description: str, frame_help: str) -> None:
     """The options that choose a plane of images of many dimensions, for `choice_of_texts`."""
     planes = parser.add_argument_group("images of many dimensions", description)

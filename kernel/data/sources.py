@@ -40,19 +40,21 @@ class SourceCell:
 
 @dataclass(frozen=True)
 class Showing:
-    """How images are shown to members, as `predict` shows them: which plane, and at which scale.
+    """How images are shown to members, as `predict` shows them: which plane, at which scale and gray levels.
 
     Attributes:
         choice: of the plane.
         pixel_um: the side of a pixel; None: as the file tells it.
         zoom: by how much the image is stretched; None: by the size of its pixels.
         member_um: the side of a pixel that the members know.
+        match_gray: bring images of 8 bits to the gray levels that members know.
     """
 
     choice: PlaneChoice = field(default_factory=PlaneChoice)
     pixel_um: float | None = None
     zoom: float | None = None
     member_um: float = COMPETITION_PIXEL_UM
+    match_gray: bool = False
 
 
 @dataclass(frozen=True)
