@@ -24,6 +24,7 @@ import numpy as np
 
 from kernel.errors import InputError
 from kernel.images.gray_levels import to_eight_bit
+from kernel.images.gray_matching import KNOWN_GRAYS, far_grays, grays_text, matched_grays
 from kernel.images.pixel_size import PixelSize
 from kernel.images.planes import ALL_FRAMES, ROLES, PlaneChoice, choose_planes, count_frames
 from kernel.images.stacks import PLANE_AXES
@@ -105,6 +106,7 @@ class Segmenter:
 
     def __init__(self, ensemble: ScaledEnsemble):
         self._scaled = ensemble
+        self._has_told_grays = False
 
     @property
     def ensemble(self) -> Ensemble:
@@ -121,6 +123,7 @@ class Segmenter:
         frame: int | None = None,
         pixel_um: float | None = None,
         zoom: float | None = None,
+        match_gray: bool = False,
         exclude_edges: bool = False,
         min_area: int = 0,
     ) -> Cells:
@@ -137,6 +140,7 @@ class Segmenter:
             frame: which one. Default: the first.
             pixel_um: the side of a pixel in micrometres: the image is zoomed to the scale that the members know.
             zoom: by how much it is stretched instead; `pixel_um` then decides nothing.
+            match_gray: bring uint8, too, to the gray levels that members know.
             exclude_edges: leave out cells that the image's edge cuts.
             min_area: leave out cells of fewer pixels of the image.
 
@@ -152,7 +156,12 @@ class Segmenter:
         if frame == ALL_FRAMES:
             raise ValueError("all frames have a result each: segment_many gives them")
         pixels = array_plane(image, axes, PlaneChoice(channel, z, frame))
-        return self._segment(as_bgr(pixels), pixel_um, zoom, exclude_edges, min_area)
+        image_bgr = as_bgr(pixels)
+        if match_gray:
+            image_bgr = matched_grays(image_bgr)
+        else:
+            self._warn_of_grays(image_bgr)
+        return self._segment(image_bgr, pixel_um, zoom, exclude_edges, min_area)
 
     def segment_many(self, images: Iterable[np.ndarray], **wanted: Any) -> Iterator[Cells]:
         """The cells of each image, one after the other, as they are asked for.
@@ -174,6 +183,17 @@ class Segmenter:
             letters, sizes = ("", ()) if axes is None else stack_axes(as_array(image), axes)
             for frame in range(count_frames(letters, sizes, choice)):
                 yield self.segment(image, **{**wanted, "frame": frame})
+
+    def _warn_of_grays(self, image_bgr: np.ndarray) -> None:
+        """Say once that an image has gray levels at which members are likely to miss cells: others may be alike."""
+        grays = None if self._has_told_grays else far_grays(image_bgr)
+        if grays is not None:
+            self._has_told_grays = True
+            LOG.warning(
+                "an image's gray levels are far from what the members know (%s; they know %s), and cells are likely "
+                "missed: give match_gray=True (others may be alike: this is said once)",
+                grays_text(*grays), KNOWN_GRAYS,
+            )  # fmt: skip
 
     def _segment(
         self, image_bgr: np.ndarray, pixel_um: float | None, given: float | None, exclude_edges: bool, min_area: int
@@ -313,7 +333,7 @@ def check_several(images: Any, axes: Sequence[str] | None) -> None:
     if shape is None:
         is_one = isinstance(images, str) or not isinstance(images, Iterable)
     elif axes is None:
-        is_one = len(shape) < 3 or (len(shape) == 3 and shape[2] == 3)
+        is_one = len(shape) < 3 or (len(shape) == 3 and shape[2] in (3, 4))
     else:
         is_one = len(shape) <= len(axis_letters(axes))
     if is_one:
@@ -324,6 +344,11 @@ def check_several(images: Any, axes: Sequence[str] | None) -> None:
 def as_bgr(image: Any) -> np.ndarray:
     """(H, W, 3) uint8 of B, G, R, as members see an image; arguments and errors as `Segmenter.segment`."""
     pixels = np.asarray(image)
+    if pixels.ndim == 3 and pixels.shape[2] == 4:
+        raise ValueError(
+            f"the image has the shape {pixels.shape}: if that is RGB and alpha, give image[..., :3]; of four channels, "
+            "one plane"
+        )
     if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3) or not pixels.size:
         raise ValueError(
             f"the image has the shape {pixels.shape}: give one of (H, W), or of (H, W, 3) for RGB; of stacks and of "

@@ -96,7 +96,15 @@ def test_every_frame_whatever_its_axis_is_called(axes: str) -> None:
 def test_one_image_is_not_several() -> None:
     segmenter, seen = seen_by()
     gray = np.zeros((6, 7), np.uint8)
-    for one in (gray, np.dstack([gray] * 3), Image.fromarray(gray), torch.from_numpy(gray), "a.png", Path("a.png")):
+    for one in (
+        gray,
+        np.dstack([gray] * 3),
+        np.dstack([gray] * 4),
+        Image.fromarray(gray),
+        torch.from_numpy(gray),
+        "a.png",
+        Path("a.png"),
+    ):
         with pytest.raises(ValueError, match="give a list of images"):
             next(segmenter.segment_many(cast(Any, one)))
     with pytest.raises(ValueError, match="give a list of images"):
@@ -128,6 +136,22 @@ def test_images_of_other_packages() -> None:
     for path in ("a.png", Path("a.png")):
         with pytest.raises(ValueError, match="is a path: read the image first"):
             segmenter.segment(cast(Any, path))
+
+
+def test_gray_levels_that_members_do_not_know(caplog: pytest.LogCaptureFixture) -> None:
+    """Said once, as it is likely true of the next image as well."""
+    segmenter, seen = seen_by()
+    dim = np.random.default_rng(0).normal(30, 3, (60, 70)).astype(np.uint8)
+    known = (dim.astype(int) * 4).astype(np.uint8)
+    segmenter.segment(known)
+    segmenter.segment(dim, match_gray=True)
+    assert abs(seen[-1].mean() - 128) < 1 and not caplog.messages
+    segmenter.segment(dim.astype(float))
+    assert abs(seen[-1].mean() - 128) < 1 and not caplog.messages
+    assert len(list(segmenter.segment_many([dim, dim, dim]))) == 3
+    (told,) = caplog.messages
+    assert "far from what the members know (mean 29, spread" in told and "match_gray=True" in told
+    np.testing.assert_array_equal(seen[-1], np.dstack([dim] * 3))
 
 
 @pytest.mark.parametrize("wrong", [{"zoom": 0}, {"pixel_um": -1}, {"zoom": float("nan")}, {"pixel_um": "0.65"}])
@@ -227,7 +251,7 @@ def test_gray_and_colour_of_any_depth(dtype: type) -> None:
     [
         (np.zeros((3, 4, 5, 3)), "(3, 4, 5, 3)"),
         (np.zeros((4, 5, 2)), "(4, 5, 2)"),
-        (np.zeros((4, 5, 4), np.uint8), "(4, 5, 4)"),  # RGBA
+        (np.zeros((4, 5, 4), np.uint8), "(4, 5, 4): if that is RGB and alpha, give image[..., :3]"),
         (np.zeros((0, 5)), "(0, 5)"),
         (np.zeros(7), "(7,)"),
         (np.zeros((4, 5), complex), "complex128"),

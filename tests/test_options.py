@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import build_kernel
-from kernel.commands.options import CommandParser, number, whole_number
+from kernel.commands.options import CommandParser, number, positive_number, whole_number
 
 
 def parser() -> CommandParser:
@@ -61,6 +61,10 @@ def test_what_does_nothing_is_refused_in_sub_commands_too(words: list[str], told
         (number(0, 1e7), "nan", "'nan' is not a number from 0 up to 1e+07"),
         (number(), "inf", "is not a number"),
         (number(0), "-1", "is not a number from 0 on"),
+        (number(0), "0,5", "'0,5' is not a number from 0 on: write it with a decimal point, as 0.5"),
+        (positive_number(), "0", "'0' is not a number above 0"),
+        (positive_number(), "nan", "'nan' is not a number above 0"),
+        (positive_number(), "0,65", "'0,65' is not a number above 0: write it with a decimal point, as 0.65"),
     ],
 )
 def test_numbers_are_refused_in_words(read: object, text: str, allowed: str) -> None:
@@ -72,6 +76,7 @@ def test_numbers_are_refused_in_words(read: object, text: str, allowed: str) -> 
 
 def test_numbers_are_read() -> None:
     assert [whole_number(1)("1"), whole_number()("-3"), number(0, 60)("60"), number()("1e-3")] == [1, -3, 60.0, 0.001]
+    assert positive_number()("0.65") == 0.65
 
 
 @pytest.mark.parametrize(

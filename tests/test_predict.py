@@ -216,6 +216,35 @@ def test_cells_that_are_left_out(run: Run) -> None:
     assert [row["cells"] for row in run.rows()] == ["0"] and run.rows("cells.csv") == []
 
 
+def test_gray_levels_far_from_those_that_members_know(
+    run: Run, stopped: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line tells of them, in a run that goes on as well; no word where all is well, or they are matched."""
+    for name in "abcde":
+        write(run.home / "in" / f"{name}.png", picture((5, 5)) // (1 if name == "c" else 4))
+    stopped("in")
+    assert "far from what" not in capsys.readouterr().err
+    run("in", "-q")
+    (told,) = capsys.readouterr().err.splitlines()
+    assert "4 of 5 image(s) have gray levels far from what the members know" in told
+    assert "a (mean 25, spread " in told and "d (mean" in told and ", ...; --match-gray brings them" in told
+    assert "c (mean" not in told and "e (mean" not in told
+    assert [row["cells"] for row in run.rows()] == ["0", "0", "1", "0", "0"]
+    run("in", "--match-gray")
+    told = capsys.readouterr().err
+    assert "far from what" not in told and told.count("its gray levels are matched") == 1
+    assert [row["cells"] for row in run.rows()] == ["1"] * 5
+    assert run.rows("cells.csv")[0]["mean_intensity"] == "255.00"  # as members see the image
+
+
+def test_runs_without_matched_gray_levels_are_those_of_before() -> None:
+    """What makes a run's journal another one is the same text as before there was the option."""
+    assert repr(Wanted(("labels",), zoom=2.0)) == (
+        "Wanted(exports=('labels',), choice=PlaneChoice(channel=None, z=None, frame=None), pixel_um=None, zoom=2.0, "
+        "exclude_edges=False, min_area=0)"
+    )
+
+
 def test_how_much_is_told(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("a", "b"):
         write(run.home / "in" / f"{name}.png", picture((5, 5)))
@@ -252,7 +281,6 @@ def test_a_terminal_has_a_bar_and_no_colours(run: Run, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("--zoom", "0"), "--zoom 0: it must be above 0"),
         (("--z", "top"), "z 'top': give an index, counted from 0, or max or middle"),
         (("--frame", "-2"), "frame -2"),
         (("gone.png",), "no file or folder gone.png"),
@@ -270,8 +298,10 @@ def test_options_that_mean_nothing(
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("--zoom", "nan"), "--zoom: 'nan' is not a number from 0 on"),
-        (("--pixel-size", "-1"), "--pixel-size: '-1' is not a number from 0 on"),
+        (("--zoom", "nan"), "--zoom: 'nan' is not a number above 0"),
+        (("--zoom", "0"), "--zoom: '0' is not a number above 0"),
+        (("--pixel-size", "-1"), "--pixel-size: '-1' is not a number above 0"),
+        (("--pixel-size", "0,65"), "'0,65' is not a number above 0: write it with a decimal point, as 0.65"),
         (("--min-area", "-1"), "--min-area: '-1' is not a whole number from 0 on"),
     ],
 )
@@ -306,6 +336,7 @@ def test_what_is_asked_for_decides_what_is_gone_on_with(
         ("--min-area", "3"),
         ("--exclude-edges",),
         ("--pixel-size", "1"),
+        ("--match-gray",),
         ("--z", "max"),
     ):
         stopped("in")

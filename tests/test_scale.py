@@ -93,8 +93,9 @@ def test_convert_notes_the_size_of_pixels(tmp_path: Path, capsys: pytest.Capture
     assert main(["convert", str(DEMO / "weights" / "maskrcnn.safetensors"), str(noted), "--pixel-size", "0.65"]) == 0
     assert main(["convert", str(noted), str(again)]) == 0
     assert told_pixel_um(noted) == told_pixel_um(again) == 0.65
-    assert main(["convert", str(noted), str(tmp_path / "no.safetensors"), "--pixel-size", "0"]) == 2
-    assert "--pixel-size 0: it must be above 0" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["convert", str(noted), str(tmp_path / "no.safetensors"), "--pixel-size", "0"])
+    assert "--pixel-size: '0' is not a number above 0" in capsys.readouterr().err
 
 
 class SeenEnsemble:

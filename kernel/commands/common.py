@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kernel.commands.options import number, whole_number
+from kernel.commands.options import positive_number, whole_number
 from kernel.commands.rules import flag
 from kernel.data.annotated import AnnotatedImage, list_annotated
 from kernel.data.splits import FOLDS_NAME
@@ -103,23 +103,29 @@ def add_member_arguments(
 
 
 def add_scale_arguments(parser: argparse.ArgumentParser, description: str) -> None:
-    """The options that say at which scale members are shown images, for `check_scale`."""
+    """The options that say at which scale members are shown images."""
     scale = parser.add_argument_group("scale", description)
     scale.add_argument(
-        "--pixel-size", type=number(0), metavar="UM", help="side of a pixel in micrometres (default: as the file tells)"
+        "--pixel-size",
+        type=positive_number(),
+        metavar="UM",
+        help="side of a pixel in micrometres (default: as the file tells)",
     )
     scale.add_argument(
         "--zoom",
-        type=number(0),
+        type=positive_number(),
         help="stretch images by this factor for the members (default: by the pixel size; without one, not at all)",
     )
 
 
-def check_scale(options: argparse.Namespace) -> None:
-    """Raise InputError for a scale that means nothing."""
-    for name in ("pixel_size", "zoom", "member_pixel_size"):
-        if getattr(options, name, None) == 0:
-            raise InputError(f"{flag(name)} 0: it must be above 0")
+def add_gray_argument(parser: argparse.ArgumentParser, description: str) -> None:
+    """The switch --match-gray."""
+    gray = parser.add_argument_group("gray levels", description)
+    gray.add_argument(
+        "--match-gray",
+        action="store_true",
+        help="bring images of 8 bits to the gray levels that members know, as those of more bits always are",
+    )
 
 
 def add_plane_arguments(parser: argparse.ArgumentParser, description: str, frame_help: str) -> None:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from kernel.commands.options import number, whole_number
+from kernel.commands.options import positive_number, whole_number
 from kernel.commands.rules import CommandRules
 from kernel.errors import InputError
 from kernel.files import written_file
@@ -61,7 +61,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument(
         "--pixel-size",
-        type=number(0),
+        type=positive_number(),
         metavar="UM",
         help="side of a pixel, in micrometres, of the images that it has learned from, to be noted in the file "
         "(default: as the file says)",
@@ -96,9 +96,6 @@ def run_convert(options: argparse.Namespace) -> None:
     if options.fraction_bits is not None and not options.half:
         beside = "leave --int8 out, and give --half" if options.int8 else "give --half as well"
         raise InputError(f"--fraction-bits is of float16 numbers: {beside}")
-    if options.pixel_size == 0:
-        raise InputError("--pixel-size 0: it must be above 0")
-
     if options.out.suffix != ".safetensors":
         raise InputError(f"{options.out}: what is written is a safetensors file: give it a name ending in .safetensors")
     if options.out.exists() or options.out.is_symlink():

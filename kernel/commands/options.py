@@ -72,20 +72,37 @@ def number(lowest: float | None = None, highest: float | None = None) -> Callabl
     return _reader_of(float, "a number", lowest, highest)
 
 
-def _reader_of(kind: Callable[[str], Any], what: str, lowest: float | None, highest: float | None) -> Any:
-    """What reads a text as `kind`, and refuses in words one that is none, or out of the bounds."""
-    low = "" if lowest is None else f" from {lowest:g}"
+def positive_number() -> Callable[[str], float]:
+    """What reads a finite number above 0 for argparse."""
+    return _reader_of(float, "a number", 0, None, above=True)
+
+
+def _reader_of(
+    kind: Callable[[str], Any], what: str, lowest: float | None, highest: float | None, *, above: bool = False
+) -> Any:
+    """What reads a text as `kind`, and refuses in words one that is none, or out of the bounds.
+
+    The lower one is included, unless `above`.
+    """
+    low = "" if lowest is None else f" {'above' if above else 'from'} {lowest:g}"
     high = "" if highest is None else f" up to {highest:g}"
-    allowed = f"{what}{low}{high or (' on' if low else '')}"
+    allowed = f"{what}{low}{high or (' on' if low and not above else '')}"
     low_bound, high_bound = -math.inf if lowest is None else lowest, math.inf if highest is None else highest
 
     def read(text: str) -> Any:
         try:
             value = kind(text)
-            if not math.isfinite(value) or not low_bound <= value <= high_bound:
+            if not math.isfinite(value) or not low_bound <= value <= high_bound or (above and value == low_bound):
                 raise ValueError(text)
         except (ValueError, OverflowError) as error:
-            raise argparse.ArgumentTypeError(f"{text[:40]!r} is not {allowed}") from error
+            hint = decimal_hint(text) if kind is float else ""
+            raise argparse.ArgumentTypeError(f"{text[:40]!r} is not {allowed}{hint}") from error
         return value
 
     return read
+
+
+def decimal_hint(text: str) -> str:
+    """What to say of a number with a decimal comma, as the end of a message; empty of any other text."""
+    is_one = re.fullmatch(r"[+-]?\d{0,9},\d{1,9}", text.strip())
+    return f": write it with a decimal point, as {text.strip().replace(',', '.')}" if is_one else ""

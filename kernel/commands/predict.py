@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from kernel.commands.common import (
     ALL_DEVICES,
+    add_gray_argument,
     add_member_arguments,
     add_plane_arguments,
     add_replace,
     add_scale_arguments,
     check_device,
     check_devices,
-    check_scale,
     choose_members,
 )
 from kernel.commands.options import whole_number
@@ -83,6 +83,7 @@ def add_parser(commands: Any) -> None:
         "and --out must lie in folders that all of them share (default: this machine)",
     )
     add_scale_arguments(parser, "Members know cells of a certain size in pixels; files tell theirs.")
+    add_gray_argument(parser, "One line tells of images whose gray levels are far from what members know.")
     add_plane_arguments(parser, "Indices are counted from 0.", frame_help="or all, for a result each (default: 0)")
     cells = parser.add_argument_group("cells", "Confluence and density count those as well that are left out.")
     cells.add_argument("--exclude-edges", action="store_true", help="leave out cells that the image's edge cuts")
@@ -113,10 +114,17 @@ def run_predict(options: argparse.Namespace) -> None:
     from kernel.runtime.failures import FailedImage
 
     exports = chosen_exports(options.export)
-    check_scale(options)
     choice = choice_of_texts(options.channel, options.z, options.frame)
     out = options.out
-    wanted = Wanted(exports, choice, options.pixel_size, options.zoom, options.exclude_edges, options.min_area)
+    wanted = Wanted(
+        exports,
+        choice,
+        options.pixel_size,
+        options.zoom,
+        options.exclude_edges,
+        options.min_area,
+        match_gray=options.match_gray,
+    )
     chosen = choose_members(options)
     images = list_inputs(options.images, choice, options.recursive, [out] if (out / IMAGES_TABLE).is_file() else [])
     if any(is_inside(image.path, [out.resolve()]) for image in images):
@@ -132,6 +140,7 @@ def run_predict(options: argparse.Namespace) -> None:
         images = [replace(image, path=image.path.resolve()) for image in images]
     files = chosen.files()
     made_of = [manifest_to_json(files.manifest), files.dtype, repr(wanted)]
+    made_of += ["--match-gray"] if wanted.match_gray else []  # without it, runs that were begun before go on
     with (
         resumed_folder(out, made_of, images, replace=options.replace) as (folder, finished),
         shown_progress(len(images), quiet=options.quiet, verbose=options.verbose) as progress,

@@ -6,8 +6,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from kernel.commands.common import add_plane_arguments, add_replace, add_scale_arguments, check_scale
-from kernel.commands.options import number, whole_number
+from kernel.commands.common import (
+    add_gray_argument,
+    add_plane_arguments,
+    add_replace,
+    add_scale_arguments,
+)
+from kernel.commands.options import positive_number, whole_number
 from kernel.commands.rules import CommandRules, Excludes, Idle, Needs, StoreWritten, flag, is_given
 from kernel.data.annotated_folder import read_annotated_folder
 from kernel.data.livecell import read_livecell
@@ -38,10 +43,11 @@ NAME_masks.tif or NAME_cp_masks.png, label images in a folder masks or labels, C
 (NAME.zip), GeoJSON (NAME.geojson), OME-Zarr labels (NAME.ome.zarr). What was found is said in one line. Cell types come
 from --cell-type, or else the classes in the file, a folder called as a type, or predict's images.csv.
 
-The images stay where they are. What members are shown otherwise, at another scale or as a plane of a stack, is
-written to OUT/shown; give --annotated the same --pixel-size, --zoom, --channel, --z and --frame that predict was given,
-and --member-pixel-size for members whose files tell a size (pixel_size_um). Where an image's pixels are known,
-annotations.json keeps the size that is shown, by which train and validate tell members of another one.
+The images stay where they are. What members are shown otherwise, at another scale, at other gray levels or as a plane
+of a stack, is written to OUT/shown; give --annotated the same --pixel-size, --zoom, --match-gray, --channel, --z and
+--frame that predict was given, and --member-pixel-size for members whose files tell a size (pixel_size_um). Where an
+image's pixels are known, annotations.json keeps the size that is shown, by which train and validate tell members of
+another one.
 validate's truth is the masks of --data, and prepared ones have their holes filled and
 corrections applied: to score one fold by the competition's own masks, give it the competition's folder and
 --folds-csv OUT/folds.csv."""
@@ -58,7 +64,7 @@ SOURCE_OPTIONS = {
     "livecell_annotations": {"livecell_images": True},
     "pseudo_labels": {"images": True},
     "annotated": dict.fromkeys(
-        ("masks", "mask_form", "pixel_size", "zoom", "member_pixel_size", "channel", "z", "frame"), False
+        ("masks", "mask_form", "pixel_size", "zoom", "member_pixel_size", "match_gray", "channel", "z", "frame"), False
     ),
 }
 #: How many folds there are where nobody says.
@@ -196,12 +202,13 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--member-pixel-size",
-        type=number(0),
+        type=positive_number(),
         metavar="UM",
         help="with --annotated: side of a pixel, in micrometres, that the members know, where their files tell another "
         f"one than the competition's (default: {COMPETITION_PIXEL_UM})",
     )
     add_scale_arguments(parser, "With --annotated: as for predict, so that members learn from what they are shown.")
+    add_gray_argument(parser, "With --annotated: as for predict, so that members learn from what they are shown.")
     add_plane_arguments(parser, "With --annotated: as for predict. Indices are counted from 0.", "(default: 0)")
 
 
@@ -215,7 +222,6 @@ def read_source(options: argparse.Namespace) -> Source:
         for other, needed in others.items():
             if is_given(options, source) and needed and not is_given(options, other):
                 raise InputError(f"{flag(source)} needs {flag(other)} as well: see python -m kernel prepare --help")
-    check_scale(options)
     if options.frame == ALL_FRAMES:
         raise InputError(f"--frame {ALL_FRAMES}: masks are of one frame each; give its index")
     if options.competition:
@@ -239,6 +245,7 @@ def read_source(options: argparse.Namespace) -> Source:
                 options.pixel_size,
                 options.zoom,
                 options.member_pixel_size,
+                options.match_gray,
             ),
         )
     if options.cell_types is None:

@@ -14,6 +14,7 @@ from kernel.data.prepared import PreparedImage, encode_cell
 from kernel.data.sources import DroppedCell, SourceCell, SourceImage
 from kernel.data.twins import part_twins
 from kernel.errors import InputError
+from kernel.images.gray_matching import matched_grays
 from kernel.images.pixel_size import counted_pixel
 from kernel.images.planes import PlaneChoice
 from kernel.images.reading import read_image
@@ -131,6 +132,7 @@ def _read_shown(task: SourceImage) -> tuple[np.ndarray, Zoom, float | None, str]
     if showing is None:
         return read_image(task.path), NO_ZOOM, None, ""
     picture = read_picture(task.path, showing.choice)
+    image_bgr = matched_grays(picture.image_bgr) if showing.match_gray else picture.image_bgr
     pixel = counted_pixel(picture.pixel, showing.pixel_um)
     zoom = zoom_of(pixel, showing.member_um, showing.zoom)
     told = []
@@ -141,7 +143,9 @@ def _read_shown(task: SourceImage) -> tuple[np.ndarray, Zoom, float | None, str]
     if zoom != NO_ZOOM:
         of = "" if showing.zoom is not None else f", of pixels of {pixel}"
         told.append(f"zoom {zoom_text(zoom)}{of}")
-    return picture.image_bgr, zoom, shown_pixel_um(pixel, showing.member_um, showing.zoom), ", ".join(told)
+    if image_bgr is not picture.image_bgr:
+        told.append("gray levels that they know")
+    return image_bgr, zoom, shown_pixel_um(pixel, showing.member_um, showing.zoom), ", ".join(told)
 
 
 def _count(counter: Counter[str], pixels: int) -> None:

@@ -40,19 +40,21 @@ class SourceCell:
 
 @dataclass(frozen=True)
 class Showing:
-    """How images are shown to members, as `predict` shows them: which plane, and at which scale.
+    """How images are shown to members, as `predict` shows them: which plane, at which scale and gray levels.
 
     Attributes:
         choice: of the plane.
         pixel_um: the side of a pixel; None: as the file tells it.
         zoom: by how much the image is stretched; None: by the size of its pixels.
         member_um: the side of a pixel that the members know.
+        match_gray: bring images of 8 bits to the gray levels that members know.
     """
 
     choice: PlaneChoice = field(default_factory=PlaneChoice)
     pixel_um: float | None = None
     zoom: float | None = None
     member_um: float = COMPETITION_PIXEL_UM
+    match_gray: bool = False
 
 
 @dataclass(frozen=True)
@@ -276,7 +278,8 @@ def cell_type_lookup(given: str, names: Collection[str]) -> Callable[[str], str]
         }
     else:
         known = {image_id: values["cell_type"] for image_id, values in _type_rows(path, names).items()}
-    return lambda image_id: known.get(image_id, "")
+    types = {text: text.lower() for text in known.values() if text.lower() in CELL_TYPES}  # as classes in mask files
+    return lambda image_id: types.get(told := known.get(image_id, ""), told)
 
 
 def _type_rows(path: Path, names: Collection[str]) -> dict[str, dict[str, str]]:

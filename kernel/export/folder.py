@@ -27,6 +27,7 @@ from kernel.export.inputs import InputImage
 from kernel.export.kinds import DEFAULT_EXPORTS, IMAGE_EXPORTS, IMAGES_TABLE, SET_EXPORTS, FoundCells
 from kernel.export.progress import Progress
 from kernel.files import is_full
+from kernel.images.gray_matching import KNOWN_GRAYS, far_grays, grays_text, matched_grays
 from kernel.images.pixel_size import PixelSize, counted_pixel
 from kernel.images.planes import PlaneChoice
 from kernel.images.reading import largest_image_shape
@@ -39,7 +40,7 @@ from kernel.postprocess.submission import SubmissionWriter
 from kernel.runtime.failures import FailedImage, attempt, means_lost_device
 from kernel.runtime.rereading import Rereading
 from kernel.scale import ScaledEnsemble, cell_size
-from kernel.text import spreadsheet_cell
+from kernel.text import first_names, spreadsheet_cell
 
 #: File systems take names of 255 bytes, endings included.
 LONGEST_NAME_BYTES = 255 - max(len(kind.ending) for kind in IMAGE_EXPORTS.values())
@@ -66,6 +67,7 @@ class Wanted:
         zoom: by how much images are stretched for the members; None: by the size of their pixels.
         exclude_edges: leave out cells that the image's edge cuts.
         min_area: leave out cells of fewer pixels. Neither changes an image's confluence and density.
+        match_gray: bring images of 8 bits to the gray levels that members know.
     """
 
     exports: Sequence[str] = DEFAULT_EXPORTS
@@ -74,6 +76,7 @@ class Wanted:
     zoom: float | None = None
     exclude_edges: bool = False
     min_area: int = 0
+    match_gray: bool = field(default=False, repr=False)  # a journal's head has it where it is on
 
 
 class LostDeviceError(RunError):
@@ -233,6 +236,7 @@ def predict_images(
     with (out / IMAGES_TABLE).open("w", encoding="utf-8", newline="") as stream:
         csv.writer(stream, lineterminator="\n").writerows(image_rows(images, records, failed))
     warn_of_scale(records)
+    warn_of_grays(records)
     return RunResult(records, failed)
 
 
@@ -246,12 +250,13 @@ def segment_input(ensemble: ScaledEnsemble, image: InputImage, wanted: Wanted, t
     start = time.monotonic()
     try:
         picture = read_picture(image.path, wanted.choice, image.frame)
+        image_bgr = matched_grays(picture.image_bgr) if wanted.match_gray else picture.image_bgr
         pixel = known_pixel(picture, wanted, image, teller)
         zoom = zoom_of(pixel, ensemble.member_um, wanted.zoom)
         if "rois" in wanted.exports:  # told before the image's networks, which take long for so large a one
             from kernel.export.rois import refuse_too_large
 
-            refuse_too_large(picture.image_bgr.shape)
+            refuse_too_large(image_bgr.shape)
     except InputError as error:
         reason = str(error) if image.path.name in str(error) else f"{image.path}: {error}"
         return FailedImage(reason, wrong_input=True, may_pass=may_pass(error))
@@ -259,10 +264,12 @@ def segment_input(ensemble: ScaledEnsemble, image: InputImage, wanted: Wanted, t
         teller.tell(picture.told, image.name)
     if zoom != NO_ZOOM:
         teller.tell(f"zoom {zoom_text(zoom)}" + (f", of pixels of {pixel}" if wanted.zoom is None else ""), image.name)
-    masks = ensemble.segment(picture.image_bgr, zoom).masks
+    if image_bgr is not picture.image_bgr:
+        teller.tell("its gray levels are matched to those that members know", image.name)
+    masks = ensemble.segment(image_bgr, zoom).masks
     doubt = cell_size(masks, ensemble.member_um) if pixel is None and wanted.zoom is None else None
     kept = keep_cells(masks, wanted.exclude_edges, wanted.min_area)
-    found = FoundCells(image.path, image.name, picture.image_bgr, kept, pixel)
+    found = FoundCells(image.path, image.name, image_bgr, kept, pixel)
     try:
         record = write_image(found, wanted.exports, out)
     except BaseException:
@@ -274,6 +281,8 @@ def segment_input(ensemble: ScaledEnsemble, image: InputImage, wanted: Wanted, t
     record["confluence"] = int(masks.sizes.sum()) / math.prod(masks.image_shape)
     if doubt is not None and doubt.is_far:
         record["doubt"] = [doubt.diameter_px, doubt.usual_px]
+    if not wanted.match_gray and (grays := far_grays(image_bgr)) is not None:
+        record["grays"] = grays
     record["pixel"] = [pixel.y_um, pixel.x_um] if pixel else None
     record["zoom"] = zoom_text(zoom)
     record["seconds"] = round(time.monotonic() - start, 2)
@@ -319,6 +328,17 @@ def warn_of_scale(records: Mapping[str, Record]) -> None:
         "the members know (median diameter %.0f pixels, usual %.0f): give --pixel-size in micrometres, or --zoom %.2g",
         len(doubts), len(records), found, usual, usual / found,
     )  # fmt: skip
+
+
+def warn_of_grays(records: Mapping[str, Record]) -> None:
+    """Say in one line that images have gray levels at which members are likely to miss cells, and which images."""
+    far = [f"{name} ({grays_text(*record['grays'])})" for name, record in records.items() if "grays" in record]
+    if far:
+        LOG.warning(
+            "%d of %d image(s) have gray levels far from what the members know (%s), and cells are likely missed: %s; "
+            "--match-gray brings them to what is known",
+            len(far), len(records), KNOWN_GRAYS, first_names(far, 3),
+        )  # fmt: skip
 
 
 def image_file(export: str, name: str, out: Path) -> Path:

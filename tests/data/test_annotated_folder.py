@@ -50,6 +50,7 @@ from kernel.errors import InputError
 from kernel.export.folder import image_file, image_rows, write_image
 from kernel.export.inputs import list_inputs
 from kernel.export.kinds import IMAGE_EXPORTS, FoundCells
+from kernel.images.gray_matching import matched_grays
 from kernel.images.planes import PlaneChoice
 from kernel.masks.instances import CellMasks
 from kernel.masks.labels import label_image
@@ -863,9 +864,11 @@ def test_types_by_folder_by_table_and_by_default(tmp_path: Path, capsys: pytest.
     table = tmp_path / "types.csv"
     table.write_text("id,cell_type\na.png,cort\nb,astro\nc,cort\n", encoding="utf-8")
     assert types("--cell-types", table) == {"a": "cort", "b": "astro", "c": "cort"}
-    table.write_text("image,cell_type\na,cort\nb,neuron\n", encoding="utf-8")
+    table.write_text("id,cell_type\na,Astro\nb,CORT\nc,astro\n", encoding="utf-8")  # as classes in files of masks
+    assert types("--cell-types", table) == {"a": "astro", "b": "cort", "c": "astro"}
+    table.write_text("image,cell_type\na,cort\nb,Neuron\n", encoding="utf-8")
     assert types("--cell-types", table) == {"a": "cort"}
-    assert "'neuron'" in capsys.readouterr().out
+    assert "'Neuron'" in capsys.readouterr().out
     (folder / "images.csv").write_text("image,file,cell_type\na,a.png,cort\nc,c.png,astro\n", encoding="utf-8")
     assert types() == {"a": "astro", "b": "cort", "c": "astro"}
     table.write_text("name,cell_type\na,cort\n", encoding="utf-8")
@@ -1044,6 +1047,28 @@ def test_what_was_prepared_among_the_images_is_none_of_them(tmp_path: Path, plac
         prepared_cells("--annotated", tmp_path, "--cell-type", "cort", "--zoom", "0.5", tmp_path / place)
         (image,) = list_annotated(tmp_path / place)
         assert image.path == tmp_path / place / "shown" / "a.png"
+
+
+def test_members_learn_from_the_gray_levels_that_predict_shows_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dim = draw_image(1, GRID) // 4
+    write_png(tmp_path / "in" / "dim.png", dim)
+    write_png(tmp_path / "in" / "deep.png", dim.astype(np.uint16) * 100)
+    for name in ("dim", "deep"):
+        write_png(tmp_path / "in" / f"{name}_masks.png", grid_labels())
+    words = ("--annotated", tmp_path / "in", "--cell-type", "cort")
+    prepared_cells(*words, tmp_path / "as-it-is")
+    assert not (tmp_path / "as-it-is" / "shown").exists()
+    capsys.readouterr()
+    prepared_cells(*words, "--match-gray", tmp_path / "matched")
+    assert "shown to members by gray levels that they know: 1 images" in capsys.readouterr().out
+    images = {image.image_id: image for image in list_annotated(tmp_path / "matched")}
+    assert images["dim"].path == tmp_path / "matched" / "shown" / "dim.png"
+    assert images["deep"].path == tmp_path / "in" / "deep.png"
+    np.testing.assert_array_equal(images["dim"].read(), matched_grays(np.dstack([dim] * 3)))
+    np.testing.assert_allclose(images["dim"].read(), images["deep"].read().astype(float), atol=1)
+    assert len(images["dim"].masks()) == len(GRID)
 
 
 def test_a_plane_of_a_stack_is_prepared_as_predict_took_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
