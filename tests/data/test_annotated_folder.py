@@ -972,7 +972,6 @@ def test_a_file_that_cannot_be_used_costs_its_image_only(tmp_path: Path, capsys:
         ("--annotated", "images", "--masks", "nowhere"),
         ("--annotated", "images", "--mask-form", "rois"),
         ("--annotated", "images", "--cell-types", "neuron"),
-        ("--annotated", "images", "--member-pixel-size", "0"),
         ("--annotated", "images", "--member-pixel-size", "0.65", "--zoom", "1"),
         ("--competition", "images", "--member-pixel-size", "0.65"),
         ("--competition", "images", "--masks", "images"),
@@ -989,6 +988,13 @@ def test_wrong_words_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         write_png(Path("images/a_masks.png"), grid_labels())
     assert main(["prepare", *words, "--out", "out"]) == 2
     assert not Path("out").exists()
+
+
+def test_a_pixel_of_no_size_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["prepare", "--annotated", str(tmp_path), "--member-pixel-size", "0", "--out", str(tmp_path / "out")])
+    assert ended.value.code == 2 and "--member-pixel-size" in (told := capsys.readouterr().err) and "above 0" in told
+    assert not (tmp_path / "out").exists()
 
 
 def test_members_learn_from_what_predict_shows_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
