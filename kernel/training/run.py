@@ -75,11 +75,16 @@ class TrainingRun:
         return fingerprint_of(described, images_digest(self.images), images_digest(self.extra))
 
     @cached_property
+    def learned_before(self) -> tuple[Picture, ...]:
+        """The images that `init` tells that it has learned from."""
+        before = read_member_record(self.init) if self.init is not None else None
+        return before.images if before is not None else ()
+
+    @cached_property
     def learned(self) -> tuple[Picture, ...]:
         """The images that its weights have learned from in the end: its own, and those of `init`."""
-        before = read_member_record(self.init) if self.init is not None else None
         own = (picture_of(image.name, image.image_bgr) for image in (*self.images, *self.extra))
-        return all_pictures(before.images if before is not None else (), own)
+        return all_pictures(self.learned_before, own)
 
     @cached_property
     def scale(self) -> TrainingScale:
@@ -170,7 +175,9 @@ class TrainingRun:
 
     def tell_seen(self) -> None:
         """Say which images of the evaluations the weights to start from have learned from."""
-        learned = PictureIndex(self.learned)
+        if not self.learned_before:
+            return
+        learned = PictureIndex(self.learned_before)
         seen = [image.image_id for image in self.validation if learned.find(picture_of(image.image_id, image.read()))]
         if seen:
             LOG.warning(

@@ -135,6 +135,7 @@ def test_evaluations_on_images_that_the_first_weights_have_learned_from_are_told
     assert annotated[0].image_id in caplog.text and "after.best.safetensors" in caplog.text
     caplog.clear()
     replace(run, init=None).check()
+    replace(run, init=None, images=images).check()  # what it learns itself is not what it starts from
     assert "learned from" not in caplog.text
 
 
