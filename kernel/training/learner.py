@@ -19,7 +19,7 @@ from kernel.training.assigning import bound_assignment
 from kernel.training.initialise import IMAGENET, IMAGENET_ENCODER, draw_weights, take_weights
 from kernel.training.losses import weighted_loss
 from kernel.training.optimisation import WeightsEma, learning_rate_factor, parameter_groups
-from kernel.training.precision import add_upsampling_biases_apart, keep_depthwise_wide
+from kernel.training.precision import add_upsampling_biases_apart, keep_depthwise_wide, norm_groups_quickly
 from kernel.training.processes import ProcessGroup
 from kernel.training.run import TrainingRun
 from kernel.training.step import compute_losses, set_proposal_counts
@@ -151,3 +151,4 @@ def quicken(detector: Detector, device: torch.device) -> None:
     if device.type == "cpu":
         keep_depthwise_wide(detector)
         add_upsampling_biases_apart(detector)
+        norm_groups_quickly(detector)

@@ -1,5 +1,8 @@
-"""Mixed precision: the heads' layers in bfloat16 or float16, boxes, targets and losses in float32; and what is slow in
-bfloat16 on a CPU: some depthwise convolutions, and the gradient of a transposed convolution's bias."""
+"""Mixed precision: the heads' layers in bfloat16 or float16, boxes, targets and losses in float32.
+
+And what is slow on a CPU: in bfloat16 some depthwise convolutions and a transposed convolution's bias, and in any dtype
+the gradient of GroupNorm.
+"""
 
 from __future__ import annotations
 
@@ -110,3 +113,61 @@ def upsample_then_add_bias(module: Any, given: torch.Tensor) -> torch.Tensor:
         module.dilation,
     )
     return upsampled + module.bias.to(upsampled.dtype)[:, None, None]
+
+
+def norm_groups_quickly(detector: Detector) -> None:
+    """Let the neck's GroupNorm compute its gradient by `QuickGroupNorm`, for the CPU."""
+    for module in detector.neck.modules():
+        if isinstance(module, nn.GroupNorm) and module.affine:
+            module.forward = partial(quick_group_norm, module)
+
+
+def quick_group_norm(module: Any, given: torch.Tensor) -> torch.Tensor:
+    """What an affine GroupNorm makes of (N, C, H, W)."""
+    normed: Any = QuickGroupNorm.apply(given, module.weight, module.bias, module.num_groups, module.eps)
+    return normed
+
+
+class QuickGroupNorm(torch.autograd.Function):
+    """PyTorch's GroupNorm, whose gradient is computed in three passes over maps in channels last.
+
+    PyTorch's own takes six times as long there, an eighth of the time of a step. Sums are taken in float32.
+    """
+
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, given: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, groups: int, eps: float
+    ) -> torch.Tensor:
+        """As `torch.nn.functional.group_norm`, of (N, C, H, W)."""
+        batch, channels, height, width = given.shape
+        normed, mean, scale = torch.native_group_norm(given, weight, bias, batch, channels, height * width, groups, eps)
+        ctx.save_for_backward(given, weight, mean, scale)
+        return normed
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The gradients of maps, weight and bias.
+
+        With x' = (x - mean) * scale, of each group, and g that of the output, the maps' gradient is
+        scale * (weight * g - mean(weight * g) - x' * mean(weight * g * x')), the means over the group.
+        """
+        given, weight, mean, scale = ctx.saved_tensors
+        batch, channels, height, width = given.shape
+        groups = mean.shape[1]
+        maps, of_output = (
+            each.permute(0, 2, 3, 1).reshape(batch, height * width, channels).float() for each in (given, gradient)
+        )
+        mean, scale = (each.float().repeat_interleave(channels // groups, 1) for each in (mean, scale))  # (N, C)
+        sums = of_output.sum(1)
+        normed_sums = ((of_output * maps).sum(1) - sums * mean) * scale
+
+        def group_means(each: torch.Tensor) -> torch.Tensor:
+            means = (each * weight).view(batch, groups, -1).mean(2) / (height * width)
+            return means.repeat_interleave(channels // groups, 1)
+
+        slope = -group_means(normed_sums) * scale.square()
+        constant = -group_means(sums) * scale - slope * mean
+        of_maps = torch.addcmul(constant[:, None], maps, slope[:, None])
+        of_maps.addcmul_(of_output, (scale * weight)[:, None])
+        of_maps = of_maps.to(given.dtype).view(batch, height, width, channels).permute(0, 3, 1, 2)
+        return of_maps, normed_sums.sum(0), sums.sum(0), None, None

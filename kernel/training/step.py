@@ -68,10 +68,9 @@ def set_proposal_counts(detector: Detector, settings: TrainSettings) -> None:
 
 
 def train_masks_of_some(train_masks: Any, count: int, *given: Any, **named: Any) -> Any:
-    """mmdet's `_mask_forward_train`, for at most `count` positive RoIs of each image, drawn by torch.
+    """mmdet's `_mask_forward_train`, for at most `count` positive RoIs of each image, chosen by `some_positives`.
 
-    Of a cell many boxes are positive, and they show the mask head nearly the same. The sampler's results stand at
-    different places among the arguments of the kinds of detectors.
+    The sampler's results stand at different places among the arguments of the kinds of detectors.
     """
     from mmdet.core.bbox.samplers.sampling_result import SamplingResult
 
@@ -84,11 +83,26 @@ def train_masks_of_some(train_masks: Any, count: int, *given: Any, **named: Any)
 
 
 def some_positives(result: Any, count: int) -> Any:
-    """What mask heads are given of a `SamplingResult`, of at most `count` of its positive RoIs."""
-    chosen = torch.randperm(len(result.pos_bboxes))[:count].to(result.pos_bboxes.device)
+    """What mask heads are given of a `SamplingResult`, of at most `count` of its positive RoIs, drawn by torch.
+
+    Of a cell many boxes are positive, and they show the mask head nearly the same. So no cell has a second one before
+    each has its first.
+    """
+    cells = result.pos_assigned_gt_inds
+    order = torch.randperm(len(cells)).to(cells.device)
+    chosen = order[turns_of_cells(cells[order]).argsort(stable=True)[:count]]
     return SimpleNamespace(
         **{name: getattr(result, name)[chosen] for name in ("pos_bboxes", "pos_assigned_gt_inds", "pos_gt_labels")}
     )
+
+
+def turns_of_cells(cells: torch.Tensor) -> torch.Tensor:
+    """How many of the same number stand before each in `cells`, (n,)."""
+    ordered, order = cells.sort(stable=True)
+    starts = torch.searchsorted(ordered, ordered)  # where each one's number begins
+    turns = torch.empty_like(order)
+    turns[order] = torch.arange(len(cells), device=cells.device) - starts
+    return turns
 
 
 def set_training_mode(detector: Detector, is_norm_frozen: bool) -> None:

@@ -15,16 +15,23 @@ from torch import nn
 from training.batch_gradients import detector_of, fixed_batch
 
 from kernel.manifest.types import KIND_NAMES
-from kernel.models.detectors import Detector
+from kernel.models.detectors import Detector, build_detector
 from kernel.models.roi_align import quicken_extractors
 from kernel.training.crops import CropDataset
 from kernel.training.learner import quicken
 from kernel.training.losses import weighted_loss
-from kernel.training.precision import add_upsampling_biases_apart, head_modules, heads_in, keep_depthwise_wide
+from kernel.training.precision import (
+    QuickGroupNorm,
+    add_upsampling_biases_apart,
+    head_modules,
+    heads_in,
+    keep_depthwise_wide,
+    quick_group_norm,
+)
 from kernel.training.run import TrainingRun
 from kernel.training.samples import TrainingImage, collate
 from kernel.training.settings import TrainSettings
-from kernel.training.step import compute_losses, set_proposal_counts, train_masks_of_some
+from kernel.training.step import compute_losses, set_proposal_counts, some_positives, train_masks_of_some
 from kernel.training.trainer import train_detector
 
 pytestmark = pytest.mark.usefixtures("wheels_site")
@@ -217,3 +224,60 @@ def test_a_trained_mask_head_has_its_bias_apart(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("torch.nn.functional.conv_transpose2d", lambda *args: given.append(args[2]) or plain(*args))
     detector.roi_head.mask_head(torch.randn(2, detector.roi_head.mask_head.in_channels, 14, 14))
     assert given == [None]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_quick_group_norms_have_the_gradients_of_pytorchs(dtype: torch.dtype, layout: torch.memory_format) -> None:
+    torch.manual_seed(3)
+    norm = nn.GroupNorm(4, 12)
+    nn.init.normal_(norm.weight)
+    maps = (torch.randn(3, 12, 5, 7) * 3 + 2).to(dtype).to(memory_format=layout)
+    of_output = torch.randn(3, 12, 5, 7).to(dtype)
+    outputs, gradients = [], []
+    for normed in (norm, partial(quick_group_norm, norm)):
+        norm.zero_grad()
+        given = maps.clone().requires_grad_()
+        outputs.append(normed(given))
+        outputs[-1].backward(of_output)
+        gradients.append([given.grad, norm.weight.grad, norm.bias.grad])
+    assert torch.equal(*outputs)
+    for quick, plain in zip(gradients[1], gradients[0], strict=True):
+        assert quick.dtype == plain.dtype
+        tolerance = 1e-5 if dtype == torch.float32 else 0.02
+        torch.testing.assert_close(quick, plain, rtol=tolerance, atol=tolerance * float(plain.abs().max()))
+
+
+def test_quick_group_norms_gradient_is_that_of_small_differences() -> None:
+    torch.manual_seed(4)
+    given = [torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((2, 6, 3, 4), (6,), (6,))]
+    assert torch.autograd.gradcheck(lambda *tensors: QuickGroupNorm.apply(*tensors, 3, 1e-5), given, atol=1e-4)
+
+
+def test_a_trained_neck_norms_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    detector = build_detector(replace(tiny_spec("maskrcnn"), neck_norm=True, neck_channels=32))
+    norms = sum(isinstance(module, nn.GroupNorm) for module in detector.neck.modules())
+    quicken(detector, torch.device("cpu"))
+    used: list[object] = []
+    plain = QuickGroupNorm.apply
+    monkeypatch.setattr(QuickGroupNorm, "apply", lambda *given: used.append(given[3]) or plain(*given))
+    detector.extract_feat(torch.randn(1, 3, 64, 64))
+    assert len(used) == norms > 0
+
+
+def test_mask_heads_see_each_cell_before_they_see_one_twice() -> None:
+    cells = torch.tensor([4, 4, 4, 4, 4, 4, 1, 0, 0, 4])
+    result = SimpleNamespace(
+        pos_assigned_gt_inds=cells, pos_bboxes=torch.arange(40.0).view(10, 4), pos_gt_labels=cells * 10
+    )
+    for seed in range(5):
+        torch.manual_seed(seed)
+        three, five = some_positives(result, 3), some_positives(result, 5)
+        assert sorted(three.pos_assigned_gt_inds.tolist()) == [0, 1, 4]
+        assert sorted(five.pos_assigned_gt_inds.tolist()) == [0, 0, 1, 4, 4]
+        rows = (five.pos_bboxes[:, 0] / 4).long()
+        assert torch.equal(cells[rows], five.pos_assigned_gt_inds) and torch.equal(five.pos_gt_labels, cells[rows] * 10)
+        assert len(set(rows.tolist())) == 5
+    assert len(some_positives(result, 99).pos_bboxes) == 10
+    none = SimpleNamespace(**{name: tensor[:0] for name, tensor in vars(result).items()})
+    assert len(some_positives(none, 3).pos_bboxes) == 0
