@@ -24,10 +24,9 @@ from bundle.lock import LOCK_PATH, load_lock
 from bundle.names import PLACEHOLDER_OWNERS, owner_of
 from bundle.push import is_ours, read_kaggle_sums, read_record
 from kernel.errors import InputError
-from kernel.manifest.types import Manifest, MemberEntry
+from kernel.manifest.types import USUAL_COMPETITION, Manifest, MemberEntry
 from kernel.runtime.wheels import verify_wheels
 
-USUAL_COMPETITION = "sartorius-cell-instance-segmentation"
 #: After so many hours Kaggle ends any run; a code competition's run usually, and Sartorius's by its rules, before.
 LONGEST_RUN_HOURS = 12.0
 USUAL_SCORED_HOURS = 9.0

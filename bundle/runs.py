@@ -26,7 +26,10 @@ VERDICT_NAME = "verdict.json"
 #: Beside the folders of results: which versions were submitted.
 SUBMISSIONS_NAME = "submissions.json"
 #: What some of a summary's values are.
-SUMMARY_FORMS = {"members": list, "images": dict, "failed": dict, "images_by_type": dict, "images_by_quality": dict}
+SUMMARY_FORMS = {
+    "members": list, "images": dict, "failed": dict, "images_by_type": dict, "images_by_quality": dict,
+    "spelled_ids": dict, "absent_ids": list,
+}  # fmt: skip
 #: How much of a failed run's log is looked at, and shown.
 LAST_LINES = 15
 #: What a summary says of the machine, and what to call it.
@@ -232,18 +235,21 @@ def check_submission(path: Path, summary: Mapping[str, Any], images: Path | None
         RunError: Kaggle would refuse it, or score it as nothing.
         InputError: the folder of images is wrong.
     """
+    from kernel.images.listing import AskedIds
     from kernel.images.reading import list_images, read_image_shape
     from kernel.postprocess.submitted import read_submission, validate_submission
 
     if not path.is_file():
         raise RunError("the run left no submission.csv: see its log by `python build_kernel.py logs`")
+    asked = AskedIds(tuple(summary.get("absent_ids", [])), summary.get("spelled_ids", {}))
     shapes = {} if images is None else {image.stem: read_image_shape(image) for image in list_images(images)}
     try:
-        found = read_submission(path) if images is None else validate_submission(path, shapes)
+        found = read_submission(path) if images is None else validate_submission(path, asked.shapes(shapes))
     except InputError as error:
         raise RunError(f"the run's submission is not valid: {error}") from error
-    expected = {*summary.get("images", {}), *summary.get("failed", {})}
-    # Ids of sample_submission.csv without a file have an empty row, and no place in the summary.
+    done = dict.fromkeys([*summary.get("images", {}), *summary.get("failed", {})])
+    expected = set(asked.shapes(done)) if done else set[str]()
+    # Ids of sample_submission.csv without a file have an empty row, and no place in earlier scripts' summaries.
     missing = expected - set(found)
     others = {image_id for image_id, texts in found.items() if texts and image_id not in expected}
     if expected and (missing or others):

@@ -18,7 +18,7 @@ from kernel.files import file_sha256, reading
 from kernel.images.listing import is_hidden
 from kernel.manifest.presets import WEIGHTS_NAME
 from kernel.manifest.reader import same_sums
-from kernel.manifest.types import WEIGHT_SUFFIXES, Manifest, MemberEntry, refuse_fold_files
+from kernel.manifest.types import USUAL_COMPETITION, WEIGHT_SUFFIXES, Manifest, MemberEntry, refuse_fold_files
 from kernel.mounts import is_file
 from kernel.signals import ended_at_once
 
@@ -102,14 +102,26 @@ def check_claims(manifest: Manifest, weights: Sequence[FoundWeights]) -> list[st
         What nobody has checked, or the files leave open, a sentence each.
 
     Raises:
-        InputError: as `check_members`, each problem with its member.
+        InputError: as `check_members`, each problem with its member, or as `member_pixel_um`.
     """
     if not can_read_weights():
         return ["whether the weight files fit: this Python has no torch, timm and safetensors to look into them"]
     with ended_at_once():
         from kernel.ensemble.load import check_members
+        from kernel.images.zoom import COMPETITION_PIXEL_UM, is_same_scale
+        from kernel.scale import member_pixel_um
 
-    return check_members(manifest, {found.member.name: found.path for found in weights})
+    paths = {found.member.name: found.path for found in weights}
+    told = check_members(manifest, paths)
+    # The kernel zooms no image. Of other competitions nobody knows the pixels here.
+    size, competition = member_pixel_um(paths), manifest.kernel.competition
+    if competition == USUAL_COMPETITION and not is_same_scale(size, COMPETITION_PIXEL_UM):
+        told.append(
+            f"the members have learned from pixels of {size:g} um, and those of {competition} have "
+            f"{COMPETITION_PIXEL_UM:g}: the kernel shows them cells of {size / COMPETITION_PIXEL_UM:.2g} times the "
+            "diameter that they know; take members of that size, or train these on (`python -m kernel train --init`)"
+        )
+    return told
 
 
 def locate_named(manifest: Manifest, member: MemberEntry, folder: Path) -> FoundWeights:

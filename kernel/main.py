@@ -261,14 +261,12 @@ class KernelRun:
             failure = error
         results = self.saved.results.in_order(self.paths)
         facts = self.facts.told(patience)
-        summary = summarise(self.manifest, results, time.monotonic() - self.start, facts)
+        summary = summarise(self.manifest, results, time.monotonic() - self.start, facts, self.asked)
         write_summary(self.working / "summary.json", summary)
         log_end(summary, results, self.working / "submission.csv")
         if not results.failed and failure is None:
             self.saved.forget()
-        spelled = self.asked.spelled
-        shapes = {spelled.get(image_id, image_id): shape for image_id, (_, shape) in results.rows.items()}
-        shapes |= dict.fromkeys(self.asked.absent)
+        shapes = self.asked.shapes({image_id: shape for image_id, (_, shape) in results.rows.items()})
         is_valid = is_valid_submission(self.working / "submission.csv", shapes)
         if failure is not None and not (is_valid and is_scoring_run()):
             raise failure

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 from kaggle_project import DEMO, Project, copy_wheels, make_project
 from kaggle_stub import CLIENT, Dataset, Failure, Run, StubServer, run_client, running_stub
@@ -201,6 +202,22 @@ def test_results_that_are_no_good(
         outputs[name] = content
     done = project.run("fetch")
     assert done.returncode == 1 and told in done.stderr and "Traceback" not in done.stderr
+
+
+def test_ids_that_are_spelled_as_the_competition_has_them(project: Project, server: StubServer, tmp_path: Path) -> None:
+    outputs = server.kernels[KERNEL][1].outputs
+    outputs["submission.csv"] = b"id,predicted\na.png,5 3 12 2\nb,\nc.png,\ngone,\n"
+    told = SUMMARY | {"spelled_ids": {"a": "a.png", "c": "c.png"}, "absent_ids": ["gone"]}
+    outputs["summary.json"] = json.dumps(told).encode()
+    fetched = project.run("fetch")
+    assert fetched.returncode == 0 and "(form and images): 4 images, 1 cells" in fetched.stdout, fetched.stderr
+    (tmp_path / "images").mkdir()
+    for name in "abc":
+        cv2.imwrite(str(tmp_path / "images" / f"{name}.png"), np.zeros((9, 9), np.uint8))
+    fetched = project.run("fetch", "--images", "images")
+    assert fetched.returncode == 0 and "(all of it): 4 images, 1 cells" in fetched.stdout, fetched.stderr
+    outputs["submission.csv"] = b"id,predicted\na.png,5 3 12 2\nb,\nc.png,\n"
+    assert "differ on the images gone:" in project.run("fetch").stderr
 
 
 def test_commands_that_are_advised_mean_the_same_kernel_and_version(project: Project) -> None:

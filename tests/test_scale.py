@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,8 @@ from kernel.ensemble.ensemble import Prediction
 from kernel.errors import InputError
 from kernel.images.pixel_size import PixelSize
 from kernel.images.zoom import COMPETITION_PIXEL_UM, NO_ZOOM, zoom_of
+from kernel.local_weights import FoundWeights, check_claims
+from kernel.manifest.reader import read_manifest
 from kernel.masks.choosing import keep_cells
 from kernel.masks.instances import CellMasks
 from kernel.masks.labels import label_image
@@ -96,6 +99,24 @@ def test_convert_notes_the_size_of_pixels(tmp_path: Path, capsys: pytest.Capture
     with pytest.raises(SystemExit, match="2"):
         main(["convert", str(noted), str(tmp_path / "no.safetensors"), "--pixel-size", "0"])
     assert "--pixel-size: '0' is not a number above 0" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("wheels_site")
+def test_a_build_tells_that_members_know_pixels_of_another_size(tmp_path: Path) -> None:
+    """The kernel shows its images as they are; what size those of other competitions have is not known."""
+    manifest = read_manifest(DEMO / "manifest.json")
+    silent = DEMO / "weights" / "maskrcnn.safetensors"
+    told = tmp_path / "told.safetensors"
+    assert main(["convert", str(silent), str(told), "--pixel-size", "0.65"]) == 0
+    entry = replace(manifest.members[0], sha256=None, stem_stride=1)
+    one, other = (FoundWeights(replace(entry, name=name), told) for name in ("one", "other"))
+    alike = replace(manifest, members=(one.member, other.member))
+    (point,) = check_claims(alike, [one, other])
+    assert "learned from pixels of 0.65 um" in point and "cells of 0.52 times the diameter" in point
+    elsewhere = replace(alike, kernel=replace(manifest.kernel, competition="cells"))
+    assert check_claims(elsewhere, [one, other]) == []
+    with pytest.raises(InputError, match=r"\(one 0.65, other 1.24 um\), and cannot be averaged"):
+        check_claims(elsewhere, [one, replace(other, path=silent)])
 
 
 class SeenEnsemble:

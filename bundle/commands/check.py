@@ -2,7 +2,9 @@
 
     python build_kernel.py check dist/dry-run/submission.csv --images bundle/members/images
 
-Each problem is a line with the row's number. Of the images only the headers are read.
+Each problem is a line with the row's number. Of the images only the headers are read. Where sample_submission.csv lies
+beside their folder and asks for some of them, its ids count, as in the kernel: an id may be spelled otherwise than its
+file, or have none, and then an empty row.
 
 Exit codes: 0 valid, 2 not valid, or it cannot be read.
 """
@@ -35,12 +37,14 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         InputError: the submission is not valid or cannot be read, or there are no images.
     """
+    from kernel.images.listing import SAMPLE_NAME, asked_ids
     from kernel.images.reading import list_images, read_image_shape
     from kernel.postprocess.submitted import find_problems, parse_submission, told_problems
 
     submission = parse_submission(options.submission)
     shapes = {path.stem: read_image_shape(path) for path in list_images(options.images)}
-    problems = find_problems(submission, shapes)
+    asked = asked_ids(options.images.absolute().parent / SAMPLE_NAME, shapes, may_be_of_others=True)
+    problems = find_problems(submission, asked.shapes(shapes))
     for line in told_problems(problems, options.limit):
         print(f"{options.submission}: {line}")
     if problems:

@@ -339,7 +339,7 @@ def remove_member(options: argparse.Namespace) -> int:
 
 
 def swap_member(options: argparse.Namespace) -> int:
-    """Put another file in a member's place: uses and weights stay, what was measured of the old one goes."""
+    """Put another file in a member's place: uses and weights stay, what was known of the old one's network goes."""
     require_member(options.manifest, options.name)
     manifest = read_manifest(options.manifest)
     spec = recognise(manifest, options.file)
@@ -352,6 +352,7 @@ def swap_member(options: argparse.Namespace) -> int:
         "dataset": dataset or chosen_dataset(manifest, options.dataset),
         "file": options.file.name,
         "sha256": file_sha256(options.file),
+        "stem_stride": None,
         "worth": None,
     }
     if old.notes:

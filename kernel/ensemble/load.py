@@ -16,6 +16,7 @@ from kernel.log import LOG
 from kernel.manifest.types import MASK_KINDS, Manifest, MemberEntry
 from kernel.models.checkpoints import build_loaded, read_claimed
 from kernel.models.configs import DetectorSpec
+from kernel.models.configurations import OUR_PIXELS
 from kernel.models.detectors import Detector
 from kernel.models.fusion import fuse_batch_norms
 from kernel.models.recognition import recognise_members
@@ -24,6 +25,10 @@ from kernel.settings import CELL_TYPES
 
 #: The classes of members that were pretrained on LIVECell; its first three stand for the cell types afterwards.
 LIVECELL_CLASS_COUNT = DetectorSpec.num_classes
+
+#: What may have to be assumed of a member.
+STEM_STRIDE = "stem_stride"
+PIXELS = "pixels"
 
 
 def mounted_weights(manifest: Manifest, root: Path) -> dict[str, Path]:
@@ -75,11 +80,11 @@ def load_ensemble(
     return Ensemble(members, manifest.ensemble, device=device, dtype=dtype, views_per_batch=3 if on_gpu else 1)
 
 
-def load_member(entry: MemberEntry, path: Path) -> tuple[Detector, bool]:
+def load_member(entry: MemberEntry, path: Path) -> tuple[Detector, frozenset[str]]:
     """Load a member from its file, and log what it is, and what of the file is not used.
 
     Returns:
-        The detector, and whether its stem's stride had to be assumed, as neither manifest nor file says it.
+        The detector, and what had to be assumed of it, as neither manifest nor file says it: `STEM_STRIDE`, `PIXELS`.
 
     Raises:
         InputError: as `read_claimed` and `build_loaded` do.
@@ -91,8 +96,12 @@ def load_member(entry: MemberEntry, path: Path) -> tuple[Detector, bool]:
         LOG.info("member %s: its stem has stride %d", entry.name, spec.stem_stride)
     for line in checkpoint.told:
         LOG.info("member %s: %s: %s", entry.name, path.name, line)
+    assumed = {
+        STEM_STRIDE: entry.stem_stride is None and checkpoint.stem_stride is None,
+        PIXELS: len(checkpoint.pixels) > 1,
+    }
     has_stem = entry.kind not in MASK_KINDS
-    return detector, has_stem and entry.stem_stride is None and checkpoint.stem_stride is None
+    return detector, frozenset(what for what, is_assumed in assumed.items() if has_stem and is_assumed)
 
 
 def check_members(manifest: Manifest, weights: Mapping[str, Path]) -> list[str]:
@@ -110,16 +119,17 @@ def check_members(manifest: Manifest, weights: Mapping[str, Path]) -> list[str]:
     """
     problems: list[str] = []
     signatures: dict[str, Mapping[str, Any]] = {}
-    assumed, told = list[str](), list[str]()
+    assumed: dict[str, list[str]] = {STEM_STRIDE: [], PIXELS: []}
+    told = list[str]()
     for entry in manifest.members:
         try:
-            detector, is_assumed = load_member(entry, weights[entry.name])
+            detector, unknown = load_member(entry, weights[entry.name])
         except InputError as error:
             problems.append(f"member {entry.name}: {error}")
             continue
         signatures[entry.name] = averaging_signature(detector)
-        if is_assumed:
-            assumed.append(entry.name)
+        for what in unknown:
+            assumed[what].append(entry.name)
         classes = signatures[entry.name].get("number of classes", LIVECELL_CLASS_COUNT)
         if classes not in (len(CELL_TYPES), LIVECELL_CLASS_COUNT):
             told.append(
@@ -129,11 +139,16 @@ def check_members(manifest: Manifest, weights: Mapping[str, Path]) -> list[str]:
     if problems:
         raise InputError("\n".join(problems))
     check_signatures(signatures, manifest.ensemble)
-    if assumed:
+    if strides := assumed[STEM_STRIDE]:
         told.append(
-            f"the files of {len(assumed)} member(s) do not say the stride of the first convolution, which is taken as "
+            f"the files of {len(strides)} member(s) do not say the stride of the first convolution, which is taken as "
             f"{DetectorSpec.stem_stride}, as trained here; of a plain mmdet detector it is 2: state `stem_stride` for "
-            + ", ".join(assumed)
+            + ", ".join(strides)
+        )
+    if pixels := assumed[PIXELS]:
+        told.append(
+            f"the files of {len(pixels)} member(s) name several rules of pixels, and which one they were trained by is "
+            f"not known; ours is taken, {OUR_PIXELS}: leave only that one in the configurations of " + ", ".join(pixels)
         )
     return told
 

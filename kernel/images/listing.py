@@ -34,6 +34,9 @@ _NO_FILE = ("that is no plain file", "that are no plain files")
 _NO_TEXT = ("with a name that is no text in UTF-8", "with names that are no text in UTF-8")
 _UNREADABLE = ("folder that cannot be read", "folders that cannot be read")
 
+#: (H, W); None of an image that cannot be read, or is not there.
+ImageShape = tuple[int, int] | None
+
 #: Names of each sort that a message shows.
 _NAMES_SHOWN = 5
 
@@ -131,8 +134,14 @@ class AskedIds:
     absent: tuple[str, ...] = ()  # without an image, in the competition's order
     spelled: Mapping[str, str] = field(default_factory=dict)  # by the image's id, where the competition's is another
 
+    def shapes(self, image_shapes: Mapping[str, ImageShape]) -> dict[str, ImageShape]:
+        """The shapes of the images by the ids that are asked for; None for those without an image."""
+        return {
+            self.spelled.get(image_id, image_id): shape for image_id, shape in image_shapes.items()
+        } | dict.fromkeys(self.absent)
 
-def asked_ids(sample: Path, image_ids: Collection[str]) -> AskedIds:
+
+def asked_ids(sample: Path, image_ids: Collection[str], *, may_be_of_others: bool = False) -> AskedIds:
     """What a competition's sample_submission.csv asks for otherwise than the images' ids say; the log tells.
 
     An id with an image's ending, or in another form of Unicode, means the image that is called so but for that.
@@ -141,6 +150,7 @@ def asked_ids(sample: Path, image_ids: Collection[str]) -> AskedIds:
     Args:
         sample: a table with a column `id`.
         image_ids: those of the images.
+        may_be_of_others: pass it over where it asks for none of the images, as one beside those of a training does.
     """
     try:
         if not os.path.isfile(sample):  # noqa: PTH113 (a pipe would make this wait)
@@ -166,6 +176,8 @@ def asked_ids(sample: Path, image_ids: Collection[str]) -> AskedIds:
         bare = Path(unicodedata.normalize("NFC", name))
         if bare.suffix.lower() in IMAGE_SUFFIXES and bare.stem in known:
             meant.setdefault(known[bare.stem], name)
+    if may_be_of_others and not meant:
+        return AskedIds()
     there = set(meant.values())
     absent = [name for name in asked if name not in there]
     spelled = {image_id: name for image_id, name in meant.items() if name != image_id}

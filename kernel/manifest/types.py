@@ -42,6 +42,8 @@ WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 #: Under which our weight files tell of themselves in their metadata; of several keys safetensors would write the order
 #: by chance.
 METADATA_KEY = "in_network_ensemble"
+#: That of whose images the pixels, the time limit and the cell types are known.
+USUAL_COMPETITION = "sartorius-cell-instance-segmentation"
 #: In a member's `file`: the number of the fold that its training left out. Only out-of-fold validation allows it.
 FOLD_PLACEHOLDER = "{fold}"
 

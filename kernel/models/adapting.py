@@ -8,7 +8,7 @@ import torch
 
 from kernel.errors import InputError
 from kernel.models.configs import DetectorSpec, rpn_head_config
-from kernel.models.configurations import BOX_RULE_NAMES, PixelRule, configured_boxes
+from kernel.models.configurations import BOX_RULE_NAMES, OUR_PIXELS, PixelRule, configured_boxes
 from kernel.models.detectors import DETECTOR_KINDS
 from kernel.settings import PIXEL_MEAN, PIXEL_STD
 
@@ -42,6 +42,15 @@ def for_our_pixels(state: Mapping[str, torch.Tensor], theirs: PixelRule) -> dict
 def tell_change(theirs: PixelRule) -> str:
     """That `for_our_pixels` was needed, for a person."""
     return f"its first layer is changed from its pixels, {theirs}, to ours"
+
+
+def tell_several(rules: Collection[PixelRule]) -> str:
+    """That a configuration names several rules of pixels, for a person."""
+    listed_rules = " and ".join(sorted(map(str, rules)))
+    return (
+        f"its configuration names {len(rules)} rules of pixels, {listed_rules}: by which it was trained is not known, "
+        f"and it is given them as ours are, {OUR_PIXELS}"
+    )
 
 
 def is_caffe(keys: Collection[str], style: str | None) -> bool:

@@ -16,7 +16,14 @@ from safetensors import SafetensorError
 from kernel.errors import InputError
 from kernel.files import file_sha256, reading
 from kernel.manifest.types import MASK_KINDS, PLAIN_ENCODER, WEIGHT_SUFFIXES
-from kernel.models.adapting import STEM_KEYS, for_our_pixels, refuse_caffe, refuse_other_boxes, tell_change
+from kernel.models.adapting import (
+    STEM_KEYS,
+    for_our_pixels,
+    refuse_caffe,
+    refuse_other_boxes,
+    tell_change,
+    tell_several,
+)
 from kernel.models.configs import NECK_NORM_GROUPS, DetectorSpec
 from kernel.models.configurations import (
     OUR_PIXELS,
@@ -62,7 +69,7 @@ class Checkpoint:
     stem_stride: int | None  # as its configuration has it, if it has one
     told: tuple[str, ...] = ()  # what it holds besides, and is not used
     encoder: str | None = None  # of timm, as its configuration names it
-    pixels: PixelRule | None = None  # how its network was given them, by its configuration
+    pixels: frozenset[PixelRule] = frozenset()  # `configured_pixels`: how its network was given them
     boxes: Mapping[str, frozenset[tuple[float, ...]]] = field(default_factory=dict)  # `configured_boxes`
     style: str | None = None  # of a ResNet, `configured_style`
     metadata: Mapping[str, str] = field(default_factory=dict)  # of safetensors
@@ -411,10 +418,14 @@ def as_member(checkpoint: Checkpoint, spec: DetectorSpec, source: str) -> Checkp
 def with_our_pixels(checkpoint: Checkpoint, source: str) -> Checkpoint:
     """The checkpoint of a detector, its first layer changed to our pixels where its configuration names others.
 
+    Of several rules none is taken: what is left of a file's base configuration looks like the one it was trained by.
+
     Raises:
         InputError: they are others, and the encoder is no ResNet.
     """
-    theirs = checkpoint.pixels or OUR_PIXELS
+    if len(checkpoint.pixels) > 1:
+        return replace(checkpoint, told=(*checkpoint.told, tell_several(checkpoint.pixels)))
+    theirs = next(iter(checkpoint.pixels), OUR_PIXELS)
     if theirs == OUR_PIXELS:
         return checkpoint
     if not checkpoint.state.keys() >= STEM_KEYS:
@@ -423,7 +434,9 @@ def with_our_pixels(checkpoint: Checkpoint, source: str) -> Checkpoint:
             "here: only a ResNet's first layer can be changed for that; train it on, or take another file"
         )
     state = for_our_pixels(checkpoint.state, theirs)
-    return replace(checkpoint, state=state, pixels=OUR_PIXELS, told=(*checkpoint.told, tell_change(theirs)))
+    return replace(
+        checkpoint, state=state, pixels=frozenset({OUR_PIXELS}), told=(*checkpoint.told, tell_change(theirs))
+    )
 
 
 def build_loaded(spec: DetectorSpec, checkpoint: Checkpoint, source: str) -> Detector:

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeGuard
 
 from kernel.manifest.types import METADATA_KEY, TIMM_PREFIX
 from kernel.settings import PIXEL_MEAN, PIXEL_STD
@@ -48,19 +48,22 @@ class PixelRule:
 OUR_PIXELS = PixelRule(PIXEL_MEAN, PIXEL_STD, True)
 
 
-def configured_pixels(content: Any) -> PixelRule | None:
-    """How pixels were given, by the same as `configured_stem_stride`; None: it says nothing, or several things."""
-    found: dict[str, set[Any]] = {"mean": set(), "std": set(), "to_rgb": set()}
-    for name, value in configured_values(content):
-        name = {"bgr_to_rgb": "to_rgb"}.get(name, name)  # mmdet 3
-        if name == "to_rgb" and isinstance(value, bool):
-            found[name].add(value)
-        elif name in ("mean", "std") and is_colour(value):
-            found[name].add(tuple(map(float, value)))
-    if any(len(values) != 1 for values in found.values()):
+def configured_pixels(content: Any) -> frozenset[PixelRule]:
+    """All rules by which pixels were given, by the same as `configured_stem_stride`; empty: it says none."""
+    rules = (pixel_rule(values) for values in configured_groups(content))
+    return frozenset(rule for rule in rules if rule is not None)
+
+
+def pixel_rule(values: Mapping[str, Any]) -> PixelRule | None:
+    """The rule that these values of one container are, with mmdet's own order of channels where they name none: that of
+    `Normalize` is red, green, blue, that of mmdet 3's preprocessors blue, green, red."""
+    mean, std = values.get("mean"), values.get("std")
+    if not (is_colour(mean) and is_colour(std) and all(std)):
         return None
-    (mean,), (std,), (to_rgb,) = found.values()
-    return PixelRule(mean, std, to_rgb) if all(std) else None
+    kind, to_rgb = values.get("type"), values.get("to_rgb", values.get("bgr_to_rgb"))  # the latter is mmdet 3's
+    if to_rgb is None:
+        to_rgb = not (isinstance(kind, str) and kind.endswith("DataPreprocessor"))
+    return PixelRule(tuple(map(float, mean)), tuple(map(float, std)), bool(to_rgb))
 
 
 def configured_boxes(content: Any) -> dict[str, frozenset[tuple[float, ...]]]:
@@ -73,7 +76,7 @@ def configured_boxes(content: Any) -> dict[str, frozenset[tuple[float, ...]]]:
     return {name: frozenset(values - {(1.0,) * 4}) for name, values in found.items()}
 
 
-def is_colour(value: Any) -> bool:
+def is_colour(value: Any) -> TypeGuard[Sequence[float]]:
     """Whether a value is a number for each of three channels."""
     is_three = isinstance(value, list | tuple) and len(value) == 3
     return is_three and all(isinstance(number, int | float) for number in value)
@@ -114,6 +117,11 @@ def configured_style(content: Any) -> str | None:
 
 def configured_values(content: Any) -> list[tuple[str, Any]]:
     """All names with their values in the configuration that a weight file holds."""
+    return [pair for group in configured_groups(content) for pair in group.items()]
+
+
+def configured_groups(content: Any) -> list[dict[str, Any]]:
+    """The same, those of one container together."""
     if not isinstance(content, Mapping):
         return []
     return list(named_values({name: content[name] for name in CONFIGURATION_NAMES if name in content}))
@@ -129,15 +137,17 @@ def is_level_strides(value: Any) -> bool:
     )
 
 
-def named_values(value: Any, depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """All names with their values in nested containers, and in texts that are Python or JSON."""
+def named_values(value: Any, depth: int = 0) -> Iterator[dict[str, Any]]:
+    """The names with their values of each of nested containers, and of those in texts that are Python or JSON."""
     if depth > CONFIGURATION_DEPTH:
         return
     if isinstance(value, Mapping):
-        for key, inner in value.items():
-            if isinstance(inner, str) and inner.isdecimal() and len(inner) == 1:
-                inner = int(inner)  # safetensors' metadata holds texts alone
-            yield str(key), inner
+        # safetensors' metadata holds texts alone
+        yield {
+            str(key): int(inner) if isinstance(inner, str) and inner.isdecimal() and len(inner) == 1 else inner
+            for key, inner in value.items()
+        }
+        for inner in value.values():
             yield from named_values(inner, depth + 1)
     elif isinstance(value, str):
         yield from values_of_text(value)
@@ -146,30 +156,34 @@ def named_values(value: Any, depth: int = 0) -> Iterator[tuple[str, Any]]:
             yield from named_values(inner, depth + 1)
 
 
-def values_of_text(text: str) -> Iterator[tuple[str, Any]]:
-    """All names with their plain values in a text that is Python, such as a configuration file; nothing is run."""
+def values_of_text(text: str) -> Iterator[dict[str, Any]]:
+    """The same of a text that is Python, such as a configuration file; nothing is run."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd escapes in texts that are no Python
             nodes = list(ast.walk(ast.parse(text)))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return
+    known: dict[str, Any] = {"true": True, "false": False}  # JSON's; then the file's own, as nodes come from outside in
     for node in nodes:
         match node:
-            case ast.keyword(arg=str(name), value=value):
-                yield name, plain_value(value)
+            case ast.Call(keywords=keywords):
+                yield {keyword.arg: plain_value(keyword.value, known) for keyword in keywords if keyword.arg}
             case ast.Dict(keys=keys, values=values):
-                for key, value in zip(keys, values, strict=True):
-                    if isinstance(key, ast.Constant) and isinstance(key.value, str):
-                        yield key.value, plain_value(value)
+                yield {
+                    key.value: plain_value(value, known)
+                    for key, value in zip(keys, values, strict=True)
+                    if isinstance(key, ast.Constant) and isinstance(key.value, str)
+                }
             case ast.Assign(targets=[ast.Name(id=name)], value=value):
-                yield name, plain_value(value)
+                known[name] = plain_value(value, known)
+                yield {name: known[name]}
 
 
-def plain_value(node: ast.expr) -> Any:
-    """A number, or a list of numbers; None for anything else."""
+def plain_value(node: ast.expr, known: Mapping[str, Any]) -> Any:
+    """A number, a text, a list of these, or what is `known` under a name; None for anything else."""
     if isinstance(node, ast.Constant):
         return node.value
     if isinstance(node, ast.List | ast.Tuple):
-        return [plain_value(item) for item in node.elts]
-    return None
+        return [plain_value(item, known) for item in node.elts]
+    return known.get(node.id) if isinstance(node, ast.Name) else None

@@ -67,8 +67,8 @@ def noted(checkpoint: Checkpoint, source: str, stem_stride: int | None, encoder:
         metadata["stem_stride"] = str(stem_stride)
     if encoder is not None and configured_encoder(metadata) != encoder:
         metadata["encoder"] = encoder
-    if checkpoint.pixels not in (None, OUR_PIXELS):  # a training that starts from the file must know
-        metadata["img_norm_cfg"] = str(checkpoint.pixels)
+    if checkpoint.pixels - {OUR_PIXELS}:  # a training that starts from the file must know
+        metadata["img_norm_cfg"] = "\n".join(sorted(map(str, checkpoint.pixels)))
     if checkpoint.style is not None and configured_style(metadata) != checkpoint.style:
         metadata["style"] = checkpoint.style
     if configured_boxes(metadata) != checkpoint.boxes:  # what was trained by other anchors is no member, here as there

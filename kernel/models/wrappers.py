@@ -41,9 +41,6 @@ def find_state(content: Any, source: str, take: str | None = None) -> tuple[Stat
     Raises:
         InputError: there is none, or several could be meant.
     """
-    inner = content.get("state_dict", content) if isinstance(content, Mapping) else content
-    if not isinstance(inner, Mapping) or not inner:
-        raise InputError(f"{source}: holds {type(inner).__name__}, not a state dict of named tensors")
     copies: dict[str, StateDict] = {}
     told: list[str] = []
     for place, state in nested_states(content):
@@ -54,6 +51,9 @@ def find_state(content: Any, source: str, take: str | None = None) -> tuple[Stat
     with_detector = {name: copy for name, copy in copies.items() if any(map(DETECTOR_PARTS.match, copy))}
     copies = with_detector or copies
     if not copies:
+        inner = content.get("state_dict", content) if isinstance(content, Mapping) else content
+        if not isinstance(inner, Mapping) or not inner:
+            raise InputError(f"{source}: holds {type(inner).__name__}, not a state dict of named tensors")
         wrong = [key for key, value in inner.items() if not (isinstance(key, str) and isinstance(value, torch.Tensor))]
         raise InputError(f"{source}: {wrong[0]!r} is no named tensor; allowed is a plain state dict")
     chosen = choose_copy(copies, source, take)
@@ -66,9 +66,9 @@ def find_state(content: Any, source: str, take: str | None = None) -> tuple[Stat
     return state, told
 
 
-def nested_states(content: Mapping[Any, Any]) -> Iterator[tuple[str, StateDict]]:
+def nested_states(content: Any) -> Iterator[tuple[str, StateDict]]:
     """The dictionaries of named tensors in `content`, itself first, by where they are: "" or "ema.model"."""
-    waiting: list[tuple[str, Mapping[Any, Any]]] = [("", content)]
+    waiting: list[tuple[str, Mapping[Any, Any]]] = [("", content)] if isinstance(content, Mapping) else []
     while waiting:
         place, mapping = waiting.pop(0)
         named = all(isinstance(key, str) for key in mapping)

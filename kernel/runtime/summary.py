@@ -13,14 +13,25 @@ from typing import Any
 
 import torch
 
+from kernel.images.listing import AskedIds
 from kernel.log import LOG
 from kernel.manifest.types import Manifest
 from kernel.runtime.memory import peak_host_memory
 from kernel.runtime.results import RunResults
 
 
-def summarise(manifest: Manifest, results: RunResults, seconds: float, machine: Mapping[str, Any]) -> dict[str, Any]:
-    """The object that summary.json holds. `seconds` is the duration of the whole run, `machine` its `MachineFacts`."""
+def summarise(
+    manifest: Manifest, results: RunResults, seconds: float, machine: Mapping[str, Any], asked: AskedIds
+) -> dict[str, Any]:
+    """The object that summary.json holds.
+
+    Args:
+        manifest: the run's.
+        results: of its images, by their own ids.
+        seconds: the duration of the whole run.
+        machine: its `MachineFacts`.
+        asked: how the ids in submission.csv differ from the images' own.
+    """
     images, failed = results.summaries, results.failed
     stages: dict[str, float] = {}
     for image in images.values():
@@ -43,6 +54,8 @@ def summarise(manifest: Manifest, results: RunResults, seconds: float, machine: 
         "images": dict(images),
         "failed": {image_id: failure.reason for image_id, failure in failed.items()},
         "wrong_images": [image_id for image_id, failure in failed.items() if failure.wrong_input],
+        "spelled_ids": dict(asked.spelled),
+        "absent_ids": list(asked.absent),
         "devices": results.peaks,
         "peak_memory_gb": largest_known([peak_host_memory(), *(host for host, _ in results.peaks.values())]),
         "peak_gpu_memory_gb": largest_known(gpu for _, gpu in results.peaks.values()),

@@ -14,7 +14,7 @@ import torch
 
 from kernel.errors import InputError
 from kernel.manifest.types import MASK_KINDS, WEIGHT_SUFFIXES
-from kernel.models.adapting import CAFFE_TOLD, STEM_KEYS, for_our_pixels, is_caffe, tell_change
+from kernel.models.adapting import CAFFE_TOLD, STEM_KEYS, for_our_pixels, is_caffe, tell_change, tell_several
 from kernel.models.checkpoints import (
     TIMM_KEYS,
     Checkpoint,
@@ -156,8 +156,10 @@ def take_weights(detector: Detector, encoder: str, path: Path, keep_classes: boo
     given, told = checkpoint.state, [describe_source(checkpoint, encoder, str(path))]
     own = detector.state_dict()
     renamed = best_renaming(given, own)
-    pixels = checkpoint.pixels or OUR_PIXELS
-    if pixels != OUR_PIXELS and renamed.keys() & own.keys() >= STEM_KEYS:
+    if len(checkpoint.pixels) > 1:
+        told.append(tell_several(checkpoint.pixels))
+    elif checkpoint.pixels - {OUR_PIXELS} and renamed.keys() & own.keys() >= STEM_KEYS:
+        (pixels,) = checkpoint.pixels
         renamed = for_our_pixels(renamed, pixels)
         told.append(tell_change(pixels))
     if is_caffe(renamed.keys() & own.keys(), checkpoint.style):

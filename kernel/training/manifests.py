@@ -12,7 +12,7 @@ from kernel.data.tables import whole_text
 from kernel.errors import InputError
 from kernel.log import LOG
 from kernel.manifest.reader import parse_manifest, read_manifest
-from kernel.manifest.types import Manifest
+from kernel.manifest.types import USUAL_COMPETITION, Manifest
 from kernel.runtime.journal import put_aside
 from kernel.training.evaluation import EVALUATION_SETTINGS
 
@@ -26,7 +26,7 @@ def new_manifest(members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "kernel": {
             "id": "your-kaggle-name/in-network-ensemble",
             "title": "In-network ensemble",
-            "competition": "sartorius-cell-instance-segmentation",
+            "competition": USUAL_COMPETITION,
         },
         "wheels_dataset": "your-kaggle-name/mmdet-pure-python-wheels",
         "weight_datasets": ["your-kaggle-name/in-network-ensemble-weights"],

@@ -144,13 +144,15 @@ def test_add_use_swap_remove_keep_the_rest(manifest: Path, other: Path, capsys: 
     assert after[after.index(b'"ensemble"') :] == before[before.index(b'"ensemble"') :]
 
 
-def test_what_was_measured_of_a_swapped_member_goes(tmp_path: Path, other: Path) -> None:
+def test_what_was_known_of_a_swapped_member_goes(tmp_path: Path, other: Path) -> None:
     path = tmp_path / "published.json"
     text = (ROOT / "weights_manifest.json").read_text(encoding="utf-8").replace("your-kaggle-name", "ada")
-    path.write_text(text, encoding="utf-8")
+    name = '"name": "htc_resnet50"'
+    path.write_text(text.replace(name, f'{name}, "stem_stride": 2', 1), encoding="utf-8")
     assert members(path, "swap", "htc_resnet50", str(other), "--dataset", "ada/mine-all") == 0
     (swapped,) = (member for member in read_manifest(path).members if member.name == "htc_resnet50")
-    assert swapped.notes == "" and swapped.worth is None and swapped.use_for == ("shsy5y", "astro", "cls")
+    assert swapped.notes == "" and swapped.worth is None and swapped.stem_stride is None
+    assert swapped.use_for == ("shsy5y", "astro", "cls")
 
 
 @pytest.mark.parametrize(

@@ -169,4 +169,5 @@ def test_of_two_images_of_one_name_the_first_is_used(ended: Ended) -> None:
 def test_images_that_are_asked_for_and_not_there_have_rows(ended: Ended) -> None:
     assert "2 of the 5 images that sample_submission.csv asks for are not there, and have empty rows" in ended.log
     assert ended.rows["asked for"] == ended.rows["lost, too"] == []
+    assert ended.summary["absent_ids"] == ["asked for", "lost, too"] and not ended.summary["spelled_ids"]
     assert len(ended.rows) == len(BROKEN) + len(ODD) + 1 + len(NAMES) + 2

@@ -14,6 +14,7 @@ from kernel.ensemble.load import check_members, load_member
 from kernel.errors import InputError
 from kernel.manifest.reader import read_manifest
 from kernel.manifest.types import MemberEntry
+from kernel.models.configurations import PixelRule, configured_pixels
 from kernel.models.detectors import Detector, build_detector
 from kernel.settings import CELL_TYPES, CLS_USE, PIXEL_MEAN, PIXEL_STD
 
@@ -30,7 +31,8 @@ MASKRCNN_HEAD = HEAD.format("", [0.1, 0.1, 0.2, 0.2])
 CASCADE_HEADS = MASKRCNN_HEAD + HEAD.format(1, [0.05, 0.05, 0.1, 0.1]) + HEAD.format(2, [0.033, 0.033, 0.067, 0.067])
 #: Of pictures that are shown enlarged in training, under the anchors' name.
 SIZES = "train = dict(type='RandomChoiceResize', scales=[(1333, 640), (1333, 800)])\nother = dict(scales=[400, 600])\n"
-PIXELS = "img_norm_cfg = dict(mean=[128.0, 120.0, 110.0], std=[11.58, 12.0, 13.0], to_rgb={})\n"
+MEAN, STD = [128.0, 120.0, 110.0], [11.58, 12.0, 13.0]
+PIXELS = f"img_norm_cfg = dict(mean={MEAN}, std={STD}, to_rgb={{}})\n"
 
 
 def save(detector: Detector, path: Path, config: str) -> Path:
@@ -70,6 +72,37 @@ def test_a_member_of_other_pixels_is_the_network_that_it_was_where_it_was_traine
     for key, value in ours.state_dict().items():
         torch.testing.assert_close(loaded.state_dict()[key], value, msg=lambda told, key=key: f"{key}: {told}")
     assert not torch.allclose(weight, ours.backbone.conv1.weight)
+
+
+@pytest.mark.parametrize(
+    ("configuration", "rules"),
+    [
+        ({"config": PIXELS.format(True).replace(", to_rgb=True", "")}, {True}),
+        ({"cfg": {"type": "Normalize", "mean": MEAN, "std": STD}}, {True}),
+        ({"cfg": "pre = dict(type='mmdet.DetDataPreprocessor', mean=[128, 120, 110], std=[11.58, 12, 13])"}, {False}),
+        ({"cfg": {"data_preprocessor": {"type": "DetDataPreprocessor", "mean": MEAN, "std": STD}}}, {False}),
+        ({"cfg": f"x = dict(type='DetDataPreprocessor', mean={MEAN}, std={STD}, bgr_to_rgb=True)"}, {True}),
+        ({"cfg": f"m = {MEAN}\ns = {STD}\nimg_norm_cfg = dict(mean=m, std=s, to_rgb=False)"}, {False}),
+        ({"cfg": f'{{"mean": {MEAN}, "std": {STD}, "to_rgb": false}}'}, {False}),
+        ({"cfg": PIXELS.format(True) + PIXELS.format(False)}, {True, False}),
+        ({"cfg": f"expand = dict(mean={MEAN}, to_rgb=False)\ninit = dict(type='Normal', mean=0, std=0.01)"}, set()),
+    ],
+)
+def test_all_rules_of_pixels_are_found(configuration: dict[str, object], rules: set[bool]) -> None:
+    """Each with the order of channels that its format means where it names none."""
+    expected = {PixelRule(tuple(MEAN), tuple(STD), to_rgb) for to_rgb in rules}
+    assert configured_pixels({"meta": configuration}) == expected
+
+
+@pytest.mark.parametrize("times_converted", [0, 2])
+def test_several_rules_of_pixels_are_told(tmp_path: Path, times_converted: int) -> None:
+    """As where a base configuration has left its own under another name."""
+    base = f"img_norm_cfg = dict(mean={list(PIXEL_MEAN)}, std={list(PIXEL_STD)}, to_rgb=True)\n"
+    config = OURS + MASKRCNN_HEAD + base + PIXELS.format(True).replace("img_norm_cfg", "mine")
+    path = convert(save(tiny_detector("maskrcnn"), tmp_path / "a.pth", config), times_converted)
+    manifest = replace(read_manifest(SYNTHETIC), members=(entry("maskrcnn", path),))
+    (told,) = check_members(manifest, {"theirs": path})
+    assert "name several rules of pixels" in told and "configurations of theirs" in told
 
 
 def test_other_pixels_are_refused_where_nothing_makes_up_for_them(tmp_path: Path) -> None:

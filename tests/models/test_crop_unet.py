@@ -151,8 +151,8 @@ def test_a_file_is_told_by_what_it_is_for(network: CropUNet, tmp_path: Path, sta
     path = written(network, tmp_path / "masks.safetensors")
     assert describe(read_checkpoint(path), path) == "kind unet, encoder plain, 8 channels; it makes masks alone"
     entry = MemberEntry("masks", "unet", PLAIN_ENCODER, CELL_TYPES, stem_stride=1 if stated else None)
-    detector, is_assumed = load_member(entry, path)
-    assert isinstance(detector, CropUNet) and not is_assumed
+    detector, assumed = load_member(entry, path)
+    assert isinstance(detector, CropUNet) and not assumed
 
 
 def test_another_members_weights_are_told_where_none_fits(network: CropUNet, tmp_path: Path) -> None:

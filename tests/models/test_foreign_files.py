@@ -72,6 +72,8 @@ def zeros(state: State) -> State:
         (lambda s: {"state_dict": prefixed(s, "model."), "pytorch-lightning_version": "2.1"}, ""),
         (lambda s: {"model": s, "optimizer": {"state": {"a": {"step": torch.ones(1)}}}, "epoch": 3}, ""),
         (lambda s: {"state": {"model": prefixed(s, "module.")}}, ""),
+        (lambda s: {"state_dict": None, "model": s}, ""),
+        (lambda s: {"state_dict": {}, "model": s}, ""),
         (lambda s: s | flat_copies(s), "copies 'ema_...' of 162"),
         (lambda s: prefixed(s, "model.") | prefixed(zeros(s), "ema_model.module."), "the copy 'ema_model.'"),
         (lambda s: {"state_dict": s, "ema_state_dict": prefixed(zeros(s), "module.") | {"steps": torch.tensor(3)}},

@@ -177,6 +177,25 @@ def test_the_command_shows_problems_up_to_its_limit(
     assert error.count("\n") == 1 and "30 problem(s)" in error
 
 
+def test_the_command_asks_for_the_ids_of_the_sample(
+    tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the kernel writes them: one is spelled as its file is called, one has no file, and one is the file's own."""
+    (tmp_path / "s.csv").write_text(RIGHT.replace("\none,", "\none.png,") + "gone,\n", encoding="utf-8")
+    assert check(tmp_path / "s.csv", images) == 2
+    sample = tmp_path / "sample_submission.csv"
+    sample.write_text("id,predicted\none.png,\ntwo,\nnone,\ngone,\n", encoding="utf-8")
+    assert check(tmp_path / "s.csv", images) == 0
+    monkeypatch.chdir(images)
+    assert check(tmp_path / "s.csv", Path()) == 0
+    (tmp_path / "s.csv").write_text(RIGHT, encoding="utf-8")
+    capsys.readouterr()
+    assert check(tmp_path / "s.csv", images) == 2
+    assert "image 'one.png' has no row" in capsys.readouterr().out
+    sample.write_text("id,predicted\nof another folder,\n", encoding="utf-8")  # as beside the images of a training
+    assert check(tmp_path / "s.csv", images) == 0
+
+
 @pytest.mark.parametrize("missing", ["submission", "images"])
 def test_the_command_tells_what_is_missing(
     tmp_path: Path, images: Path, missing: str, capsys: pytest.CaptureFixture[str]

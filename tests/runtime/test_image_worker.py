@@ -20,6 +20,7 @@ from kernel.ensemble.ensemble import Ensemble, Prediction
 from kernel.ensemble.members import Member
 from kernel.ensemble.networks import NotFiniteError
 from kernel.ensemble.quality_levels import QualityLevel
+from kernel.images.listing import AskedIds
 from kernel.images.reading import read_image
 from kernel.manifest.reader import read_manifest
 from kernel.runtime.image_worker import ImageWorker
@@ -159,9 +160,9 @@ def test_the_summary_tells_what_was_computed_in(paths: list[Path], monkeypatch: 
     """The ensemble's dtype may be another than the planned one, and an image that overflows has its own."""
     manifest = read_manifest(Path("bundle/synthetic/manifest.json"))
     worker, results, predict = make_worker(torch.bfloat16), RunResults(), Ensemble.predict
-    assert summarise(manifest, results, 1.0, {})["dtype"] is None
+    assert summarise(manifest, results, 1.0, {}, AskedIds())["dtype"] is None
     results.succeed("a", worker.begin(paths[0], 0)(), "cpu")
-    assert manifest.dtype == "float32" and summarise(manifest, results, 1.0, {})["dtype"] == "bfloat16"
+    assert manifest.dtype == "float32" and summarise(manifest, results, 1.0, {}, AskedIds())["dtype"] == "bfloat16"
 
     def overflow(ensemble: Ensemble, image: np.ndarray) -> Prediction:
         if ensemble.dtype != torch.float32:
@@ -170,5 +171,5 @@ def test_the_summary_tells_what_was_computed_in(paths: list[Path], monkeypatch: 
 
     monkeypatch.setattr(Ensemble, "predict", overflow)
     results.succeed("b", worker.begin(paths[1], 0)(), "cpu")
-    summary = summarise(manifest, results, 1.0, {})
+    summary = summarise(manifest, results, 1.0, {}, AskedIds())
     assert summary["images"]["b"]["dtype"] == "float32" and summary["dtype"] == "bfloat16, float32"

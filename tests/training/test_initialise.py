@@ -165,8 +165,8 @@ def test_other_pixels_are_made_up_for_in_the_first_layer(config: str, tmp_path: 
     torch.nn.init.uniform_(source.backbone.bn1.running_var, 0.5, 2.0)
     torch.nn.init.normal_(source.backbone.bn1.running_mean)
     path = save_as_mmdet(source, tmp_path / "a.pth", STRIDES + config)
-    theirs = configured_pixels({"meta": {"config": config}})
-    assert theirs is not None and theirs == read_checkpoint(path).pixels != OUR_PIXELS and not theirs.to_rgb
+    (theirs,) = configured_pixels({"meta": {"config": config}})
+    assert {theirs} == read_checkpoint(path).pixels and theirs != OUR_PIXELS and not theirs.to_rgb
     detector = fresh("maskrcnn").eval()
     taken = take_weights(detector, ENCODER, path, keep_classes=False)
     assert "its first layer is changed from its pixels, dict(mean=[103.53" in taken.describe("a.pth")
@@ -184,7 +184,7 @@ def test_other_pixels_are_made_up_for_in_the_first_layer(config: str, tmp_path: 
 
     out = tmp_path / "b.safetensors"  # as `convert` hands it on
     assert main(["convert", str(path), str(out)]) == 0
-    assert read_checkpoint(out).pixels == theirs and read_checkpoint(out).stem_stride == 2
+    assert read_checkpoint(out).pixels == {theirs} and read_checkpoint(out).stem_stride == 2
 
 
 @pytest.mark.parametrize("config", ["", RGB, "mean = 3\nstd = [1, 2]\n", CAFFE + RGB, CAFFE.replace("1.0", "0.0")])
@@ -194,6 +194,7 @@ def test_pixels_that_are_ours_or_not_told_change_nothing(config: str, tmp_path: 
     taken = take_weights(detector, ENCODER, save_as_mmdet(source, tmp_path / "a.pth", config), keep_classes=False)
     assert torch.equal(detector.backbone.conv1.weight, source.backbone.conv1.weight)
     assert "first layer" not in taken.describe("a")
+    assert ("names 2 rules of pixels" in taken.describe("a")) == (config == CAFFE + RGB)
 
 
 @pytest.mark.parametrize(("encoder", "is_told"), [("resnet50", True), ("resnet18_narrow", False)])
