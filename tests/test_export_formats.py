@@ -184,6 +184,27 @@ def test_measurements_of_a_rectangle_and_a_pixel() -> None:
     assert measured(NOTHING, image) == []
 
 
+def test_intensities_are_of_the_values_as_stored() -> None:
+    masks = random_cells(11)
+    rng = np.random.default_rng(2)
+    eight = rng.integers(0, 256, (*SHAPE, 3)).astype(np.uint8)
+    gray = cv2.cvtColor(eight, cv2.COLOR_BGR2GRAY)
+    for row, again, frame in zip(
+        measured(masks, eight), measured(masks, gray[..., None]), full_frames(masks), strict=True
+    ):
+        expected = f"{gray[frame].mean():.2f}", f"{gray[frame].std():.2f}"
+        for each in (row, again):
+            assert (each["mean_intensity"], each["intensity_deviation"]) == expected
+    deep = eight.astype(np.uint16) * 257
+    for row, again in zip(measured(masks, deep), measured(masks, eight), strict=True):
+        assert float(row["mean_intensity"]) == pytest.approx(257 * float(again["mean_intensity"]), abs=257)
+    small = np.full((*SHAPE, 1), 0.00123456789, np.float32)
+    assert {row["mean_intensity"] for row in measured(masks, small)} == {"0.00123457"}
+    gaps = np.where(np.arange(SHAPE[1])[:, None] % 2, np.inf, small)
+    assert {row["mean_intensity"] for row in measured(masks, gaps)} <= {"0.00123457", ""}
+    assert {row["mean_intensity"] for row in measured(masks, np.full_like(small, np.nan))} == {""}
+
+
 @pytest.mark.parametrize(("turn", "degrees"), [(0, 90.0), (1, 0.0)])
 def test_the_orientation_is_that_of_the_long_axis(turn: int, degrees: float) -> None:
     image = np.zeros((*SHAPE, 3), np.uint8)

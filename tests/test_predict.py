@@ -234,7 +234,28 @@ def test_gray_levels_far_from_those_that_members_know(
     told = capsys.readouterr().err
     assert "far from what" not in told and told.count("its gray levels are matched") == 1
     assert [row["cells"] for row in run.rows()] == ["1"] * 5
-    assert run.rows("cells.csv")[0]["mean_intensity"] == "255.00"  # as members see the image
+    assert run.rows("cells.csv")[0]["mean_intensity"] == "63.00"  # as the file has it: 255 // 4
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+def test_intensities_compare_between_images_of_any_depth(run: Run, dtype: type) -> None:
+    """What members see is stretched for each image by itself; tables have what the file has, of the plane taken."""
+    (run.home / "in").mkdir()
+    scene = picture((5, 5), (30, 30)).astype(dtype)
+    frames = np.stack([scene, 2 * scene, 8 * scene])
+    for number, values in enumerate(frames):
+        tifffile.imwrite(run.home / "in" / f"{number}.tif", values)
+    tifffile.imwrite(run.home / "in" / "movie.tif", frames, imagej=True, metadata={"axes": "TYX"})
+    for words in ((), ("--match-gray",)):
+        run("in", "--frame", "all", "--replace", *words)
+        rows = run.rows("cells.csv")
+        found = {row["image"]: (float(row["mean_intensity"]), float(row["intensity_deviation"])) for row in rows}
+        assert len(rows) == 12
+        assert found == {
+            name: (255.0 * times, 0.0)
+            for number, times in enumerate((1, 2, 8))
+            for name in (str(number), f"movie_t{number}")
+        }
 
 
 def test_runs_without_matched_gray_levels_are_those_of_before() -> None:

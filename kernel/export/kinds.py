@@ -27,6 +27,7 @@ class FoundCells:
         path: of the image's file.
         name: the image's own in this run.
         image_bgr: (H, W, 3) uint8.
+        stored: (H, W, C), the same as its file has it.
         masks: of its cells.
         pixel: the size of its pixels, where it is known.
     """
@@ -34,6 +35,7 @@ class FoundCells:
     path: Path
     name: str
     image_bgr: np.ndarray
+    stored: np.ndarray
     masks: CellMasks
     pixel: PixelSize | None = None
 

@@ -29,7 +29,7 @@ from kernel.images.pixel_size import (
     tags_pixel_size,
 )
 from kernel.images.planes import PlaneChoice, choose_planes
-from kernel.images.reading import read_image, read_stored, shown_pixels, too_large
+from kernel.images.reading import read_first, read_stored, shown_pixels, too_large
 from kernel.images.tiff import inverted
 from kernel.images.tiff_layout import MIN_IS_WHITE, RGB, YCBCR
 from kernel.images.tiff_tags import TIFF_SIGNATURES
@@ -69,9 +69,17 @@ class Stack:
 
 @dataclass(frozen=True)
 class Picture:
-    """What is segmented: (H, W, 3) uint8 BGR, the size of its pixels, what was taken by default."""
+    """What is segmented.
+
+    Attributes:
+        image_bgr: (H, W, 3) uint8, as members see it.
+        stored: (H, W, C) as the file has it, C 1 or 3 in the order B, G, R: only these values compare between images.
+        pixel: the size of its pixels, where it is known.
+        told: what was taken by default.
+    """
 
     image_bgr: np.ndarray
+    stored: np.ndarray
     pixel: PixelSize | None
     told: str
 
@@ -103,9 +111,9 @@ def read_picture(path: Path, choice: PlaneChoice, frame: int | None = None) -> P
         pixels = stack.read(first)
         for place in others:
             pixels = np.fmax(pixels, stack.read(place))
+        return Picture(shown_pixels(path, pixels), pixels, stack.pixel, told)
     except MemoryError as error:
         raise too_large(path) from error
-    return Picture(shown_pixels(path, pixels), stack.pixel, told)
 
 
 def open_stack(path: Path, choice: PlaneChoice) -> Stack:
@@ -140,7 +148,7 @@ def opened(path: Path, state: tuple[int, int], choice: PlaneChoice) -> Stack:
 
 def plain_image(path: Path, pixel: PixelSize | None = None, told: str = "") -> Stack:
     """An image of one plane, or of which the first page is taken."""
-    return Stack("", (), lambda place: read_image(path), pixel, told=told)
+    return Stack("", (), lambda place: read_first(path), pixel, told=told)
 
 
 def is_tiff(path: Path) -> bool:

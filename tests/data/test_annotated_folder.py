@@ -98,7 +98,8 @@ def export(tmp_path: Path) -> Callable[[CellMasks, str], Path]:
 
     def write(masks: CellMasks, name: str) -> Path:
         (tmp_path / IMAGE_EXPORTS[name].folder).mkdir(exist_ok=True)
-        found = FoundCells(tmp_path / "a.png", "a", np.zeros((*SHAPE, 3), np.uint8), masks)
+        image = np.zeros((*SHAPE, 3), np.uint8)
+        found = FoundCells(tmp_path / "a.png", "a", image, image, masks)
         write_image(found, [name], tmp_path)
         return image_file(name, "a", tmp_path)
 
