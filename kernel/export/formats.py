@@ -85,7 +85,7 @@ def table_rows(name: str, masks: CellMasks, stored: np.ndarray, pixel: PixelSize
     from kernel.export.measurements import lengths_um, measure_cells  # scikit-image takes a second
 
     rows = []
-    measured = measure_cells(masks, stored)
+    measured = measure_cells(masks, stored, pixel)
     for number, (crop, (y0, x0), score, label, more) in enumerate(
         zip(masks.crops, masks.offsets_yx.tolist(), masks.scores, masks.labels, measured, strict=True), start=1
     ):
