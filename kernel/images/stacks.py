@@ -137,7 +137,7 @@ def opened(path: Path, state: tuple[int, int], choice: PlaneChoice) -> Stack:
     if path.suffix.lower() in BIOIO_READERS:
         return open_by_bioio(path, BIOIO_READERS[path.suffix.lower()])
     if not is_tiff(path):
-        return plain_image(path)
+        return plain_image(path) if choice.channel is None else plain_samples(path)
     if is_installed("tifffile"):
         return open_tiff(path, choice)
     hint = "axes and pixel sizes of TIFF files are not read, for tifffile is not installed (pip install tifffile)"
@@ -149,6 +149,18 @@ def opened(path: Path, state: tuple[int, int], choice: PlaneChoice) -> Stack:
 def plain_image(path: Path, pixel: PixelSize | None = None, told: str = "") -> Stack:
     """An image of one plane, or of which the first page is taken."""
     return Stack("", (), lambda place: read_first(path), pixel, told=told)
+
+
+def plain_samples(path: Path) -> Stack:
+    """The same by its channels, red, green and blue; it is read at once, for only its pixels tell whether it has them.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    pixels = read_first(path)
+    if pixels.shape[2] == 1:
+        return Stack("", (), lambda place: pixels)
+    return Stack("C", (3,), lambda place: pixels[..., 2 - place[0], None])
 
 
 def is_tiff(path: Path) -> bool:
