@@ -269,7 +269,7 @@ def segment_input(ensemble: ScaledEnsemble, image: InputImage, wanted: Wanted, t
     masks = ensemble.segment(image_bgr, zoom).masks
     doubt = cell_size(masks, ensemble.member_um) if pixel is None and wanted.zoom is None else None
     kept = keep_cells(masks, wanted.exclude_edges, wanted.min_area)
-    found = FoundCells(image.path, image.name, image_bgr, picture.stored, kept, pixel)
+    found = FoundCells(image.path, image.name, image_bgr, picture.stored, kept, pixel, picture.is_whole)
     try:
         record = write_image(found, wanted.exports, out)
     except BaseException:

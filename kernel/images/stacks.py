@@ -76,12 +76,14 @@ class Picture:
         stored: (H, W, C) as the file has it, C 1 or 3 in the order B, G, R: only these values compare between images.
         pixel: the size of its pixels, where it is known.
         told: what was taken by default.
+        is_whole: whether other programs that open its file see the same: it holds no other planes.
     """
 
     image_bgr: np.ndarray
     stored: np.ndarray
     pixel: PixelSize | None
     told: str
+    is_whole: bool
 
 
 def is_zarr(path: Path) -> bool:
@@ -111,7 +113,8 @@ def read_picture(path: Path, choice: PlaneChoice, frame: int | None = None) -> P
         pixels = stack.read(first)
         for place in others:
             pixels = np.fmax(pixels, stack.read(place))
-        return Picture(shown_pixels(path, pixels), pixels, stack.pixel, told)
+        is_whole = not stack.axes and not stack.told
+        return Picture(shown_pixels(path, pixels), pixels, stack.pixel, told, is_whole)
     except MemoryError as error:
         raise too_large(path) from error
 
