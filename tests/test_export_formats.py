@@ -111,7 +111,7 @@ def test_more_cells_than_sixteen_bits_number() -> None:
 @pytest.mark.parametrize("masks", [random_cells(5), NOTHING])
 def test_the_file_that_cellpose_corrects(tmp_path: Path, masks: CellMasks) -> None:
     image = np.random.default_rng(0).integers(0, 255, (*SHAPE, 3)).astype(np.uint8)
-    write_seg_npy(image, masks, tmp_path / "cells_seg.npy", Path("cells.png"))
+    write_seg_npy(image, masks, tmp_path / "cells_seg.npy", tmp_path / "cells.png")
     assert [path.name for path in tmp_path.iterdir()] == ["cells_seg.npy"]
     told = np.load(tmp_path / "cells_seg.npy", allow_pickle=True).item()
     np.testing.assert_array_equal(told["masks"], label_image(masks))
@@ -166,8 +166,8 @@ def test_coco_is_read_back_pixel_for_pixel(seed: int) -> None:
         assert cell["category_id"] == CELL_TYPES.index("cort") + 1 and cell["cell_label"] == CELL_TYPES[label]
 
 
-def measured(masks: CellMasks, image: np.ndarray) -> list[dict[str, str]]:
-    return [dict(zip(MEASUREMENT_COLUMNS, row, strict=True)) for row in measure_cells(masks, image)]
+def measured(masks: CellMasks, image: np.ndarray, pixel: PixelSize | None = None) -> list[dict[str, str]]:
+    return [dict(zip(MEASUREMENT_COLUMNS, row, strict=True)) for row in measure_cells(masks, image, pixel)]
 
 
 def test_measurements_of_a_rectangle_and_a_pixel() -> None:
@@ -182,6 +182,47 @@ def test_measurements_of_a_rectangle_and_a_pixel() -> None:
     assert float(one["major_axis_px"]) > 4 * float(one["minor_axis_px"]) > 0
     assert two["on_border"] == 1 and float(two["minor_axis_px"]) >= 0
     assert measured(NOTHING, image) == []
+
+
+def test_shapes_are_those_of_the_cell_where_pixels_are_not_square() -> None:
+    """Of the same cell in square pixels: each row of the distorted picture stands for three."""
+    rows, columns = np.mgrid[:60, :60] - 29.5
+    turned = rows * np.cos(0.5) + columns * np.sin(0.5), columns * np.cos(0.5) - rows * np.sin(0.5)
+    whole = (turned[0] / 12) ** 2 + (turned[1] / 24) ** 2 < 1
+
+    def told(crop: np.ndarray, pixel: PixelSize | None) -> tuple[float, float]:
+        masks = CellMasks((crop,), np.zeros((1, 2), int), np.zeros((1, 4)), [1], [0], crop.shape)
+        (row,) = measured(masks, np.zeros((*crop.shape, 1), np.uint8), pixel)
+        return float(row["eccentricity"]), float(row["orientation_degrees"])
+
+    distorted, square = whole[1::3], PixelSize(0.65, 0.65, "a test")
+    eccentricity, degrees = told(whole, square)
+    assert told(whole, None) == (eccentricity, degrees)
+    assert told(distorted, PixelSize(1.95, 0.65, "a test")) == (
+        pytest.approx(eccentricity, abs=0.01), pytest.approx(degrees, abs=1),
+    )  # fmt: skip
+    assert abs(told(distorted, None)[1] - degrees) > 5  # in pixels, for nothing tells that they are not square
+
+
+def test_intensities_are_of_the_values_as_stored() -> None:
+    masks = random_cells(11)
+    rng = np.random.default_rng(2)
+    eight = rng.integers(0, 256, (*SHAPE, 3)).astype(np.uint8)
+    gray = cv2.cvtColor(eight, cv2.COLOR_BGR2GRAY)
+    for row, again, frame in zip(
+        measured(masks, eight), measured(masks, gray[..., None]), full_frames(masks), strict=True
+    ):
+        expected = f"{gray[frame].mean():.2f}", f"{gray[frame].std():.2f}"
+        for each in (row, again):
+            assert (each["mean_intensity"], each["intensity_deviation"]) == expected
+    deep = eight.astype(np.uint16) * 257
+    for row, again in zip(measured(masks, deep), measured(masks, eight), strict=True):
+        assert float(row["mean_intensity"]) == pytest.approx(257 * float(again["mean_intensity"]), abs=257)
+    small = np.full((*SHAPE, 1), 0.00123456789, np.float32)
+    assert {row["mean_intensity"] for row in measured(masks, small)} == {"0.00123457"}
+    gaps = np.where(np.arange(SHAPE[1])[:, None] % 2, np.inf, small)
+    assert {row["mean_intensity"] for row in measured(masks, gaps)} <= {"0.00123457", ""}
+    assert {row["mean_intensity"] for row in measured(masks, np.full_like(small, np.nan))} == {""}
 
 
 @pytest.mark.parametrize(("turn", "degrees"), [(0, 90.0), (1, 0.0)])

@@ -152,6 +152,7 @@ def test_no_two_images_have_the_same_name(files: list[str], framed: set[int]) ->
     assert len({same_file(image.name) for image in result}) == len(images)
     for image in result:
         assert Path(image.name).parent == Path(image.file).parent
+        assert image.frame is None or "." not in Path(image.name).name
     assert named(images) == result
 
 
@@ -165,7 +166,7 @@ def test_frames_are_images_of_their_own(tmp_path: Path) -> None:
     frames = [image for image in images if image.path.name == "movie.tif"]
     assert [image.frame for image in frames] == list(range(12))
     assert names(frames)[:3] == ["movie_t00", "movie_t01", "movie_t02"]
-    assert frames[3].name == "movie.tif_t03"  # as a file is called as the frame would be
+    assert frames[3].name == "movie_tif_t03"  # as a file is called as the frame would be
     assert {"still", "broken", "movie_t03.png"} <= set(names(images))
     assert names(list_inputs([str(tmp_path / "movie.tif")], ANY)) == ["movie"]
 

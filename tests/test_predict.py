@@ -198,6 +198,44 @@ def test_planes_of_a_stack(run: Run, capsys: pytest.CaptureFixture[str]) -> None
     assert [(row["image"], bool(row["failure"])) for row in run.rows()] == [("movie", False), ("gray", True)]
 
 
+def cellpose_saves_to(path: Path) -> tuple[Path, Path | None]:
+    """Where Cellpose's window saves what was corrected in a `_seg.npy`, and the image that it shows; None: the file's.
+
+    By `_load_seg` and `_save_sets` of its gui/io.py.
+    """
+    named = Path(np.load(path, allow_pickle=True).item()["filename"])
+    shown = next((each for each in (named, path.parent / named.name) if each.is_file()), None)
+    base = str(shown) if shown else str(path)[: -len("_seg.npy")]
+    return Path(os.path.splitext(base)[0] + "_seg.npy"), shown  # noqa: PTH122
+
+
+def test_corrections_of_a_frame_overwrite_no_other(run: Run) -> None:
+    frames = np.stack([picture((5, 5 * number)) for number in range(3)])
+    (run.home / "in").mkdir()
+    tifffile.imwrite(run.home / "in" / "movie.tif", frames, imagej=True, metadata={"axes": "TYX"})
+    tifffile.imwrite(run.home / "in" / "time.v2.ome.tif", frames, ome=True, metadata={"axes": "TYX"})
+    tifffile.imwrite(run.home / "in" / "one.v2.ome.tif", frames[0], ome=True, metadata={"axes": "YX"})
+    write(run.home / "in" / "still.v2.png", frames[0])
+    write(run.home / "in" / "colour.png", np.repeat(frames[0][..., None], 3, axis=2))
+    run("in", "--frame", "all", "--export", "seg-npy")
+    folder = run.home / "out" / "seg-npy"
+    for stem in ("movie", "time_v2_ome"):
+        for number in range(3):
+            path = folder / f"{stem}_t{number}_seg.npy"
+            told = np.load(path, allow_pickle=True).item()
+            assert cellpose_saves_to(path) == (path, None)
+            assert os.path.splitext(told["filename"])[0] + "_seg.npy" == path.name  # noqa: PTH122
+            np.testing.assert_array_equal(told["img"][..., 0], frames[number])
+    for name in ("one.v2.ome.tif", "still.v2.png", "colour.png"):
+        image = run.home / "in" / name
+        path = folder / f"{image.stem}_seg.npy"
+        assert cellpose_saves_to(path) == (image.with_name(path.name), image.resolve())
+    run("in/movie.tif", "in/colour.png", "--channel", "0", "--export", "seg-npy", "--replace")
+    for name in ("movie", "colour"):  # a frame, a sample
+        path = folder / f"{name}_seg.npy"
+        assert cellpose_saves_to(path) == (path, None)
+
+
 def test_cells_that_are_left_out(run: Run) -> None:
     image = picture((0, 10), (30, 30), (56, 70))
     image[45:47, 45:47] = 255
@@ -234,7 +272,28 @@ def test_gray_levels_far_from_those_that_members_know(
     told = capsys.readouterr().err
     assert "far from what" not in told and told.count("its gray levels are matched") == 1
     assert [row["cells"] for row in run.rows()] == ["1"] * 5
-    assert run.rows("cells.csv")[0]["mean_intensity"] == "255.00"  # as members see the image
+    assert run.rows("cells.csv")[0]["mean_intensity"] == "63.00"  # as the file has it: 255 // 4
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+def test_intensities_compare_between_images_of_any_depth(run: Run, dtype: type) -> None:
+    """What members see is stretched for each image by itself; tables have what the file has, of the plane taken."""
+    (run.home / "in").mkdir()
+    scene = picture((5, 5), (30, 30)).astype(dtype)
+    frames = np.stack([scene, 2 * scene, 8 * scene])
+    for number, values in enumerate(frames):
+        tifffile.imwrite(run.home / "in" / f"{number}.tif", values)
+    tifffile.imwrite(run.home / "in" / "movie.tif", frames, imagej=True, metadata={"axes": "TYX"})
+    for words in ((), ("--match-gray",)):
+        run("in", "--frame", "all", "--replace", *words)
+        rows = run.rows("cells.csv")
+        found = {row["image"]: (float(row["mean_intensity"]), float(row["intensity_deviation"])) for row in rows}
+        assert len(rows) == 12
+        assert found == {
+            name: (255.0 * times, 0.0)
+            for number, times in enumerate((1, 2, 8))
+            for name in (str(number), f"movie_t{number}")
+        }
 
 
 def test_runs_without_matched_gray_levels_are_those_of_before() -> None:

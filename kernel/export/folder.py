@@ -269,7 +269,7 @@ def segment_input(ensemble: ScaledEnsemble, image: InputImage, wanted: Wanted, t
     masks = ensemble.segment(image_bgr, zoom).masks
     doubt = cell_size(masks, ensemble.member_um) if pixel is None and wanted.zoom is None else None
     kept = keep_cells(masks, wanted.exclude_edges, wanted.min_area)
-    found = FoundCells(image.path, image.name, image_bgr, kept, pixel)
+    found = FoundCells(image.path, image.name, image_bgr, picture.stored, kept, pixel, picture.is_whole)
     try:
         record = write_image(found, wanted.exports, out)
     except BaseException:
@@ -400,7 +400,7 @@ def write_image(found: FoundCells, exports: Sequence[str], out: Path) -> Record:
         "cell_type": found.masks.cell_type,
     }
     if "tables" in exports:
-        record["rows"] = table_rows(found.name, found.masks, found.image_bgr, found.pixel)
+        record["rows"] = table_rows(found.name, found.masks, found.stored, found.pixel)
     if "report" in exports:
         record["areas"] = found.masks.sizes.tolist()
     if "coco" in exports:

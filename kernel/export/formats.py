@@ -80,12 +80,12 @@ def outlines_of(masks: CellMasks, pixel: PixelSize | None = None) -> dict[str, A
     return {"type": "FeatureCollection", "features": features}
 
 
-def table_rows(name: str, masks: CellMasks, image_bgr: np.ndarray, pixel: PixelSize | None = None) -> list[list[Any]]:
-    """The rows of cells.csv of an image (H, W, 3) uint8, as `TABLE_COLUMNS` names them."""
+def table_rows(name: str, masks: CellMasks, stored: np.ndarray, pixel: PixelSize | None = None) -> list[list[Any]]:
+    """The rows of cells.csv of an image (H, W, C) as its file has it, as `TABLE_COLUMNS` names them."""
     from kernel.export.measurements import lengths_um, measure_cells  # scikit-image takes a second
 
     rows = []
-    measured = measure_cells(masks, image_bgr)
+    measured = measure_cells(masks, stored, pixel)
     for number, (crop, (y0, x0), score, label, more) in enumerate(
         zip(masks.crops, masks.offsets_yx.tolist(), masks.scores, masks.labels, measured, strict=True), start=1
     ):

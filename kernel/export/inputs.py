@@ -198,8 +198,10 @@ def named(images: Sequence[InputImage]) -> list[InputImage]:
 
     def name_of(image: InputImage, whole: bool) -> str:
         path = Path(image.file)
-        stem = path.as_posix() if whole else path.with_name(path.stem).as_posix()
-        return stem if image.frame is None else f"{stem}_t{image.frame:0{digits}}"
+        last = path.name if whole else path.stem
+        if image.frame is not None:  # without dots: Cellpose would save the frames of `a.ome.tif` all as `a_seg.npy`
+            last = f"{last.replace('.', '_')}_t{image.frame:0{digits}}"
+        return path.with_name(last).as_posix()
 
     whole = [False] * len(images)
     while True:

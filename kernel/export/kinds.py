@@ -27,15 +27,19 @@ class FoundCells:
         path: of the image's file.
         name: the image's own in this run.
         image_bgr: (H, W, 3) uint8.
+        stored: (H, W, C), the same as its file has it.
         masks: of its cells.
         pixel: the size of its pixels, where it is known.
+        is_whole: whether other programs that open its file see the same.
     """
 
     path: Path
     name: str
     image_bgr: np.ndarray
+    stored: np.ndarray
     masks: CellMasks
     pixel: PixelSize | None = None
+    is_whole: bool = True
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ def write_image_rois(found: FoundCells, path: Path) -> None:
 def write_image_seg(found: FoundCells, path: Path) -> None:
     from kernel.export.label_images import write_seg_npy
 
-    write_seg_npy(found.image_bgr, found.masks, path, found.path.resolve())
+    write_seg_npy(found.image_bgr, found.masks, path, found.path.resolve() if found.is_whole else None)
 
 
 def write_image_ome_tiff(found: FoundCells, path: Path) -> None:

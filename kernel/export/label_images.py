@@ -31,14 +31,17 @@ def write_ome_tiff(masks: CellMasks, path: Path, pixel: PixelSize | None = None)
     )
 
 
-def write_seg_npy(image_bgr: np.ndarray, masks: CellMasks, path: Path, image_path: Path) -> None:
-    """Write what Cellpose's window opens beside the image, for correction.
+def write_seg_npy(image_bgr: np.ndarray, masks: CellMasks, path: Path, image_path: Path | None) -> None:
+    """Write what Cellpose's window opens, for correction.
+
+    It shows the file that is named and saves beside it. Where there is none it shows the image that is kept here, and
+    saves as this file is called, but for what follows a last dot in its name.
 
     Args:
         image_bgr: (H, W, 3) uint8; kept in the file, for where the image is not found.
         masks: of the image.
         path: by Cellpose's custom the image's name with `_seg.npy` in the place of its ending.
-        image_path: the image's file.
+        image_path: the image's file; None where that holds other planes as well, which would be shown.
     """
     labels = label_image(masks)
     areas = masks.sizes
@@ -47,7 +50,7 @@ def write_seg_npy(image_bgr: np.ndarray, masks: CellMasks, path: Path, image_pat
         "outlines": labels * is_outline(labels),
         "chan_choose": [0, 0],
         "ismanual": np.zeros(len(masks), bool),
-        "filename": str(image_path),
+        "filename": str(image_path or path.name.removesuffix("_seg.npy") + ".png"),
         "flows": [[], [], [], [], [[]]],
         "est_diam": float(np.median(2 * np.sqrt(areas / np.pi))) if len(areas) else 30.0,
         "img": cv2.cvtColor(image_bgr, cv2.COLOR_BGR2RGB),

@@ -76,12 +76,7 @@ def read_image(path: Path, *, only_eight_bit: bool = False) -> np.ndarray:
             cannot be trusted to be right.
     """
     path = Path(path)
-    name = printable_name(path.name)
-    pixels, orientation, pages = read_stored(path)
-    if pages > 1:
-        LOG.warning("%s has %d pages: only the first is used", name, pages)
-    if orientation != 1:
-        LOG.info("%s has the orientation tag %d, which is ignored: pixels are as stored", name, orientation)
+    pixels = read_first(path)
     if only_eight_bit and pixels.dtype != np.uint8:
         held = f"{printable_name(str(path))} holds {pixels.dtype} values"
         raise InputError(f"{held}, and 8 bits are expected: save it again as an 8 bit PNG")
@@ -93,6 +88,17 @@ def shown_pixels(path: Path, pixels: np.ndarray) -> np.ndarray:
     warn_of_gaps(path, pixels)
     pixels = to_eight_bit(pixels)
     return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else np.ascontiguousarray(pixels)
+
+
+def read_first(path: Path) -> np.ndarray:
+    """As `read_stored`, the first page; the log says what of the file is passed over."""
+    name = printable_name(path.name)
+    pixels, orientation, pages = read_stored(path)
+    if pages > 1:
+        LOG.warning("%s has %d pages: only the first is used", name, pages)
+    if orientation != 1:
+        LOG.info("%s has the orientation tag %d, which is ignored: pixels are as stored", name, orientation)
+    return pixels
 
 
 def read_stored(path: Path, page: int = 0) -> tuple[np.ndarray, int, int]:

@@ -29,7 +29,7 @@ from kernel.images.pixel_size import (
     tags_pixel_size,
 )
 from kernel.images.planes import PlaneChoice, choose_planes
-from kernel.images.reading import read_image, read_stored, shown_pixels, too_large
+from kernel.images.reading import read_first, read_stored, shown_pixels, too_large
 from kernel.images.tiff import inverted
 from kernel.images.tiff_layout import MIN_IS_WHITE, RGB, YCBCR
 from kernel.images.tiff_tags import TIFF_SIGNATURES
@@ -69,11 +69,21 @@ class Stack:
 
 @dataclass(frozen=True)
 class Picture:
-    """What is segmented: (H, W, 3) uint8 BGR, the size of its pixels, what was taken by default."""
+    """What is segmented.
+
+    Attributes:
+        image_bgr: (H, W, 3) uint8, as members see it.
+        stored: (H, W, C) as the file has it, C 1 or 3 in the order B, G, R: only these values compare between images.
+        pixel: the size of its pixels, where it is known.
+        told: what was taken by default.
+        is_whole: whether other programs that open its file see the same: it holds no other planes.
+    """
 
     image_bgr: np.ndarray
+    stored: np.ndarray
     pixel: PixelSize | None
     told: str
+    is_whole: bool
 
 
 def is_zarr(path: Path) -> bool:
@@ -103,9 +113,10 @@ def read_picture(path: Path, choice: PlaneChoice, frame: int | None = None) -> P
         pixels = stack.read(first)
         for place in others:
             pixels = np.fmax(pixels, stack.read(place))
+        is_whole = not stack.axes and not stack.told
+        return Picture(shown_pixels(path, pixels), pixels, stack.pixel, told, is_whole)
     except MemoryError as error:
         raise too_large(path) from error
-    return Picture(shown_pixels(path, pixels), stack.pixel, told)
 
 
 def open_stack(path: Path, choice: PlaneChoice) -> Stack:
@@ -129,7 +140,7 @@ def opened(path: Path, state: tuple[int, int], choice: PlaneChoice) -> Stack:
     if path.suffix.lower() in BIOIO_READERS:
         return open_by_bioio(path, BIOIO_READERS[path.suffix.lower()])
     if not is_tiff(path):
-        return plain_image(path)
+        return plain_image(path) if choice.channel is None else plain_samples(path)
     if is_installed("tifffile"):
         return open_tiff(path, choice)
     hint = "axes and pixel sizes of TIFF files are not read, for tifffile is not installed (pip install tifffile)"
@@ -140,7 +151,19 @@ def opened(path: Path, state: tuple[int, int], choice: PlaneChoice) -> Stack:
 
 def plain_image(path: Path, pixel: PixelSize | None = None, told: str = "") -> Stack:
     """An image of one plane, or of which the first page is taken."""
-    return Stack("", (), lambda place: read_image(path), pixel, told=told)
+    return Stack("", (), lambda place: read_first(path), pixel, told=told)
+
+
+def plain_samples(path: Path) -> Stack:
+    """The same by its channels, red, green and blue; it is read at once, for only its pixels tell whether it has them.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    pixels = read_first(path)
+    if pixels.shape[2] == 1:
+        return Stack("", (), lambda place: pixels)
+    return Stack("C", (3,), lambda place: pixels[..., 2 - place[0], None])
 
 
 def is_tiff(path: Path) -> bool:

@@ -98,7 +98,8 @@ def export(tmp_path: Path) -> Callable[[CellMasks, str], Path]:
 
     def write(masks: CellMasks, name: str) -> Path:
         (tmp_path / IMAGE_EXPORTS[name].folder).mkdir(exist_ok=True)
-        found = FoundCells(tmp_path / "a.png", "a", np.zeros((*SHAPE, 3), np.uint8), masks)
+        image = np.zeros((*SHAPE, 3), np.uint8)
+        found = FoundCells(tmp_path / "a.png", "a", image, image, masks)
         write_image(found, [name], tmp_path)
         return image_file(name, "a", tmp_path)
 
@@ -649,13 +650,15 @@ class Stranger:
 
 def test_cellpose_outlines_of_the_first_time(tmp_path: Path) -> None:
     outlines = [[[point] for point in strokes_around(3, 4, 8)], [strokes_around(20, 10, 10)], strokes_around(8, 8, 9)]
-    outlines += [np.array([[1, 2, 3, 4]]), "none"]
+    outlines += [np.array([[1, 2, 3, 4]]), "none", strokes_around(4, 5, 2)]  # the last one has no pixel left
     path = tmp_path / "a_seg.npy"
     np.save(path, np.array({"outlines": outlines, "colors": []}, dtype=object), allow_pickle=True)
     found = read_seg_npy(path, SHAPE)
-    first, second, third = frames_of(found)
+    first, second, third, last = frames_of(found)
+    assert not last.any() and found.cells[3].crop.size == 0
     assert first[3:12, 4:13].all() and first.sum() == 81 and second[20:31, 10:21].all() and second.sum() == 121
     assert third.sum() == 100 - 4 * 5 and not (third & first).any()
+    assert [cell.crop.shape for cell in found.cells[:3]] == [(9, 9), (11, 11), (10, 10)]  # no more is held of a cell
     assert [place for place, _ in found.flaws] == ["outline 4", "outline 5"]
 
 

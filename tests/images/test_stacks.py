@@ -303,6 +303,27 @@ def test_samples_are_channels_where_one_is_asked_for(tmp_path: Path, planar: str
     np.testing.assert_array_equal(colours[..., ::-1], np.moveaxis(VALUES[0, :, 0], 0, -1))
 
 
+@pytest.mark.parametrize("ending", ["png", "jpg"])
+def test_colours_of_a_plain_image_are_channels_where_one_is_asked_for(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"colour.{ending}"
+    colours = np.empty((16, 24, 3), np.uint8)
+    colours[...] = (50, 100, 200)  # blue, green, red
+    assert cv2.imwrite(str(path), colours)
+    for channel, value in enumerate((200, 100, 50)):
+        for asked in (PlaneChoice(channel), choice_of_texts(str(channel), None, "all")):
+            picture = read_picture(path, asked)
+            assert picture.image_bgr.shape == colours.shape and picture.stored.shape == (16, 24, 1)
+            assert abs(picture.image_bgr.astype(int) - value).max() <= 2
+            assert not picture.told
+    with pytest.raises(InputError, match="there is no channel 3: it has 3, counted from 0"):
+        read_picture(path, PlaneChoice(3))
+    assert read_picture(path, ANY).stored.shape == colours.shape
+    assert cv2.imwrite(str(path), colours[..., 0])
+    with pytest.raises(InputError, match="there is no channel 1: it has one"):
+        read_picture(path, PlaneChoice(1))
+    assert read_picture(path, PlaneChoice(0)).stored.shape == (16, 24, 1)
+
+
 @pytest.mark.parametrize("more", [{}, {"compression": "zlib"}, {"byteorder": ">"}])
 @pytest.mark.parametrize("axes", ["YXZ", "YZX", "XYZ", "ZXY", "yxz", "XY"])
 def test_planes_that_lie_across_pages(tmp_path: Path, axes: str, more: dict[str, str]) -> None:

@@ -22,6 +22,7 @@ from kernel.data.mask_files.found import FoundMasks, MaskCell
 from kernel.data.mask_files.label_arrays import cells_of_labels
 from kernel.data.mask_files.taken import FIRST_PLANE, TakenPlane
 from kernel.errors import InputError
+from kernel.masks.instances import tight_window
 from kernel.unpickling import CodeFreeUnpickler, Maker, StandIn, make_dict
 
 #: What reading a pickle raises for bytes that are none, or another's than expected.
@@ -192,7 +193,8 @@ def cells_of_strokes(outlines: list[Any], image_shape: tuple[int, int], plane: T
         cv2.fillPoly(drawn, [points[:, [2, 1]].astype(np.int32)], [1])
         drawn &= free
         free &= ~drawn & 1
-        cells.append(MaskCell(place, drawn.astype(bool), (0, 0)))
+        y0, x0, y1, x1 = tight_window(drawn)
+        cells.append(MaskCell(place, drawn[y0:y1, x0:x1].astype(bool), (y0, x0)))
     return FoundMasks(tuple(cells), tuple(flaws))
 
 
