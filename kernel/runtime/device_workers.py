@@ -75,14 +75,14 @@ WorkerQueue = queue.SimpleQueue[tuple[DeviceWorker, Message]]
 class LocalWorker:
     """Runs images on a device in this process.
 
-    Without `overlaps` an image is done before `send` returns. With it, the networks run in one thread, and images are
-    finished in another.
+    The networks run in a thread, so that whoever sends an image can give it up at a deadline. With `overlaps` images
+    are finished in another one.
 
     Args:
         name: of the device, for people.
         begin: runs the networks on an image, given path, quality level and likely next path.
         messages: where its messages go.
-        overlaps: whether there are threads.
+        overlaps: whether the networks run on the next image meanwhile.
     """
 
     has_process = False
@@ -97,7 +97,7 @@ class LocalWorker:
         self.name = name
         self._begin = begin
         self._messages = messages
-        self._thread = CallThread(f"runs networks on {name}", self._crash) if overlaps else None
+        self._thread = CallThread(f"runs networks on {name}", self._crash)
         self._finisher = Finisher(self._put, self._crash, overlaps)
         self._given_up = False
         self._put({"ready": True})
@@ -109,10 +109,7 @@ class LocalWorker:
         self._put({"crash": error})
 
     def send(self, path: Path, quality_level: int, next_path: Path | None) -> None:
-        if self._thread is None:
-            self._run(path, quality_level, next_path)
-        else:
-            self._thread.add(lambda: self._run(path, quality_level, next_path))
+        self._thread.add(lambda: self._run(path, quality_level, next_path))
 
     def restart(self, is_needed: bool) -> bool:
         return False
@@ -130,8 +127,7 @@ class LocalWorker:
             self._put(None)
         if self._given_up:
             return
-        if self._thread is not None:
-            self._thread.close()
+        self._thread.close()
         self._finisher.close()
 
 

@@ -127,11 +127,14 @@ class Dispatcher:
         return bool(self.waiting or self.rereading.unread) or any(self.running.values())
 
     def next_attempt(self) -> float | None:
-        """When the images that could not be read are tried again; None while others wait or run, or there are none."""
+        """When the images that could not be read are tried again; None while others wait or run, or there are none.
+
+        At the deadline at the latest: after it, they fail at once.
+        """
         if not self.rereading.unread or self.waiting or any(self.running.values()):
             return None
         if self.attempt_at is None:
-            self.attempt_at = self.clock() + self.rereading.pause()
+            self.attempt_at = min(self.clock() + self.rereading.pause(), self.budget.deadline)
         return self.attempt_at
 
     def read_again(self) -> None:

@@ -353,12 +353,15 @@ def answer_of(path: Path) -> dict[str, Any]:
 
 
 def share_with(
-    begin: Callable[[Path, int, Path | None], Finish], names: list[str], hard_deadline: float = 1e9
+    begin: Callable[[Path, int, Path | None], Finish],
+    names: list[str],
+    hard_deadline: float = 1e9,
+    overlaps: bool = True,
 ) -> Outcomes:
     """Have images done by a thread of this process."""
     said: WorkerQueue = queue.SimpleQueue()
-    worker, outcomes, now = LocalWorker("gpu", begin, said, overlaps=True), Outcomes(), time.monotonic()
-    budget = TimeBudget([OnlyLevel()], dict.fromkeys(names, 1.0), now + 1e9)
+    worker, outcomes, now = LocalWorker("gpu", begin, said, overlaps), Outcomes(), time.monotonic()
+    budget = TimeBudget([OnlyLevel()], dict.fromkeys(names, 1.0), now + hard_deadline / 2)
     paths = [Path(name) for name in names]
     share_images([worker], said, paths, budget, outcomes.answered, outcomes.fail, now + hard_deadline)
     worker.close()
@@ -417,16 +420,20 @@ def test_a_mistake_in_a_thread_is_raised_and_not_waited_for(where: str) -> None:
         share_with(begin, NAMES)
 
 
-def test_a_thread_that_hangs_is_left_alone_at_the_hard_deadline() -> None:
+@pytest.mark.parametrize("overlaps", [False, True])
+def test_a_thread_that_hangs_is_left_alone_at_the_hard_deadline(overlaps: bool) -> None:
+    """On the CPU as well, where an image may take far longer than any before it."""
     never = threading.Event()
 
     def begin(path: Path, quality_level: int, next_path: Path | None) -> Finish:
         if path.stem == "hang":
-            never.wait()
+            never.wait(30)
         return lambda: answer_of(path)
 
-    outcomes = share_with(begin, ["a", "hang", "b"], hard_deadline=1)
-    assert list(outcomes.done) == ["a"] and list(outcomes.failed) == ["hang", "b"]
+    begun = time.monotonic()
+    outcomes = share_with(begin, ["a", "hang", "b"], hard_deadline=1, overlaps=overlaps)
+    assert list(outcomes.done) == ["a"] and sorted(outcomes.failed) == ["b", "hang"]
+    assert time.monotonic() - begun < 20
     never.set()
 
 
@@ -596,6 +603,29 @@ def test_a_run_ends_though_a_process_does_not() -> None:
     said = ScriptedQueue((0.0, one, {"ready": True}), *[(at, None, None) for at in times])
     outcomes, _ = share_scripted([one], said, "a", hard_deadline=100.0)
     assert "died or had to be ended" in outcomes.failed["a"].reason
+
+
+def test_what_cannot_be_read_is_not_waited_for_beyond_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And says why it could not be read."""
+    monkeypatch.setenv("KERNEL_PATIENCE", "36000")
+    one, ready = ScriptedWorker("one"), {"ready": True}
+    away = {"reason": "no such file", "wrong_input": True, "error_type": "", "may_pass": True}
+    answer = {"answer": {"image": "a", "failure": away}}
+    tried = [(float(at), one, message) for at in (0, 0, 1, 3, 7, 15, 31, 63) for message in (ready, answer)]
+
+    class Waiting(ScriptedQueue):
+        """Has messages as long as an image is sent; otherwise time passes as long as it is waited for."""
+
+        def get(self, timeout: float) -> tuple[DeviceWorker, Any]:
+            if self._messages and self._messages[0][0] <= self.now:
+                return super().get(timeout)
+            self.now += timeout
+            raise queue.Empty
+
+    said = Waiting(*tried)
+    outcomes, _ = share_scripted([one], said, "a", hard_deadline=100.0)
+    assert outcomes.failed == {"a": FailedImage("no such file", True, may_pass=True)} and len(one.sent) == 8
+    assert 100 < said.now < 101
 
 
 @pytest.fixture
