@@ -230,9 +230,7 @@ def test_where_all_fails_everywhere_each_image_says_why(
 
 
 @pytest.mark.parametrize("devices", [1, 2])
-def test_an_image_that_fails_is_tried_once_more(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, devices: int
-) -> None:
+def test_an_image_that_fails_is_tried_once_more(tmp_path: Path, caplog: pytest.LogCaptureFixture, devices: int) -> None:
     outcomes = share(["faulty", *NAMES], tmp_path, *[{}] * devices)
     assert outcomes.failed == {"faulty": FailedImage("RuntimeError: of faulty", False, "RuntimeError")}
     assert tries(tmp_path) == {"faulty": 2} and "is started again" not in caplog.text

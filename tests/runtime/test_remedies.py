@@ -53,8 +53,10 @@ def test_what_is_missing(tmp_path: Path, what: str, told: str) -> None:
         ("cuda:0: CUDA error: of the driver (/tmp/kernel-wheels-xy/mmcv/x.py)", "which asks for the GPUs"),
         ("the wheels in /in are not those of the lock:\n  a.whl: missing\nbuild them again", "the dataset of wheels"),
         ("a.whl: expected sha256 00, found 11", "the dataset of wheels"),
-        ("the vendored wheels can be installed nowhere:\n  a.whl could not be unpacked into /tmp/x: no zip file",
-         "the dataset of wheels"),
+        (
+            "the vendored wheels can be installed nowhere:\n  a.whl could not be unpacked into /tmp/x: no zip file",
+            "the dataset of wheels",
+        ),
     ],
 )
 def test_a_devices_name_is_no_reason(message: str, told: str | None) -> None:
