@@ -16,6 +16,7 @@ from kernel.ensemble.networks import NotFiniteError, Tiling
 from kernel.ensemble.tiles import LEAST_TILE_SIDE, predict_whole_or_tiled
 from kernel.gpus import own_dtype
 from kernel.log import LOG
+from kernel.text import first_line
 
 Found = TypeVar("Found")
 #: Parts of the messages of plain RuntimeErrors that mean missing memory: of the CPU's allocator; of a GPU's libraries,
@@ -29,6 +30,8 @@ OUT_OF_MEMORY_SIGNS = (
     "unable to find an engine",
     "NVML_SUCCESS ==",
 )
+#: What the messages of errors contain after which the whole process can no longer use its GPU.
+LOST_DEVICE_SIGNS = ("CUDA error", "device-side assert", "CUBLAS_STATUS", "CUDNN_STATUS")
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,8 @@ def with_fallbacks(ensemble: Ensemble, compute: Callable[[], Found], can_be_tile
     """What `compute` finds in one image by the ensemble; in float32, where numbers overflow in the ensemble's dtype.
 
     Args:
-        ensemble: is run in another way for each further attempt, and afterwards as before.
+        ensemble: is run in another way for each further attempt, and afterwards as before; where it cannot go back
+            to its GPU, it stays on the CPU.
         compute: begins anew with each call, by how the ensemble is run then.
         can_be_tiled: whether it takes the image in tiles, by the ensemble's tiling.
 
@@ -81,7 +85,7 @@ def with_fallbacks(ensemble: Ensemble, compute: Callable[[], Found], can_be_tile
     try:
         return within_memory(ensemble, compute, can_be_tiled)
     finally:
-        ensemble.dtype = dtype
+        ensemble.dtype = own_dtype(ensemble.device, dtype)
 
 
 def within_memory(ensemble: Ensemble, compute: Callable[[], Found], can_be_tiled: bool) -> Found:
@@ -110,6 +114,11 @@ def within_memory(ensemble: Ensemble, compute: Callable[[], Found], can_be_tiled
         return compute()
 
 
+def means_lost_device(reason: str) -> bool:
+    """Whether this is why a process can no longer use its GPU at all; a lack of memory is no such reason."""
+    return any(sign in reason for sign in LOST_DEVICE_SIGNS) and not any(sign in reason for sign in OUT_OF_MEMORY_SIGNS)
+
+
 def means_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory was missing."""
     is_typed = isinstance(error, (torch.OutOfMemoryError, MemoryError))
@@ -118,8 +127,11 @@ def means_out_of_memory(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def run_by(ensemble: Ensemble, fallback: MemoryFallback) -> Iterator[None]:
-    """Run the ensemble as a fallback says inside the context, and as before after it."""
-    before = ensemble.views_per_batch, ensemble.feature_budget_bytes, ensemble.device, ensemble.dtype, ensemble.tiling
+    """Run the ensemble as a fallback says inside the context, and as before after it.
+
+    An ensemble that cannot go back from the CPU stays there, and is run as the fallback says: what was found counts.
+    """
+    device, before = ensemble.device, manner_of(ensemble)
     try:
         if fallback.one_view:
             ensemble.views_per_batch = 1
@@ -133,6 +145,26 @@ def run_by(ensemble: Ensemble, fallback: MemoryFallback) -> Iterator[None]:
             ensemble.move_to("cpu")
         yield
     finally:
-        ensemble.views_per_batch, ensemble.feature_budget_bytes, device, ensemble.dtype, ensemble.tiling = before
-        if ensemble.device != device:
-            ensemble.move_to(device)
+        on_cpu = manner_of(ensemble)
+        set_manner(ensemble, before)
+        if fallback.on_cpu and device.type != "cpu":
+            try:
+                ensemble.move_to(device)
+            except RuntimeError as error:  # of a GPU whose memory somebody else has by now, for one
+                set_manner(ensemble, on_cpu)
+                ensemble.move_to("cpu")
+                LOG.error("the networks stay on the CPU: they cannot go back to %s (%s)", device, first_line(error))
+
+
+#: Views per batch, bytes of kept features, dtype, tiling: how an ensemble is run, apart from the device.
+Manner = tuple[int, int, torch.dtype, Tiling | None]
+
+
+def manner_of(ensemble: Ensemble) -> Manner:
+    """How an ensemble is run."""
+    return ensemble.views_per_batch, ensemble.feature_budget_bytes, ensemble.dtype, ensemble.tiling
+
+
+def set_manner(ensemble: Ensemble, manner: Manner) -> None:
+    """Run an ensemble in this manner from now on."""
+    ensemble.views_per_batch, ensemble.feature_budget_bytes, ensemble.dtype, ensemble.tiling = manner

@@ -13,10 +13,11 @@ from dataclasses import replace
 import torch
 
 from kernel.ensemble.ensemble import Ensemble
+from kernel.ensemble.fallbacks import means_lost_device
 from kernel.ensemble.load import load_ensemble, mounted_weights
 from kernel.ensemble.members import Member
 from kernel.ensemble.quality_levels import QualityLevel
-from kernel.errors import InputError
+from kernel.errors import InputError, RunError, as_failure
 from kernel.files import file_sha256
 from kernel.log import LOG
 from kernel.manifest.types import MASK_KINDS, Manifest, MemberEntry, usual_weights
@@ -51,11 +52,11 @@ def load_mounted_ensemble(
         except OSError as error:
             raise InputError(f"cannot read the members' weight files: {error}") from error
 
-    try:
+    if policy == STRICT:
         return load_all(), {}
-    except InputError as error:
-        if policy == STRICT:
-            raise
+    try:
+        return or_failure(load_all), {}
+    except (InputError, RunError) as error:
         LOG.error("the ensemble cannot be loaded as a whole (%s): trying each member alone", error)
 
     kept: list[MemberEntry] = []
@@ -64,8 +65,8 @@ def load_mounted_ensemble(
     for member in sorted(manifest.members, key=lambda member: member.kind in MASK_KINDS):
         beside = kept[:1]  # members that can be loaded may still not fit together
         try:
-            load(with_all_uses([*beside, member]))
-        except (InputError, OSError) as error:
+            or_failure(lambda: load(with_all_uses([*beside, member])))  # noqa: B023 (called at once)
+        except (InputError, RunError, OSError) as error:
             if member.sha256 is not None and can_load(load, [*beside, replace(member, sha256=None)]):
                 raise
             left_out[member.name] = str(error)
@@ -78,11 +79,28 @@ def load_mounted_ensemble(
     return load(with_uses_taken_over([member for member in manifest.members if member in kept])), left_out
 
 
+def or_failure(load: Callable[[], Ensemble]) -> Ensemble:
+    """What `load` returns; what a library raises that does not fit a member is told of that member alone.
+
+    Raises:
+        InputError, OSError: as `load` does.
+        RunError: it raises anything else. A GPU that is lost is so for every member, and its error raised as it is.
+    """
+    try:
+        return load()
+    except (InputError, OSError):
+        raise
+    except Exception as error:
+        if means_lost_device(str(error)):
+            raise
+        raise as_failure(error) from error
+
+
 def can_load(load: Callable[[Collection[MemberEntry]], Ensemble], members: Collection[MemberEntry]) -> bool:
     """Whether these members can be loaded."""
     try:
-        load(with_all_uses(members))
-    except (InputError, OSError):
+        or_failure(lambda: load(with_all_uses(members)))
+    except (InputError, RunError, OSError):
         return False
     return True
 

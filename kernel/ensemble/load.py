@@ -67,7 +67,7 @@ def load_ensemble(
         dtype: what the networks compute in.
 
     Raises:
-        InputError: as `load_detector` and `Ensemble` do, or torch cannot compute on the device.
+        InputError: as `load_member` and `Ensemble` do, or torch cannot compute on the device.
     """
     on_gpu = torch.device(device).type == "cuda"
     dtype = (prepare_gpu if on_gpu else own_dtype)(torch.device(device), dtype)

@@ -57,9 +57,10 @@ class NetworkRunner:
 
     def move_to(self, device: torch.device | str) -> None:
         """Move all members to a device, and run there from now on."""
-        self.device = torch.device(device)
+        there = torch.device(device)
         for member in self.members:
-            member.detector.to(self.device, memory_format=self.memory_format).eval()
+            member.detector.to(there, memory_format=memory_format_of(there, self.dtype)).eval()
+        self.device = there
 
     def run_as(self, other: NetworkRunner) -> None:
         """Run as `other` is run just now, whose members' detectors these are: they are where it has moved them."""
@@ -73,13 +74,8 @@ class NetworkRunner:
 
     @property
     def memory_format(self) -> torch.memory_format:
-        """The memory layout of the networks' tensors.
-
-        Channels last is faster on CPUs, and on a GPU in 16 bits, by its tensor cores; cuDNN's float32 convolutions are
-        slower with it (pytorch/pytorch issue 44943).
-        """
-        is_exact_on_gpu = self.device.type == "cuda" and self.dtype == torch.float32
-        return torch.contiguous_format if is_exact_on_gpu else torch.channels_last
+        """The memory layout of the networks' tensors."""
+        return memory_format_of(self.device, self.dtype)
 
     def arithmetic(self) -> torch.autocast:
         """The context in which networks compute in the ensemble's dtype."""
@@ -117,6 +113,16 @@ class NetworkRunner:
         flips = ALL_VIEWS[1:] if all_views else ()
         step = self.views_per_batch
         return ((IDENTITY,), *(tuple(flips[i : i + step]) for i in range(0, len(flips), step)))
+
+
+def memory_format_of(device: torch.device, dtype: torch.dtype) -> torch.memory_format:
+    """The memory layout in which networks on a device are fastest in a dtype.
+
+    Channels last is faster on CPUs, and on a GPU in 16 bits, by its tensor cores; cuDNN's float32 convolutions are
+    slower with it (pytorch/pytorch issue 44943).
+    """
+    is_exact_on_gpu = device.type == "cuda" and dtype == torch.float32
+    return torch.contiguous_format if is_exact_on_gpu else torch.channels_last
 
 
 def require_finite(what: str, tensors: Sequence[torch.Tensor]) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from kernel.data.image_names import composed
+from kernel.ensemble.fallbacks import means_lost_device
 from kernel.errors import InputError, RunError
 from kernel.export.coco import coco_cells, coco_file
 from kernel.export.formats import TABLE_COLUMNS, table_rows
@@ -37,7 +38,7 @@ from kernel.log import LOG
 from kernel.masks.choosing import keep_cells
 from kernel.patience import may_pass
 from kernel.postprocess.submission import SubmissionWriter
-from kernel.runtime.failures import FailedImage, attempt, means_lost_device
+from kernel.runtime.failures import FailedImage, attempt
 from kernel.runtime.rereading import Rereading
 from kernel.scale import ScaledEnsemble, cell_size
 from kernel.text import first_names, spreadsheet_cell

@@ -1,7 +1,7 @@
 """Workers: each runs images on one device, in this process or in a process of its own.
 
 With a process for each device none waits for another's Python, and one that dies takes no other along. It is started
-again, unless its last two starts brought no image; where it was ready and is needed, even then. Such a process is the
+again, unless its last two starts brought no result; where it was ready and is needed, even then. Such a process is the
 same script, and an environment variable makes it serve a device: it reads requests from its input and writes messages
 to its output, as lines of JSON. Images come back as run lengths, not as masks. A single device that is the CPU needs no
 process.
@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from kernel.log import LOG
 from kernel.runtime.threads import CallThread, Finish, Finisher
 
-#: A process is not started again after this many starts that did not become ready; nor after as many without an answer,
+#: A process is not started again after this many starts that did not become ready; nor after as many without a result,
 #: unless it is needed.
 MAX_FAILED_STARTS = 2
 #: How long a process may take to end after its input is closed, and once more after it is killed. One that waits in a
@@ -42,6 +42,7 @@ class DeviceWorker(Protocol):
     """Runs images on one device. It puts its messages into a queue, each together with itself."""
 
     name: str  # of the device, for people
+    has_process: bool  # of its own, which can be ended and started anew
 
     def send(self, path: Path, quality_level: int, next_path: Path | None) -> None:
         """Have an image done at a quality level; `next_path` is likely to be the next one, and may be read ahead."""
@@ -55,8 +56,8 @@ class DeviceWorker(Protocol):
         """
         ...
 
-    def end_hung(self) -> bool:
-        """End the process of a worker that does not answer any more; it may be started anew.
+    def end_process(self) -> bool:
+        """End the process of a worker that does not answer any more, or is of no use; it may be started anew.
 
         Returns:
             Whether it has one. Its end is told as any other, unless the system cannot end it.
@@ -74,15 +75,17 @@ WorkerQueue = queue.SimpleQueue[tuple[DeviceWorker, Message]]
 class LocalWorker:
     """Runs images on a device in this process.
 
-    Without `overlaps` an image is done before `send` returns. With it, the networks run in one thread, and images are
-    finished in another.
+    The networks run in a thread, so that whoever sends an image can give it up at a deadline. With `overlaps` images
+    are finished in another one.
 
     Args:
         name: of the device, for people.
         begin: runs the networks on an image, given path, quality level and likely next path.
         messages: where its messages go.
-        overlaps: whether there are threads.
+        overlaps: whether the networks run on the next image meanwhile.
     """
+
+    has_process = False
 
     def __init__(
         self,
@@ -94,7 +97,7 @@ class LocalWorker:
         self.name = name
         self._begin = begin
         self._messages = messages
-        self._thread = CallThread(f"runs networks on {name}", self._crash) if overlaps else None
+        self._thread = CallThread(f"runs networks on {name}", self._crash)
         self._finisher = Finisher(self._put, self._crash, overlaps)
         self._given_up = False
         self._put({"ready": True})
@@ -106,15 +109,12 @@ class LocalWorker:
         self._put({"crash": error})
 
     def send(self, path: Path, quality_level: int, next_path: Path | None) -> None:
-        if self._thread is None:
-            self._run(path, quality_level, next_path)
-        else:
-            self._thread.add(lambda: self._run(path, quality_level, next_path))
+        self._thread.add(lambda: self._run(path, quality_level, next_path))
 
     def restart(self, is_needed: bool) -> bool:
         return False
 
-    def end_hung(self) -> bool:
+    def end_process(self) -> bool:
         """A thread cannot be ended."""
         return False
 
@@ -127,8 +127,7 @@ class LocalWorker:
             self._put(None)
         if self._given_up:
             return
-        if self._thread is not None:
-            self._thread.close()
+        self._thread.close()
         self._finisher.close()
 
 
@@ -142,6 +141,8 @@ class ProcessWorker:
         messages: where its messages go.
     """
 
+    has_process = True
+
     def __init__(
         self,
         name: str,
@@ -154,7 +155,7 @@ class ProcessWorker:
         self._command, self._environment, self._setup = list(command), dict(environment), setup
         self._messages = messages
         self._unready_starts = 0  # starts since it was last ready
-        self._fruitless_starts = 0  # starts since the last answer
+        self._fruitless_starts = 0  # starts since the last result
         self._closed = False
         self.process = self._start()
 
@@ -225,7 +226,7 @@ class ProcessWorker:
                     continue
                 if "ready" in message:
                     self._unready_starts = 0
-                if "answer" in message:
+                if "answer" in message and message["answer"]["failure"] is None:
                     self._fruitless_starts = 0
                 self._messages.put((self, message))
         self._wait_for_end(process)
@@ -241,7 +242,7 @@ class ProcessWorker:
                 process.kill()
         return False
 
-    def end_hung(self) -> bool:
+    def end_process(self) -> bool:
         if self.process is None:
             return False
         self.process.kill()

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from kernel.ensemble.ensemble import Ensemble, Prediction
-from kernel.ensemble.fallbacks import OUT_OF_MEMORY_SIGNS, predict_image
+from kernel.ensemble.fallbacks import predict_image
 from kernel.errors import InputError
 from kernel.images.reading import read_image
 from kernel.log import LOG, printable_name
@@ -22,8 +22,6 @@ from kernel.patience import may_pass
 T = TypeVar("T")
 #: Where this many images fail before any has a result, it is no accident.
 FIRST_IMAGES = 3
-#: What the messages of errors contain after which the whole process can no longer use its GPU.
-LOST_DEVICE_SIGNS = ("CUDA error", "device-side assert", "CUBLAS_STATUS", "CUDNN_STATUS_EXECUTION_FAILED")
 
 
 @dataclass(frozen=True)
@@ -126,8 +124,3 @@ def library_versions() -> str:
     """The versions that most often differ from those that a program was made with."""
     versions = {"Python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
     return ", ".join(f"{name} {version}" for name, version in {**versions, "OpenCV": cv2.__version__}.items())
-
-
-def means_lost_device(reason: str) -> bool:
-    """Whether an image failed because its process can no longer use its GPU; a lack of memory is no such reason."""
-    return any(sign in reason for sign in LOST_DEVICE_SIGNS) and not any(sign in reason for sign in OUT_OF_MEMORY_SIGNS)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from kernel.ensemble.ensemble import Ensemble, Prediction
+from kernel.ensemble.fallbacks import means_lost_device
 from kernel.ensemble.leaving_out import level_of, load_mounted_ensemble
 from kernel.ensemble.quality_levels import QualityLevel, ensemble_at, quality_levels
 from kernel.errors import InputError, RunError, as_failure
@@ -26,7 +27,7 @@ from kernel.log import LOG, show_log
 from kernel.manifest.reader import parse_manifest
 from kernel.manifest.types import Manifest
 from kernel.runtime.ending import end_without_parent
-from kernel.runtime.failures import FailedImage, attempt, attempt_prediction, means_lost_device
+from kernel.runtime.failures import FailedImage, attempt, attempt_prediction
 from kernel.runtime.memory import apply_plan, free_memory, peak_host_memory, plan_memory
 from kernel.runtime.threads import Finish, Finisher
 from kernel.runtime.wheels import install_wheels
@@ -57,6 +58,7 @@ class ImageWorker:
         self._device = ensemble.device  # `ensemble` itself is moved while an image is done on the CPU
         self.overlaps = self._device.type != "cpu"
         self.has_lost_device = False
+        self.is_stranded = False  # the networks had to stay on the CPU
         self._reader = ThreadPoolExecutor(1, "reads the next image")
         self._read_ahead: dict[Path, Future[np.ndarray]] = {}
 
@@ -76,6 +78,10 @@ class ImageWorker:
         if self.overlaps and next_path is not None:
             self._read_ahead[next_path] = self._reader.submit(read_image, next_path)
         outcome = attempt_prediction(ensemble, path, read.result if read else None)
+        if ensemble.device != self._device:
+            self.is_stranded = True
+            for each in self._ensembles:  # they have the same detectors
+                each.run_as(ensemble)
         if isinstance(outcome, FailedImage):
             self.has_lost_device |= means_lost_device(outcome.reason)
             return lambda: {"image": path.stem, "failure": asdict(outcome)}
@@ -214,6 +220,10 @@ def serve_device(manifest_json: str) -> int:
         finish = worker.begin(Path(request["path"]), request["quality_level"], next_path and Path(next_path))
         if worker.has_lost_device:  # nothing works in this process any more; its image is retried in the next one
             finisher.close()
+            return 1
+        if worker.is_stranded:  # this answer counts; the next process has the GPU again
+            finisher.close()
+            write_message(output, {"answer": finish()})
             return 1
         finisher.take(finish)
     finisher.close()

@@ -20,13 +20,18 @@ REMEDIES = (
         f"build with --weights-dir and push by {PUSH_COMMAND}: the dataset does not hold what the manifest names",
     ),
     (r"no space left|disk quota", "free space in the working folder: see what else is written there"),
-    (r"\.whl|wheel", f"push again by {PUSH_COMMAND}: the dataset of wheels is not the one of this build"),
-    (r"out of memory|memory limit|SIGKILL", "push with the accelerator that the manifest names, or with fewer members"),
-    (r"exceeded.{0,40}(time|limit)|timed? ?out", "lower `time_limit_hours` in the manifest, or push without --timeout"),
+    # Before what may stand in a path: the packages of a run lie in a folder called after the wheels.
     (
-        r"No module named|ImportError|AttributeError",
+        r"No module named|ImportError|AttributeError|TypeError|operator \S+ does not exist",
         "pin the image that was tried, by `kernel.docker_image` in the manifest: Kaggle's has changed",
     ),
+    (
+        r"wheels .* are not those of the lock|no folder of wheels|wheels can be installed nowhere"
+        r"|\.whl(: missing|: expected sha256| could not be unpacked)",
+        f"push again by {PUSH_COMMAND}: the dataset of wheels is not the one of this build",
+    ),
+    (r"out of memory|memory limit|SIGKILL", "push with the accelerator that the manifest names, or with fewer members"),
+    (r"exceeded.{0,40}(time|limit)|timed? ?out", "lower `time_limit_hours` in the manifest, or push without --timeout"),
     (
         r"has no kernels for it",
         f"choose the accelerator GPU T4 x2 in the notebook's settings, or push by {PUSH_COMMAND}, which asks for it",

@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from kernel.errors import InputError, RunError
-from kernel.log import LOG
+from kernel.log import LOG, printable_name
 from kernel.runtime.budget import TimeBudget
 from kernel.runtime.device_workers import DeviceWorker, Message, WorkerQueue
 from kernel.runtime.failures import FailedImage
 from kernel.runtime.rereading import Rereading
 
-#: An image is given up after this many attempts that ended with the worker's death: it may be the cause.
+#: An image is given up after this many attempts that ended with the worker's death, or failed through no fault of its
+#: file: it may be the cause.
 MAX_ATTEMPTS = 2
+#: A worker's process is ended and begun anew after this many such failures in a row: it may be the cause.
+MAX_FAILURES = 3
 #: The clock is looked at at least this often.
 LISTENING_SECONDS = 60.0
 #: A worker that is ended and has not told so for this long is dead: the system cannot end its process.
@@ -46,6 +49,10 @@ def share_images(
     died and none can be started, the images left fail. A worker that hangs, in its start too, is ended. An image that
     cannot be read is tried once more after all others, and where the system is the cause, again and again after longer
     and longer pauses.
+
+    One that fails through no fault of its file is tried once more after all others, by another worker where there is
+    one. A worker that fails at several in a row is ended and begun anew, where it has a process: otherwise it would be
+    free sooner than all others, and take all that waits.
 
     Args:
         workers: all put their messages into `messages`.
@@ -102,7 +109,9 @@ class Dispatcher:
     alive: list[DeviceWorker]
     running: dict[DeviceWorker, list[Path]]  # of all workers; one may finish an image and run networks on the next
     idle: deque[DeviceWorker] = field(default_factory=deque)
-    attempts: Counter[Path] = field(default_factory=Counter)  # that ended with the worker's death
+    attempts: Counter[Path] = field(default_factory=Counter)  # of `MAX_ATTEMPTS`
+    failed: dict[Path, tuple[DeviceWorker, FailedImage]] = field(default_factory=dict)  # at what and why, the last time
+    failures: Counter[DeviceWorker] = field(default_factory=Counter)  # in a row, of `MAX_FAILURES`
     was_ready: bool = False  # any worker
     starting: dict[DeviceWorker, float] = field(default_factory=dict)  # since when; until they are ready
     ended: dict[DeviceWorker, float] = field(default_factory=dict)  # by us, when; until their end is told
@@ -118,11 +127,14 @@ class Dispatcher:
         return bool(self.waiting or self.rereading.unread) or any(self.running.values())
 
     def next_attempt(self) -> float | None:
-        """When the images that could not be read are tried again; None while others wait or run, or there are none."""
+        """When the images that could not be read are tried again; None while others wait or run, or there are none.
+
+        At the deadline at the latest: after it, they fail at once.
+        """
         if not self.rereading.unread or self.waiting or any(self.running.values()):
             return None
         if self.attempt_at is None:
-            self.attempt_at = self.clock() + self.rereading.pause()
+            self.attempt_at = min(self.clock() + self.rereading.pause(), self.budget.deadline)
         return self.attempt_at
 
     def read_again(self) -> None:
@@ -141,7 +153,8 @@ class Dispatcher:
         reason = "the time limit came first" if self.alive else "no device is left: all their processes have died"
         for path in self.waiting:
             self.budget.drop(path.stem)
-            self.on_failure(path.stem, FailedImage(reason, wrong_input=False))
+            _, failure = self.failed.get(path, (None, FailedImage(reason, wrong_input=False)))
+            self.on_failure(path.stem, failure)
         self.waiting.clear()
         return True
 
@@ -150,7 +163,7 @@ class Dispatcher:
         if not self.waiting:
             return False
         path = self.waiting[0]
-        worker = next((each for each in self.idle if may_take(path, self.running[each], self.attempts)), None)
+        worker = next((each for each in self.idle if self._may_take(each, path)), None)
         if worker is None:
             return False
         self.idle.remove(worker)
@@ -161,6 +174,14 @@ class Dispatcher:
         next_path = self.waiting[others] if len(self.waiting) > others else None
         worker.send(path, self.budget.begin(path.stem, self.clock()), next_path)
         return True
+
+    def _may_take(self, worker: DeviceWorker, path: Path) -> bool:
+        """Whether a worker may have this image now; one that has failed at it leaves it to others, if there are any."""
+        at, _ = self.failed.get(path, (None, None))
+        is_left_to_others = at is worker and self.alive != [worker]
+        return (
+            worker not in self.ended and not is_left_to_others and may_take(path, self.running[worker], self.attempts)
+        )
 
     def receive(self, worker: DeviceWorker, message: Message) -> None:
         """Do what a worker's message asks for. One that was given up is not listened to."""
@@ -207,7 +228,7 @@ class Dispatcher:
                     self._worker_died(worker, has_ended=False)
                 continue
             reason = self._why_hung(worker, now)
-            if reason is not None and worker.end_hung():
+            if reason is not None and worker.end_process():
                 LOG.error("%s hangs, for %s, and is ended", worker.name, reason)
                 self.ended[worker] = now
         late = sum(now - begun > USUAL_START_SECONDS for begun in self.starting.values())
@@ -238,17 +259,44 @@ class Dispatcher:
         if answer["failure"] is None:
             summary = answer["summary"]
             self.budget.finish(path.stem, self.clock(), summary["run_as"], summary["seconds"])
+            self.failures[worker] = 0
             self.on_answer(worker, answer)
         else:
-            self.budget.drop(path.stem)
-            self._image_failed(path, FailedImage(**answer["failure"]))
+            self._image_failed(worker, path, FailedImage(**answer["failure"]))
         for other in running:
             self.budget.resume(other.stem, self.clock())
 
-    def _image_failed(self, path: Path, failure: FailedImage) -> None:
-        """Have an image that cannot be read tried again after all others, so often as may help; let others fail."""
-        if self.clock() > self.budget.deadline or not self.rereading.takes(path, failure):
+    def _image_failed(self, worker: DeviceWorker, path: Path, failure: FailedImage) -> None:
+        """Have an image tried again after all others, so often as may help, or let it fail."""
+        self.budget.drop(path.stem)
+        self.failed[path] = worker, failure
+        is_tried_again = False
+        if failure.wrong_input:
+            is_tried_again = self.clock() <= self.budget.deadline and self.rereading.takes(path, failure)
+        else:
+            self.attempts[path] += 1
+            self.failures[worker] += worker not in self.ended  # what it had begun by then is no failure of the next one
+            if self._may_help(worker) and self.attempts[path] < MAX_ATTEMPTS and self.clock() <= self.budget.deadline:
+                LOG.warning("image %s is tried again after all others: %s", printable_name(path.name), failure.reason)
+                self.budget.drop(path.stem, wait=True)
+                self.waiting.append(path)
+                is_tried_again = True
+            if self.failures[worker] % MAX_FAILURES == 0:
+                self._begin_anew(worker)
+        if not is_tried_again:
             self.on_failure(path.stem, failure)
+
+    def _may_help(self, worker: DeviceWorker) -> bool:
+        """Whether an image at which a worker has failed may have a result by another one, or by a new process."""
+        return self.alive != [worker] or (worker.has_process and self.failures[worker] <= MAX_FAILURES)
+
+    def _begin_anew(self, worker: DeviceWorker) -> None:
+        """End a worker that fails at image after image; the only one goes on where a new process has not helped."""
+        others = [each for each in self.alive if each is not worker and each not in self.ended]
+        if worker in self.ended or not (others or self.failures[worker] <= MAX_FAILURES) or not worker.end_process():
+            return
+        LOG.error("%s has failed at %d images in a row, and is ended", worker.name, self.failures[worker])
+        self.ended[worker] = self.clock()
 
     def _worker_died(self, worker: DeviceWorker, has_ended: bool = True) -> None:
         """Take note that a worker is dead, or that its process can only be given up: it keeps its device."""
@@ -276,10 +324,13 @@ class Dispatcher:
     def _is_needed(self, worker: DeviceWorker) -> bool:
         """Whether a worker should do more images, however many it has died with: for what no process has died of yet.
 
-        The last worker is needed for all that are left. Each image's attempts are counted, so that this has an end.
+        The last worker is needed for all that are left; one that has failed at image after image in two processes is
+        needed no more while there are others. Each image's attempts are counted, so that this has an end.
         """
         left = (*self.waiting, *self.rereading.unread)
-        return any(self.alive == [worker] or not self.attempts[path] for path in left)
+        if self.alive == [worker]:
+            return bool(left)
+        return self.failures[worker] <= MAX_FAILURES and not all(self.attempts[path] for path in left)
 
 
 def may_take(path: Path, held: Sequence[Path], attempts: Mapping[Path, int]) -> bool:

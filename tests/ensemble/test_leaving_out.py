@@ -9,12 +9,75 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from kernel.ensemble.leaving_out import lacks_files, take_over_uses, with_all_uses, with_uses_taken_over
+from kernel.ensemble import leaving_out
+from kernel.ensemble.leaving_out import (
+    BEST_EFFORT,
+    STRICT,
+    lacks_files,
+    load_mounted_ensemble,
+    take_over_uses,
+    with_all_uses,
+    with_uses_taken_over,
+)
+from kernel.errors import InputError
 from kernel.manifest.reader import read_manifest
-from kernel.manifest.types import PLAIN_ENCODER, MemberEntry
+from kernel.manifest.types import PLAIN_ENCODER, Manifest, MemberEntry
 from kernel.mounts import INPUT_ROOT_VARIABLE
+from kernel.patience import PATIENCE_VARIABLE
 from kernel.settings import CELL_TYPES, CLS_USE, MASKS_ALONE, STAGES, StageWeights, needed_stages
+
+
+@pytest.fixture
+def manifest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Manifest:
+    """One whose members' files are there."""
+    monkeypatch.setenv(INPUT_ROOT_VARIABLE, str(tmp_path))
+    monkeypatch.setenv(PATIENCE_VARIABLE, "0")
+    monkeypatch.setattr(leaving_out, "mounted_weights", lambda part, root: {})
+    members = [MemberEntry(name, "htc", "resnet50", CELL_TYPES) for name in "abc"]
+    return replace(read_manifest(Path(__file__).parents[2] / "weights_manifest.json"), members=tuple(members))
+
+
+def load_but(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """Let loading raise this wherever member b is to be loaded; otherwise it gives the members' names."""
+
+    def load(part: Manifest, *_: object) -> list[str]:
+        names = [member.name for member in part.members]
+        if "b" in names:
+            raise error
+        return names
+
+    monkeypatch.setattr(leaving_out, "load_ensemble", load)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        InputError("no such file"),
+        RuntimeError("Unknown model (tf_efficientnet_b4)"),
+        TypeError("unexpected keyword 'pretrained'"),
+        KeyError("mmdet"),
+        torch.OutOfMemoryError("CUDA error: out of memory"),
+        MemoryError("of the host"),
+    ],
+)
+def test_a_member_is_left_out_whatever_it_cannot_be_loaded_with(
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    load_but(monkeypatch, error)
+    device = torch.device("cpu")
+    found, left_out = load_mounted_ensemble(manifest, device, torch.float32, BEST_EFFORT)
+    assert found == ["a", "c"] and list(left_out) == ["b"] and str(error) in left_out["b"]
+    assert "MEMBER b IS LEFT OUT" in caplog.text
+    with pytest.raises(type(error)):
+        load_mounted_ensemble(manifest, device, torch.float32, STRICT)
+
+
+def test_a_gpu_that_is_lost_leaves_no_member_out(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    load_but(monkeypatch, torch.AcceleratorError("CUDA error: unspecified launch failure"))
+    with pytest.raises(torch.AcceleratorError):
+        load_mounted_ensemble(manifest, torch.device("cpu"), torch.float32, BEST_EFFORT)
 
 
 def test_every_use_keeps_members_that_count_whichever_are_left() -> None:

@@ -22,7 +22,15 @@ from kernel.runtime import device_workers
 from kernel.runtime.budget import HANG_SECONDS, TimeBudget
 from kernel.runtime.device_workers import DeviceWorker, Finish, LocalWorker, ProcessWorker, WorkerQueue
 from kernel.runtime.failures import FailedImage
-from kernel.runtime.sharing import ENDED_SECONDS, START_SECONDS, USUAL_START_SECONDS, may_take, share_images
+from kernel.runtime.sharing import (
+    ENDED_SECONDS,
+    MAX_ATTEMPTS,
+    MAX_FAILURES,
+    START_SECONDS,
+    USUAL_START_SECONDS,
+    may_take,
+    share_images,
+)
 
 #: Behaves as the image's name says.
 WORKER = """
@@ -36,6 +44,10 @@ if "fail once" in task and not pathlib.Path(task["fail once"]).exists():
     pathlib.Path(task["fail once"]).touch()
     print(json.dumps(task["why"]), flush=True)
     os._exit(3)
+sick = "sick" in task
+if "sick once" in task and not pathlib.Path(task["sick once"]).exists():
+    pathlib.Path(task["sick once"]).touch()
+    sick = True
 print(json.dumps({"log": [30, "hello"]}), flush=True)
 print(json.dumps({"ready": True}), flush=True)
 for line in sys.stdin:
@@ -55,6 +67,12 @@ for line in sys.stdin:
     answer = {"image": path.stem, "failure": None, "summary": {"run_as": "cort", "seconds": {}}}
     if path.stem.startswith("broken"):
         answer = {"image": path.stem, "failure": {"reason": "broken", "wrong_input": True}}
+    time.sleep(task.get("slow", 0))
+    if sick or path.stem.startswith("faulty"):
+        with path.with_suffix(".tries").open("a") as file:
+            file.write("x")
+        failure = {"reason": "RuntimeError: of " + path.stem, "wrong_input": False, "error_type": "RuntimeError"}
+        answer = {"image": path.stem, "failure": failure}
     says = lambda answer=answer: print(json.dumps({"answer": answer}), flush=True)
     if task.get("overlap"):  # ready for the next one before the answer
         threading.Timer(0.02, says).start()
@@ -169,6 +187,107 @@ def test_an_image_that_fails_is_no_death(tmp_path: Path) -> None:
     assert outcomes.failed == {"broken": FailedImage("broken", wrong_input=True)}
 
 
+def tries(folder: Path) -> dict[str, int]:
+    """How often each image has failed."""
+    return {path.stem: path.stat().st_size for path in folder.glob("*.tries")}
+
+
+@pytest.mark.parametrize("overlap", [{}, {"overlap": True}])
+def test_a_process_in_which_all_fails_costs_no_image(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, overlap: Mapping[str, Any]
+) -> None:
+    """It is free again at once, and would take all that waits; its successor does its share."""
+    well, sick = {"slow": 0.02, **overlap}, {"sick once": str(tmp_path / "was sick"), **overlap}
+    outcomes = share(["meet0", "meet1", *NAMES], tmp_path, well, sick)
+    assert not outcomes.failed and set(tries(tmp_path).values()) == {1}
+    assert len(tries(tmp_path)) == MAX_FAILURES or (overlap and len(tries(tmp_path)) > MAX_FAILURES)
+    assert "device1 has failed at 3 images in a row" in caplog.text and "left" not in caplog.text
+
+
+def test_a_device_on_which_all_fails_is_given_up(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    outcomes = share(["meet0", "meet1", *NAMES], tmp_path, {"slow": 0.05}, {"sick": True})
+    assert not outcomes.failed and set(outcomes.done.values()) == {"device0"}
+    assert set(tries(tmp_path).values()) == {1} and len(tries(tmp_path)) == 2 * MAX_FAILURES
+    assert "the process of device1 has died; 1 device(s) left" in caplog.text
+
+
+@pytest.mark.parametrize("overlap", [{}, {"overlap": True}])
+def test_a_lone_process_in_which_all_fails_is_begun_anew(tmp_path: Path, overlap: Mapping[str, Any]) -> None:
+    outcomes = share(NAMES, tmp_path, {"sick once": str(tmp_path / "was sick"), **overlap})
+    assert not outcomes.failed and set(tries(tmp_path).values()) == {1}
+    assert overlap or sorted(tries(tmp_path)) == NAMES[:MAX_FAILURES]
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_where_all_fails_everywhere_each_image_says_why(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, devices: int
+) -> None:
+    """A new process is tried, once for each device and once more for the last, and then all fail soon."""
+    outcomes = share(NAMES, tmp_path, *[{"sick": True}] * devices)
+    expected = {name: FailedImage(f"RuntimeError: of {name}", False, "RuntimeError") for name in NAMES}
+    assert outcomes.failed == expected and max(tries(tmp_path).values()) <= MAX_ATTEMPTS
+    assert devices <= caplog.text.count("is started again") <= devices + 1
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_an_image_that_fails_is_tried_once_more(tmp_path: Path, caplog: pytest.LogCaptureFixture, devices: int) -> None:
+    outcomes = share(["faulty", *NAMES], tmp_path, *[{}] * devices)
+    assert outcomes.failed == {"faulty": FailedImage("RuntimeError: of faulty", False, "RuntimeError")}
+    assert tries(tmp_path) == {"faulty": 2} and "is started again" not in caplog.text
+    assert "image faulty is tried again after all others: RuntimeError: of faulty" in caplog.text
+
+
+def test_an_image_that_fails_is_tried_by_another_worker() -> None:
+    """Even where that one is busy, and the one that it failed on is not."""
+    one, two, ready = ScriptedWorker("one"), ScriptedWorker("two"), {"ready": True}
+    failed = {"image": "a", "failure": {"reason": "of the device", "wrong_input": False}}
+    said = ScriptedQueue(
+        (0.0, one, ready),  # takes a
+        (1.0, two, ready),  # takes b
+        (2.0, one, {"answer": failed}),
+        (3.0, one, ready),  # must not take it again
+        (4.0, two, {"answer": answer_of(Path("b"))}),
+        (5.0, two, ready),
+        (6.0, two, {"answer": answer_of(Path("a"))}),
+    )
+    outcomes, _ = share_scripted([one, two], said, "ab")
+    assert (one.sent, two.sent) == (["a"], ["b", "a"]) and outcomes.done == {"b": "two", "a": "two"}
+
+
+def test_a_worker_that_is_ended_takes_no_image() -> None:
+    """What it has said before its end may be heard later."""
+    one, two, ready = ScriptedWorker("one"), ScriptedWorker("two"), {"ready": True}
+    fails = [{"answer": {"image": name, "failure": {"reason": "x", "wrong_input": False}}} for name in "abc"]
+    said = ScriptedQueue(
+        *[(0.0, one, message) for fail in fails for message in (ready, fail)],
+        (1.0, one, ready),
+        (2.0, one, None),
+        *[(3.0, two, message) for name in "dabc" for message in (ready, {"answer": answer_of(Path(name))})],
+    )
+    outcomes, _ = share_scripted([one, two], said, "abcd")
+    assert one.is_ended and one.sent == ["a", "b", "c"] and set(outcomes.done.values()) == {"two"}
+
+
+def test_in_this_process_an_image_that_fails_is_not_tried_again() -> None:
+    """It would fail again: there is no other process."""
+    begun: list[str] = []
+
+    def begin(path: Path, quality_level: int, next_path: Path | None) -> Finish:
+        begun.append(path.stem)
+        return lambda: {"image": path.stem, "failure": {"reason": "x", "wrong_input": False}}
+
+    assert list(share_with(begin, NAMES).failed) == NAMES == begun
+
+
+def test_after_the_deadline_an_image_that_fails_says_why() -> None:
+    one, two, ready = ScriptedWorker("one"), ScriptedWorker("two"), {"ready": True}
+    failed = {"image": "a", "failure": {"reason": "of the device", "wrong_input": False}}
+    said = ScriptedQueue((0.0, one, ready), (1.0, two, ready), (50.0, one, {"answer": failed}), (101.0, None, None),
+                         (102.0, two, {"answer": answer_of(Path("b"))}))  # fmt: skip
+    outcomes, _ = share_scripted([one, two], said, "ab", hard_deadline=100.0)
+    assert outcomes.failed == {"a": FailedImage("of the device", wrong_input=False)}
+
+
 def test_after_the_deadline_nothing_is_begun(tmp_path: Path) -> None:
     outcomes = share(NAMES, tmp_path, {}, deadline=-1)
     assert {failure.reason for failure in outcomes.failed.values()} == {"the time limit came first"}
@@ -232,12 +351,15 @@ def answer_of(path: Path) -> dict[str, Any]:
 
 
 def share_with(
-    begin: Callable[[Path, int, Path | None], Finish], names: list[str], hard_deadline: float = 1e9
+    begin: Callable[[Path, int, Path | None], Finish],
+    names: list[str],
+    hard_deadline: float = 1e9,
+    overlaps: bool = True,
 ) -> Outcomes:
     """Have images done by a thread of this process."""
     said: WorkerQueue = queue.SimpleQueue()
-    worker, outcomes, now = LocalWorker("gpu", begin, said, overlaps=True), Outcomes(), time.monotonic()
-    budget = TimeBudget([OnlyLevel()], dict.fromkeys(names, 1.0), now + 1e9)
+    worker, outcomes, now = LocalWorker("gpu", begin, said, overlaps), Outcomes(), time.monotonic()
+    budget = TimeBudget([OnlyLevel()], dict.fromkeys(names, 1.0), now + hard_deadline / 2)
     paths = [Path(name) for name in names]
     share_images([worker], said, paths, budget, outcomes.answered, outcomes.fail, now + hard_deadline)
     worker.close()
@@ -296,16 +418,20 @@ def test_a_mistake_in_a_thread_is_raised_and_not_waited_for(where: str) -> None:
         share_with(begin, NAMES)
 
 
-def test_a_thread_that_hangs_is_left_alone_at_the_hard_deadline() -> None:
+@pytest.mark.parametrize("overlaps", [False, True])
+def test_a_thread_that_hangs_is_left_alone_at_the_hard_deadline(overlaps: bool) -> None:
+    """On the CPU as well, where an image may take far longer than any before it."""
     never = threading.Event()
 
     def begin(path: Path, quality_level: int, next_path: Path | None) -> Finish:
         if path.stem == "hang":
-            never.wait()
+            never.wait(30)
         return lambda: answer_of(path)
 
-    outcomes = share_with(begin, ["a", "hang", "b"], hard_deadline=1)
-    assert list(outcomes.done) == ["a"] and list(outcomes.failed) == ["hang", "b"]
+    begun = time.monotonic()
+    outcomes = share_with(begin, ["a", "hang", "b"], hard_deadline=1, overlaps=overlaps)
+    assert list(outcomes.done) == ["a"] and sorted(outcomes.failed) == ["b", "hang"]
+    assert time.monotonic() - begun < 20
     never.set()
 
 
@@ -319,6 +445,7 @@ class ScriptedWorker:
     """Says what is asked of it when it is asked."""
 
     def __init__(self, name: str):
+        self.has_process = True
         self.name, self.sent, self.is_ended = name, list[str](), False
 
     def send(self, path: Path, quality_level: int, next_path: Path | None) -> None:
@@ -327,7 +454,7 @@ class ScriptedWorker:
     def restart(self, is_needed: bool) -> bool:
         return False
 
-    def end_hung(self) -> bool:
+    def end_process(self) -> bool:
         self.is_ended = True
         return True
 
@@ -474,6 +601,29 @@ def test_a_run_ends_though_a_process_does_not() -> None:
     said = ScriptedQueue((0.0, one, {"ready": True}), *[(at, None, None) for at in times])
     outcomes, _ = share_scripted([one], said, "a", hard_deadline=100.0)
     assert "died or had to be ended" in outcomes.failed["a"].reason
+
+
+def test_what_cannot_be_read_is_not_waited_for_beyond_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And says why it could not be read."""
+    monkeypatch.setenv("KERNEL_PATIENCE", "36000")
+    one, ready = ScriptedWorker("one"), {"ready": True}
+    away = {"reason": "no such file", "wrong_input": True, "error_type": "", "may_pass": True}
+    answer = {"answer": {"image": "a", "failure": away}}
+    tried = [(float(at), one, message) for at in (0, 0, 1, 3, 7, 15, 31, 63) for message in (ready, answer)]
+
+    class Waiting(ScriptedQueue):
+        """Has messages as long as an image is sent; otherwise time passes as long as it is waited for."""
+
+        def get(self, timeout: float) -> tuple[DeviceWorker, Any]:
+            if self._messages and self._messages[0][0] <= self.now:
+                return super().get(timeout)
+            self.now += timeout
+            raise queue.Empty
+
+    said = Waiting(*tried)
+    outcomes, _ = share_scripted([one], said, "a", hard_deadline=100.0)
+    assert outcomes.failed == {"a": FailedImage("no such file", True, may_pass=True)} and len(one.sent) == 8
+    assert 100 < said.now < 101
 
 
 @pytest.fixture

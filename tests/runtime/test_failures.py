@@ -132,6 +132,57 @@ def test_a_gpu_hands_its_image_to_the_cpu_and_takes_the_next(
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_what_the_cpu_has_found_counts_where_the_gpu_does_not_take_the_networks_back(
+    members: list[Member], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, dtype: torch.dtype
+) -> None:
+    """Two members: the GPU has room for one of them only, after it had room for both."""
+    expected = rows(segment_image(Ensemble(members, SETTINGS), IMAGE))
+    places = dict[int, str]()  # of each detector
+    is_full = False
+
+    def to(detector: torch.nn.Module, device: torch.device, **_: object) -> torch.nn.Module:
+        if device.type == "cuda" and is_full and detector is members[-1].detector:
+            raise torch.OutOfMemoryError("CUDA out of memory\nand more")
+        places[id(detector)] = device.type
+        return detector
+
+    predict = Ensemble.predict
+
+    def predict_there(ensemble: Ensemble, image: np.ndarray) -> Prediction:
+        nonlocal is_full
+        assert set(places.values()) == {ensemble.device.type}
+        if ensemble.device.type != "cpu":
+            raise torch.OutOfMemoryError("full")
+        is_full = True
+        return predict(ensemble, image)
+
+    for member in members:
+        monkeypatch.setattr(type(member.detector), "to", to)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(Ensemble, "predict", predict_there)
+    tiling = Tiling(1 << 24, 2048, 1 << 30, on_cpu=Tiling(1 << 20, 512, 0))
+    ensemble = Ensemble(members, SETTINGS, dtype=dtype, views_per_batch=3, tiling=tiling)
+    ensemble.move_to("cuda:1")
+    for _ in range(2):  # the next one is done there at once
+        assert rows(finish_prediction(predict_image(ensemble, IMAGE), SETTINGS.thresholds)) == expected
+        assert (ensemble.device, ensemble.dtype) == (torch.device("cpu"), torch.float32)
+        assert (ensemble.views_per_batch, ensemble.tiling) == (1, tiling.on_cpu)
+    assert caplog.text.count("the networks stay on the CPU: they cannot go back to cuda:1 (CUDA out of memory)") == 1
+
+
+def test_an_ensemble_is_where_all_its_members_are(members: list[Member], monkeypatch: pytest.MonkeyPatch) -> None:
+    ensemble = Ensemble(members, SETTINGS)
+
+    def fail(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(torch.nn.Module, "to", fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        ensemble.move_to("cuda")
+    assert ensemble.device == torch.device("cpu")
+
+
 @pytest.mark.parametrize(
     ("error", "means"),
     [

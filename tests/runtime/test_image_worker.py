@@ -118,6 +118,11 @@ def test_an_image_that_did_not_come_next_is_read_when_it_comes(paths: list[Path]
     ("text", "lost"),
     [
         ("CUDA error: unspecified launch failure", True),
+        ("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED", True),
+        ("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED", True),
+        ("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR", True),
+        ("cuDNN error: CUDNN_STATUS_MAPPING_ERROR", True),
+        ("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED", False),
         ("CUDA error: out of memory", False),
         ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", False),
         ("GET was unable to find an engine to execute this computation", False),
@@ -132,6 +137,19 @@ def test_a_lost_device_is_noticed(paths: list[Path], monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Ensemble, "predict", fail)
     assert text in worker.begin(paths[0], 0, None)()["failure"]["reason"]
     assert worker.has_lost_device == lost
+
+
+def test_networks_that_stay_on_the_cpu_do_so_at_every_level(paths: list[Path]) -> None:
+    """They share their detectors; a process is told to end, and gives its answer."""
+    worker = make_worker(torch.float16)
+    expected = make_worker().begin(paths[0], 0, None)()["rles"]
+    first, second = worker._ensembles[0], make_worker()._ensembles[0]
+    worker._ensembles.append(second)
+    worker._device = second.device = torch.device("cuda:1")
+    first.dtype, second.dtype = torch.float32, torch.float16  # the first one could not go back
+    assert worker.begin(paths[0], 0, None)()["rles"] == expected
+    assert worker.is_stranded and not worker.has_lost_device
+    assert (second.device, second.dtype) == (torch.device("cpu"), torch.float32)
 
 
 def test_whatever_an_image_raises_costs_only_itself(paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:

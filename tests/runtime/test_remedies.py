@@ -46,6 +46,17 @@ def test_what_is_missing(tmp_path: Path, what: str, told: str) -> None:
         ("cuda:1: OSError: [Errno 5] Input/output error", None),
         ("the vendored wheels can be installed nowhere:\n  No space left on device: '/tmp'", "free space"),
         ("cuda:0: AttributeError: module 'numpy' has no attribute 'bool'", "pin the image"),
+        ("cuda:0: ImportError: cannot import name 'x' from 'mmcv' (/tmp/kernel-wheels-xy/mmcv/x.py)", "pin the image"),
+        ("cuda:0: RuntimeError: operator torchvision::nms does not exist", "pin the image"),
+        ("cuda:0: TypeError in f, line 3 of g.py: unexpected keyword", "pin the image"),
+        ("cuda:0: OSError: [Errno 5] Input/output error: '/tmp/kernel-wheels-xy/mmdet/x.py'", None),
+        ("cuda:0: CUDA error: of the driver (/tmp/kernel-wheels-xy/mmcv/x.py)", "which asks for the GPUs"),
+        ("the wheels in /in are not those of the lock:\n  a.whl: missing\nbuild them again", "the dataset of wheels"),
+        ("a.whl: expected sha256 00, found 11", "the dataset of wheels"),
+        (
+            "the vendored wheels can be installed nowhere:\n  a.whl could not be unpacked into /tmp/x: no zip file",
+            "the dataset of wheels",
+        ),
     ],
 )
 def test_a_devices_name_is_no_reason(message: str, told: str | None) -> None:
