@@ -30,8 +30,14 @@ OUT_OF_MEMORY_SIGNS = (
     "unable to find an engine",
     "NVML_SUCCESS ==",
 )
-#: What the messages of errors contain after which the whole process can no longer use its GPU.
-LOST_DEVICE_SIGNS = ("CUDA error", "device-side assert", "CUBLAS_STATUS", "CUDNN_STATUS")
+#: What the messages of errors contain after which the whole process can no longer use its GPU. Of cuDNN's, not those
+#: that tell of a convolution it does not know, which is so in any process.
+LOST_DEVICE_SIGNS = (
+    "CUDA error",
+    "device-side assert",
+    "CUBLAS_STATUS",
+    *(f"CUDNN_STATUS_{state}" for state in ("NOT_INITIALIZED", "INTERNAL_ERROR", "MAPPING_ERROR", "EXECUTION_FAILED")),
+)
 
 
 @dataclass(frozen=True)

@@ -122,6 +122,7 @@ def test_an_image_that_did_not_come_next_is_read_when_it_comes(paths: list[Path]
         ("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED", True),
         ("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR", True),
         ("cuDNN error: CUDNN_STATUS_MAPPING_ERROR", True),
+        ("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED", False),
         ("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED", False),
         ("CUDA error: out of memory", False),
         ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", False),
