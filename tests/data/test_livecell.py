@@ -117,6 +117,45 @@ def test_livecell_files_that_repeat_and_images_found_twice(tmp_path: Path) -> No
     assert any("two images have this name" in image.reason for image in source.dropped_images)
 
 
+def images_of_plates(tmp_path: Path, names: list[str]) -> tuple[Path, Path]:
+    """A COCO file of images of plates, each with a cell of its own width, and the folder of the plates' images."""
+    for number, name in enumerate(("ctrl", "drug")):
+        path = tmp_path / "plates" / name / "A1.png"
+        path.parent.mkdir(parents=True)
+        cv2.imwrite(str(path), np.full((6, 10), number, np.uint8))
+    records = [{"id": number, "file_name": name, "height": 6, "width": 10} for number, name in enumerate(names)]
+    cells = [
+        {"id": number, "image_id": number, "category_id": 1, "segmentation": {"size": [6, 10], "counts": [0, n, 60 - n]}}
+        for number, n in enumerate(range(6, 60, 6)[: len(names)])
+    ]
+    path = tmp_path / "coco.json"
+    path.write_text(
+        json.dumps({"images": records, "annotations": cells, "categories": [{"id": 1, "name": "astro"}]})
+    )
+    return path, tmp_path / "plates"
+
+
+@pytest.mark.parametrize(
+    ("names", "area", "dropped"),
+    [
+        (["ctrl/A1.png", "drug/A1.png"], 12, ["ctrl/A1"]),
+        (["A1.png", "plates\\drug/A1.png", "./drug/A1.png"], 12, ["A1", "drug/A1"]),
+        (["/data/ctrl/A1.png", "/data/drug/A1.png"], 0, ["data/ctrl/A1", "data/drug/A1"]),
+        (["elsewhere/A1.png"], 6, []),
+    ],
+)
+def test_an_image_has_the_cells_of_its_own_plate(
+    tmp_path: Path, names: list[str], area: int, dropped: list[str]
+) -> None:
+    path, plates = images_of_plates(tmp_path, names)
+    source = read_livecell([path], plates / "drug")
+    assert [image.image_id for image in source.dropped_images] == dropped
+    assert [image.rows for image in source.dropped_images] == [1] * len(dropped)
+    assert [cell.outline["counts"][1] for image in source.images for cell in image.cells] == [area] * bool(area)
+    if not area:
+        assert "2 images are called so, data/ctrl/A1, data/drug/A1, and none" in source.dropped_images[0].reason
+
+
 def test_livecell_images_need_ids_of_their_own(tmp_path: Path) -> None:
     path = livecell_json(tmp_path)
     data = json.loads(path.read_text())
