@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from kernel.data.image_names import known_name
+from kernel.data.image_names import ambiguous_ids, known_name
 from kernel.data.mask_files.forms import MASK_FORMS, require_package
 from kernel.data.mask_files.pairing import MaskFile, Pairing, pair_masks
 from kernel.data.mask_files.taken import FIRST_PLANE, TakenPlane, taken_plane
@@ -238,9 +238,12 @@ def predicted_types(pairing: Pairing, folder: Path) -> dict[str, str]:
     known: dict[str, str] = {}
     for place in (folder, folder.absolute().parent):
         with suppress(InputError):  # there is none, or it is another's table
-            for row in read_table(place / PREDICTED_TABLE, ("image", "file", "cell_type"), "cell types", "its own"):
-                if row.values["cell_type"] in CELL_TYPES:
-                    known.setdefault(known_name(row.values["image"], pairing.images), row.values["cell_type"])
+            table = list(read_table(place / PREDICTED_TABLE, ("image", "file", "cell_type"), "cell types", "its own"))
+            ambiguous = ambiguous_ids((row.values["image"] for row in table), pairing.images)
+            for row in table:
+                name = known_name(row.values["image"], pairing.images)
+                if row.values["cell_type"] in CELL_TYPES and name not in ambiguous:
+                    known.setdefault(name, row.values["cell_type"])
     return known
 
 

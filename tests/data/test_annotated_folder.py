@@ -871,6 +871,9 @@ def test_types_by_folder_by_table_and_by_default(tmp_path: Path, capsys: pytest.
     assert "'Neuron'" in capsys.readouterr().out
     (folder / "images.csv").write_text("image,file,cell_type\na,a.png,cort\nc,c.png,astro\n", encoding="utf-8")
     assert types() == {"a": "astro", "b": "cort", "c": "astro"}
+    of_plates = "image,file,cell_type\nctrl/c,c.png,astro\ndrug/c,c.png,cort\n"  # nobody knows which one c is
+    (folder / "images.csv").write_text(of_plates, encoding="utf-8")
+    assert types() == {"a": "astro", "b": "cort", "c": DEFAULT_CELL_TYPE}
     table.write_text("name,cell_type\na,cort\n", encoding="utf-8")
     assert main(["prepare", "--annotated", str(folder), "--cell-types", str(table), "--out", str(tmp_path / "no")]) == 2
 
