@@ -19,7 +19,7 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,10 +127,17 @@ def encode_cell(
     return PreparedCell(label, box, int(np.count_nonzero(crop)), rle["counts"].decode("ascii"))
 
 
-def write_prepared(folder: Path, dataset: PreparedDataset, description: str) -> None:
+def write_prepared(
+    folder: Path, dataset: PreparedDataset, description: str, at_last: Callable[[], None] | None = None
+) -> None:
     """Write annotations.json into `folder` (made if need be), whole or not at all.
 
     Images are named by their path relative to the folder, absolute only where there is none (another drive).
+
+    Args:
+        folder, dataset: see above.
+        description: what the file says of itself.
+        at_last: called where all is written that can fail, before the file is put in its place.
 
     Raises:
         InputError: the folder cannot be written.
@@ -151,6 +158,9 @@ def write_prepared(folder: Path, dataset: PreparedDataset, description: str) -> 
                 stream.write((",\n" if number else "\n") + json.dumps(record))
             stream.write("\n]")
         stream.write("\n}\n")
+        stream.flush()
+        if at_last is not None:
+            at_last()
 
 
 def prepared_description(path: Path) -> str:

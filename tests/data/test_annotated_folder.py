@@ -1109,6 +1109,30 @@ def test_a_plane_of_a_stack_is_prepared_as_predict_took_it(tmp_path: Path, capsy
     assert main(competition) == 2 and "--zoom belongs to --annotated" in capsys.readouterr().err
 
 
+def test_what_was_shown_stays_where_a_later_preparation_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second frames are one picture, as is known only when all are read: no split parts them."""
+    for number, name in enumerate("abc"):
+        stack = np.stack([draw_image(number, GRID), draw_image(9, GRID)])
+        (tmp_path / "in").mkdir(exist_ok=True)
+        tifffile.imwrite(tmp_path / "in" / f"{name}.tif", stack, imagej=True, metadata={"axes": "TYX"})
+        write_png(tmp_path / "in" / f"{name}_masks.png", grid_labels())
+    out = tmp_path / "out"
+    words = ["--annotated", tmp_path / "in", "--cell-type", "cort", "--split", "stratified", "--folds", "3"]
+    prepared_cells(*words, "--frame", "0", out)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert {path.name for path in before} == {
+        "annotations.json", "folds.csv", "report.json", "a.png", "b.png", "c.png",
+    }  # fmt: skip
+    assert main(["prepare", *map(str, words), "--frame", "1", "--out", str(out)]) == 2
+    assert "only 1 of the pictures are different, and 3 folds" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    prepared_cells(*words[:-4], "--frame", "1", out)
+    assert (out / "shown" / "a.png").read_bytes() == (out / "shown" / "b.png").read_bytes()
+    assert {path.name for path in out.iterdir()} == {"annotations.json", "report.json", "shown"}
+
+
 def told_planes(form: str, planes: list[dict[str, int]], path: Path) -> None:
     """Write a square for each plane that it tells, its number as the side: ImageJ's ROIs, or QuPath's GeoJSON."""
     from roifile import ROI_TYPE, ImagejRoi
