@@ -27,6 +27,7 @@ from kernel.data.sources import (
 from kernel.data.tables import read_table
 from kernel.errors import InputError
 from kernel.images.reading import read_image, read_image_shape
+from kernel.images.stacks import open_stack
 from kernel.masks.rle import encode_rle
 from kernel.settings import CELL_TYPES
 from kernel.text import first_names
@@ -81,7 +82,8 @@ def read_annotated_folder(
         for file in chosen:
             require_package(MASK_FORMS[file.form])
         try:
-            image_shape = read_image_shape(path) or shape_of_pixels(path)
+            stack = None if showing is None else open_stack(path, showing.choice)
+            image_shape = (stack and stack.plane_shape) or read_image_shape(path) or shape_of_pixels(path)
             plane = FIRST_PLANE if showing is None else taken_plane(path, showing.choice)
             results = [read_masks(file, image_shape, plane) for file in chosen]
         except InputError as error:

@@ -1133,6 +1133,20 @@ def test_what_was_shown_stays_where_a_later_preparation_is_refused(
     assert {path.name for path in out.iterdir()} == {"annotations.json", "report.json", "shown"}
 
 
+@pytest.mark.parametrize("axes", ["YXZ", "XY", "ZXY"])
+def test_planes_of_other_axes_are_prepared_as_predict_shows_them(tmp_path: Path, axes: str) -> None:
+    pixels = draw_image(1, GRID)
+    pixels[:, :40] = 0  # it is not the same on its side
+    values = {"YXZ": np.dstack([pixels] * 3), "XY": pixels.T, "ZXY": np.stack([pixels.T] * 3)}[axes]
+    (tmp_path / "in").mkdir()
+    tifffile.imwrite(tmp_path / "in" / "a.tif", values, photometric="minisblack", metadata={"axes": axes})
+    write_png(tmp_path / "in" / "a_masks.png", grid_labels())
+    prepared_cells("--annotated", tmp_path / "in", "--cell-type", "cort", tmp_path / "out")
+    (image,) = list_annotated(tmp_path / "out")
+    np.testing.assert_array_equal(image.read()[..., 0], pixels)
+    assert len(image.masks()) == len(GRID)
+
+
 def told_planes(form: str, planes: list[dict[str, int]], path: Path) -> None:
     """Write a square for each plane that it tells, its number as the side: ImageJ's ROIs, or QuPath's GeoJSON."""
     from roifile import ROI_TYPE, ImagejRoi
