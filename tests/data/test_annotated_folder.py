@@ -533,6 +533,12 @@ def test_label_images_of_odd_cells_are_read() -> None:
     whole[whole == 256] = 0
     whole[2:10, 5:8], whole[22:30, 5:8] = 255, 255  # as many as 8 bits number, and three of them in two pieces
     assert len(cells_of_labels(whole.astype(np.uint8), whole.shape).cells) == 255
+    one = np.zeros((60, 60), np.uint8)
+    one[5:35, 5:35], one[5, 37], one[40, 40] = 1, 1, 1  # the only cell, and specks
+    assert len(cells_of_labels(one, one.shape).cells) == 1
+    one[40:50, 40:50], one[40:50, 20:29] = 1, 1  # two that are each small beside a clump
+    with pytest.raises(InputError, match="number them"):
+        cells_of_labels(one, one.shape)
     tiles = np.arange(12).reshape(3, 4).repeat(40, axis=0).repeat(40, axis=1) + 1  # no background
     assert len(cells_of_labels(tiles, tiles.shape).cells) == 12
 
