@@ -69,7 +69,8 @@ def read_annotated_folder(
     Raises:
         InputError: a folder cannot be read, no image has masks, or several that differ.
     """
-    pairing = pair_masks(folder, masks_folder)
+    frame = None if showing is None else showing.choice.frame
+    pairing = pair_masks(folder, masks_folder, frame if isinstance(frame, int) else None)
     types = _TypesOfImages(pairing, folder, masks_folder, cell_types)
     images, dropped, bad = [], [], []
     pairs: dict[str, list[str]] = {}

@@ -808,6 +808,29 @@ def test_names_that_belong_together(tmp_path: Path, image: str, mask: str) -> No
     assert cells == {Path(image).stem: len(GRID)}
 
 
+def test_masks_of_an_ome_tiff_are_not_those_of_its_plain_neighbour(tmp_path: Path) -> None:
+    for number, name in enumerate(("a.tif", "a.ome.tif", "b.ome.tif")):
+        write_png(tmp_path / "images" / name, draw_image(number, GRID))
+    for name in ("a.ome.tif", "b_masks.ome.tif"):
+        write_png(tmp_path / "labels" / name, grid_labels())
+    words = ("--annotated", tmp_path / "images", "--masks", tmp_path / "labels")
+    assert prepared_cells(*words, tmp_path / "out") == {"a.ome": len(GRID), "b.ome": len(GRID)}
+    write_png(tmp_path / "labels" / "a.tif", grid_labels() * (grid_labels() < 3))
+    assert prepared_cells(*words, tmp_path / "out") == {"a": 2, "a.ome": len(GRID), "b.ome": len(GRID)}
+
+
+def test_masks_of_one_frame_of_many_that_predict_wrote(tmp_path: Path) -> None:
+    pixels = [draw_image(number, GRID) for number in range(2)]
+    (tmp_path / "in").mkdir()
+    tifffile.imwrite(tmp_path / "in" / "a.tif", np.stack(pixels), imagej=True, metadata={"axes": "TYX"})
+    for name in ("a_t00.tif", "a_t01.tif"):
+        write_png(tmp_path / "labels" / name, grid_labels() * (name == "a_t01.tif"))
+    words = ("--annotated", tmp_path / "in", "--masks", tmp_path / "labels", "--frame", "1")
+    assert prepared_cells(*words, tmp_path / "out") == {"a": len(GRID)}
+    (image,) = list_annotated(tmp_path / "out")
+    np.testing.assert_array_equal(image.read()[..., 0], pixels[1])
+
+
 def test_what_was_found_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "in"
     for number, name in enumerate(("a", "b", "alone")):
