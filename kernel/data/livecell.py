@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from kernel.data.json_files import read_json
 from kernel.data.sources import (
     DroppedCell,
     DroppedImage,
+    Showing,
     Source,
     SourceCell,
     SourceImage,
@@ -40,6 +41,7 @@ class _Draft:
 
     parts: tuple[str, ...]  # of its file_name: the folders, and the name without ending
     image_shape: tuple[int, int]
+    frame: int | None  # that it is, as predict's coco.json tells; None: nothing is told
     label: int | None = None  # of the class that the file's name begins with, or of the type that is given
     flaw: str = ""  # why no type is given, where types are
     cells: list[SourceCell] = field(default_factory=list)
@@ -55,7 +57,12 @@ class _Draft:
 
 
 def read_livecell(
-    annotations: Sequence[Path], images_folder: Path, *, cell_types: str | None = None, keep_empty: bool = False
+    annotations: Sequence[Path],
+    images_folder: Path,
+    *,
+    cell_types: str | None = None,
+    keep_empty: bool = False,
+    showing: Showing | None = None,
 ) -> Source:
     """The cells of one or several COCO files: of LIVECell, or of `predict` and others with cell types as categories.
 
@@ -75,6 +82,8 @@ def read_livecell(
         cell_types: as `cell_type_lookup` takes it; None: the categories tell the classes.
         keep_empty: images that a file lists, and that no annotation belongs to, are images without cells; else they
             count as not annotated, and are dropped by name.
+        showing: how the images are shown to members; None: as their files are read. Masks are of the files' pixels; of
+            an image whose frames the files tell apart, those of the frame that is shown count.
 
     Raises:
         InputError: a file cannot be read at all, or the folder holds no image; or as `cell_type_lookup`.
@@ -88,12 +97,14 @@ def read_livecell(
         reader = _CocoReader(CELL_TYPES, allowed, cell_types, cell_type_lookup(cell_types, paths))
     for path, data in contents:
         reader.read(path, data)
-    images = reader.match_files(paths, images_folder, keep_empty=keep_empty)
+    frame = showing.choice.frame if showing is not None else None
+    frame = frame if isinstance(frame, int) else 0
+    images = reader.match_files(paths, images_folder, keep_empty=keep_empty, frame=frame)
     described = {draft.image_id for draft in reader.drafts.values()}
     return Source(
         name="livecell" if reader.classes == LIVECELL_CLASSES else "COCO annotations",
         class_names=reader.classes,
-        images=tuple(images),
+        images=tuple(replace(image, showing=showing) for image in images),
         rows=reader.rows,
         dropped_images=tuple(reader.dropped_images),
         dropped_cells=tuple(reader.dropped_cells),
@@ -117,7 +128,7 @@ class _CocoReader:
         self.cell_types = cell_types  # by which types are given, with `type_of`
         self.type_of = type_of  # None: the categories tell the classes
         self.strange: Counter[str] = Counter()  # categories that are no cell types, where types are given
-        self.drafts: dict[tuple[str, ...], _Draft] = {}  # by the parts of their paths
+        self.drafts: dict[tuple[tuple[str, ...], int | None], _Draft] = {}  # by the parts of their paths, and frames
         self.dropped_images: list[DroppedImage] = []
         self.dropped_cells: list[DroppedCell] = []
         self.notes: list[str] = []
@@ -171,11 +182,11 @@ class _CocoReader:
             elif key is None or key in drafts:
                 reason = f"{path.name} gives it the id {record.get('id')!r}, which must be one of its own"
                 self.dropped_images.append(DroppedImage(draft.image_id, reason, 0))
-            elif draft.parts in self.drafts:
+            elif (draft.parts, draft.frame) in self.drafts:
                 self.dropped_images.append(DroppedImage(draft.image_id, f"{path} describes it once more", 0))
                 repeated[key] = draft.image_id
             else:
-                self.drafts[draft.parts] = drafts[key] = draft
+                self.drafts[draft.parts, draft.frame] = drafts[key] = draft
         return drafts, repeated
 
     def _label(self, draft: _Draft) -> None:
@@ -239,16 +250,24 @@ class _CocoReader:
         named = first_names([f"{name!r} ({count})" for name, count in self.strange.most_common()], 5)
         return [f"categories that are no cell types, so that the cells count as their image: {named}"] if named else []
 
-    def match_files(self, paths: dict[str, list[Path]], folder: Path, *, keep_empty: bool = False) -> list[SourceImage]:
+    def match_files(
+        self, paths: dict[str, list[Path]], folder: Path, *, keep_empty: bool = False, frame: int = 0
+    ) -> list[SourceImage]:
         """The images that have one file among `paths`, those below `folder` by name, and cells; others are dropped.
 
-        With `keep_empty` images without any annotation are taken, too, where their name says the cell line.
+        With `keep_empty` images without any annotation are taken, too, where their name says the cell line. Of those
+        whose frames the files tell apart `frame` is.
         """
         found = []
         of_name: dict[str, list[_Draft]] = {}
         for draft in self.drafts.values():
-            of_name.setdefault(draft.image_id, []).append(draft)
+            if draft.frame in (None, frame):
+                of_name.setdefault(draft.image_id, []).append(draft)
         for draft in self.drafts.values():
+            if draft.frame not in (None, frame):
+                reason = f"its masks are of frame {draft.frame}, and {frame} is taken, counted from 0 (see --frame)"
+                self.dropped_images.append(DroppedImage(draft.image_id, reason, len(draft.cells)))
+                continue
             files = paths.get(draft.image_id, [])
             all_dropped = not draft.cells and draft.has_dropped_cells
             is_empty = keep_empty and not draft.cells and not all_dropped
@@ -366,7 +385,7 @@ def _draft(record: dict[str, Any]) -> tuple[_Draft | None, str]:
         return None, f"the height and width of {name} are {record.get('height')!r} and {record.get('width')!r}"
     folders = composed(name).replace("\\", "/").split("/")[:-1]
     parts = (*(part for part in map(str.strip, folders) if part not in ("", ".", "..")), image_id)
-    return _Draft(parts, (height, width)), ""
+    return _Draft(parts, (height, width), whole_number(str(record.get("frame", "")))), ""
 
 
 def _source_image(draft: _Draft, path: Path, classes: tuple[str, ...]) -> SourceImage:
