@@ -44,10 +44,10 @@ NAME_masks.tif or NAME_cp_masks.png, label images in a folder masks or labels, C
 from --cell-type, or else the classes in the file, a folder called as a type, or predict's images.csv.
 
 The images stay where they are. What members are shown otherwise, at another scale, at other gray levels or as a plane
-of a stack, is written to OUT/shown; give --annotated the same --pixel-size, --zoom, --match-gray, --channel, --z and
---frame that predict was given, and --member-pixel-size for members whose files tell a size (pixel_size_um). Where an
-image's pixels are known, annotations.json keeps the size that is shown, by which train and validate tell members of
-another one.
+of a stack, is written to OUT/shown; give --annotated or --livecell-annotations the same --pixel-size, --zoom,
+--match-gray, --channel, --z and --frame that predict was given, and --member-pixel-size for members whose files tell a
+size (pixel_size_um). Where an image's pixels are known, annotations.json keeps the size that is shown, by which train
+and validate tell members of another one.
 validate's truth is the masks of --data, and prepared ones have their holes filled and
 corrections applied: to score one fold by the competition's own masks, give it the competition's folder and
 --folds-csv OUT/folds.csv."""
@@ -58,14 +58,15 @@ EMPTY_SOURCES = ("livecell_annotations", "pseudo_labels", "annotated")
 TYPED_SOURCES = ("pseudo_labels", "annotated", "livecell_annotations")
 #: Sources of which few images, or uncertain ones, are trained on rather than scored.
 UNSPLIT_SOURCES = ("pseudo_labels", "annotated")
+#: Sources of masks that were found on images as members are shown them, and how that is told.
+SHOWN_SOURCES = ("annotated", "livecell_annotations")
+SHOWN_OPTIONS = ("pixel_size", "zoom", "member_pixel_size", "match_gray", "channel", "z", "frame")
 #: The sources, the options that belong to each, and whether these are needed.
 SOURCE_OPTIONS = {
     "competition": {"astro_fix": False},
     "livecell_annotations": {"livecell_images": True},
     "pseudo_labels": {"images": True},
-    "annotated": dict.fromkeys(
-        ("masks", "mask_form", "pixel_size", "zoom", "member_pixel_size", "match_gray", "channel", "z", "frame"), False
-    ),
+    "annotated": {"masks": False, "mask_form": False},
 }
 #: How many folds there are where nobody says.
 FOLDS = 5
@@ -85,6 +86,7 @@ def written(options: argparse.Namespace) -> list[Path]:
 RULES = CommandRules(
     effects=(
         *(Needs([other], [source]) for source, others in SOURCE_OPTIONS.items() for other in others),
+        *(Needs([option], SHOWN_SOURCES) for option in SHOWN_OPTIONS),
         Excludes(["member_pixel_size"], ["zoom"], ", which counts instead of sizes"),
         Needs(["keep_empty"], EMPTY_SOURCES),
         Needs(["cell_types"], TYPED_SOURCES),
@@ -204,12 +206,13 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
         "--member-pixel-size",
         type=positive_number(),
         metavar="UM",
-        help="with --annotated: side of a pixel, in micrometres, that the members know, where their files tell another "
-        f"one than the competition's (default: {COMPETITION_PIXEL_UM})",
+        help="with --annotated or --livecell-annotations: side of a pixel, in micrometres, that the members know, "
+        f"where their files tell another one than the competition's (default: {COMPETITION_PIXEL_UM})",
     )
-    add_scale_arguments(parser, "With --annotated: as for predict, so that members learn from what they are shown.")
-    add_gray_argument(parser, "With --annotated: as for predict, so that members learn from what they are shown.")
-    add_plane_arguments(parser, "With --annotated: as for predict. Indices are counted from 0.", "(default: 0)")
+    sources = "With --annotated or --livecell-annotations: as for predict"
+    add_scale_arguments(parser, f"{sources}, so that members learn from what they are shown.")
+    add_gray_argument(parser, f"{sources}, so that members learn from what they are shown.")
+    add_plane_arguments(parser, f"{sources}. Indices are counted from 0.", "(default: 0)")
 
 
 def read_source(options: argparse.Namespace) -> Source:
@@ -226,12 +229,20 @@ def read_source(options: argparse.Namespace) -> Source:
         raise InputError(f"--frame {ALL_FRAMES}: masks are of one frame each; give its index")
     if options.competition:
         return read_competition(options.competition, options.astro_fix)
+    showing = Showing(
+        choice_of_texts(options.channel, options.z, options.frame),
+        options.pixel_size,
+        options.zoom,
+        options.member_pixel_size,
+        options.match_gray,
+    )
     if options.livecell_annotations:
         return read_livecell(
             options.livecell_annotations,
             options.livecell_images,
             cell_types=options.cell_types,
             keep_empty=options.keep_empty,
+            showing=showing,
         )
     if options.annotated:
         return read_annotated_folder(
@@ -240,13 +251,7 @@ def read_source(options: argparse.Namespace) -> Source:
             form=options.mask_form,
             cell_types=options.cell_types,
             keep_empty=options.keep_empty,
-            showing=Showing(
-                choice_of_texts(options.channel, options.z, options.frame),
-                options.pixel_size,
-                options.zoom,
-                options.member_pixel_size,
-                options.match_gray,
-            ),
+            showing=showing,
         )
     if options.cell_types is None:
         raise InputError("--pseudo-labels needs --cell-types as well: see python -m kernel prepare --help")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from kernel.data.image_names import known_name
+from kernel.data.image_names import ambiguous_ids, known_name
 from kernel.data.mask_files.forms import MASK_FORMS, require_package
 from kernel.data.mask_files.pairing import MaskFile, Pairing, pair_masks
 from kernel.data.mask_files.taken import FIRST_PLANE, TakenPlane, taken_plane
@@ -27,6 +27,7 @@ from kernel.data.sources import (
 from kernel.data.tables import read_table
 from kernel.errors import InputError
 from kernel.images.reading import read_image, read_image_shape
+from kernel.images.stacks import open_stack
 from kernel.masks.rle import encode_rle
 from kernel.settings import CELL_TYPES
 from kernel.text import first_names
@@ -68,7 +69,8 @@ def read_annotated_folder(
     Raises:
         InputError: a folder cannot be read, no image has masks, or several that differ.
     """
-    pairing = pair_masks(folder, masks_folder)
+    frame = None if showing is None else showing.choice.frame
+    pairing = pair_masks(folder, masks_folder, frame if isinstance(frame, int) else None)
     types = _TypesOfImages(pairing, folder, masks_folder, cell_types)
     images, dropped, bad = [], [], []
     pairs: dict[str, list[str]] = {}
@@ -81,7 +83,8 @@ def read_annotated_folder(
         for file in chosen:
             require_package(MASK_FORMS[file.form])
         try:
-            image_shape = read_image_shape(path) or shape_of_pixels(path)
+            stack = None if showing is None else open_stack(path, showing.choice)
+            image_shape = (stack and stack.plane_shape) or read_image_shape(path) or shape_of_pixels(path)
             plane = FIRST_PLANE if showing is None else taken_plane(path, showing.choice)
             results = [read_masks(file, image_shape, plane) for file in chosen]
         except InputError as error:
@@ -238,9 +241,12 @@ def predicted_types(pairing: Pairing, folder: Path) -> dict[str, str]:
     known: dict[str, str] = {}
     for place in (folder, folder.absolute().parent):
         with suppress(InputError):  # there is none, or it is another's table
-            for row in read_table(place / PREDICTED_TABLE, ("image", "file", "cell_type"), "cell types", "its own"):
-                if row.values["cell_type"] in CELL_TYPES:
-                    known.setdefault(known_name(row.values["image"], pairing.images), row.values["cell_type"])
+            table = list(read_table(place / PREDICTED_TABLE, ("image", "file", "cell_type"), "cell types", "its own"))
+            ambiguous = ambiguous_ids((row.values["image"] for row in table), pairing.images)
+            for row in table:
+                name = known_name(row.values["image"], pairing.images)
+                if row.values["cell_type"] in CELL_TYPES and name not in ambiguous:
+                    known.setdefault(name, row.values["cell_type"])
     return known
 
 

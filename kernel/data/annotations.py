@@ -125,16 +125,22 @@ def read_cell_rows(path: Path, names: Collection[str] = ()) -> Iterator[CellRow 
     """
     heads: dict[str, tuple[str, tuple[int, int]]] = {}
     sample_ids: dict[str, str] = {}
+    written: dict[str, str] = {}  # the ids as the rows have them
     for row in read_table(path, _NEEDED_COLUMNS, "annotations", "the competition's train.csv"):
-        row.values["id"] = known_name(row.values["id"], names)
+        text = row.values["id"]
+        row.values["id"] = known_name(text, names)
         cell = _cell_row(row)
         if isinstance(cell, CellRow):
             head = cell.cell_type, cell.image_shape
+            first_text = written.setdefault(cell.image_id, text)
             first_head = heads.setdefault(cell.image_id, head)
             first_sample = sample_ids.get(cell.image_id, "")
             if cell.sample_id:
                 first_sample = sample_ids.setdefault(cell.image_id, cell.sample_id)
-            if first_head != head:
+            if first_text != text:
+                reason = f"the ids '{first_text}' above and '{text}' here both mean the image '{cell.image_id}'"
+                cell = BadRow(cell.number, cell.image_id, reason)
+            elif first_head != head:
                 cell = BadRow(
                     cell.number,
                     cell.image_id,

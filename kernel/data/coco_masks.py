@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -15,16 +16,52 @@ from kernel.masks.instances import tight_window
 LARGEST_SHIFT = 60
 
 
+def encode_crop(crop: np.ndarray, window: Sequence[int], image_shape: tuple[int, int]) -> Any:
+    """pycocotools' run lengths of a crop (h, w) bool that lies at `window` (y0, x0, y1, x1) of an image.
+
+    The image is never made whole: only its columns with the crop are.
+    """
+    y0, x0, y1, x1 = window
+    height, width = image_shape
+    strip = np.zeros((height, x1 - x0), bool)
+    strip[y0:y1] = crop
+    # Runs go down the columns: those before the crop and after it only make the first and the last run longer.
+    changes = np.flatnonzero(np.diff(np.concatenate([[False], strip.ravel(order="F"), [False]])))
+    runs = np.diff(np.concatenate([[0], changes + x0 * height, [height * width]]))
+    counts = runs.tolist() if runs[-1] else runs[:-1].tolist()
+    return mask_utils.frPyObjects({"size": [height, width], "counts": counts}, height, width)
+
+
+def decode_columns(counts: str, image_shape: tuple[int, int], left: int, width: int) -> tuple[np.ndarray, int]:
+    """(H, width) bool of the columns from `left` on of compressed run lengths, and how many pixels all columns have.
+
+    Raises:
+        InputError: as `decode_counts`.
+    """
+    runs = _filling_runs(counts, image_shape)
+    height = image_shape[0]
+    ends = (np.cumsum(runs) - left * height).clip(0, width * height)
+    steps = np.zeros(width * height + 1, np.int8)
+    np.add.at(steps, ends[:-1:2], 1)  # where runs of ones begin
+    np.add.at(steps, ends[1::2], -1)
+    return np.cumsum(steps[:-1], dtype=np.int8).reshape(width, height).T.astype(bool), sum(runs[1::2])
+
+
+def _filling_runs(counts: str, image_shape: tuple[int, int]) -> list[int]:
+    """The runs that the text holds; errors as `decode_counts`."""
+    runs = parse_counts(counts)
+    if sum(runs) != image_shape[0] * image_shape[1]:
+        raise InputError(f"'{counts[:60]}': run lengths of an image of another size than {image_shape}")
+    return runs
+
+
 def decode_counts(counts: str, image_shape: tuple[int, int]) -> np.ndarray:
     """(H, W) bool of compressed run lengths.
 
     Raises:
         InputError: they are no run lengths, or do not fill the image.
     """
-    runs = parse_counts(counts)
-    # pycocotools does not look: what no run covers would be whatever the memory holds.
-    if sum(runs) != image_shape[0] * image_shape[1]:
-        raise InputError(f"'{counts[:60]}': run lengths of an image of another size than {image_shape}")
+    _filling_runs(counts, image_shape)  # pycocotools does not look: the rest would be whatever the memory holds
     return mask_utils.decode(cast(Any, {"size": list(image_shape), "counts": counts})).astype(bool)
 
 

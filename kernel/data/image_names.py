@@ -58,6 +58,21 @@ def known_name(text: str, names: Collection[str]) -> str:
     return text
 
 
+def ambiguous_ids(texts: Iterable[str], names: Collection[str]) -> dict[str, str]:
+    """Why ids in a table do not tell which image they mean, by the name that they have: those of several folders.
+
+    ctrl/A1 and drug/A1 both become A1 where only one plate's images are at hand, and nothing says which one's.
+    """
+    written: dict[str, dict[str, None]] = {}
+    for text in texts:
+        written.setdefault(known_name(text, names), {})[text] = None
+    return {
+        name: f"the ids {' and '.join(map(repr, list(ids)[:2]))} both mean the image {name}: leave out those of others"
+        for name, ids in written.items()
+        if len(ids) > 1
+    }
+
+
 def present_form(path: Path) -> Path:
     """The path in the Unicode form in which there is such a file; as it is, where there is none in any."""
     if not str(path).isascii() and not path.exists():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from kernel.data.json_files import read_json
 from kernel.data.sources import (
     DroppedCell,
     DroppedImage,
+    Showing,
     Source,
     SourceCell,
     SourceImage,
@@ -38,15 +39,30 @@ _GIVE_TYPES = f"give all cells one type, {', '.join(CELL_TYPES)}, or each image'
 class _Draft:
     """An image while its annotations are gathered."""
 
-    image_id: str
+    parts: tuple[str, ...]  # of its file_name: the folders, and the name without ending
     image_shape: tuple[int, int]
+    frame: int | None  # that it is, as predict's coco.json tells; None: nothing is told
     label: int | None = None  # of the class that the file's name begins with, or of the type that is given
     flaw: str = ""  # why no type is given, where types are
     cells: list[SourceCell] = field(default_factory=list)
+    has_dropped_cells: bool = False
+
+    @property
+    def image_id(self) -> str:
+        return self.parts[-1]
+
+    @property
+    def path_text(self) -> str:
+        return "/".join(self.parts)
 
 
 def read_livecell(
-    annotations: Sequence[Path], images_folder: Path, *, cell_types: str | None = None, keep_empty: bool = False
+    annotations: Sequence[Path],
+    images_folder: Path,
+    *,
+    cell_types: str | None = None,
+    keep_empty: bool = False,
+    showing: Showing | None = None,
 ) -> Source:
     """The cells of one or several COCO files: of LIVECell, or of `predict` and others with cell types as categories.
 
@@ -61,10 +77,13 @@ def read_livecell(
 
     Args:
         annotations: the JSON files.
-        images_folder: searched with its sub-folders; an image is known by its name without ending.
+        images_folder: searched with its sub-folders; an image is known by its name without ending. Where the files name
+            several so, in other folders, it is the one whose whole path is the end of its own.
         cell_types: as `cell_type_lookup` takes it; None: the categories tell the classes.
         keep_empty: images that a file lists, and that no annotation belongs to, are images without cells; else they
             count as not annotated, and are dropped by name.
+        showing: how the images are shown to members; None: as their files are read. Masks are of the files' pixels; of
+            an image whose frames the files tell apart, those of the frame that is shown count.
 
     Raises:
         InputError: a file cannot be read at all, or the folder holds no image; or as `cell_type_lookup`.
@@ -78,15 +97,18 @@ def read_livecell(
         reader = _CocoReader(CELL_TYPES, allowed, cell_types, cell_type_lookup(cell_types, paths))
     for path, data in contents:
         reader.read(path, data)
-    images = reader.match_files(paths, images_folder, keep_empty=keep_empty)
+    frame = showing.choice.frame if showing is not None else None
+    frame = frame if isinstance(frame, int) else 0
+    images = reader.match_files(paths, images_folder, keep_empty=keep_empty, frame=frame)
+    described = {draft.image_id for draft in reader.drafts.values()}
     return Source(
         name="livecell" if reader.classes == LIVECELL_CLASSES else "COCO annotations",
         class_names=reader.classes,
-        images=tuple(images),
+        images=tuple(replace(image, showing=showing) for image in images),
         rows=reader.rows,
         dropped_images=tuple(reader.dropped_images),
         dropped_cells=tuple(reader.dropped_cells),
-        images_without_annotations=tuple(stem for stem in sorted(paths) if stem not in reader.drafts),
+        images_without_annotations=tuple(stem for stem in sorted(paths) if stem not in described),
         notes=(*reader.notes, *reader.told_categories()),
     )
 
@@ -106,7 +128,7 @@ class _CocoReader:
         self.cell_types = cell_types  # by which types are given, with `type_of`
         self.type_of = type_of  # None: the categories tell the classes
         self.strange: Counter[str] = Counter()  # categories that are no cell types, where types are given
-        self.drafts: dict[str, _Draft] = {}
+        self.drafts: dict[tuple[tuple[str, ...], int | None], _Draft] = {}  # by the parts of their paths, and frames
         self.dropped_images: list[DroppedImage] = []
         self.dropped_cells: list[DroppedCell] = []
         self.notes: list[str] = []
@@ -133,6 +155,7 @@ class _CocoReader:
             if key in drafts:
                 name = names.get(_key(record, "category_id"))
                 cell = self._cell(record, place, name, drafts[key], brushed=brushed)
+                drafts[key].has_dropped_cells |= isinstance(cell, DroppedCell)
             elif key in repeated:
                 cell = DroppedCell(repeated[key], place, "its image was dropped")
             else:
@@ -159,11 +182,11 @@ class _CocoReader:
             elif key is None or key in drafts:
                 reason = f"{path.name} gives it the id {record.get('id')!r}, which must be one of its own"
                 self.dropped_images.append(DroppedImage(draft.image_id, reason, 0))
-            elif draft.image_id in self.drafts:
+            elif (draft.parts, draft.frame) in self.drafts:
                 self.dropped_images.append(DroppedImage(draft.image_id, f"{path} describes it once more", 0))
                 repeated[key] = draft.image_id
             else:
-                self.drafts[draft.image_id] = drafts[key] = draft
+                self.drafts[draft.parts, draft.frame] = drafts[key] = draft
         return drafts, repeated
 
     def _label(self, draft: _Draft) -> None:
@@ -227,17 +250,30 @@ class _CocoReader:
         named = first_names([f"{name!r} ({count})" for name, count in self.strange.most_common()], 5)
         return [f"categories that are no cell types, so that the cells count as their image: {named}"] if named else []
 
-    def match_files(self, paths: dict[str, list[Path]], folder: Path, *, keep_empty: bool = False) -> list[SourceImage]:
+    def match_files(
+        self, paths: dict[str, list[Path]], folder: Path, *, keep_empty: bool = False, frame: int = 0
+    ) -> list[SourceImage]:
         """The images that have one file among `paths`, those below `folder` by name, and cells; others are dropped.
 
-        With `keep_empty` images without any annotation are taken, too, where their name says the cell line.
+        With `keep_empty` images without any annotation are taken, too, where their name says the cell line. Of those
+        whose frames the files tell apart `frame` is.
         """
-        with_dropped_cells = {cell.image_id for cell in self.dropped_cells}
         found = []
+        of_name: dict[str, list[_Draft]] = {}
         for draft in self.drafts.values():
+            if draft.frame in (None, frame):
+                of_name.setdefault(draft.image_id, []).append(draft)
+        for draft in self.drafts.values():
+            if draft.frame not in (None, frame):
+                reason = f"its masks are of frame {draft.frame}, and {frame} is taken, counted from 0 (see --frame)"
+                self.dropped_images.append(DroppedImage(draft.image_id, reason, len(draft.cells)))
+                continue
             files = paths.get(draft.image_id, [])
-            all_dropped = not draft.cells and draft.image_id in with_dropped_cells
+            all_dropped = not draft.cells and draft.has_dropped_cells
             is_empty = keep_empty and not draft.cells and not all_dropped
+            if len(files) == 1 and (flaw := _other_folder(draft, of_name[draft.image_id], files[0])):
+                self.dropped_images.append(DroppedImage(draft.path_text, flaw, len(draft.cells)))
+                continue
             if len(files) == 1 and (draft.cells or (is_empty and draft.label is not None)):
                 found.append(_source_image(draft, files[0], self.classes))
                 continue
@@ -256,6 +292,19 @@ class _CocoReader:
                 reason = f"two images have this name, {files[0]} and {files[1]}"
             self.dropped_images.append(DroppedImage(draft.image_id, reason, len(draft.cells)))
         return found
+
+
+def _other_folder(draft: _Draft, of_name: Sequence[_Draft], path: Path) -> str:
+    """Why an image file is not a draft, but perhaps another one `of_name`, by their folders; or ""."""
+    if len(of_name) == 1:
+        return ""
+    parts = tuple(map(composed, path.absolute().with_suffix("").parts))
+    ends = [other for other in of_name if parts[-len(other.parts) :] == other.parts]
+    if not ends:
+        named = first_names([other.path_text for other in of_name])
+        return f"{len(of_name)} images are called so, {named}, and none of these is the end of the path {path}"
+    right = max(ends, key=lambda other: len(other.parts))
+    return "" if right is draft else f"{path} is the image {right.path_text}"
 
 
 def _images_below(folder: Path) -> dict[str, list[Path]]:
@@ -329,12 +378,14 @@ def _draft(record: dict[str, Any]) -> tuple[_Draft | None, str]:
     """An image without its cells and its class, or why there is none."""
     name = record.get("file_name")
     image_id = Path(last_part(name)).stem if isinstance(name, str) else ""
-    if not image_id:
+    if not isinstance(name, str) or not image_id:
         return None, f"its file_name is {name!r}"
     height, width = _side(record, "height"), _side(record, "width")
     if height is None or width is None:
         return None, f"the height and width of {name} are {record.get('height')!r} and {record.get('width')!r}"
-    return _Draft(image_id, (height, width)), ""
+    folders = composed(name).replace("\\", "/").split("/")[:-1]
+    parts = (*(part for part in map(str.strip, folders) if part not in ("", ".", "..")), image_id)
+    return _Draft(parts, (height, width), whole_number(str(record.get("frame", "")))), ""
 
 
 def _source_image(draft: _Draft, path: Path, classes: tuple[str, ...]) -> SourceImage:

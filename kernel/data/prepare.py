@@ -7,13 +7,15 @@ report = prepare(source, Path("prepared"), split="group", folds=5, workers=4)
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 
 from tqdm import tqdm
 
-from kernel.data.pictures import same_pictures
+from kernel.data.pictures import Picture, same_pictures
 from kernel.data.prepare_image import PreparedResult, prepare_image
 from kernel.data.prepare_report import (
     REPORT_NAME,
@@ -30,6 +32,7 @@ from kernel.data.prepared import (
     PREPARED_NAME,
     SHOWN_FOLDER,
     PreparedDataset,
+    PreparedImage,
     prepared_description,
     prepared_names,
     write_prepared,
@@ -37,6 +40,7 @@ from kernel.data.prepared import (
 from kernel.data.sources import Source, SourceImage
 from kernel.data.splits import FOLDS_NAME, SampledImage, Split, make_split, write_folds
 from kernel.errors import InputError, RunError
+from kernel.files import writing
 from kernel.processes import map_in_processes
 from kernel.text import first_names
 
@@ -60,7 +64,9 @@ def prepare(
 ) -> PrepareReport:
     """Prepare a source and write annotations.json, report.json and, with a split, folds.csv into `out`.
 
-    What can be wrong as a whole is looked for first; nothing is written then. The files do not depend on `workers`.
+    What can be wrong as a whole is looked for first; nothing is written then. What only the images
+    show, as too few different ones for the folds, leaves an earlier preparation as it was, too. The files do not depend
+    on `workers`.
 
     Args:
         source: of `read_competition`, `read_livecell` or `read_pseudo_labels`.
@@ -84,34 +90,71 @@ def prepare(
     if split and source.images:  # better refused now than at the end
         lost = count_reasons(source.dropped_cells, (), source.dropped_images)
         made = _split(source, source.images, lost, split, folds, or_next_best=or_next_best)
-    tasks = [
-        dataclasses.replace(image, shown_path=out / SHOWN_FOLDER / f"{image.image_id}.png") if image.showing else image
-        for image in source.images
-    ]
-    results = list(prepare_images(tasks, workers))
-    kept = [task for task, result in zip(source.images, results, strict=True) if result.image]
-    dataset = PreparedDataset(source.class_names, tuple(result.image for result in results if result.image))
-    report = build_report(source, results)
-    if not kept:
-        raise InputError(_nothing_left(report, out))
-    pictures = [result.picture for result in results if result.picture]
-    same = {
-        pictures[place].image_id: pictures[group[0]].image_id for group in same_pictures(pictures) for place in group
-    }
-    report = dataclasses.replace(
-        report, same_pictures=tuple((name, first) for name, first in same.items() if name != first)
-    )
-    if split and (same or len(kept) < len(source.images)):
-        made = _split(source, kept, report.reasons, split, folds, or_next_best=or_next_best, same=same)
-    if made:
-        report = dataclasses.replace(report, split=split_record(made))
-    write_prepared(out, dataset, f"{source.name}{_PREPARED}")
+    with _scratch_for_shown(source, out) as scratch:
+        tasks = [
+            dataclasses.replace(image, shown_path=scratch / f"{image.image_id}.png") if image.showing else image
+            for image in source.images
+        ]
+        results = list(prepare_images(tasks, workers))
+        kept = [task for task, result in zip(source.images, results, strict=True) if result.image]
+        images = (_at_its_place(result.image, scratch, out) for result in results if result.image)
+        dataset = PreparedDataset(source.class_names, tuple(images))
+        report = build_report(source, results)
+        if not kept:
+            raise InputError(_nothing_left(report, out))
+        same = _first_of_same([result.picture for result in results if result.picture])
+        report = dataclasses.replace(
+            report, same_pictures=tuple((name, first) for name, first in same.items() if name != first)
+        )
+        if split and (same or len(kept) < len(source.images)):
+            made = _split(source, kept, report.reasons, split, folds, or_next_best=or_next_best, same=same)
+        if made:
+            report = dataclasses.replace(report, split=split_record(made))
+        write_prepared(out, dataset, f"{source.name}{_PREPARED}", lambda: _put_in_place(scratch, out / SHOWN_FOLDER))
     if made:
         write_folds(out / FOLDS_NAME, made.rows)
     else:
         (out / FOLDS_NAME).unlink(missing_ok=True)  # an earlier preparation's would name other images
     write_report(report, out)
     return report
+
+
+@contextmanager
+def _scratch_for_shown(source: Source, out: Path) -> Iterator[Path]:
+    """A folder in `out` for pictures that are not in their place until annotations.json, which tells of them, is.
+
+    Where none is shown otherwise than its file is read, there is no such folder, and nothing is written to it.
+    """
+    if not any(image.showing for image in source.images):
+        yield out / SHOWN_FOLDER
+        return
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.TemporaryDirectory(prefix=f".{SHOWN_FOLDER}-", dir=out)
+    with scratch as folder:
+        yield Path(folder)
+
+
+def _at_its_place(image: PreparedImage, scratch: Path, out: Path) -> PreparedImage:
+    """The image, with the path that it will have where it lies in the scratch folder."""
+    path = out / SHOWN_FOLDER / image.path.name if image.path.parent == scratch else image.path
+    return dataclasses.replace(image, path=path)
+
+
+def _put_in_place(scratch: Path, shown: Path) -> None:
+    """Move the pictures to where annotations.json says that they are; those of an earlier preparation are replaced."""
+    if scratch == shown:
+        return
+    with writing(shown, RunError):
+        for path in sorted(scratch.iterdir()):
+            shown.mkdir(exist_ok=True)
+            path.replace(shown / path.name)
+
+
+def _first_of_same(pictures: Sequence[Picture]) -> dict[str, str]:
+    """Of pictures that are the same, the first one's id by each one's."""
+    groups = same_pictures(pictures)
+    return {pictures[place].image_id: pictures[group[0]].image_id for group in groups for place in group}
 
 
 def _nothing_left(report: PrepareReport, out: Path) -> str:

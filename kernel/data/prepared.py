@@ -19,15 +19,14 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-from pycocotools import mask as mask_utils
 
-from kernel.data.coco_masks import decode_counts
+from kernel.data.coco_masks import decode_columns, encode_crop
 from kernel.data.image_names import composed
 from kernel.data.json_files import read_json
 from kernel.data.tables import whole_text
@@ -86,11 +85,11 @@ class PreparedImage:
         for number, cell in enumerate(self.cells, start=1):
             x, y, width, height = cell.bbox_xywh
             try:
-                mask = decode_counts(cell.counts, self.image_shape)
+                columns, area = decode_columns(cell.counts, self.image_shape, x, width)
             except InputError as error:
                 raise InputError(f"image '{self.image_id}', annotation {number}: {error}") from error
-            crop = mask[y : y + height, x : x + width]
-            if np.count_nonzero(crop) != cell.area or np.count_nonzero(mask) != cell.area:
+            crop = columns[y : y + height]
+            if not np.count_nonzero(crop) == area == cell.area:
                 raise InputError(
                     f"image '{self.image_id}', annotation {number}: its mask is not the one that its box and area "
                     f"describe; {PREPARED_NAME} was changed, prepare it again"
@@ -123,16 +122,22 @@ def encode_cell(
     if y1 == y0:
         return None
     top, left = int(offset_yx[0]) + y0, int(offset_yx[1]) + x0
-    frame = np.zeros(image_shape, np.uint8, order="F")
-    frame[top : top + y1 - y0, left : left + x1 - x0] = crop[y0:y1, x0:x1]
-    counts = cast(Any, mask_utils.encode(frame))["counts"].decode("ascii")
-    return PreparedCell(label, (left, top, x1 - x0, y1 - y0), int(np.count_nonzero(crop)), counts)
+    box = (left, top, x1 - x0, y1 - y0)
+    rle = encode_crop(crop[y0:y1, x0:x1], (top, left, top + y1 - y0, left + x1 - x0), image_shape)
+    return PreparedCell(label, box, int(np.count_nonzero(crop)), rle["counts"].decode("ascii"))
 
 
-def write_prepared(folder: Path, dataset: PreparedDataset, description: str) -> None:
+def write_prepared(
+    folder: Path, dataset: PreparedDataset, description: str, at_last: Callable[[], None] | None = None
+) -> None:
     """Write annotations.json into `folder` (made if need be), whole or not at all.
 
     Images are named by their path relative to the folder, absolute only where there is none (another drive).
+
+    Args:
+        folder, dataset: see above.
+        description: what the file says of itself.
+        at_last: called where all is written that can fail, before the file is put in its place.
 
     Raises:
         InputError: the folder cannot be written.
@@ -153,6 +158,9 @@ def write_prepared(folder: Path, dataset: PreparedDataset, description: str) -> 
                 stream.write((",\n" if number else "\n") + json.dumps(record))
             stream.write("\n]")
         stream.write("\n}\n")
+        stream.flush()
+        if at_last is not None:
+            at_last()
 
 
 def prepared_description(path: Path) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kernel.data.annotations import WRONGLY_ANNOTATED, BadRow, CellRow, images_of_table, part_empty_rows, read_cell_rows
-from kernel.data.image_names import composed, images_by_name, known_name
+from kernel.data.image_names import ambiguous_ids, composed, images_by_name, known_name
 from kernel.data.json_files import read_json
 from kernel.data.splits import COLUMN_REMEDY
 from kernel.data.tables import read_table
@@ -197,12 +197,13 @@ def read_pseudo_labels(submission: Path, images_folder: Path, cell_types: str, *
     type_of = cell_type_lookup(cell_types, paths)
     rows: dict[str, list[tuple[int, str]]] = {}
     bad: list[DroppedCell] = []
-    count = 0
-    for row in read_table(submission, ("id", "predicted"), "pseudo-labels", "a submission.csv"):
-        count += 1
+    table = list(read_table(submission, ("id", "predicted"), "pseudo-labels", "a submission.csv"))
+    ambiguous = ambiguous_ids((row.values["id"] for row in table), paths)
+    for row in table:
         image_id = known_name(row.values["id"], paths)
-        if not image_id or row.surplus:
+        if not image_id or row.surplus or image_id in ambiguous:
             reason = f"it has {row.surplus} more fields than the header" if image_id else "it has no image id"
+            reason = ambiguous.get(image_id, reason)
             bad.append(DroppedCell(image_id, f"row {row.number}", reason))
         else:
             rows.setdefault(image_id, []).append((row.number, row.values["predicted"]))
@@ -232,7 +233,7 @@ def read_pseudo_labels(submission: Path, images_folder: Path, cell_types: str, *
         name="pseudo-labels",
         class_names=CELL_TYPES,
         images=tuple(images),
-        rows=count,
+        rows=len(table),
         dropped_images=tuple(dropped),
         dropped_cells=tuple(bad),
         images_without_annotations=tuple(stem for stem in paths if stem not in named),
@@ -288,7 +289,15 @@ def _type_rows(path: Path, names: Collection[str]) -> dict[str, dict[str, str]]:
     column = "image" if table and "id" not in table[0].values else "id"  # as predict's images.csv
     if table and column not in table[0].values:
         raise InputError(f"{path} lacks the column id; expected a CSV file with the columns id and cell_type")
-    return {known_name(row.values[column], names): row.values for row in table}
+    ambiguous = ambiguous_ids((row.values[column] for row in table), names)
+    rows: dict[str, dict[str, str]] = {}
+    for row in table:
+        name = known_name(row.values[column], names)
+        other = rows.get(name, row.values)
+        if name in ambiguous and any(other.get(key) != row.values.get(key) for key in ("cell_type", "sample_id")):
+            raise InputError(f"{path}, row {row.number}: {ambiguous[name]}")
+        rows[name] = row.values
+    return rows
 
 
 def with_samples(source: Source, cell_types: str | None) -> Source:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from pycocotools import mask as coco_mask
 
+from kernel.data.coco_masks import encode_crop
 from kernel.export.formats import image_type
 from kernel.masks.instances import CellMasks
 from kernel.settings import CELL_TYPES
@@ -21,7 +21,7 @@ def coco_cells(masks: CellMasks) -> list[dict[str, Any]]:
     height, width = masks.image_shape
     cells = []
     for crop, window, score, label in zip(masks.crops, masks.windows.tolist(), masks.scores, masks.labels, strict=True):
-        rle = crop_rle(crop, window, masks.image_shape)
+        rle = encode_crop(crop, window, masks.image_shape)
         cells.append(
             {
                 "category_id": CELL_TYPES.index(image_type(masks)) + 1,
@@ -52,19 +52,3 @@ def coco_file(images: Iterable[tuple[Mapping[str, Any], Sequence[dict[str, Any]]
         ]
     categories = [{"id": number, "name": name} for number, name in enumerate(CELL_TYPES, start=1)]
     return {"images": told, "annotations": numbered, "categories": categories}
-
-
-def crop_rle(crop: np.ndarray, window: list[int], image_shape: tuple[int, int]) -> Any:
-    """pycocotools' run lengths of a crop (h, w) bool that lies at `window` (y0, x0, y1, x1) of an image.
-
-    The image is never made whole: only its columns with the crop are.
-    """
-    y0, x0, y1, x1 = window
-    height, width = image_shape
-    strip = np.zeros((height, x1 - x0), bool)
-    strip[y0:y1] = crop
-    # Runs go down the columns: those before the crop and after it only make the first and the last run longer.
-    changes = np.flatnonzero(np.diff(np.concatenate([[False], strip.ravel(order="F"), [False]])))
-    runs = np.diff(np.concatenate([[0], changes + x0 * height, [height * width]]))
-    counts = runs.tolist() if runs[-1] else runs[:-1].tolist()
-    return coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)

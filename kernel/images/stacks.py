@@ -56,7 +56,8 @@ class Stack:
         read: gives a plane by its place along each, (H, W, C) as stored, C 1 or 3 in the order B, G, R.
         pixel: the size of a pixel, where the file tells it.
         channel_names: where the file tells them.
-        told: what of the file is left out from the start; empty: nothing.
+        told: what of the file is left out from the start, or read otherwise than as pages; empty: nothing.
+        plane_shape: H, W of each plane, where the file's axes tell it; its pages may be of other axes.
     """
 
     axes: str
@@ -65,6 +66,7 @@ class Stack:
     pixel: PixelSize | None = None
     channel_names: tuple[str, ...] = ()
     told: str = ""
+    plane_shape: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -213,6 +215,8 @@ def open_tiff(path: Path, choice: PlaneChoice) -> Stack:
     sizes = tuple(shape[place] for place in order)
     if math.prod(sizes) == 1 and in_planes:
         return plain_image(path, pixel, told)
+    if not in_planes:
+        told = "; ".join(filter(None, (told, f"its axes are {axes}: Y is taken as rows, X as columns")))
 
     def read(place: tuple[int, ...]) -> np.ndarray:
         if pages is None:
@@ -227,7 +231,7 @@ def open_tiff(path: Path, choice: PlaneChoice) -> Stack:
             )
         return values.read(order, place) if of_samples else read_stored(path, page)[0]
 
-    return Stack(letters, sizes, read, pixel, names, told)
+    return Stack(letters, sizes, read, pixel, names, told, (shape[axes.index("Y")], shape[axes.index("X")]))
 
 
 @contextmanager

@@ -534,6 +534,12 @@ def test_label_images_of_odd_cells_are_read() -> None:
     whole[whole == 256] = 0
     whole[2:10, 5:8], whole[22:30, 5:8] = 255, 255  # as many as 8 bits number, and three of them in two pieces
     assert len(cells_of_labels(whole.astype(np.uint8), whole.shape).cells) == 255
+    one = np.zeros((60, 60), np.uint8)
+    one[5:35, 5:35], one[5, 37], one[40, 40] = 1, 1, 1  # the only cell, and specks
+    assert len(cells_of_labels(one, one.shape).cells) == 1
+    one[40:50, 40:50], one[40:50, 20:29] = 1, 1  # two that are each small beside a clump
+    with pytest.raises(InputError, match="number them"):
+        cells_of_labels(one, one.shape)
     tiles = np.arange(12).reshape(3, 4).repeat(40, axis=0).repeat(40, axis=1) + 1  # no background
     assert len(cells_of_labels(tiles, tiles.shape).cells) == 12
 
@@ -805,6 +811,29 @@ def test_names_that_belong_together(tmp_path: Path, image: str, mask: str) -> No
     assert cells == {Path(image).stem: len(GRID)}
 
 
+def test_masks_of_an_ome_tiff_are_not_those_of_its_plain_neighbour(tmp_path: Path) -> None:
+    for number, name in enumerate(("a.tif", "a.ome.tif", "b.ome.tif")):
+        write_png(tmp_path / "images" / name, draw_image(number, GRID))
+    for name in ("a.ome.tif", "b_masks.ome.tif"):
+        write_png(tmp_path / "labels" / name, grid_labels())
+    words = ("--annotated", tmp_path / "images", "--masks", tmp_path / "labels")
+    assert prepared_cells(*words, tmp_path / "out") == {"a.ome": len(GRID), "b.ome": len(GRID)}
+    write_png(tmp_path / "labels" / "a.tif", grid_labels() * (grid_labels() < 3))
+    assert prepared_cells(*words, tmp_path / "out") == {"a": 2, "a.ome": len(GRID), "b.ome": len(GRID)}
+
+
+def test_masks_of_one_frame_of_many_that_predict_wrote(tmp_path: Path) -> None:
+    pixels = [draw_image(number, GRID) for number in range(2)]
+    (tmp_path / "in").mkdir()
+    tifffile.imwrite(tmp_path / "in" / "a.tif", np.stack(pixels), imagej=True, metadata={"axes": "TYX"})
+    for name in ("a_t00.tif", "a_t01.tif"):
+        write_png(tmp_path / "labels" / name, grid_labels() * (name == "a_t01.tif"))
+    words = ("--annotated", tmp_path / "in", "--masks", tmp_path / "labels", "--frame", "1")
+    assert prepared_cells(*words, tmp_path / "out") == {"a": len(GRID)}
+    (image,) = list_annotated(tmp_path / "out")
+    np.testing.assert_array_equal(image.read()[..., 0], pixels[1])
+
+
 def test_what_was_found_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "in"
     for number, name in enumerate(("a", "b", "alone")):
@@ -874,6 +903,9 @@ def test_types_by_folder_by_table_and_by_default(tmp_path: Path, capsys: pytest.
     assert "'Neuron'" in capsys.readouterr().out
     (folder / "images.csv").write_text("image,file,cell_type\na,a.png,cort\nc,c.png,astro\n", encoding="utf-8")
     assert types() == {"a": "astro", "b": "cort", "c": "astro"}
+    of_plates = "image,file,cell_type\nctrl/c,c.png,astro\ndrug/c,c.png,cort\n"  # nobody knows which one c is
+    (folder / "images.csv").write_text(of_plates, encoding="utf-8")
+    assert types() == {"a": "astro", "b": "cort", "c": DEFAULT_CELL_TYPE}
     table.write_text("name,cell_type\na,cort\n", encoding="utf-8")
     assert main(["prepare", "--annotated", str(folder), "--cell-types", str(table), "--out", str(tmp_path / "no")]) == 2
 
@@ -1107,6 +1139,44 @@ def test_a_plane_of_a_stack_is_prepared_as_predict_took_it(tmp_path: Path, capsy
     assert "no image is left to prepare" in capsys.readouterr().err
     competition = ["prepare", "--competition", str(tmp_path), "--zoom", "2", "--out", str(tmp_path / "no")]
     assert main(competition) == 2 and "--zoom belongs to --annotated" in capsys.readouterr().err
+
+
+def test_what_was_shown_stays_where_a_later_preparation_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second frames are one picture, as is known only when all are read: no split parts them."""
+    for number, name in enumerate("abc"):
+        stack = np.stack([draw_image(number, GRID), draw_image(9, GRID)])
+        (tmp_path / "in").mkdir(exist_ok=True)
+        tifffile.imwrite(tmp_path / "in" / f"{name}.tif", stack, imagej=True, metadata={"axes": "TYX"})
+        write_png(tmp_path / "in" / f"{name}_masks.png", grid_labels())
+    out = tmp_path / "out"
+    words = ["--annotated", tmp_path / "in", "--cell-type", "cort", "--split", "stratified", "--folds", "3"]
+    prepared_cells(*words, "--frame", "0", out)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert {path.name for path in before} == {
+        "annotations.json", "folds.csv", "report.json", "a.png", "b.png", "c.png",
+    }  # fmt: skip
+    assert main(["prepare", *map(str, words), "--frame", "1", "--out", str(out)]) == 2
+    assert "only 1 of the pictures are different, and 3 folds" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    prepared_cells(*words[:-4], "--frame", "1", out)
+    assert (out / "shown" / "a.png").read_bytes() == (out / "shown" / "b.png").read_bytes()
+    assert {path.name for path in out.iterdir()} == {"annotations.json", "report.json", "shown"}
+
+
+@pytest.mark.parametrize("axes", ["YXZ", "XY", "ZXY"])
+def test_planes_of_other_axes_are_prepared_as_predict_shows_them(tmp_path: Path, axes: str) -> None:
+    pixels = draw_image(1, GRID)
+    pixels[:, :40] = 0  # it is not the same on its side
+    values = {"YXZ": np.dstack([pixels] * 3), "XY": pixels.T, "ZXY": np.stack([pixels.T] * 3)}[axes]
+    (tmp_path / "in").mkdir()
+    tifffile.imwrite(tmp_path / "in" / "a.tif", values, photometric="minisblack", metadata={"axes": axes})
+    write_png(tmp_path / "in" / "a_masks.png", grid_labels())
+    prepared_cells("--annotated", tmp_path / "in", "--cell-type", "cort", tmp_path / "out")
+    (image,) = list_annotated(tmp_path / "out")
+    np.testing.assert_array_equal(image.read()[..., 0], pixels)
+    assert len(image.masks()) == len(GRID)
 
 
 def told_planes(form: str, planes: list[dict[str, int]], path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import tifffile
 from oracles import full_frames
 from prepared_frames import assert_every_row_is_told, assert_same_frames, frames_of
 from pycocotools import mask as mask_utils
@@ -115,6 +116,81 @@ def test_livecell_files_that_repeat_and_images_found_twice(tmp_path: Path) -> No
     shutil.copytree(tmp_path / "images" / "part0", tmp_path / "images" / "copy")
     source = read_livecell([one], tmp_path / "images")
     assert any("two images have this name" in image.reason for image in source.dropped_images)
+
+
+def images_of_plates(tmp_path: Path, names: list[str]) -> tuple[Path, Path]:
+    """A COCO file of images of plates, each with a cell of its own width, and the folder of the plates' images."""
+    for number, name in enumerate(("ctrl", "drug")):
+        path = tmp_path / "plates" / name / "A1.png"
+        path.parent.mkdir(parents=True)
+        cv2.imwrite(str(path), np.full((6, 10), number, np.uint8))
+    records = [{"id": number, "file_name": name, "height": 6, "width": 10} for number, name in enumerate(names)]
+    cells = [
+        {
+            "id": number,
+            "image_id": number,
+            "category_id": 1,
+            "segmentation": {"size": [6, 10], "counts": [0, n, 60 - n]},
+        }
+        for number, n in enumerate(range(6, 60, 6)[: len(names)])
+    ]
+    path = tmp_path / "coco.json"
+    path.write_text(json.dumps({"images": records, "annotations": cells, "categories": [{"id": 1, "name": "astro"}]}))
+    return path, tmp_path / "plates"
+
+
+@pytest.mark.parametrize(
+    ("names", "area", "dropped"),
+    [
+        (["ctrl/A1.png", "drug/A1.png"], 12, ["ctrl/A1"]),
+        (["A1.png", "plates\\drug/A1.png", "./drug/A1.png"], 12, ["A1", "drug/A1"]),
+        (["/data/ctrl/A1.png", "/data/drug/A1.png"], 0, ["data/ctrl/A1", "data/drug/A1"]),
+        (["elsewhere/A1.png"], 6, []),
+    ],
+)
+def test_an_image_has_the_cells_of_its_own_plate(
+    tmp_path: Path, names: list[str], area: int, dropped: list[str]
+) -> None:
+    path, plates = images_of_plates(tmp_path, names)
+    source = read_livecell([path], plates / "drug")
+    assert [image.image_id for image in source.dropped_images] == dropped
+    assert [image.rows for image in source.dropped_images] == [1] * len(dropped)
+    assert [cell.outline["counts"][1] for image in source.images for cell in image.cells] == [area] * bool(area)
+    if not area:
+        assert "2 images are called so, data/ctrl/A1, data/drug/A1, and none" in source.dropped_images[0].reason
+
+
+def test_masks_are_of_the_plane_and_scale_that_predict_took(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """predict's coco.json tells frames apart; without an option the first one is taken, at the size of its pixels."""
+    stack = np.random.default_rng(0).integers(90, 110, (3, 60, 80)).astype(np.uint8)
+    stack[1, 20:40, 20:60] = 200
+    told = {"axes": "TYX", "PhysicalSizeX": 0.62, "PhysicalSizeY": 0.62}
+    (tmp_path / "images").mkdir()
+    tifffile.imwrite(tmp_path / "images" / "a.ome.tif", stack, ome=True, photometric="minisblack", metadata=told)
+    box = [[0, 0, 10, 0, 10, 10, 0, 10]], [[20, 20, 60, 20, 60, 40, 20, 40]]
+    data = {
+        "images": [
+            {"id": number, "file_name": "a.ome.tif", "height": 60, "width": 80, "frame": number} for number in (0, 1)
+        ],
+        "annotations": [
+            {"id": number, "image_id": number, "category_id": 1, "segmentation": box[number]} for number in (0, 1)
+        ],
+        "categories": [{"id": 1, "name": "astro"}],
+    }
+    path = tmp_path / "coco.json"
+    path.write_text(json.dumps(data))
+    words = ["prepare", "--livecell-annotations", str(path), "--livecell-images", str(tmp_path / "images")]
+    words += ["--split", "none", "--out", str(tmp_path / "out")]
+    for frame, mean in ((["--frame", "1"], 200), ([], 100)):
+        assert main([*words, *frame]) == 0
+        (image,) = list_annotated(tmp_path / "out")
+        ((y0, x0, y1, x1),) = image.masks().windows.tolist()
+        assert abs(float(image.read()[y0:y1, x0:x1].mean()) - mean) < 3
+        assert (image.masks().image_shape, image.pixel_um) == ((30, 40), 1.24)
+        assert "a.ome: its masks are of frame" in capsys.readouterr().out
+    assert main([*words, "--zoom", "1"]) == 0
+    (image,) = list_annotated(tmp_path / "out")
+    assert image.masks().image_shape == (60, 80)
 
 
 def test_livecell_images_need_ids_of_their_own(tmp_path: Path) -> None:

@@ -39,6 +39,20 @@ def test_a_copy_is_found_among_others(change: str) -> None:
     assert index.find(picture_of("equal", picture(5))) == index.pictures[5]
 
 
+def faint(seed: int) -> np.ndarray:
+    """A picture of faint cells, as a microscope shows it whose light is brighter in the middle and on the left."""
+    y, x = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
+    return ((120 + 0.1 * picture(seed)) * (1 - 0.2 * (x**2 + y**2) - 0.1 * x)[..., None]).astype(np.uint8)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_common_shading_does_not_make_pictures_the_same(change: str) -> None:
+    pictures = [picture_of(f"i{seed}", faint(seed)) for seed in range(8)]
+    assert same_pictures(pictures) == []
+    copy = picture_of("copy", CHANGES[change](faint(5)))
+    assert [pictures[place].image_id for place in PictureIndex(pictures).same(copy)] == ["i5"]
+
+
 def test_flat_pictures_are_the_same_only_where_their_pixels_are() -> None:
     pictures = [picture_of(str(level), np.full((40, 60, 3), level, np.uint8)) for level in (90, 120, 90)]
     assert {one.look for one in pictures} == {""}

@@ -517,6 +517,27 @@ def test_bad_pseudo_labels_are_named(tmp_path: Path) -> None:
     assert {image.cell_type for image in only.images} == {"astro"}
 
 
+def test_ids_of_two_plates_that_mean_one_image_are_no_ids_of_it(tmp_path: Path) -> None:
+    """Nobody knows of which plate the images are: an image never gets the cells or the type of another one."""
+    folder = small_folder(tmp_path, "", ("a", "b"))
+    table = tmp_path / "submission.csv"
+    table.write_text("id,predicted\nctrl/a,1 2\ndrug/a,5 2\ndrug/b,3 1\n")
+    source = read_pseudo_labels(table, folder / "train", "astro")
+    assert [image.image_id for image in source.images] == ["b"]
+    reason = "the ids 'ctrl/a' and 'drug/a' both mean the image a"
+    assert [(cell.place, reason in cell.reason) for cell in source.dropped_cells] == [("row 2", True), ("row 3", True)]
+    assert_every_row_is_told(prepare(source, tmp_path / "out", split=None))
+    types = tmp_path / "types.csv"
+    types.write_text("id,cell_type\nctrl/a,astro\ndrug/a,cort\n")
+    with pytest.raises(InputError, match=f"types.csv, row 3: {reason}"):
+        read_pseudo_labels(table, folder / "train", str(types))
+    types.write_text("id,cell_type\nctrl/a,astro\ndrug/a,astro\nctrl/c,astro\ndrug/c,cort\n")
+    assert read_pseudo_labels(table, folder / "train", str(types)).dropped_cells == source.dropped_cells
+    folder = small_folder(tmp_path / "train", "ctrl/a,1 2,10,6,astro\ndrug/a,5 2,10,6,astro\n")
+    (bad,) = read_competition(folder).dropped_cells
+    assert bad.reason == "the ids 'ctrl/a' above and 'drug/a' here both mean the image 'a'"
+
+
 def test_cell_types_that_are_none(tmp_path: Path) -> None:
     folder = small_folder(tmp_path, "")
     submission = tmp_path / "submission.csv"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -181,6 +183,21 @@ def test_a_mask_that_is_not_what_it_says(tmp_path: Path, key: str, value: object
     (tmp_path / PREPARED_NAME).write_text(json.dumps(data))
     with pytest.raises(InputError, match="image 'z', annotation 1: its mask is not the one"):
         read_prepared(tmp_path).images[1].masks()
+
+
+def test_cells_of_a_large_image_take_little_memory() -> None:
+    """A frame for each cell would take 64 MiB and most of the time, for writing and for reading."""
+    shape = (8192, 8192)
+    tracemalloc.start()
+    cell = encode_cell(np.ones((30, 20), bool), (4000, 8172), shape, 0)
+    assert cell is not None
+    masks = PreparedImage(Path("a.png"), "cort", shape, (cell,)).masks()
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert masks.crops[0].shape == (30, 20) and masks.crops[0].all() and most < 8 << 20
+    outside = replace(cell, bbox_xywh=(0, 4000, 20, 30))
+    with pytest.raises(InputError, match="its mask is not the one"):
+        PreparedImage(Path("a.png"), "cort", shape, (outside,)).masks()
 
 
 def test_no_file_and_no_json(tmp_path: Path) -> None:

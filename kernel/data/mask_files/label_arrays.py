@@ -97,8 +97,10 @@ def refuse_binary(plane: np.ndarray) -> None:
     found = plane != 0
     value = plane[found][0]
     most = True if plane.dtype == bool else np.iinfo(plane.dtype).max if plane.dtype.kind in "ui" else None
-    _, pieces = cast(tuple[np.ndarray, int], label(found, np.ones((3, 3))))
-    if pieces > (1 if value == most else MOST_PIECES):
+    numbers, pieces = cast(tuple[np.ndarray, int], label(found, np.ones((3, 3))))
+    sizes = np.sort(np.bincount(numbers.ravel())[1:])
+    fragments = np.count_nonzero(np.cumsum(sizes) < LARGE_PIECE * sizes[-1])  # the smallest, together
+    if (pieces > 1) if value == most else (pieces - fragments > MOST_PIECES):
         raise InputError(
             f"all its {pieces} pieces have the value {int(value)}: it tells cells from background, and not one "
             "cell from the next; number them, as Fiji does by Analyze Particles with count masks"

@@ -7,6 +7,7 @@ that says so (`images/a.png` and `masks/a.tif`). It belongs to the image whose n
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,11 +67,13 @@ class Pairing:
     without_image: Sequence[MaskFile]
 
 
-def pair_masks(folder: Path, masks_folder: Path | None = None) -> Pairing:
+def pair_masks(folder: Path, masks_folder: Path | None = None, frame: int | None = None) -> Pairing:
     """Pair the images below a folder with the mask files there, or below another folder.
 
     Where some images lie in a folder `images`, image files elsewhere are none. In a folder of masks alone every file
     may be one; among images one of an image's format needs a mark, or a folder that says so.
+
+    With a `frame`, masks of it alone count, too, whose names `predict` ends by _t and its number.
 
     Raises:
         InputError: there is no such folder or no image, or two images have the same name.
@@ -93,6 +96,10 @@ def pair_masks(folder: Path, masks_folder: Path | None = None) -> Pairing:
         is_plain = ending in COMMON_ENDINGS and not is_apart and not parts & MASK_FOLDERS
         if is_plain and ending in IMAGE_ENDINGS:
             bases = bases[1:]  # its name is that of an image
+        if frame is not None:
+            bases += [re.sub(rf"_t0*{frame}$", "", base) for base in bases]
+        if ending.startswith(".ome."):
+            bases = [*(f"{base}.ome" for base in bases), *bases]
         found = next((keys[base] for base in bases if base in keys), None) or only_image(path, taken)
         if found is not None:
             masks.setdefault(found, []).append(MaskFile(path, name, found, ending in WEAK_ENDINGS))
