@@ -822,14 +822,18 @@ def test_masks_of_an_ome_tiff_are_not_those_of_its_plain_neighbour(tmp_path: Pat
     assert prepared_cells(*words, tmp_path / "out") == {"a": 2, "a.ome": len(GRID), "b.ome": len(GRID)}
 
 
-def test_masks_of_one_frame_of_many_that_predict_wrote(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "shown"), [("a", "a"), ("a.b", "a_b"), ("a.ome", "a_ome"), ("a.ome", "a.ome")])
+def test_masks_of_one_frame_of_many_that_predict_wrote(tmp_path: Path, name: str, shown: str) -> None:
     pixels = [draw_image(number, GRID) for number in range(2)]
     (tmp_path / "in").mkdir()
-    tifffile.imwrite(tmp_path / "in" / "a.tif", np.stack(pixels), imagej=True, metadata={"axes": "TYX"})
-    for name in ("a_t00.tif", "a_t01.tif"):
-        write_png(tmp_path / "labels" / name, grid_labels() * (name == "a_t01.tif"))
+    is_ome = name.endswith(".ome")
+    tifffile.imwrite(
+        tmp_path / "in" / f"{name}.tif", np.stack(pixels), imagej=not is_ome, ome=is_ome, metadata={"axes": "TYX"}
+    )
+    for frame in range(2):
+        write_png(tmp_path / "labels" / f"{shown}_t0{frame}.tif", grid_labels() * frame)
     words = ("--annotated", tmp_path / "in", "--masks", tmp_path / "labels", "--frame", "1")
-    assert prepared_cells(*words, tmp_path / "out") == {"a": len(GRID)}
+    assert prepared_cells(*words, tmp_path / "out") == {name: len(GRID)}
     (image,) = list_annotated(tmp_path / "out")
     np.testing.assert_array_equal(image.read()[..., 0], pixels[1])
 

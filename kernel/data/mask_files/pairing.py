@@ -73,7 +73,7 @@ def pair_masks(folder: Path, masks_folder: Path | None = None, frame: int | None
     Where some images lie in a folder `images`, image files elsewhere are none. In a folder of masks alone every file
     may be one; among images one of an image's format needs a mark, or a folder that says so.
 
-    With a `frame`, masks of it alone count, too, whose names `predict` ends by _t and its number.
+    With a `frame`, masks of it alone count, too: `predict` ends their names by _t and its number, without dots before.
 
     Raises:
         InputError: there is no such folder or no image, or two images have the same name.
@@ -83,6 +83,8 @@ def pair_masks(folder: Path, masks_folder: Path | None = None, frame: int | None
     mask_paths = files if masks_folder is None else list(walk_files(masks_folder))
     images = find_images(folder, [each for each in files if not (is_apart and is_below(each[0], masks_folder))])
     keys = {key: name for name in images for key in reversed(image_keys(name))} | {name: name for name in images}
+    if frame is not None:
+        keys = {key.replace(".", "_"): name for key, name in keys.items()} | keys
     taken = set(images.values())
     masks: dict[str, list[MaskFile]] = {}
     without_image = []
