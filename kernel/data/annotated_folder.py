@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from kernel.data.image_names import ambiguous_ids, known_name
+from kernel.data.image_names import ambiguous_ids, composed, known_name
 from kernel.data.mask_files.forms import MASK_FORMS, require_package
 from kernel.data.mask_files.pairing import MaskFile, Pairing, pair_masks
 from kernel.data.mask_files.taken import FIRST_PLANE, TakenPlane, taken_plane
@@ -109,8 +109,10 @@ def read_annotated_folder(
             dropped.append(DroppedImage(image_id, str(error), len(found)))
     if not pairs and not dropped:
         raise InputError(_nothing_paired(pairing, folder, masks_folder, form))
+    stems = {composed(path.stem) for path in pairing.images.values()}
+    several = "several images have this name, and none of them lies in folders called as those of the masks"
     without = [
-        DroppedImage(file.path.name, "no image of this name", 0)
+        DroppedImage(file.path.name, several if file.image_name in stems else "no image of this name", 0)
         for file in pairing.without_image
         if form in (None, file.form)
     ]
@@ -270,6 +272,7 @@ def _nothing_paired(pairing: Pairing, folder: Path, masks_folder: Path | None, f
         f"masks below {place}"
         + (f" in the form {form}" if form else f" in one of the forms {kinds}")
         + (f"; masks without an image are there: {others}" if others else "")
-        + "; masks have their image's name, as a.png and a_masks.tif, a_seg.npy, a.geojson, or masks/a.png; COCO "
-        "annotations of many images are read by --livecell-annotations"
+        + "; masks have their image's name, as a.png and a_masks.tif, a_seg.npy, a.geojson, or masks/a.png, and lie in "
+        "folders called as its own where several images have this name; COCO annotations of many images are read by "
+        "--livecell-annotations"
     )

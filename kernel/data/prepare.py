@@ -92,7 +92,7 @@ def prepare(
         made = _split(source, source.images, lost, split, folds, or_next_best=or_next_best)
     with _scratch_for_shown(source, out) as scratch:
         tasks = [
-            dataclasses.replace(image, shown_path=scratch / f"{image.image_id}.png") if image.showing else image
+            dataclasses.replace(image, shown_path=scratch / f"{image.image_id}.png") if may_be_written(image) else image
             for image in source.images
         ]
         results = list(prepare_images(tasks, workers))
@@ -123,9 +123,10 @@ def prepare(
 def _scratch_for_shown(source: Source, out: Path) -> Iterator[Path]:
     """A folder in `out` for pictures that are not in their place until annotations.json, which tells of them, is.
 
-    Where none is shown otherwise than its file is read, there is no such folder, and nothing is written to it.
+    Where none is shown otherwise than its file is read, nor called otherwise, there is no such folder, and nothing is
+    written to it.
     """
-    if not any(image.showing for image in source.images):
+    if not any(map(may_be_written, source.images)):
         yield out / SHOWN_FOLDER
         return
     with writing(out):
@@ -133,6 +134,11 @@ def _scratch_for_shown(source: Source, out: Path) -> Iterator[Path]:
         scratch = tempfile.TemporaryDirectory(prefix=f".{SHOWN_FOLDER}-", dir=out)
     with scratch as folder:
         yield Path(folder)
+
+
+def may_be_written(image: SourceImage) -> bool:
+    """Whether a picture of an image may be needed beside its file."""
+    return image.showing is not None or image.is_renamed
 
 
 def _at_its_place(image: PreparedImage, scratch: Path, out: Path) -> PreparedImage:

@@ -56,6 +56,7 @@ def prepare_image(task: SourceImage) -> PreparedResult:
     """Read an image, decode its masks, fill their holes, apply its correction, encode them again.
 
     An image that members are shown otherwise than its file is read is written as they see it; its masks are of that.
+    So is one that is not called as its file, for by their files' names prepared images are known.
 
     Raises:
         RunError: it cannot be written.
@@ -64,6 +65,8 @@ def prepare_image(task: SourceImage) -> PreparedResult:
         pixels, zoom, pixel_um, told = _read_shown(task)
     except InputError as error:
         return PreparedResult(None, str(error))
+    if task.is_renamed:
+        told = ", ".join(filter(None, [told, "names with their folders"]))
     height, width = pixels.shape[:2]
     shown_shape = zoomed_shape((height, width), zoom)
     if task.image_shape not in (None, (height, width)):

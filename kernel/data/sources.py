@@ -68,8 +68,13 @@ class SourceImage:
     image_shape: tuple[int, int] | None  # height, width as the annotations say; None: the file decides
     cells: tuple[SourceCell, ...]
     showing: Showing | None = None  # None: as the file is read
-    shown_path: Path | None = None  # with `showing`: the PNG to write where that is not as the file is read
+    shown_path: Path | None = None  # the PNG to write where it is not shown as its file is read, or `is_renamed`
     correction: Path | None = None  # an image whose third channel (of B, G, R: red) is zero where no cell is
+
+    @property
+    def is_renamed(self) -> bool:
+        """Whether its file is called otherwise: it is one of several of a name, and known by its folders, too."""
+        return composed(self.path.stem) != self.image_id
 
 
 @dataclass(frozen=True)

@@ -963,6 +963,95 @@ def test_types_of_names_that_predict_writes_with_an_apostrophe(tmp_path: Path) -
         assert {image.image_id: image.cell_type for image in list_annotated(tmp_path / "out")} == names
 
 
+#: Of two plates: where the images lie, where their masks do, and what of it --annotated and --masks name.
+PLATES = {
+    "masks of predict": ("images/{}/A1.png", "runs/plates/labels/{}/A1.tif", "images", "runs/plates/labels"),
+    "its results as a whole": ("images/{}/A1.png", "runs/plates/labels/{}/A1.tif", "images", "runs"),
+    "masks of predict on the folder around": ("images/{}/A1.png", "found/labels/images/{}/A1.tif", "images", "found"),
+    "images in folders of plates": ("p/{}/images/A1.png", "found/labels/{}/images/A1.tif", "p", "found/labels"),
+    "deeper images": ("all/plates/{}/A1.png", "found/{}/A1.tif", "all", "found"),
+    "one frame": ("images/{}/A1.png", "found/{}/A1_t0.tif", "images", "found"),
+    "a folder of masks beside that of images": ("in/images/{}/A1.png", "in/masks/{}/A1.png", "in", None),
+    "a folder of masks in each plate": ("in/{}/A1.png", "in/{}/labels/A1.png", "in", None),
+    "both folders in each plate": ("in/{}/images/A1.png", "in/{}/masks/A1.png", "in", None),
+    "masks beside images": ("in/{}/A1.png", "in/{}/A1_masks.tif", "in", None),
+    "Cellpose's names": ("in/{}/A1_img.png", "in/{}/A1_masks.png", "in", None),
+    "the folder named that the images are in": ("in/{}/A1.png", "in/{}/A1_masks.tif", "in", "in"),
+}
+
+
+def write_plates(folder: Path, layout: str, cells: Mapping[str, int]) -> list[object]:
+    """Write an image for each plate, masks where it is of some cells; the words that `prepare` is given."""
+    image, masks, annotated, masks_folder = PLATES[layout]
+    for number, (plate, count) in enumerate(cells.items()):
+        write_png(folder / image.format(plate), draw_image(number, GRID))
+        labels = grid_labels()
+        if count:
+            write_png(folder / masks.format(plate), np.where(labels <= count, labels, 0).astype(np.uint16))
+    words: list[object] = ["--annotated", folder / annotated]
+    return [*words, *(["--masks", folder / masks_folder] if masks_folder else [])]
+
+
+@pytest.mark.parametrize("layout", PLATES)
+def test_images_of_one_name_in_several_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str], layout: str) -> None:
+    words = write_plates(tmp_path, layout, {"ctrl": 3, "drug": 5, "neither": 0})
+    words += ["--frame", 0] if layout == "one frame" else []
+    stem = Path(PLATES[layout][0]).stem
+    around = "plates_" if layout == "deeper images" else ""
+    names = [f"{around}{plate}_{stem}" for plate in ("ctrl", "drug")]
+    out = tmp_path / "out"
+    assert prepared_cells(*words, "--folds", 2, "--split", "stratified", out) == dict(zip(names, (3, 5), strict=True))
+    told = capsys.readouterr().out
+    assert "images without masks: 1; masks without image: 0" in told and f"{around}neither_{stem}" in told
+    for number, image in enumerate(list_annotated(out)):
+        assert image.path == out / "shown" / f"{image.image_id}.png"
+        assert np.array_equal(image.read()[..., 0], draw_image(number, GRID))
+        found = np.zeros((160, 160), int)
+        for place, frame in enumerate(full_frames(image.masks()), start=1):
+            found[frame] = place
+        assert np.array_equal(found > 0, (grid_labels() > 0) & (grid_labels() <= (3, 5)[number]))
+    assert set(read_folds(out / "folds.csv", names)) == set(names)
+    assert prepared_cells(*words, "--folds", 2, "--split", "stratified", out)  # over what is there
+
+
+def test_types_of_images_of_one_name(tmp_path: Path) -> None:
+    words = write_plates(tmp_path, "masks of predict", {"ctrl": 3, "drug": 5})
+    write_png(tmp_path / "images" / "drug" / "B2.png", draw_image(7, GRID))
+    write_png(tmp_path / "runs" / "plates" / "labels" / "drug" / "B2.tif", grid_labels())
+    rows = "image,file,cell_type\nctrl/A1,ctrl/A1.png,cort\ndrug/A1,drug/A1.png,astro\ndrug/B2,drug/B2.png,cort\n"
+    (tmp_path / "runs" / "plates" / "images.csv").write_text(rows, encoding="utf-8")
+    table = tmp_path / "types.csv"
+    table.write_text("id,cell_type\nimages\\drug\\A1.png,cort\nctrl_A1,astro\nB2,astro\n", encoding="utf-8")
+    for more, types in (([], ("cort", "astro", "cort")), (["--cell-types", table], ("astro", "cort", "astro"))):
+        prepared_cells(*words, *more, tmp_path / "out")
+        of_images = {image.image_id: image.cell_type for image in list_annotated(tmp_path / "out")}
+        assert of_images == dict(zip(("ctrl_A1", "drug_A1", "B2"), types, strict=True))
+    assert {image.path.parent.name for image in list_annotated(tmp_path / "out")} == {"shown", "drug"}
+
+
+def test_masks_of_another_plate_or_of_none_are_given_to_nobody(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where several images have a name, masks are theirs whose folders are called the same."""
+    images, masks = tmp_path / "images", tmp_path / "masks"
+    for name in ("A1", "ctrl/A1", "drug/A1"):
+        write_png(images / f"{name}.png", draw_image(len(name), GRID))
+    for number, name in enumerate(("new/A1", "drug/A1")):
+        write_png(masks / f"{name}.tif", np.where(grid_labels() > number, grid_labels(), 0).astype(np.uint16))
+    words = ["--annotated", images, "--masks", masks]
+    assert prepared_cells(*words, "--split", "none", tmp_path / "out") == {"drug_A1": len(GRID) - 1}
+    told = capsys.readouterr().out
+    assert "A1.tif: several images have this name, and none of them lies in folders called as those of" in told
+    write_png(masks / "A1.tif", grid_labels())  # of the image that is in no folder
+    assert prepared_cells(*words, "--split", "none", "--replace", tmp_path / "out") == {
+        "A1": len(GRID),
+        "drug_A1": len(GRID) - 1,
+    }
+    write_png(images / "ctrl" / "A1.tif", draw_image(1, GRID))
+    assert main(["prepare", *map(str, words), "--out", str(tmp_path / "no")]) == 2
+    assert "two images have the same name" in capsys.readouterr().err
+
+
 def test_several_masks_of_one_image_must_say_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "in"
     write_png(folder / "a.png", draw_image(0, GRID))

@@ -47,7 +47,17 @@ def test_images_are_known_by_either_unicode_form(tmp_path: Path) -> None:
         ("'=DOX 2.tif", "=DOX 2"),
         ("'+a", "'+a"),  # as it is, for there is such a name
         ("'@b", "'@b"),  # another image
+        ("ctrl/y", "ctrl_y"),
+        ("all\\ctrl\\images\\y.tif", "ctrl_y"),
+        ("'-ctrl/y", "-ctrl_y"),
+        ("drug/y", "y"),
+        ("drug/z", "drug/z"),  # another plate's
     ],
 )
 def test_an_id_is_matched_with_the_names_there_are(text: str, name: str) -> None:
-    assert known_name(text, {"abc", "x.tif", "x.1", "7", "-DOX 1", "=DOX 2", "+a", "'+a"}) == name
+    assert (
+        known_name(
+            text, {"abc", "x.tif", "x.1", "7", "-DOX 1", "=DOX 2", "+a", "'+a", "ctrl_y", "-ctrl_y", "y", "ctrl_z"}
+        )
+        == name
+    )

@@ -1,7 +1,8 @@
 """Which mask files belong to which images of a folder, by what lies in it.
 
 A mask file is known by its ending, by a mark behind the image's name (`a.png` and `a_cp_masks.png`), or by a folder
-that says so (`images/a.png` and `masks/a.tif`). It belongs to the image whose name is left without these.
+that says so (`images/a.png` and `masks/a.tif`). It belongs to the image whose name is left without these. Where several
+images have this name, as those of two plates, it belongs to the one whose folders are called as its own.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kernel.data.image_names import composed, images_by_name
+from kernel.data.image_names import IMAGE_FOLDERS, composed, images_by_name
 from kernel.data.mask_files.forms import (
     COMMON_ENDINGS,
     IMAGE_ENDINGS,
@@ -27,7 +28,7 @@ from kernel.data.prepared import PREPARED_NAME, SHOWN_FOLDER
 from kernel.errors import InputError
 from kernel.images.listing import IMAGE_SUFFIXES, is_hidden, is_text
 
-#: Folders of masks, and of images, in lower case. The last of the former are those that `predict` writes.
+#: Folders of masks, in lower case. The last are those that `predict` writes.
 MASK_FOLDERS = frozenset(
     {
         "mask", "masks", "label", "labels", "label_images", "labelimages", "annotation", "annotations", "gt",
@@ -35,7 +36,6 @@ MASK_FOLDERS = frozenset(
         "outlines", "rois", "seg-npy", "ome-tiff", "ome-zarr",
     }
 )  # fmt: skip
-IMAGE_FOLDERS = frozenset({"image", "images", "img", "imgs"})
 #: What Cellpose's training data have behind an image's name.
 IMAGE_MARKS = ("_img", "_image", "_raw")
 #: Folders of `predict` that hold neither images nor masks.
@@ -82,7 +82,10 @@ def pair_masks(folder: Path, masks_folder: Path | None = None, frame: int | None
     files = list(walk_files(folder))
     mask_paths = files if masks_folder is None else list(walk_files(masks_folder))
     images = find_images(folder, [each for each in files if not (is_apart and is_below(each[0], masks_folder))])
-    keys = {key: name for name in images for key in reversed(image_keys(name))} | {name: name for name in images}
+    names: dict[str, list[str]] = {}  # of the images by what their files are called, mostly one
+    for name, path in images.items():
+        names.setdefault(composed(path.stem), []).append(name)
+    keys = {key: name for name in names for key in reversed(image_keys(name))} | {name: name for name in names}
     if frame is not None:
         keys = {key.replace(".", "_"): name for key, name in keys.items()} | keys
     taken = set(images.values())
@@ -102,7 +105,13 @@ def pair_masks(folder: Path, masks_folder: Path | None = None, frame: int | None
             bases += [re.sub(rf"_t0*{frame}$", "", base) for base in bases]
         if ending.startswith(".ome."):
             bases = [*(f"{base}.ome" for base in bases), *bases]
-        found = next((keys[base] for base in bases if base in keys), None) or only_image(path, taken)
+        called = next((names[keys[base]] for base in bases if base in keys), [])
+        if len(called) > 1:
+            root = masks_folder if masks_folder and not path.is_relative_to(folder) else folder
+            called = in_folders(
+                telling_folders(path, root), {each: telling_folders(images[each], folder) for each in called}
+            )
+        found = next(iter(called), None) or only_image(path, images)
         if found is not None:
             masks.setdefault(found, []).append(MaskFile(path, name, found, ending in WEAK_ENDINGS))
         elif ending not in WEAK_ENDINGS and (not is_plain or stem.lower().endswith(MASK_MARKS)):
@@ -135,7 +144,25 @@ def find_images(folder: Path, files: Sequence[tuple[Path, frozenset[str]]]) -> d
             f"no image below {folder}: expected {', '.join(IMAGE_SUFFIXES)} files, and masks beside them or in a "
             "folder masks or labels"
         )
-    return images_by_name(images)
+    return images_by_name(images, lambda path: telling_folders(path, folder))
+
+
+def telling_folders(path: Path, root: Path) -> tuple[str, ...]:
+    """The folders from the root to a file that tell plates and such apart: all but those for images or for masks."""
+    parts = map(composed, path.relative_to(root).parent.parts)
+    return tuple(part for part in parts if part.lower() not in MASK_FOLDERS | IMAGE_FOLDERS)
+
+
+def in_folders(folders: tuple[str, ...], images: Mapping[str, tuple[str, ...]]) -> list[str]:
+    """Which of several images of one name, with their folders, masks in these `folders` belong to: one, or none.
+
+    All folders of one of the two must end the other's path: masks of another plate, or of none, are not given to it.
+    """
+    within = [name for name, own in images.items() if own == folders or (own and folders[-len(own) :] == own)]
+    around = [name for name, own in images.items() if folders and own[-len(folders) :] == folders]
+    if within:
+        return [max(within, key=lambda name: len(images[name]))]
+    return around if len(around) == 1 else []
 
 
 def is_of_another(path: Path, keys: Collection[str]) -> bool:
@@ -177,10 +204,11 @@ def marked_of(stem: str) -> list[str]:
     return mask_keys(stem[: len(stem) - len(mark)]) if mark else []
 
 
-def only_image(path: Path, images: Collection[Path]) -> str | None:
+def only_image(path: Path, images: Mapping[str, Path]) -> str | None:
     """The name of the only image beside a RoiSet.zip, as the ROI Manager calls what it saves."""
-    beside = [image for image in images if image.parent == path.parent] if path.name.lower() == "roiset.zip" else []
-    return composed(beside[0].stem) if len(beside) == 1 else None
+    is_set = path.name.lower() == "roiset.zip"
+    beside = [name for name, image in images.items() if image.parent == path.parent] if is_set else []
+    return beside[0] if len(beside) == 1 else None
 
 
 def walk_files(folder: Path) -> Iterator[tuple[Path, frozenset[str]]]:
