@@ -28,7 +28,7 @@ from kernel.signals import ended_at_once
 
 with ended_at_once():  # while this imports, Ctrl-C would come out as a traceback
     from bundle.build import write_kernel
-    from bundle.commands.common import add_manifest_option, add_out_option, alone_in
+    from bundle.commands.common import add_manifest_option, add_out_option, alone_in, meant_options
     from bundle.datasets import weights_folder_name, write_sums, write_weights_datasets
     from bundle.dry_run import RESULT_NAMES, check_device, choose_images, run_dry
     from bundle.kaggle import (
@@ -212,7 +212,7 @@ def run_build(options: argparse.Namespace) -> int:
         code = 0
         if options.dry_run:
             code = report_dry_run(options, manifest, weights)
-    print_next_steps(manifest, options.out, open_points)
+    print_next_steps(manifest, options, open_points)
     return code
 
 
@@ -300,12 +300,14 @@ def report_dry_run(options: argparse.Namespace, manifest: Manifest, weights: Seq
     return done.exit_code
 
 
-def print_next_steps(manifest: Manifest, out: Path, open_points: Sequence[str]) -> None:
+def print_next_steps(manifest: Manifest, options: argparse.Namespace, open_points: Sequence[str]) -> None:
     """Print what is left to do, and what nobody has checked, `open_points` among it."""
+    out = options.out
     print("\nunverified:")
     for point in (*unverified_points(manifest), *open_points):
         print(f"  - {point}")
-    print("\nnext: `python build_kernel.py push` sends all of it, and sees that it arrives. By hand instead:")
+    push = f"python build_kernel.py push{meant_options(options)}"
+    print(f"\nnext: `{push}` sends all of it, and sees that it arrives. By hand instead:")
     print(f"  kaggle datasets create -p {shell_word(out / 'wheels')}")
     for dataset in manifest.all_weight_datasets:
         if (out / weights_folder_name(dataset)).is_dir():

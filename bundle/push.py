@@ -113,7 +113,10 @@ def refuse_stale(built: Manifest, given: Manifest, manifest_path: Path, folder: 
         for now, then in zip(given.members, built.members, strict=False)
     )
     if len(given.members) != len(built.members) or replace(given, members=filled) != built:
-        raise InputError(f"{folder} was built from another state of {manifest_path}: {BUILD_AGAIN}, and then push")
+        raise InputError(
+            f"{folder} was built from another state of {manifest_path}, or from another manifest: name that one by "
+            f"--manifest, or {BUILD_AGAIN}, and then push"
+        )
     if (folder / SCRIPT_NAME).read_bytes() != script_text(built).encode():
         raise InputError(
             f"{folder / SCRIPT_NAME} is not what a build gives now, for it was edited, or the project has changed "

@@ -66,6 +66,7 @@ def test_build_of_the_published_ensemble(
     assert metadata["code_file"] == "kernel.py" and metadata["enable_internet"] is False
     assert built_wheels == [out / "wheels"]
     told = capsys.readouterr().out
+    assert f"next: `python build_kernel.py push --out {out}` sends all of it" in told
     assert f"kaggle kernels push -p {out / 'kernel'}" in told and f"kaggle datasets create -p {out / 'wheels'}" in told
     assert "unverified:" in told and "13 member(s) name no weight file" in told
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -12,7 +13,7 @@ from tqdm import tqdm
 
 from kernel.data.image_names import ambiguous_ids, composed, known_name
 from kernel.data.mask_files.forms import MASK_FORMS, require_package
-from kernel.data.mask_files.pairing import MaskFile, Pairing, pair_masks
+from kernel.data.mask_files.pairing import MASK_FOLDERS, MaskFile, Pairing, pair_masks
 from kernel.data.mask_files.taken import FIRST_PLANE, TakenPlane, taken_plane
 from kernel.data.sources import (
     DroppedCell,
@@ -267,6 +268,8 @@ def _nothing_paired(pairing: Pairing, folder: Path, masks_folder: Path | None, f
     place = masks_folder or folder
     kinds = ", ".join(f"{each.name} ({each.what})" for each in MASK_FORMS.values())
     others = first_names([file.path.name for file in pairing.without_image], 5)
+    siblings = [str(folder.absolute().parent / name) for name in sorted(MASK_FOLDERS)]
+    beside = [path for path in siblings if os.path.isdir(path)]  # noqa: PTH112 (Path's own raises where it is closed)
     return (
         f"none of the {len(pairing.images)} images of {folder}, {next(iter(pairing.images.values())).name} first, has "
         f"masks below {place}"
@@ -275,4 +278,5 @@ def _nothing_paired(pairing: Pairing, folder: Path, masks_folder: Path | None, f
         + "; masks have their image's name, as a.png and a_masks.tif, a_seg.npy, a.geojson, or masks/a.png, and lie in "
         "folders called as its own where several images have this name; COCO annotations of many images are read by "
         "--livecell-annotations"
+        + (f"; {beside[0]} lies beside it: --masks names it" if beside and masks_folder is None else "")
     )

@@ -41,6 +41,7 @@ from kernel.data.sources import Source, SourceImage
 from kernel.data.splits import FOLDS_NAME, SampledImage, Split, make_split, write_folds
 from kernel.errors import InputError, RunError
 from kernel.files import writing
+from kernel.log import LOG
 from kernel.processes import map_in_processes
 from kernel.text import first_names
 
@@ -113,8 +114,12 @@ def prepare(
         write_prepared(out, dataset, f"{source.name}{_PREPARED}", lambda: _put_in_place(scratch, out / SHOWN_FOLDER))
     if made:
         write_folds(out / FOLDS_NAME, made.rows)
-    else:
-        (out / FOLDS_NAME).unlink(missing_ok=True)  # an earlier preparation's would name other images
+    elif (out / FOLDS_NAME).exists():
+        (out / FOLDS_NAME).unlink()
+        LOG.warning(
+            "%s of an earlier preparation is removed, for it could name other images: --split makes folds",
+            out / FOLDS_NAME,
+        )
     write_report(report, out)
     return report
 

@@ -1029,6 +1029,18 @@ def test_types_of_images_of_one_name(tmp_path: Path) -> None:
     assert {image.path.parent.name for image in list_annotated(tmp_path / "out")} == {"shown", "drug"}
 
 
+def test_a_folder_of_masks_beside_that_of_the_images_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_png(tmp_path / "images" / "a.png", draw_image(0, GRID))
+    words = ["prepare", "--annotated", str(tmp_path / "images"), "--out", str(tmp_path / "out")]
+    assert main(words) == 2 and "lies beside it" not in capsys.readouterr().err
+    write_png(tmp_path / "masks" / "a.png", grid_labels())
+    assert main(words) == 2
+    assert f"{tmp_path / 'masks'} lies beside it: --masks names it" in capsys.readouterr().err
+    assert main([*words, "--masks", str(tmp_path / "masks")]) == 0
+
+
 def test_masks_of_another_plate_or_of_none_are_given_to_nobody(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

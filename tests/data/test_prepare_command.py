@@ -85,8 +85,10 @@ def test_missing_sample_ids(made: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert "split stratified: 5 folds of 4, 4, 4, 4, 4 images" in capsys.readouterr().out
     assert prepare_command("--competition", folder, "--out", out, "--split", "stratified", "--folds", "2") == 0
     assert set(read_folds(out / "folds.csv").values()) == {0, 1}
+    assert "removed" not in capsys.readouterr().err
     assert prepare_command("--competition", folder, "--out", out, "--split", "none") == 0
     assert not (out / "folds.csv").exists()
+    assert f"{out / 'folds.csv'} of an earlier preparation is removed" in capsys.readouterr().err
 
 
 def test_pseudo_labels(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
