@@ -300,7 +300,7 @@ def add_member(options: argparse.Namespace) -> int:
     if entry["name"] in [member.name for member in manifest.members]:
         raise InputError(
             f"{options.manifest} has a member {entry['name']!r} already: give another --name, or "
-            f"`members swap {entry['name']} {options.file}`"
+            f"`python build_kernel.py members swap {entry['name']} {shell_word(options.file)}{meant_options(options)}`"
         )
     print(add_to_manifest(options.manifest, entry), end="")
     print(f"added: {entry['name']}, a {spec.kind} {spec.encoder}, of {entry['dataset']}")

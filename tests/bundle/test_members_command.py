@@ -161,7 +161,7 @@ def test_what_was_known_of_a_swapped_member_goes(tmp_path: Path, other: Path) ->
         (["remove", "htd"], "has no member 'htd': did you mean 'htc'?"),
         (["use", "htc", "--for", "cort"], "the cell types use different members"),
         (["add", str(WEIGHTS / "htc.safetensors")], "is the file of htc already: the same detector counted twice"),
-        (["add", "OTHER", "--name", "htc"], "has a member 'htc' already: give another --name, or `members swap htc"),
+        (["add", "OTHER", "--name", "htc"], "has a member 'htc' already: give another --name, or `python "),
         (["add", "OTHER", "--dataset", "nobody"], "expected a dataset as owner/slug"),
         (["add", "gone.safetensors"], "no weight file gone.safetensors: . has no weight file"),
         (["add", "NEAR"], "htd.safetensors: did you mean 'htc.safetensors'?"),
@@ -254,6 +254,13 @@ def test_a_renamed_file_is_found_by_its_checksum(
     (home / "htc_best.safetensors").unlink()
     assert members(manifest, "verify", "--weights-dir", str(tmp_path / "files")) == 2
     assert "under another name" not in capsys.readouterr().err
+
+
+def test_the_swap_that_is_offered_can_be_pasted(
+    manifest: Path, other: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert members(manifest, "add", str(other), "--name", "htc") == 2
+    assert f"`python build_kernel.py members swap htc '{other}' --manifest {manifest}`" in capsys.readouterr().err
 
 
 def test_where_to_build_with_a_new_file(manifest: Path, other: Path, capsys: pytest.CaptureFixture[str]) -> None:
