@@ -311,13 +311,22 @@ def add_member(options: argparse.Namespace) -> int:
 def next_step(options: argparse.Namespace, name: str) -> str:
     """How to build with the new file of the member `name`: the build takes all of them from one folder."""
     manifest, folder = read_manifest(options.manifest), weights_folder(options)
-    (member,) = (member for member in manifest.members if member.name == name)
-    build = f"`python build_kernel.py{meant_options(options)} --weights-dir {shell_word(folder)}`"
-    try:
-        locate_named(manifest, member, folder)
-    except InputError:
-        return f"next: put {options.file} into {folder}, where the other members' files are looked for; then {build}"
-    return f"next: {build}"
+    build = f"python build_kernel.py{meant_options(options)} --weights-dir"
+    lacking = list[str]()
+    for member in manifest.members:
+        if member.file is not None:  # the build recognises the others by content
+            try:
+                locate_named(manifest, member, folder)
+            except InputError:
+                lacking.append(member.name)
+    others = [lacks for lacks in lacking if lacks != name]
+    if others:
+        return (
+            f"next: the files of {first_names(others)} are not in {folder}: put all members' files, {options.file} "
+            f"among them, into one folder, and name that: `{build} DIR`"
+        )
+    first = f"put {options.file} into {folder}, where the other members' files are; then " if lacking else ""
+    return f"next: {first}`{build} {shell_word(folder)}`"
 
 
 def member_name(file: Path) -> str:
