@@ -300,7 +300,7 @@ def add_member(options: argparse.Namespace) -> int:
     if entry["name"] in [member.name for member in manifest.members]:
         raise InputError(
             f"{options.manifest} has a member {entry['name']!r} already: give another --name, or "
-            f"`members swap {entry['name']} {options.file}`"
+            f"`python build_kernel.py members swap {entry['name']} {shell_word(options.file)}{meant_options(options)}`"
         )
     print(add_to_manifest(options.manifest, entry), end="")
     print(f"added: {entry['name']}, a {spec.kind} {spec.encoder}, of {entry['dataset']}")
@@ -311,13 +311,22 @@ def add_member(options: argparse.Namespace) -> int:
 def next_step(options: argparse.Namespace, name: str) -> str:
     """How to build with the new file of the member `name`: the build takes all of them from one folder."""
     manifest, folder = read_manifest(options.manifest), weights_folder(options)
-    (member,) = (member for member in manifest.members if member.name == name)
-    build = f"`python build_kernel.py{meant_options(options)} --weights-dir {shell_word(folder)}`"
-    try:
-        locate_named(manifest, member, folder)
-    except InputError:
-        return f"next: put {options.file} into {folder}, where the other members' files are looked for; then {build}"
-    return f"next: {build}"
+    build = f"python build_kernel.py{meant_options(options)} --weights-dir"
+    lacking = list[str]()
+    for member in manifest.members:
+        if member.file is not None:  # the build recognises the others by content
+            try:
+                locate_named(manifest, member, folder)
+            except InputError:
+                lacking.append(member.name)
+    others = [lacks for lacks in lacking if lacks != name]
+    if others:
+        return (
+            f"next: the files of {first_names(others)} are not in {folder}: put all members' files, {options.file} "
+            f"among them, into one folder, and name that: `{build} DIR`"
+        )
+    first = f"put {options.file} into {folder}, where the other members' files are; then " if lacking else ""
+    return f"next: {first}`{build} {shell_word(folder)}`"
 
 
 def member_name(file: Path) -> str:

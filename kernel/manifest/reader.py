@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import MISSING, fields, replace
@@ -85,8 +86,7 @@ def parse_manifest(text: str, source: str) -> Manifest:
     try:
         data = parse_json(text, reader.object_of_pairs, reader.refuse_constant)
     except json.JSONDecodeError as error:
-        rest = text[error.pos :].lstrip()
-        hint = "; JSON has no comments, they go into `notes`" if rest.startswith(("//", "/*", "#")) else ""
+        hint = json_hint(text, error.pos)
         raise InputError(f"{source}:{error.lineno}:{error.colno}: not JSON: {error.msg}{hint}") from error
     except ValueError as error:
         raise InputError(f"{source}: no manifest: {error}") from error
@@ -103,6 +103,21 @@ def parse_manifest(text: str, source: str) -> Manifest:
             "bundle/manifest.schema.json\n" + "\n".join(listed)
         )
     return manifest
+
+
+def json_hint(text: str, place: int) -> str:
+    """What may have been meant where a text is no JSON, to end a message with."""
+    before, rest = text[:place].rstrip(), text[place:].lstrip()
+    if not text.strip():
+        return "; the file is empty"
+    if rest.startswith(("//", "/*", "#")):
+        return "; JSON has no comments, they go into `notes`"
+    if rest.startswith(("'", "“", "”")):
+        return "; quotes are plain double ones"
+    # From Python 3.13 on the place is that of the comma.
+    if re.match(r"\s*,\s*[]}]", text[len(before.removesuffix(",")) :]):
+        return "; no comma after the last entry"
+    return ""
 
 
 class ManifestReader:

@@ -161,7 +161,7 @@ def test_what_was_known_of_a_swapped_member_goes(tmp_path: Path, other: Path) ->
         (["remove", "htd"], "has no member 'htd': did you mean 'htc'?"),
         (["use", "htc", "--for", "cort"], "the cell types use different members"),
         (["add", str(WEIGHTS / "htc.safetensors")], "is the file of htc already: the same detector counted twice"),
-        (["add", "OTHER", "--name", "htc"], "has a member 'htc' already: give another --name, or `members swap htc"),
+        (["add", "OTHER", "--name", "htc"], "has a member 'htc' already: give another --name, or `python "),
         (["add", "OTHER", "--dataset", "nobody"], "expected a dataset as owner/slug"),
         (["add", "gone.safetensors"], "no weight file gone.safetensors: . has no weight file"),
         (["add", "NEAR"], "htd.safetensors: did you mean 'htc.safetensors'?"),
@@ -256,17 +256,41 @@ def test_a_renamed_file_is_found_by_its_checksum(
     assert "under another name" not in capsys.readouterr().err
 
 
+def test_the_swap_that_is_offered_can_be_pasted(
+    manifest: Path, other: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert members(manifest, "add", str(other), "--name", "htc") == 2
+    assert f"`python build_kernel.py members swap htc '{other}' --manifest {manifest}`" in capsys.readouterr().err
+
+
 def test_where_to_build_with_a_new_file(manifest: Path, other: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (manifest.parent / "weights").mkdir()
+    shutil.copytree(WEIGHTS, manifest.parent / "weights")
     assert members(manifest, "add", str(other), "--use-for", "cort", "cort") == 2
     assert "the cell types use different members" in capsys.readouterr().err
     assert members(manifest, "add", str(other), "--use-for", "cort", "cls", "cort") == 0
     assert f"next: put {other} into {manifest.parent / 'weights'}, where the other" in capsys.readouterr().out
     assert read_manifest(manifest).members[-1].use_for == ("cort", "cls")
     assert members(manifest, "remove", "htc_v2_best_") == 0
+    shutil.copytree(WEIGHTS, other.parent, dirs_exist_ok=True)
     assert members(manifest, "add", str(other), "--weights-dir", str(other.parent)) == 0
     next_step = f"next: `python build_kernel.py --manifest {manifest} --weights-dir {other.parent}`\n"
     assert next_step in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_where_to_build_while_others_files_are_elsewhere(
+    manifest: Path, other: Path, capsys: pytest.CaptureFixture[str], is_there: bool
+) -> None:
+    folder = manifest.parent / "weights"
+    folder.mkdir()
+    shutil.copy(WEIGHTS / "cascade.safetensors", folder)
+    if is_there:
+        shutil.copy(other, folder)
+    assert members(manifest, "add", str(other)) == 0
+    assert (
+        f"next: the files of maskrcnn, htc are not in {folder}: put all members' files, {other} among them, into one "
+        f"folder, and name that: `python build_kernel.py --manifest {manifest} --weights-dir DIR`\n"
+    ) in capsys.readouterr().out
 
 
 def test_a_file_for_nobodys_dataset(manifest: Path, other: Path, capsys: pytest.CaptureFixture[str]) -> None:

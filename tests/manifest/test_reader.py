@@ -282,9 +282,15 @@ def test_one_file_for_two_members() -> None:
         ('{\n  "kernel": {,}', "m:2:14: not JSON"),
         ('{"kernel": 1, "kernel": 2}', "the key 'kernel' is given twice"),
         ('{"time_limit_hours": NaN}', "NaN is no JSON number"),
-        ("", "m:1:1: not JSON"),
+        ("", "m:1:1: not JSON: Expecting value; the file is empty"),
+        ("  \n", "the file is empty"),
         ('{\n  // mine\n  "members": []}', "m:2:3: not JSON: Expecting property name"),
         ('{"members": [] # mine\n}', "JSON has no comments, they go into `notes`"),
+        ('{"members": [1,\n]}', "no comma after the last entry"),
+        ('{"members": [] , }', "no comma after the last entry"),
+        ("{'members': []}", "quotes are plain double ones"),
+        ('{"members": “x”}', "quotes are plain double ones"),
+        ('{”members": []}', "quotes are plain double ones"),
     ],
 )
 def test_what_is_no_json_is_told(text: str, told: str) -> None:
