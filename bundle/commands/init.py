@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bundle.commands.common import OWN_MANIFEST, PUBLISHED_MANIFEST, ROOT, meant_options
-from bundle.commands.members import file_problem, free_name, member_name
+from bundle.commands.members import file_problem, free_name
 from bundle.names import (
     PLACEHOLDER_OWNER,
     PLACEHOLDER_OWNERS,
@@ -207,7 +207,7 @@ def recognised_entries(folder: Path, passed_over: list[str]) -> list[dict[str, A
             passed_over.append(f"{path} tells {spec.num_classes} classes apart, fewer than {len(CELL_TYPES)}")
             continue
         entry = manifest_entry(path, spec.kind, spec.encoder, CELL_TYPES)
-        entry["name"] = free_name(member_name(path), [other["name"] for other in entries])
+        entry["name"] = free_name(entry["name"], [other["name"] for other in entries])
         same = [other["name"] for other in entries if other["sha256"] == entry["sha256"]]
         if same:
             passed_over.append(f"{path} is the same file as {same[0]}'s")

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import re
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
@@ -295,7 +294,8 @@ def add_member(options: argparse.Namespace) -> int:
     manifest = read_manifest(options.manifest)
     spec = recognise(manifest, options.file)
     entry = manifest_entry(options.file, spec.kind, spec.encoder, list(dict.fromkeys(options.use_for)))
-    entry["name"] = member_name(options.file) if options.name is None else options.name
+    if options.name is not None:
+        entry["name"] = options.name
     entry["dataset"] = chosen_dataset(manifest, options.dataset)
     if entry["name"] in [member.name for member in manifest.members]:
         raise InputError(
@@ -327,11 +327,6 @@ def next_step(options: argparse.Namespace, name: str) -> str:
         )
     first = f"put {options.file} into {folder}, where the other members' files are; then " if lacking else ""
     return f"next: {first}`{build} {shell_word(folder)}`"
-
-
-def member_name(file: Path) -> str:
-    """The name of a member for a file: what its name has of allowed characters."""
-    return re.sub(r"[^A-Za-z0-9_.-]+", "_", file.stem).lstrip("_.-") or "member"
 
 
 def free_name(name: str, taken: Collection[str]) -> str:

@@ -206,7 +206,7 @@ def refuse_wrong_manifest(options: argparse.Namespace, recipe: Recipe, use_for: 
     Raises:
         InputError: there is no such file, it is wrong, or would be with the member; or no ensemble can use that.
     """
-    from kernel.manifest.edit import check_addition
+    from kernel.manifest.edit import check_addition, member_name
     from kernel.training.evaluation import check_class_count
 
     if not options.add_to.is_file():
@@ -217,7 +217,7 @@ def refuse_wrong_manifest(options: argparse.Namespace, recipe: Recipe, use_for: 
     check_addition(
         options.add_to,
         {
-            "name": options.out.stem,
+            "name": member_name(options.out),
             "kind": recipe.detector.kind,
             "encoder": recipe.detector.encoder,
             "use_for": list(use_for),

@@ -6,6 +6,7 @@ Every edit goes the same way: the text is changed in its place, read as a manife
 from __future__ import annotations
 
 import difflib
+import re
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -123,10 +124,15 @@ def edited_manifest(
     return text, difference
 
 
+def member_name(file: Path) -> str:
+    """The name of a member for a file: what its name has of allowed characters."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", file.stem).lstrip("_.-") or "member"
+
+
 def manifest_entry(weights: Path, kind: str, encoder: str, use_for: Sequence[str]) -> dict[str, Any]:
     """The entry of a trained member for a manifest's list of members; its dataset is not known yet."""
     return {
-        "name": weights.stem,
+        "name": member_name(weights),
         "kind": kind,
         "encoder": encoder,
         "use_for": list(use_for),

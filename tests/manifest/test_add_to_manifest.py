@@ -41,6 +41,15 @@ def test_the_entry(entry: dict) -> None:
     }
 
 
+def test_a_name_that_no_manifest_takes_is_made_one(tmp_path: Path, manifest: Path) -> None:
+    weights = tmp_path / "mein mitglied.safetensors"
+    weights.write_bytes(b"weights")
+    entry = manifest_entry(weights, "htc", "resnet50", ["cort", "cls"])
+    assert (entry["name"], entry["file"]) == ("mein_mitglied", weights.name)
+    add_to_manifest(manifest, entry)
+    assert read_manifest(manifest).members[-1].name == "mein_mitglied"
+
+
 def test_adding_and_replacing(manifest: Path, entry: dict) -> None:
     before = read_manifest(manifest)
     add_to_manifest(manifest, entry)
