@@ -19,11 +19,11 @@ from disc_images import disc_image
 from tiny_detectors import tiny_detector, tiny_spec
 from torch import nn
 
+import kernel.ensemble.networks
 import kernel.training.batches
 import kernel.training.learner
 import kernel.training.trainer
 from kernel.data.annotated import list_annotated
-from kernel.ensemble.networks import NetworkRunner
 from kernel.errors import InputError, RunError
 from kernel.manifest.types import KIND_NAMES
 from kernel.models.checkpoints import is_optional_key, load_detector, read_state_dict
@@ -622,7 +622,7 @@ def test_an_evaluation_leaves_the_weights_laid_out_as_they_are_trained(
     images: list[TrainingImage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a GPU float32 is evaluated in another layout."""
-    monkeypatch.setattr(NetworkRunner, "memory_format", torch.contiguous_format)
+    monkeypatch.setattr(kernel.ensemble.networks, "memory_format_of", lambda device, dtype: torch.contiguous_format)
     strides = list[tuple[int, ...]]()
     evaluate = kernel.training.trainer.evaluate_detector
 
