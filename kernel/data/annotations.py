@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from scipy.ndimage import binary_fill_holes
 
-from kernel.data.image_names import images_by_name, known_name
+from kernel.data.image_names import folders_of_id, images_by_name, known_name
 from kernel.data.tables import TableRow, read_table, whole_number
 from kernel.data.twins import part_twins, same_run_lengths, warn_of_twins
 from kernel.errors import InputError
@@ -137,7 +137,7 @@ def read_cell_rows(path: Path, names: Collection[str] = ()) -> Iterator[CellRow 
             first_sample = sample_ids.get(cell.image_id, "")
             if cell.sample_id:
                 first_sample = sample_ids.setdefault(cell.image_id, cell.sample_id)
-            if first_text != text:
+            if folders_of_id(first_text) != folders_of_id(text):
                 reason = f"the ids '{first_text}' above and '{text}' here both mean the image '{cell.image_id}'"
                 cell = BadRow(cell.number, cell.image_id, reason)
             elif first_head != head:

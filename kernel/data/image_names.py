@@ -91,14 +91,20 @@ def ambiguous_ids(texts: Iterable[str], names: Collection[str]) -> dict[str, str
 
     ctrl/A1 and drug/A1 both become A1 where only one plate's images are at hand, and nothing says which one's.
     """
-    written: dict[str, dict[str, None]] = {}
+    written: dict[str, dict[tuple[str, ...], str]] = {}
     for text in texts:
-        written.setdefault(known_name(text, names), {})[text] = None
+        written.setdefault(known_name(text, names), {}).setdefault(folders_of_id(text), text)
     return {
-        name: f"the ids {' and '.join(map(repr, list(ids)[:2]))} both mean the image {name}: leave out those of others"
+        name: f"the ids {' and '.join(map(repr, list(ids.values())[:2]))} both mean the image {name}: leave out those "
+        "of others"
         for name, ids in written.items()
         if len(ids) > 1
     }
+
+
+def folders_of_id(text: str) -> tuple[str, ...]:
+    """The folders in an image id; of one image a table may write abc, abc.png and, for a program, 'abc."""
+    return tuple(path_parts(text.strip().removeprefix("'"))[:-1])
 
 
 def present_form(path: Path) -> Path:

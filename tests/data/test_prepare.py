@@ -538,6 +538,16 @@ def test_ids_of_two_plates_that_mean_one_image_are_no_ids_of_it(tmp_path: Path) 
     assert bad.reason == "the ids 'ctrl/a' above and 'drug/a' here both mean the image 'a'"
 
 
+def test_one_image_may_be_written_in_several_ways_in_a_table(tmp_path: Path) -> None:
+    folder = small_folder(tmp_path, "x/a,1 2,10,6,astro\nx/a.png,5 2,10,6,astro\n", ("a",))
+    (image,) = read_competition(folder).images
+    assert len(image.cells) == 2
+    table = tmp_path / "submission.csv"
+    table.write_text("id,predicted\na,1 2\na.png,5 2\n'a,9 1\n")
+    source = read_pseudo_labels(table, folder / "train", "astro")
+    assert [len(image.cells) for image in source.images] == [3] and not source.dropped_cells
+
+
 def test_cell_types_that_are_none(tmp_path: Path) -> None:
     folder = small_folder(tmp_path, "")
     submission = tmp_path / "submission.csv"
