@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from kernel.data.image_names import composed, last_part
+from kernel.data.image_names import composed, last_part, path_parts
 from kernel.data.json_files import read_json
 from kernel.data.sources import (
     DroppedCell,
@@ -383,8 +383,7 @@ def _draft(record: dict[str, Any]) -> tuple[_Draft | None, str]:
     height, width = _side(record, "height"), _side(record, "width")
     if height is None or width is None:
         return None, f"the height and width of {name} are {record.get('height')!r} and {record.get('width')!r}"
-    folders = composed(name).replace("\\", "/").split("/")[:-1]
-    parts = (*(part for part in map(str.strip, folders) if part not in ("", ".", "..")), image_id)
+    parts = (*(part for part in map(str.strip, path_parts(name)[:-1]) if part not in ("", ".", "..")), image_id)
     return _Draft(parts, (height, width), whole_number(str(record.get("frame", "")))), ""
 
 
