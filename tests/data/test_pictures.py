@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -10,7 +11,7 @@ import pytest
 from cases import GRID, THREE, competition, draw_image, rows_of_cells, write_rows
 
 from kernel.__main__ import main
-from kernel.data.pictures import PictureIndex, picture_of, same_pictures
+from kernel.data.pictures import LOOK_TOLERANCE, Picture, PictureIndex, picture_of, same_pictures
 from kernel.data.splits import read_folds
 
 SIDE = 320
@@ -51,6 +52,42 @@ def test_a_common_shading_does_not_make_pictures_the_same(change: str) -> None:
     assert same_pictures(pictures) == []
     copy = picture_of("copy", CHANGES[change](faint(5)))
     assert [pictures[place].image_id for place in PictureIndex(pictures).same(copy)] == ["i5"]
+
+
+def within(frame: str, seed: int) -> np.ndarray:
+    """A picture of faint cells, as a microscope shows it that has a strong structure in every picture."""
+    rng = np.random.default_rng(seed)
+    image = 90 + 0.2 * picture(seed) + rng.normal(0, 1, (SIDE, SIDE, 1))
+    framed = np.roll(image, tuple(rng.integers(SIDE, size=2)), (0, 1))
+    y, x = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
+    framed[(np.hypot(y, x) > 0.95) if frame == "round field" else (np.maximum(abs(x), abs(y)) > 0.8)] = 0
+    return framed
+
+
+@pytest.mark.parametrize("frame", ["round field", "black frame"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_common_structure_does_not_make_pictures_the_same(frame: str, change: str) -> None:
+    images = [within(frame, seed).astype(np.uint8) for seed in range(8)]
+    pictures = [picture_of(f"i{seed}", image) for seed, image in enumerate(images)]
+    looks_alone = [replace(one, detail="") for one in pictures]
+    assert same_pictures(pictures) == [] and len(same_pictures(looks_alone)[0]) > 4
+    copy = picture_of("copy", CHANGES[change](images[5]))
+    assert [pictures[place].image_id for place in PictureIndex(pictures).same(copy)] == ["i5"]
+    assert PictureIndex(looks_alone).find(copy) is not None  # files of weights that do not tell any detail
+
+
+def test_pictures_are_found_as_one_by_one() -> None:
+    rng = np.random.default_rng(2)
+    bits = rng.random((12, 1024)) < 0.5
+    near = np.concatenate([bits, bits ^ (rng.random((12, 1024)) < np.linspace(0.15, 0.3, 12)[:, None])])
+    pictures = [Picture(str(place), str(place % 9), np.packbits(row).tobytes().hex()) for place, row in enumerate(near)]
+    index = PictureIndex(pictures)
+    for picture, row in zip(pictures, near, strict=True):
+        equal = [place for place, other in enumerate(pictures) if other.pixels == picture.pixels]
+        alike = [place for place, other in enumerate(near) if np.count_nonzero(other != row) <= LOOK_TOLERANCE]
+        assert index.same(picture) == [*equal, *(place for place in alike if place not in equal)]
+    found = [np.count_nonzero(one != other) for one, other in zip(near[:12], near[12:], strict=True)]
+    assert min(found) < LOOK_TOLERANCE < max(found)
 
 
 def test_flat_pictures_are_the_same_only_where_their_pixels_are() -> None:
