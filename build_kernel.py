@@ -48,8 +48,9 @@ with ended_at_once():  # while this imports, Ctrl-C would come out as a tracebac
     from kernel.folders import ResultFolder, end_on_sigterm, refuse_to_lose, refuse_to_replace
     from kernel.local_weights import FoundWeights, can_read_weights, check_claims, resolve_weights
     from kernel.log import printable
+    from kernel.manifest.presets import WEIGHTS_NAME, weights_folder
     from kernel.manifest.reader import read_manifest
-    from kernel.manifest.types import Manifest, manifest_to_json, refuse_fold_files
+    from kernel.manifest.types import WEIGHT_SUFFIXES, Manifest, manifest_to_json, refuse_fold_files
     from kernel.output import let_readers_leave
     from kernel.runtime.wheels import LockedWheel, verify_wheels
     from kernel.text import name_hint, shell_word
@@ -139,8 +140,8 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--weights-dir",
         type=Path,
-        help="folder of weight files: <slug>/<file>, <owner>/<slug>/<file> or <file> (a dry run's default: the folder "
-        "`weights` beside the manifest)",
+        help="folder of weight files: <slug>/<file>, <owner>/<slug>/<file> or <file> (a dry run's default: `weights` "
+        "beside the manifest, or else the manifest's own)",
     )
     parser.add_argument(
         "--license",
@@ -182,7 +183,7 @@ def run_build(options: argparse.Namespace) -> int:
     refuse_fold_files(given)
     refuse_names(given)
     manifest, weights, open_points = given, (), []
-    folder = weights_folder(options)
+    folder = weights_dir(options)
     if folder is not None:
         manifest, weights = resolve_weights(given, folder)
         if can_read_weights():
@@ -248,7 +249,7 @@ def read_paths(options: argparse.Namespace) -> Iterator[tuple[str, Path]]:
         yield "--images", options.images or SAMPLE_IMAGES
 
 
-def weights_folder(options: argparse.Namespace) -> Path | None:
+def weights_dir(options: argparse.Namespace) -> Path | None:
     """Where weights are to be looked for; None where none are needed.
 
     Raises:
@@ -256,12 +257,15 @@ def weights_folder(options: argparse.Namespace) -> Path | None:
     """
     if options.weights_dir is not None or not options.dry_run:
         return options.weights_dir
-    beside = options.manifest.resolve().parent / "weights"
-    if beside.is_dir():
-        return beside
-    raise InputError(
-        f"--dry-run needs the members' weights: give their folder by --weights-dir (there is no {beside} either)"
-    )
+    home = options.manifest.resolve().parent
+    folder = weights_folder(home)
+    if folder == home and not any(path.suffix in WEIGHT_SUFFIXES for path in home.iterdir()):
+        # In a checkout all files would be read, to recognise members that name none.
+        raise InputError(
+            f"--dry-run needs the members' weights: give their folder by --weights-dir (there is no "
+            f"{home / WEIGHTS_NAME}, and no weight file in {home} either)"
+        )
+    return folder
 
 
 def write_wheels(manifest: Manifest, lock: Sequence[LockedWheel], target: Path) -> None:

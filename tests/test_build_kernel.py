@@ -16,6 +16,7 @@ import pytest
 import build_kernel
 from bundle import build
 from bundle.commands import common
+from kernel.local_weights import FoundWeights
 from kernel.manifest.reader import parse_manifest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -145,6 +146,26 @@ def test_weights_are_filled_in(tmp_path: Path, built_wheels: list[Path], capsys:
     assert '"dataset": "me/weights"' in (tmp_path / "dist" / "kernel" / "kernel.py").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("place", ["weights", ""])
+def test_a_dry_run_takes_the_weights_from_where_members_are_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, built_wheels: list[Path], place: str
+) -> None:
+    """As `train-members` leaves them, in `weights` or beside the manifest."""
+    taken: list[Path] = []
+
+    def note(options: object, manifest: object, weights: list[FoundWeights]) -> int:
+        taken.extend(found.path for found in weights)
+        return 0
+
+    demo = build_kernel.ROOT / "bundle" / "synthetic"
+    shutil.copytree(demo / "weights", tmp_path / place, dirs_exist_ok=True)
+    shutil.copy(demo / "manifest.json", tmp_path / "mine.json")
+    monkeypatch.setattr(build_kernel, "report_dry_run", note)
+    given = ["--manifest", str(tmp_path / "mine.json"), "--out", str(tmp_path / "dist"), "--dry-run"]
+    assert build_kernel.main([*given, "--device", "cpu"]) == 0
+    assert taken and {path.parent for path in taken} == {(tmp_path / place).resolve()}
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -152,7 +173,7 @@ def test_weights_are_filled_in(tmp_path: Path, built_wheels: list[Path], capsys:
         (["--manifest", "."], "error: . is no manifest"),
         (["--manifest", "bad.json"], "bad.json:1:1: not JSON"),
         (["--weights-dir", "gone"], "error: no folder gone: --weights-dir"),
-        (["--dry-run"], "error: --dry-run needs the members' weights"),
+        (["--dry-run"], "error: --dry-run needs the members' weights: give their folder by --weights-dir"),
         (["--out", "bad.json"], "error: cannot write bad.json ("),
         (["--manifest", "folds.json"], "here each needs one file: name that of one fold, htc_0.pt for example"),
         (["--manifest", "folds.json", "--weights-dir", "."], "here each needs one file"),

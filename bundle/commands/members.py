@@ -39,6 +39,7 @@ from kernel.manifest.edit import (
     require_member,
     set_in_manifest,
 )
+from kernel.manifest.presets import weights_folder
 from kernel.manifest.reader import read_manifest
 from kernel.manifest.rules import RULE_DATASET, is_weight_path
 from kernel.manifest.types import MASK_KINDS, WEIGHT_SUFFIXES, Manifest
@@ -133,12 +134,9 @@ def out_folder(options: argparse.Namespace) -> Path:
     return options.out or ROOT / "dist"
 
 
-def weights_folder(options: argparse.Namespace) -> Path:
+def weights_dir(options: argparse.Namespace) -> Path:
     """Where weight files are looked for."""
-    if options.weights_dir is not None:
-        return options.weights_dir
-    beside = options.manifest.resolve().parent / "weights"
-    return beside if beside.is_dir() else options.manifest.resolve().parent
+    return options.weights_dir or weights_folder(options.manifest.resolve().parent)
 
 
 # Listing
@@ -147,7 +145,7 @@ def weights_folder(options: argparse.Namespace) -> Path:
 def list_members(options: argparse.Namespace) -> int:
     """Print a table of the members."""
     manifest = read_manifest(options.manifest)
-    folder = weights_folder(options)
+    folder = weights_dir(options)
     out = out_folder(options)
     timed = read_times(out / TIMES_NAME)
     rows = [member_row(manifest, member, folder, timed) for member in manifest.members]
@@ -178,7 +176,7 @@ def time_members(options: argparse.Namespace) -> int:
             f"{out / 'wheels'} holds not the wheels that a run needs: build first, by `python build_kernel.py`, and "
             "then measure"
         ) from error
-    manifest, found = resolve_weights(read_manifest(options.manifest), weights_folder(options))
+    manifest, found = resolve_weights(read_manifest(options.manifest), weights_dir(options))
     times = read_times(out / TIMES_NAME)
     for weights in found:
         if weights.member.kind in MASK_KINDS:
@@ -310,7 +308,7 @@ def add_member(options: argparse.Namespace) -> int:
 
 def next_step(options: argparse.Namespace, name: str) -> str:
     """How to build with the new file of the member `name`: the build takes all of them from one folder."""
-    manifest, folder = read_manifest(options.manifest), weights_folder(options)
+    manifest, folder = read_manifest(options.manifest), weights_dir(options)
     build = f"python build_kernel.py{meant_options(options)} --weights-dir"
     lacking = list[str]()
     for member in manifest.members:
@@ -377,7 +375,7 @@ def use_member(options: argparse.Namespace) -> int:
 def verify_members(options: argparse.Namespace) -> int:
     """Compare the files with the manifest; print a line for each member."""
     manifest = read_manifest(options.manifest)
-    folder = weights_folder(options)
+    folder = weights_dir(options)
     manifest, found = resolve_weights(manifest, folder)
     if can_read_weights():
         use_vendored_packages()
