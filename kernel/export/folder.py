@@ -428,7 +428,7 @@ def write_set(images: Sequence[InputImage], records: Mapping[str, Record], expor
         submission = SubmissionWriter(image.name for image in images)
         for image, record in done:
             submission.add(image.name, record["rles"], (record["height"], record["width"]))
-        submission.write(out / SET_EXPORTS["submission"], so_far=True)
+        submission.write(out / SET_EXPORTS["submission"])
 
 
 def coco_image(image: InputImage, record: Record) -> dict[str, Any]:

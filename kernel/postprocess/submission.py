@@ -96,43 +96,21 @@ class SubmissionWriter:
         check_image_rles(image_id, texts, image_shape)
         self._rows[image_id] = texts
 
-    @property
-    def missing_ids(self) -> list[str]:
-        """The expected images that have not been added yet, in order."""
-        return [image_id for image_id, rles in self._rows.items() if rles is None]
-
-    def content(self, *, so_far: bool = False) -> bytes:
-        """What the file holds.
-
-        Args:
-            so_far: whether images may be missing; they get an empty row.
-
-        Raises:
-            InputError: an expected image is missing.
-        """
-        missing = self.missing_ids
-        if missing and not so_far:
-            raise InputError(
-                f"{len(missing)} of {len(self._rows)} images have no rows, '{missing[0]}' first; "
-                "add an image without masks too, with an empty list"
-            )
+    def content(self) -> bytes:
+        """What the file holds; an image that was not added yet has an empty row."""
         lines = [",".join(SUBMISSION_HEADER)]
         for image_id, rles in self._rows.items():
             written = id_field(self._spelled.get(image_id, image_id))
             lines.extend(f"{written},{text}" for text in rles or [""])
         return ("\n".join(lines) + "\n").encode("utf-8")
 
-    def write(self, path: Path, *, so_far: bool = False) -> None:
+    def write(self, path: Path) -> None:
         """Write the file, whole or not at all.
 
-        Args:
-            path: the file.
-            so_far: as for `content`.
-
         Raises:
-            InputError: as `content`; or the file cannot be written.
+            InputError: it cannot be written.
         """
-        content = self.content(so_far=so_far)
+        content = self.content()
         try:
             with whole_file(Path(path)) as temporary:
                 temporary.write_bytes(content)

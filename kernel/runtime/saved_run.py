@@ -230,7 +230,7 @@ class SavedRun:
         begun = time.monotonic()
         if len(self._share) < len(self._paths):
             self.add_others()
-        self._writer.write(self.submission, so_far=True)
+        self._writer.write(self.submission)
         self._last_save = time.monotonic()
         self._save_seconds = self._last_save - begun
 
@@ -263,7 +263,7 @@ class SavedRun:
     def _is_written(self) -> bool:
         """Whether submission.csv has all that it would have."""
         try:
-            return self.submission.is_file() and self.submission.read_bytes() == self._writer.content(so_far=True)
+            return self.submission.is_file() and self.submission.read_bytes() == self._writer.content()
         except OSError:
             return False
 
@@ -272,7 +272,7 @@ class SavedRun:
 
         A killed run would lose its images in these moments; the next one would have no room either.
         """
-        content = self._writer.content(so_far=True)
+        content = self._writer.content()
         if self._rank or self._journal is None or self._journal.is_lost:
             return False
         if self._journal_path.stat().st_size < len(content):

@@ -46,7 +46,6 @@ def test_what_the_post_processing_gives_is_accepted(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (ROWS[:2], "1 of 3 images have no rows, 'two' first"),
         ([*ROWS, ("one", [])], "'one' was added before"),
         ([*ROWS, ("other", [])], "'other' does not belong"),
         ([("one", ["1 2", "2 1"])], "'one': masks 1 and 2 overlap at row 0, column 1"),
@@ -94,16 +93,10 @@ def test_ids_must_be_unique():
         SubmissionWriter(["a", "b", "a"])
 
 
-def test_missing_ids_are_told():
-    writer = SubmissionWriter(["a", "b"])
-    writer.add("a", [], (1, 1))
-    assert writer.missing_ids == ["b"]
-
-
 def test_ids_are_written_as_they_are_asked_for():
     writer = SubmissionWriter(["a", "b"], {"b": "b, 2.png"})
     writer.add("b", ["1 1", "3 1"], (1, 4))
-    assert writer.content(so_far=True) == b'id,predicted\na,\n"b, 2.png",1 1\n"b, 2.png",3 1\n'
+    assert writer.content() == b'id,predicted\na,\n"b, 2.png",1 1\n"b, 2.png",3 1\n'
 
 
 def test_a_folder_that_does_not_exist_is_told(tmp_path):
