@@ -123,7 +123,7 @@ def score_jobs(
         pictures.mkdir()
 
         def show(scored: ScoredImage) -> None:
-            report.add_scored(scored)
+            report.add(scored)
             draw_scored(scored, pictures)
 
         results = mark(validate_jobs(jobs, devices, predictions, show))

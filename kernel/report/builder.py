@@ -2,7 +2,7 @@
 
     builder = ReportBuilder()
     for ...:
-        builder.add(ReportImage(...))
+        builder.add(scored)
     builder.write(folder)
 
 Images are taken one by one. Of each only figures are kept; pixels and masks stay of the worst and the best of each
@@ -11,14 +11,11 @@ cell type alone, so that memory and page are bounded for any number of images.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from kernel.files import whole_file
-from kernel.masks.instances import CellMasks
 from kernel.report.data import ImageRecord, ReportData
 from kernel.report.page import render_page
 from kernel.report.pictures import Example, write_png
@@ -32,29 +29,6 @@ from kernel.tuning.surface import ThresholdSurface
 
 #: What `ReportBuilder.write` puts into a folder.
 REPORT_PAGE, REPORT_FOLDER = "report.html", "report"
-
-
-@dataclass(frozen=True, eq=False)
-class ReportImage:
-    """One scored image.
-
-    Attributes:
-        image_id: its name.
-        cell_type: the true one.
-        found_type: that of the masks; None where nothing was found.
-        prediction: the masks of the submission.
-        truth: the annotated ones, in an image of the same shape.
-        read_pixels: gives the image, (H, W, 3) uint8 BGR; called only if the image is among the worst or best so far.
-        seconds: what finding the cells took.
-    """
-
-    image_id: str
-    cell_type: str
-    found_type: str | None
-    prediction: CellMasks
-    truth: CellMasks
-    read_pixels: Callable[[], np.ndarray]
-    seconds: float
 
 
 class ReportBuilder:
@@ -77,41 +51,25 @@ class ReportBuilder:
         #: Per cell type, the record and example of at most 2 x examples images, worst first.
         self._shown: dict[str, list[tuple[ImageRecord, Example]]] = {}
 
-    def add(self, image: ReportImage) -> None:
+    def add(self, scored: ScoredImage) -> None:
         """Measure an image, and keep its figures; its pixels only where it is among the worst or the best so far.
 
         Raises:
-            ValueError: prediction and truth, or the pixels, differ in shape.
+            ValueError: masks and truth differ in shape.
+            InputError: as `AnnotatedImage.read`.
         """
-        quality = measure_image(image.prediction, image.truth)
+        result, masks, truth = scored.result, scored.masks, scored.truth
+        quality = measure_image(masks, truth)
         number = len(self._records) + 1
-        record = ImageRecord(number, image.image_id, image.cell_type, image.found_type, image.seconds, quality)
+        record = ImageRecord(number, result.image_id, result.cell_type, result.found_type, result.seconds, quality)
         self._records.append(record)
-        shown = self._shown.setdefault(image.cell_type, [])
+        shown = self._shown.setdefault(record.cell_type, [])
         place = sum(other.quality.score <= quality.score for other, _ in shown)
         if len(shown) == 2 * self.examples and place == self.examples:
             return  # neither worse than the worst kept nor better than the best
-        pixels = image.read_pixels()
-        if pixels.shape[:2] != image.truth.image_shape:
-            raise ValueError(f"{image.image_id}: pixels of {pixels.shape[:2]}, masks of {image.truth.image_shape}")
-        shown.insert(place, (record, Example(pixels, image.prediction, image.truth, quality)))
+        shown.insert(place, (record, Example(scored.entry.read(), masks, truth, quality)))
         if len(shown) > 2 * self.examples:
             del shown[self.examples]
-
-    def add_scored(self, scored: ScoredImage) -> None:
-        """`add` of an image that was scored."""
-        result = scored.result
-        self.add(
-            ReportImage(
-                image_id=result.image_id,
-                cell_type=result.cell_type,
-                found_type=result.found_type,
-                prediction=scored.masks,
-                truth=scored.truth,
-                read_pixels=scored.entry.read,
-                seconds=result.seconds,
-            )
-        )
 
     def data(self, surfaces: Sequence[ThresholdSurface] = ()) -> ReportData:
         """What the page shows: known cell types first, others by name."""

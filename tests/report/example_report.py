@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
+from kernel.data.annotated import AnnotatedImage
+from kernel.data.annotations import ImageAnnotations
 from kernel.masks.instances import CellMasks
-from kernel.report.builder import ReportBuilder, ReportImage
+from kernel.report.builder import ReportBuilder
+from kernel.scoring.scores import ImageResult, ScoredImage
 from kernel.tuning.surface import ThresholdSurface
 from kernel.tuning.threshold_grid import ThresholdGrid
 
 SHAPE = (90, 120)
 GRID = ThresholdGrid((0.4, 0.5), (0.05, 0.1, 0.2), (0, 70), (0.1, 0.3, 0.5))
+
+
+class NoiseImage(AnnotatedImage):
+    """An image whose pixels lie in no file."""
+
+    def read(self) -> np.ndarray:
+        pixels = np.random.default_rng(len(self.image_id)).normal(128, 20, (*SHAPE, 1)).clip(0, 255).astype(np.uint8)
+        return np.repeat(pixels, 3, axis=2)
 
 
 def squares(corners: list[tuple[int, int]], side: int = 12) -> CellMasks:
@@ -27,21 +40,24 @@ def squares(corners: list[tuple[int, int]], side: int = 12) -> CellMasks:
 
 def report_image(
     name: str, cell_type: str, hits: int, misses: int = 0, false_alarms: int = 0, found_type: str | None = ""
-) -> ReportImage:
+) -> ScoredImage:
     """An image with so many cells of each fate; `found_type` "": the true one."""
     places = [(20 * row + 2, 20 * column + 2) for row in range(4) for column in range(6)]
     truth = places[: hits + misses]
     found = places[:hits] + places[hits + misses :][:false_alarms]
-    pixels = np.random.default_rng(len(name)).normal(128, 20, (*SHAPE, 1)).clip(0, 255).astype(np.uint8)
-    return ReportImage(
+    result = ImageResult(
         image_id=name,
         cell_type=cell_type,
         found_type=(found_type or (cell_type if found_type == "" and found else None)),
-        prediction=squares(found),
-        truth=squares(truth),
-        read_pixels=lambda: np.repeat(pixels, 3, axis=2),
+        counted_type=cell_type,
+        cells=len(truth),
+        found_cells=len(found),
+        score=0.0,  # the report measures for itself
         seconds=1.5,
+        level_counts=(),
     )
+    entry = NoiseImage(Path(f"{name}.png"), ImageAnnotations(name, cell_type, SHAPE, ()))
+    return ScoredImage(entry, result, masks=squares(found), truth=squares(truth))
 
 
 def surface(cell_type: str, best: tuple[int, int, int, int] = (1, 1, 0, 2)) -> ThresholdSurface:

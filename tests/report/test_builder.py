@@ -2,13 +2,12 @@ from __future__ import annotations
 
 import csv
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from report.example_report import GRID, SHAPE, example_report, report_image, squares, surface
+from report.example_report import GRID, SHAPE, NoiseImage, example_report, report_image, squares, surface
 
 from kernel.export.svg import encode_jpeg
 from kernel.masks.instances import CellMasks
@@ -48,29 +47,22 @@ def test_the_worst_and_the_best_of_each_type_are_kept_and_no_other_is_read_in_th
     assert shown(builder) == expected
 
 
-def test_pixels_are_read_only_of_what_is_shown() -> None:
+def test_pixels_are_read_only_of_what_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     builder = ReportBuilder(examples=1)
-    read = []
-
-    def counted(name: str, hits: int):
-        image = report_image(name, "cort", hits=hits, misses=10 - hits)
-        return replace(image, read_pixels=lambda: read.append(name) or image.read_pixels())
-
+    read, really = [], NoiseImage.read
+    monkeypatch.setattr(NoiseImage, "read", lambda image: read.append(image.image_id) or really(image))
     for name, hits in (("low", 2), ("high", 9), ("middle", 5), ("lowest", 1), ("another", 5)):
-        builder.add(counted(name, hits))
+        builder.add(report_image(name, "cort", hits=hits, misses=10 - hits))
     assert read == ["low", "high", "lowest"]
     assert shown(builder) == {"high", "lowest"}
     none = ReportBuilder(examples=0)
-    none.add(counted("unseen", 3))
+    none.add(report_image("unseen", "cort", hits=3, misses=7))
     assert shown(none) == set() and read[-1] == "lowest"
 
 
 def test_wrong_input_is_refused() -> None:
     with pytest.raises(ValueError, match="examples is -1"):
         ReportBuilder(examples=-1)
-    image = report_image("image", "cort", hits=1)
-    with pytest.raises(ValueError, match=r"pixels of \(4, 5\)"):
-        ReportBuilder().add(replace(image, read_pixels=lambda: np.zeros((4, 5, 3), np.uint8)))
     with pytest.raises(ValueError, match="scores of shape"):
         ThresholdSurface("cort", GRID, np.zeros((2, 2)))
 
@@ -153,7 +145,7 @@ def test_nothing_at_all(tmp_path: Path) -> None:
 
 def test_each_cell_is_drawn_once_in_its_style() -> None:
     image = report_image("image", "cort", hits=3, misses=2, false_alarms=1)
-    example = Example(image.read_pixels(), image.prediction, image.truth, measure_image(image.prediction, image.truth))
+    example = Example(image.entry.read(), image.masks, image.truth, measure_image(image.masks, image.truth))
     styles = [outline.style.name for outline in example.outlines()]
     assert styles == ["truth"] * 3 + ["hit"] * 3 + ["miss"] * 2 + ["false"]
     svg = to_svg(example)
@@ -185,7 +177,7 @@ def test_outlines_of_dots_holes_and_nothing(tmp_path: Path) -> None:
 def test_pngs_show_each_style_in_its_colour(tmp_path: Path) -> None:
     image = report_image("image", "cort", hits=2, misses=1, false_alarms=1)
     shifted = squares([(3, 2), (2, 22), (2, 62)])  # the first hit beside its truth, so that both lines show
-    example = Example(image.read_pixels(), shifted, image.truth, measure_image(shifted, image.truth))
+    example = Example(image.entry.read(), shifted, image.truth, measure_image(shifted, image.truth))
     write_png(tmp_path / "styles.png", example)
     picture = cv2.imread(str(tmp_path / "styles.png"))[..., ::-1]
     scale = picture.shape[1] // SHAPE[1]
