@@ -14,7 +14,7 @@ from typing import Any
 from bundle.build import script_text
 from bundle.client import KaggleClient
 from bundle.client_errors import NotThereError, UnknownOutcomeError
-from bundle.datasets import data_files, parse_sums, sums_of, write_sums
+from bundle.datasets import data_files, parse_sums, read_sums, sums_of
 from bundle.kaggle import KERNEL_METADATA_NAME, SCRIPT_NAME, SUMS_NAME, kernel_metadata
 from bundle.waiting import Waiting
 from kernel.errors import InputError, RunError
@@ -134,14 +134,13 @@ def refuse_stale(built: Manifest, given: Manifest, manifest_path: Path, folder: 
 
 
 def needs_sending(client: KaggleClient, dataset: str, folder: Path) -> bool:
-    """Whether Kaggle's last version of a dataset has other files than `folder`, by their sums and sizes."""
-    write_sums(folder)
+    """Whether Kaggle's last version of a dataset has other files than `folder`, by the sums it says and their sizes."""
     return not shows_sums(client, dataset, folder) or bool(missing_files(client, dataset, folder))
 
 
 def shows_sums(client: KaggleClient, dataset: str, folder: Path) -> bool:
-    """Whether the version of a dataset that Kaggle shows now holds the sums of `folder`."""
-    return read_kaggle_sums(client, dataset, folder.parent) == sums_of(folder)
+    """Whether the version of a dataset that Kaggle shows now says the same sums as `folder`."""
+    return read_kaggle_sums(client, dataset, folder.parent) == read_sums(folder)
 
 
 def read_kaggle_sums(client: KaggleClient, dataset: str, out: Path) -> dict[str, str] | None:
@@ -164,16 +163,23 @@ def missing_files(client: KaggleClient, dataset: str, folder: Path) -> list[str]
 def send_and_wait(client: KaggleClient, dataset: str, folder: Path, new: bool, waiting: Waiting) -> None:
     """Send a dataset, and wait until it is ready with all files. Where the answer is lost, Kaggle shows what arrived.
 
-    What is sent is noted, so that a push after one that was stopped waits for it, and does not send it again.
+    What is sent is noted, so that a push after one that was stopped waits for it, and does not send it again. It is
+    what the folder says of itself: its sums are written before, and its files are read once more before Kaggle makes
+    a version of them.
 
     Raises:
-        RunError: Kaggle refuses it, it fails, it does not get ready, or it lacks files.
+        RunError: a file has changed meanwhile, Kaggle refuses it, it fails, it does not get ready, or it lacks files.
     """
     out, lost = folder.parent, None
+
+    def note_uploaded() -> None:
+        sums = read_sums(folder)
+        if sums != sums_of(folder):
+            raise RunError(f"{folder} has changed since the push began: push again, which checks it anew")
+        note_sent(out, dataset, SentDataset(sums, arrived=False))
+
     try:
-        client.send_dataset(
-            folder, dataset, new, lambda: note_sent(out, dataset, SentDataset(sums_of(folder), arrived=False))
-        )
+        client.send_dataset(folder, dataset, new, note_uploaded)
     except UnknownOutcomeError as error:
         lost = error
     except (InputError, RunError):
@@ -206,13 +212,13 @@ def wait_until_arrived(
     except NotArrivedError:
         note_sent(folder.parent, dataset, None)
         raise
-    note_sent(folder.parent, dataset, SentDataset(sums_of(folder), arrived=True))
+    note_sent(folder.parent, dataset, SentDataset(read_sums(folder), arrived=True))
 
 
 def is_under_way(dataset: str, folder: Path) -> bool:
     """Whether the files of a folder were sent as this dataset, and were not seen to have arrived."""
     sent = read_sent(folder.parent).get(dataset)
-    return sent is not None and not sent.arrived and sent.sums == sums_of(folder)
+    return sent is not None and not sent.arrived and sent.sums == read_sums(folder) == sums_of(folder)
 
 
 def note_sent(out: Path, dataset: str, sent: SentDataset | None) -> None:

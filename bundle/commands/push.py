@@ -39,7 +39,7 @@ from bundle.commands.common import (
     seconds,
     telling_stops,
 )
-from bundle.datasets import USUAL_LICENSE, data_files, license_of
+from bundle.datasets import USUAL_LICENSE, data_files, license_of, write_sums
 from bundle.kaggle import SCRIPT_NAME, kernel_metadata
 from bundle.push import (
     LOST_STATES,
@@ -233,13 +233,16 @@ def refuse(findings: Sequence[Finding], accept_questions: bool) -> None:
 
 
 def make_plan(client: KaggleClient, states: Mapping[str, str | None], folders: Mapping[str, Path]) -> Plan:
-    """What is to be done about each dataset, by what Kaggle has."""
+    """What is to be done about each dataset, by what Kaggle has; what may be sent says its sums from now on."""
     new, changed, under_way, waited_for = [], [], [], []
     for dataset, state in states.items():
         own = folders.get(dataset)
         if own is not None and state not in LOST_STATES and is_under_way(dataset, own):
             under_way.append(dataset)
-        elif state is None:
+            continue
+        if own is not None:
+            write_sums(own)
+        if state is None:
             new.append(dataset)
         elif own is not None and (state in LOST_STATES or needs_sending(client, dataset, own)):
             changed.append(dataset)

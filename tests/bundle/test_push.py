@@ -6,19 +6,23 @@ import io
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from kaggle_project import WEIGHTS_DATASET, WHEELS_DATASET, Project, make_project
 from kaggle_stub import CLIENT, Dataset, Failure, StubServer, running_stub
 
 from bundle.checks import error, question
+from bundle.client import KaggleClient
 from bundle.commands.push import refuse
-from bundle.push import built_manifest
+from bundle.datasets import sums_of, write_sums
+from bundle.push import SentDataset, built_manifest, is_under_way, note_sent, read_sent, send_and_wait
+from bundle.waiting import Waiting
 from kernel.ensemble.load import mounted_weights
-from kernel.errors import InputError
+from kernel.errors import InputError, RunError
+from kernel.files import file_sha256
 
 pytestmark = [
     pytest.mark.skipif(not CLIENT.is_file(), reason="the kaggle client is not installed"),
@@ -112,6 +116,75 @@ def test_only_what_changed_gets_a_new_version(project: Project, server: StubServ
         server.datasets[WEIGHTS_DATASET].versions[1]["maskrcnn.safetensors"]
         == (dataset / "maskrcnn.safetensors").read_bytes()
     )
+
+
+class OneDataset:
+    """The client, as far as a dataset is sent: Kaggle shows it once it was asked for some times."""
+
+    def __init__(self, unseen: int = 0, meanwhile: Callable[[Path], None] = lambda folder: None) -> None:
+        self.unseen, self.meanwhile = unseen, meanwhile
+        self.files: dict[str, bytes] = {}
+
+    def send_dataset(self, folder: Path, dataset: str, new: bool, uploaded: Callable[[], None]) -> None:
+        self.files = {path.name: path.read_bytes() for path in folder.iterdir()}
+        self.meanwhile(folder)
+        uploaded()
+
+    def dataset_state(self, dataset: str) -> str:
+        return "ready"
+
+    def read_dataset_file(self, dataset: str, name: str, scratch: Path) -> bytes | None:
+        self.unseen -= 1
+        return self.files[name] if self.unseen < 0 else None
+
+    def dataset_files(self, dataset: str) -> dict[str, int | None]:
+        return {name: len(content) for name, content in self.files.items()}
+
+
+def make_dataset(out: Path) -> Path:
+    """The folder of a dataset, as a plan to send it leaves it."""
+    (out / "weights-one").mkdir(parents=True)
+    (out / "weights-one" / "one.pt").write_bytes(b"weights")
+    write_sums(out / "weights-one")
+    return out / "weights-one"
+
+
+def test_weights_are_read_once_while_they_are_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may have gigabytes, and Kaggle is asked many times whether it has them."""
+    folder, client, read = make_dataset(tmp_path), OneDataset(unseen=5), []
+    monkeypatch.setattr("bundle.datasets.file_sha256", lambda path: read.append(path.name) or file_sha256(path))
+    send_and_wait(cast(KaggleClient, client), "ada/one", folder, True, Waiting(9, 0, lambda line: None, "push again"))
+    assert client.unseen < 0 and read == ["one.pt"]
+    assert read_sent(tmp_path)["ada/one"].arrived
+
+
+def test_weights_that_change_while_they_are_sent_are_told(tmp_path: Path) -> None:
+    folder = make_dataset(tmp_path)
+    client = cast(
+        KaggleClient, OneDataset(meanwhile=lambda folder: (folder / "one.pt").write_bytes(b"others") and None)
+    )
+    waiting = Waiting(0, 0, lambda line: None, "push again")
+    with pytest.raises(RunError, match="weights-one has changed since the push began: push again"):
+        send_and_wait(client, "ada/one", folder, True, waiting)
+    assert read_sent(tmp_path) == {}
+
+
+@pytest.mark.parametrize("changed", ["one.pt", "sha256sums.txt"])
+def test_what_has_changed_since_it_was_sent_is_not_under_way(tmp_path: Path, changed: str) -> None:
+    folder = make_dataset(tmp_path)
+    assert not is_under_way("ada/one", folder)
+    note_sent(tmp_path, "ada/one", SentDataset(sums_of(folder), arrived=False))
+    assert is_under_way("ada/one", folder)
+    (folder / changed).write_bytes(b"others")
+    assert not is_under_way("ada/one", folder)
+
+
+def test_a_new_dataset_says_what_it_holds_now(project: Project, server: StubServer) -> None:
+    """Also where a file was put there after the build."""
+    (folder,) = project.out.glob("weights-*")
+    (folder / "more.txt").write_text("of mine", encoding="utf-8")
+    assert project.push("--ready-timeout", "5", "--accept-questions").returncode == 0
+    assert b"  more.txt" in server.datasets[WEIGHTS_DATASET].versions[0]["sha256sums.txt"]
 
 
 def test_it_shows_and_asks_first(project: Project, server: StubServer) -> None:
