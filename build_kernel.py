@@ -43,15 +43,14 @@ with ended_at_once():  # while this imports, Ctrl-C would come out as a tracebac
     from bundle.rules import IMAGE_PACKAGES, VENDORED_NEEDS
     from bundle.vendor import build_wheels
     from kernel.commands.options import CommandParser, whole_number
-    from kernel.errors import InputError, RunError
+    from kernel.errors import InputError
     from kernel.files import writing
     from kernel.folders import ResultFolder, end_on_sigterm, refuse_to_lose, refuse_to_replace
     from kernel.local_weights import FoundWeights, can_read_weights, check_claims, resolve_weights
-    from kernel.log import printable
     from kernel.manifest.presets import WEIGHTS_NAME, weights_folder
     from kernel.manifest.reader import read_manifest
     from kernel.manifest.types import WEIGHT_SUFFIXES, Manifest, manifest_to_json, refuse_fold_files
-    from kernel.output import let_readers_leave
+    from kernel.output import code_of, let_readers_leave
     from kernel.runtime.wheels import LockedWheel, verify_wheels
     from kernel.text import name_hint, shell_word
     from kernel.vendored import use_vendored_packages
@@ -83,20 +82,9 @@ IMAGE_NEEDS = sorted(IMAGE_PACKAGES | VENDORED_NEEDS, key=str.lower)
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    is_command = bool(given) and not given[0].startswith("-")
     try:
-        is_command = bool(given) and not given[0].startswith("-")
-        code = run_command(given[0], given[1:]) if is_command else run_build(parse_arguments(given))
-        sys.stdout.flush()
-        return code
-    except InputError as error:
-        print(printable(f"error: {error}"), file=sys.stderr)
-        return 2
-    except RunError as error:
-        print(printable(f"failed: {error}"), file=sys.stderr)
-        return 1
-    except OSError as error:  # of a disk that is full, a folder that cannot be written, a path that is too long
-        print(printable(f"failed: {error}: mend that, and run the same again"), file=sys.stderr)
-        return 1
+        return code_of(lambda: run_command(given[0], given[1:]) if is_command else run_build(parse_arguments(given)))
     except ModuleNotFoundError as error:
         print(
             f"error: {error.name} is not installed: building needs a bare Python, but recognising weights and running "

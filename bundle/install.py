@@ -34,6 +34,7 @@ from pathlib import Path
 
 from kernel.errors import InputError, RunError
 from kernel.log import LOG, show_log
+from kernel.output import code_of
 
 ROOT = Path(__file__).resolve().parents[1]
 UV = "uv==0.13.9"
@@ -56,15 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--torch", default="auto", metavar="BUILD", help="which torch (default: %(default)s)")
     options = parser.parse_args(arguments)
     show_log(sys.stderr, "%(message)s")
-    try:
-        install(options.torch)
-    except InputError as error:
-        LOG.error("error: %s", error)
-        return 2
-    except RunError as error:
-        LOG.error("failed: %s", error)
-        return 1
-    return 0
+    return code_of(lambda: install(options.torch))
 
 
 def install(torch: str) -> None:

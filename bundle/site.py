@@ -47,7 +47,7 @@ def install_site() -> None:
 
 
 def main() -> int:
-    """Install; returns the exit code."""
+    """Install; returns the exit code. Of a failure the bare message is said, which `kernel.vendored` raises again."""
     try:
         install_site()
     except InputError as error:

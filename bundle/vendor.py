@@ -21,10 +21,11 @@ from bundle.kaggle import DATASET_METADATA_NAME, SUMS_NAME, dataset_metadata
 from bundle.lock import LOCK_PATH, load_lock, update_lock
 from bundle.names import DEFAULT_DATASET_ID
 from bundle.repack import make_wheel
-from kernel.errors import InputError, RunError
+from kernel.errors import InputError
 from kernel.files import file_sha256
 from kernel.folders import ResultFolder, refuse_to_replace, replace_folder, scratch_folder
 from kernel.log import LOG
+from kernel.output import code_of
 
 #: What an earlier bundle is known by: it is replaced as a whole.
 WHEELS_FOLDER = ResultFolder("a build", ("*.whl", DATASET_METADATA_NAME, SUMS_NAME), (DATASET_METADATA_NAME, SUMS_NAME))
@@ -79,18 +80,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--lock", type=Path, default=LOCK_PATH, help="another lock file")
     parser.add_argument("--update-lock", action="store_true", help="write the lock anew before building")
     options = parser.parse_args(arguments)
-    try:
+
+    def work() -> None:
         if options.update_lock:
             update_lock(options.lock)
         wheels = build_wheels(options.out, options.dataset_id, options.lock)
-    except InputError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    except RunError as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    sys.stdout.write("".join(f"{wheel}\n" for wheel in [*wheels, options.out / DATASET_METADATA_NAME]))
-    return 0
+        sys.stdout.write("".join(f"{wheel}\n" for wheel in [*wheels, options.out / DATASET_METADATA_NAME]))
+
+    return code_of(work)
 
 
 if __name__ == "__main__":

@@ -21,10 +21,10 @@ if sys.version_info < (3, 11):  # noqa: UP036 - an older one cannot even read th
     print(f"`python -m kernel` needs Python 3.11 or later, this is {sys.version.split()[0]}", file=sys.stderr)
     raise SystemExit(2)
 
-from kernel.errors import InputError, RunError
+from kernel.errors import InputError
 from kernel.folders import end_on_sigterm
-from kernel.log import printable, show_log
-from kernel.output import let_readers_leave
+from kernel.log import show_log
+from kernel.output import code_of, let_readers_leave
 from kernel.processes import is_one_of_several
 from kernel.runtime.ending import end_at_once
 from kernel.signals import ended_at_once
@@ -37,21 +37,7 @@ DISTRIBUTION = "inside-ensemble"
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit code."""
     try:
-        with ended_at_once():  # imports take seconds, of torch above all, which `--help` need not
-            options = parse_arguments(arguments)
-            show_log(sys.stderr, "%(message)s")
-            from kernel.runtime.limits import limit_threads
-
-            limit_threads()
-        refuse_processes(options)
-        options.run(options.rules.checked(options))
-        sys.stdout.flush()
-    except InputError as error:
-        print(printable(f"error: {error}"), file=sys.stderr)
-        return 2
-    except RunError as error:
-        print(printable(f"failed: {error}"), file=sys.stderr)
-        return 1
+        return code_of(lambda: run_command(arguments))
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == __package__:
             raise  # ours: a defect, not an environment
@@ -61,13 +47,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    except OSError as error:  # that no place expects: a name that is too long, a disk that fails
-        print(printable(f"failed: {error}"), file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr)
         return 130
-    return 0
+
+
+def run_command(arguments: Sequence[str] | None) -> None:
+    """Run the command that the command line names.
+
+    Raises:
+        InputError, RunError: as the command does; or options that do nothing, or not together.
+    """
+    with ended_at_once():  # imports take seconds, of torch above all, which `--help` need not
+        options = parse_arguments(arguments)
+        show_log(sys.stderr, "%(message)s")
+        from kernel.runtime.limits import limit_threads
+
+        limit_threads()
+    refuse_processes(options)
+    options.run(options.rules.checked(options))
 
 
 def refuse_processes(options: argparse.Namespace) -> None:

@@ -1,15 +1,15 @@
-"""What the commands print, where its reader may leave before the end."""
+"""What the commands print: where its reader may leave before the end, and what they say when they fail."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-from kernel.errors import RunError
-from kernel.log import UnfailingStream, escape_unprintable, open_closed
+from kernel.errors import InputError, RunError
+from kernel.log import UnfailingStream, escape_unprintable, open_closed, printable
 
 
 class LeavingReaderStream:
@@ -61,3 +61,22 @@ def let_readers_leave() -> None:
     open_closed()
     for name, guarded in (("stdout", LeavingReaderStream), ("stderr", UnfailingStream)):
         setattr(sys, name, guarded(getattr(sys, name)))
+
+
+def code_of(work: Callable[[], int | None]) -> int:
+    """Do a program's work, which gives its exit code (None: 0), and return that.
+
+    Where it fails, standard error says how, without a traceback, and the code tells by whose fault.
+    """
+    try:
+        code = work() or 0
+        sys.stdout.flush()
+        return code
+    except InputError as error:
+        told, code = f"error: {error}", 2
+    except RunError as error:
+        told, code = f"failed: {error}", 1
+    except OSError as error:  # that no place expects: of a disk that is full or fails, a path that is too long
+        told, code = f"failed: {error}: mend that, and run the same again", 1
+    sys.stderr.write(f"{printable(told)}\n")
+    return code

@@ -5,6 +5,7 @@ The indexes are folders of empty wheels, and uv's stand-in is a wheel among them
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from bundle import install
 from bundle.install import IMPATIENCE, ROOT, UV, fitting_build, has_nvidia_gpu
 from bundle.repack import write_wheel
 from kernel.errors import InputError
@@ -260,3 +262,15 @@ def test_whether_there_is_a_gpu(
         program.chmod(0o755)
     monkeypatch.setenv("PATH", str(programs))
     assert has_nvidia_gpu(dev) is found
+
+
+def test_what_the_system_refuses_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """As a disk that gets full, or a pip that cannot be started."""
+
+    def refuse(torch: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(install, "install", refuse)
+    assert install.main([]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("failed: ") and "No space left on device: mend that, and run the same again" in told

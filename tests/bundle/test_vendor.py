@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import errno
 import gzip
 import hashlib
 import io
@@ -768,7 +769,7 @@ def test_wrong_input_is_exit_code_2(
     for more in ((), ("--update-lock",)):
         assert run_main(shop, tmp_path / "out", *more) == 2
         told = capsys.readouterr()
-        assert str(shop.lock) in told.err and told.out == ""
+        assert told.err.startswith("error: ") and str(shop.lock) in told.err and told.out == ""
 
 
 def test_no_network_is_exit_code_1(
@@ -777,7 +778,21 @@ def test_no_network_is_exit_code_1(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
     pip.will({}, "no route to host", 1)
     assert run_main(shop, tmp_path / "out") == 1
-    assert "connect to the network" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    told = capsys.readouterr().err
+    assert told.startswith("failed: ") and "connect to the network" in told and not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_is_exit_code_1(
+    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fill(*given: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("bundle.vendor.make_wheel", fill)
+    monkeypatch.setattr("bundle.vendor.fetch", lambda *given: b"")
+    assert run_main(shop, tmp_path / "out") == 1
+    told = capsys.readouterr().err
+    assert told.startswith("failed: ") and "No space left on device: mend that, and run the same again" in told
 
 
 def test_a_lock_of_fetched_packages_from_nothing(shop: Shop, tmp_path: Path, pip: StubPip) -> None:
