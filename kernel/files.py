@@ -110,6 +110,14 @@ def open_plain(path: Path) -> BinaryIO:
     return file
 
 
+def free_beside(path: Path, ending: str) -> Path:
+    """The first free path `<name>.<ending>`, `<name>.<ending>2`, ...; a link that leads nowhere holds its own."""
+    number = 1
+    while os.path.lexists(free := path.with_name(f"{path.name}.{ending}{number if number > 1 else ''}")):
+        number += 1
+    return free
+
+
 def file_sha256(path: Path) -> str:
     """The file's SHA-256 as 64 lowercase hexadecimal digits."""
     with path.open("rb") as file:

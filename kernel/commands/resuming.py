@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import Any, Protocol
 
 from kernel.commands.written import WRITTEN_NAME, changed_files, file_facts, note_written, read_note
 from kernel.errors import RunError
-from kernel.files import writing
+from kernel.files import free_beside, writing
 from kernel.folders import remove_folder, replace_folder, scratch_folder
 from kernel.locks import sole_writer
 from kernel.log import LOG
@@ -164,7 +163,7 @@ def resumed_folder(
                 shutil.copyfile(folder / WRITTEN_NAME, unfinished / WRITTEN_NAME)
             finished.close()
             changed = [] if replace else changed_files(target)
-            place = new_beside(target) if changed else target
+            place = free_beside(target, "new") if changed else target
             replace_folder(folder, place)
         except BaseException:
             finished.close()
@@ -183,14 +182,6 @@ def resumed_folder(
                 f"({first_names(changed)}): the new results, of {len(finished)} of {len(images)} images, are in "
                 f"{place}; take from the two what you want"
             )
-
-
-def new_beside(target: Path) -> Path:
-    """The first free path `<name>.new`, `<name>.new2`, ... beside a folder."""
-    number = 1
-    while os.path.lexists(beside := target.with_name(f"{target.name}.new{number if number > 1 else ''}")):
-        number += 1
-    return beside
 
 
 def copied_back(target: Path, folder: Path) -> bool:

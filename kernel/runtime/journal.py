@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kernel.files import lock_descriptor, open_plain
+from kernel.files import free_beside, lock_descriptor, open_plain
 
 #: Part of every head: to be raised when the records change.
 JOURNAL_FORMAT = 3
@@ -164,9 +164,7 @@ def put_aside(path: Path) -> Path:
     Raises:
         OSError: it cannot be renamed.
     """
-    number = 1
-    while (target := path.with_name(f"{path.name}.old{number if number > 1 else ''}")).exists():
-        number += 1
+    target = free_beside(path, "old")
     path.rename(target)
     return target
 

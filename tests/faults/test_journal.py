@@ -182,6 +182,14 @@ def test_what_a_head_does_not_know_fits(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_nothing_is_put_aside_over_a_link_that_leads_nowhere(tmp_path: Path) -> None:
+    """It may lead to a disk that is not mounted now."""
+    (tmp_path / "journal.log").write_bytes(b"mine")
+    (tmp_path / "journal.log.old").symlink_to(tmp_path / "gone")
+    assert put_aside(tmp_path / "journal.log").name == "journal.log.old2"
+    assert (tmp_path / "journal.log.old").is_symlink()
+
+
 @pytest.mark.parametrize("change", ["delete", "move", "replace", "empty", "none"])
 def test_a_journal_knows_whether_it_is_lost(tmp_path: Path, change: str) -> None:
     path = tmp_path / "journal.log"
