@@ -16,7 +16,7 @@ from bundle.client import KaggleClient
 from bundle.client_errors import NotThereError, UnknownOutcomeError
 from bundle.datasets import data_files, parse_sums, read_sums, sums_of
 from bundle.kaggle import KERNEL_METADATA_NAME, SCRIPT_NAME, SUMS_NAME, kernel_metadata
-from bundle.waiting import Waiting
+from bundle.waiting import LONGEST_UNSEEN, Waiting
 from kernel.errors import InputError, RunError
 from kernel.files import reading, written_file
 from kernel.folders import scratch_folder
@@ -33,8 +33,6 @@ MANIFEST_VARIABLE = "MANIFEST_JSON"
 BUILD_AGAIN = "build again, by `python build_kernel.py` with the same options as before"
 #: How often a version that was just pushed is asked for.
 PULL_TRIES = 5
-#: So often a dataset that may have been sent is not shown before it counts as not arrived.
-LONGEST_UNSEEN = 10
 #: States of a dataset from which it does not get ready by itself.
 LOST_STATES = ("failed", "deleted")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from bundle.client import KaggleClient, Submission
 from bundle.client_errors import one_line
-from bundle.waiting import Waiting
+from bundle.waiting import LONGEST_UNSEEN, Waiting
 from kernel.errors import InputError, RunError
 from kernel.files import file_sha256, written_file
 from kernel.folders import is_of_the_system
@@ -19,8 +19,6 @@ from kernel.text import parse_json
 
 #: States of a run that is over.
 DONE_STATES = ("complete", "error", "cancel_acknowledged", "new_script")
-#: So often a submission that was just made may not be shown.
-LONGEST_UNSEEN = 10
 #: In a folder of results: what `fetch` has found of them.
 VERDICT_NAME = "verdict.json"
 #: Beside the folders of results: which versions were submitted.

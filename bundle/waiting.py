@@ -13,6 +13,8 @@ from kernel.errors import RunError
 T = TypeVar("T")
 #: So many failures in a row, each of several tries, end a wait.
 LONGEST_OUTAGE = 10
+#: So often Kaggle may not show what was just sent, or may have been, before that counts as not arrived.
+LONGEST_UNSEEN = 10
 
 
 @dataclass(frozen=True)

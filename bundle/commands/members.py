@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bundle.commands.common import ROOT, add_manifest_option, add_out_option, meant_options, print_table
+from bundle.commands.common import USUAL_OUT, add_manifest_option, add_out_option, meant_options, print_table
 from bundle.kaggle import SCRIPT_NAME, refused_name
 from bundle.lock import LOCK_PATH, load_lock
 from bundle.member_table import COLUMNS, TIMES_NAME, explain_blanks, member_row, read_times, seconds_an_image
@@ -131,7 +131,7 @@ def run(options: argparse.Namespace) -> int:
 
 def out_folder(options: argparse.Namespace) -> Path:
     """Where the build and what was measured are."""
-    return options.out or ROOT / "dist"
+    return options.out or USUAL_OUT
 
 
 def weights_dir(options: argparse.Namespace) -> Path:
