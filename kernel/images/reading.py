@@ -8,7 +8,8 @@ largest_image_shape(paths)   those of the largest of many
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -91,9 +92,16 @@ def shown_pixels(path: Path, pixels: np.ndarray) -> np.ndarray:
 
 
 def read_first(path: Path) -> np.ndarray:
-    """As `read_stored`, the first page; the log says what of the file is passed over."""
+    """The pixels of a file as stored, (H, W, C) of any real type, C 1 or 3, of a stack the first page.
+
+    The log says what of the file is passed over.
+
+    Raises:
+        InputError: as `read_image`.
+    """
     name = printable_name(path.name)
-    pixels, orientation, pages = read_stored(path)
+    with opened_image(path) as stream:
+        pixels, orientation, pages = read_pixels(path, stream)
     if pages > 1:
         LOG.warning("%s has %d pages: only the first is used", name, pages)
     if orientation != 1:
@@ -101,20 +109,27 @@ def read_first(path: Path) -> np.ndarray:
     return pixels
 
 
-def read_stored(path: Path, page: int = 0) -> tuple[np.ndarray, int, int]:
-    """The pixels of a file as stored, (H, W, C) of any real type, C 1 or 3; its orientation tag; its pages.
-
-    Args:
-        path: the file.
-        page: of a TIFF's, from 0.
+def read_page(path: Path, page: int) -> np.ndarray:
+    """As `read_first`, a TIFF's page by its number, from 0; the pages behind it are not looked at.
 
     Raises:
         InputError: as `read_image`.
     """
+    with opened_image(path) as stream:
+        return read_tiff(path, stream, page)[0]
+
+
+@contextmanager
+def opened_image(path: Path) -> Iterator[BinaryIO]:
+    """The file of an image; what is wrong with it is told with its path, and what to do.
+
+    Raises:
+        InputError: it cannot be opened, or what is read of it is refused or does not fit into the memory.
+    """
     name = printable_name(str(path))
     try:
         with open_plain(path) as stream:
-            return read_pixels(path, stream, page)
+            yield stream
     except OSError as error:
         raise InputError(
             f"cannot read the image {name}: {error.strerror}; check the path and its permissions"
@@ -149,8 +164,8 @@ def warn_of_gaps(path: Path, pixels: np.ndarray) -> None:
         )  # fmt: skip
 
 
-def read_pixels(path: Path, stream: BinaryIO, page: int = 0) -> tuple[np.ndarray, int, int]:
-    """As `read_stored`, from the open file.
+def read_pixels(path: Path, stream: BinaryIO) -> tuple[np.ndarray, int, int]:
+    """As `read_first`, from the open file; the file's orientation tag; how many pages it has.
 
     Raises:
         InputError: as `read_image`, without the path.
@@ -162,7 +177,7 @@ def read_pixels(path: Path, stream: BinaryIO, page: int = 0) -> tuple[np.ndarray
     if head.startswith(JPEG_SIGNATURE):
         return *read_jpeg(stream), 1
     if head.startswith(TIFF_SIGNATURES):
-        return *read_tiff(path, stream, page), count_planes(stream)
+        return *read_tiff(path, stream), count_planes(stream)
     raise InputError(f"it is no PNG, TIFF or JPEG (it starts with {head!r})" if head else "the file is empty")
 
 

@@ -29,7 +29,7 @@ from kernel.images.pixel_size import (
     tags_pixel_size,
 )
 from kernel.images.planes import PlaneChoice, choose_planes
-from kernel.images.reading import read_first, read_stored, shown_pixels, too_large
+from kernel.images.reading import read_first, read_page, shown_pixels, too_large
 from kernel.images.tiff import inverted
 from kernel.images.tiff_layout import MIN_IS_WHITE, RGB, YCBCR
 from kernel.images.tiff_tags import TIFF_SIGNATURES
@@ -194,7 +194,7 @@ def open_tiff(path: Path, choice: PlaneChoice) -> Stack:
             if len(file.series) > 1:
                 told = "; ".join(filter(None, (told, f"the first of its {len(file.series)} images is taken")))
             order = [place for place, letter in enumerate(axes) if letter not in PLANE_AXES]
-            pages = page_numbers(series)
+            numbers = page_numbers(series)
             values = StoredValues(
                 path, axes, shape, np.dtype(series.dtype).newbyteorder(file.byteorder), series.dataoffset,
                 int(series.keyframe.photometric) == MIN_IS_WHITE,
@@ -207,8 +207,9 @@ def open_tiff(path: Path, choice: PlaneChoice) -> Stack:
     in_planes = axes.replace("S", "").endswith("YX")  # else they lie across pages, which are of other axes
     letters = "".join(axes[place] for place in order)
     counts = tuple(shape[place] for place in order)  # of planes along each axis
-    if pages is not None and (len(pages) != math.prod(counts) or not in_planes):
-        pages = None
+    pages = None
+    if numbers is not None and len(numbers) == math.prod(counts) and in_planes:
+        pages = np.array(numbers, object).reshape(counts)
     of_samples = choice.channel is not None and "C" not in letters and "S" in axes and shape[axes.index("S")] > 1
     if of_samples:
         order, letters = [*order, axes.index("S")], letters + "C"
@@ -221,15 +222,15 @@ def open_tiff(path: Path, choice: PlaneChoice) -> Stack:
     def read(place: tuple[int, ...]) -> np.ndarray:
         if pages is None:
             return values.read(order, place)
-        page = np.array(pages, object).reshape(counts)[place[: len(counts)]]
+        page = pages[place[: len(counts)]]
         if page is None:
             where = ", ".join(f"{axis} {at}" for axis, at in zip(letters, place, strict=True))
             raise InputError(
-                f"{path} lacks the plane at {where}, counted from 0: its text tells of {len(pages)} planes, and "
-                f"{pages.count(None)} are missing; copy the file again where it was cut, or choose another plane by "
-                "--channel, --z and --frame"
+                f"{path} lacks the plane at {where}, counted from 0: its text tells of {pages.size} planes, and "
+                f"{list(pages.flat).count(None)} are missing; copy the file again where it was cut, or choose "
+                "another plane by --channel, --z and --frame"
             )
-        return values.read(order, place) if of_samples else read_stored(path, page)[0]
+        return values.read(order, place) if of_samples else read_page(path, page)
 
     return Stack(letters, sizes, read, pixel, names, told, (shape[axes.index("Y")], shape[axes.index("X")]))
 

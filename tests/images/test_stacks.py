@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, BinaryIO
 from uuid import UUID
 
 import cv2
@@ -24,6 +24,7 @@ from kernel.images.pixel_size import PixelSize, ome_pixel_size, pixel_size
 from kernel.images.planes import PlaneChoice, choice_of_texts, count_frames
 from kernel.images.reading import read_image
 from kernel.images.stacks import BIOIO_READERS, open_stack, read_picture, zarr_oddity
+from kernel.images.tiff_tags import TiffDirectory
 
 ANY = PlaneChoice()
 #: T, C, Z, Y, X; 8 bits, so that planes are shown as they are stored.
@@ -135,6 +136,23 @@ def test_every_plane_is_the_one_that_was_written(tmp_path: Path, name: str) -> N
     assert all(text in default.told for text in ("frame 0 of 2", "channel 0 of 3", "z 2 of 4"))
     with pytest.raises(InputError, match=f"{name}.*no channel 3"):
         read_picture(tmp_path / name, PlaneChoice(channel=3))
+
+
+def test_a_plane_is_read_without_the_pages_behind_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "stack.ome.tif"
+    write_ome(path)
+    read: list[int] = []
+
+    class Counted(TiffDirectory):
+        def __init__(self, stream: BinaryIO, order: str, big: bool, at: int):
+            read.append(at)
+            super().__init__(stream, order, big, at)
+
+    monkeypatch.setattr("kernel.images.tiff_tags.TiffDirectory", Counted)
+    for page, (t, c, z) in enumerate(np.ndindex(VALUES.shape[:3])):
+        read.clear()
+        read_picture(path, PlaneChoice(c, z, t))
+        assert len(read) == page + 1
 
 
 @pytest.mark.parametrize("where", ["together", "alone", "renamed"])
