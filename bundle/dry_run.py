@@ -184,12 +184,10 @@ def choose_images(folder: Path, limit: int | None = None) -> list[Path]:
     """The images of a folder, by name, at most `limit`.
 
     Raises:
-        InputError: as `kernel.images.reading.list_images` does; or `limit` is below 1.
+        InputError: as `kernel.images.reading.list_images` does.
     """
     from kernel.images.reading import list_images
 
-    if limit is not None and limit < 1:
-        raise InputError(f"--limit {limit}: it must be at least 1")
     return list_images(folder)[:limit]
 
 

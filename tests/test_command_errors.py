@@ -103,18 +103,9 @@ def test_no_annotated_image(wheels_site: Path, data: Path, capsys: pytest.Captur
         assert "has no annotated image" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("words", "told"),
-    [
-        (["--seed", "-1"], "the seed of a data set is -1"),
-        (["--images", "0"], "--images 0: it must be at least 1"),
-    ],
-)
-def test_synthetic_data_that_cannot_be(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], told: str
-) -> None:
-    assert main(["synthesize", str(tmp_path / "out"), *words]) == 2
-    assert told in capsys.readouterr().err
+def test_synthetic_data_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["synthesize", str(tmp_path / "out"), "--seed", "-1"]) == 2
+    assert "the seed of a data set is -1" in capsys.readouterr().err
 
 
 def test_places_that_cannot_be_written(

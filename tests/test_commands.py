@@ -322,7 +322,6 @@ def test_tune_writes_thresholds_with_their_evidence_or_nothing(
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--trials", "0"], "--trials 0: it must be at least 1"),
         (["--seed", "-1"], "--seed -1: it must be from 0"),
         (["--level", "1"], "--level 1.0: it must lie between 0 and 1"),
         (["--grid", "none.toml"], "cannot read the grid none.toml"),
@@ -575,6 +574,10 @@ def test_a_package_that_is_missing_is_told(
         (["select", "--manifest", "a", "--data", "b"], "required: --weights-dir"),
         (["train", "--data", "a", "--recipe", "b", "--out", "c", "--kind", "yolo"], "--kind: invalid choice: 'yolo'"),
         (["synthesize", "a", "--images", "few"], "--images: 'few' is not a whole number"),
+        (["synthesize", "a", "--images", "0"], "--images: '0' is not a whole number from 1 on"),
+        (["select", "--max-members", "0"], "--max-members: '0' is not a whole number from 1 on"),
+        (["select", "--images", "0"], "--images: '0' is not a whole number from 1 on"),
+        (["tune", "--trials", "0"], "--trials: '0' is not a whole number from 1 on"),
     ],
 )
 def test_usage_is_told(words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:

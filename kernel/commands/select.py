@@ -19,7 +19,6 @@ from kernel.commands.results import refuse_to_replace_result
 from kernel.commands.rules import CommandRules, Needs
 from kernel.commands.scoring import add_out_of_fold, list_jobs, tell_seen
 from kernel.commands.tuning_results import add_result_arguments, leave_results
-from kernel.errors import InputError
 from kernel.manifest.reader import read_manifest
 from kernel.vendored import use_vendored_packages
 
@@ -38,11 +37,11 @@ def add_parser(commands: Any) -> None:
     add_ensemble_arguments(parser)
     add_out_of_fold(parser)
     parser.add_argument(
-        "--max-members", type=whole_number(), metavar="K", help="at most so many per type (default: any)"
+        "--max-members", type=whole_number(1), metavar="K", help="at most so many per type (default: any)"
     )
     parser.add_argument(
         "--images",
-        type=whole_number(),
+        type=whole_number(1),
         metavar="N",
         default=HIDDEN_IMAGES,
         help="how many images share the manifest's time limit (default: %(default)s, the competition's)",
@@ -63,9 +62,6 @@ def run_select(options: argparse.Namespace) -> None:
     from kernel.tuning.member_selection import seconds_of_type, select_members, uses_of_selections
     from kernel.tuning.member_selection_output import describe_selection, draw_selections, selections_to_csv
 
-    for name, value in (("--max-members", options.max_members), ("--images", options.images)):
-        if value is not None and value < 1:
-            raise InputError(f"{name} is {value}: give at least 1")
     if options.out is not None:
         refuse_to_replace_result(options.out, "select", replace=options.replace)
     manifest = read_manifest(options.manifest)

@@ -9,7 +9,6 @@ from typing import Any
 from kernel.commands.options import whole_number
 from kernel.commands.rules import CommandRules
 from kernel.data.synthetic.generate import write_dataset
-from kernel.errors import InputError
 from kernel.settings import CELL_TYPES
 
 
@@ -17,7 +16,9 @@ def add_parser(commands: Any) -> None:
     """Add the command to the command line's `commands`."""
     parser = commands.add_parser("synthesize", help="write a folder of synthetic annotated images")
     parser.add_argument("out", type=Path, help="the folder: train.csv and train/<id>.png")
-    parser.add_argument("--images", type=whole_number(), default=10, help="images per cell type (default: %(default)s)")
+    parser.add_argument(
+        "--images", type=whole_number(1), default=10, help="images per cell type (default: %(default)s)"
+    )
     parser.add_argument(
         "--seed", type=whole_number(), default=0, help="other seeds share no image (default: %(default)s)"
     )
@@ -26,7 +27,5 @@ def add_parser(commands: Any) -> None:
 
 def run_synthesize(options: argparse.Namespace) -> None:
     """Write synthetic images."""
-    if options.images < 1:
-        raise InputError(f"--images {options.images}: it must be at least 1")
     write_dataset(options.out, dict.fromkeys(CELL_TYPES, options.images), options.seed)
     print(f"{options.images} images of each of {', '.join(CELL_TYPES)}: {options.out}")

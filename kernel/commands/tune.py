@@ -67,7 +67,7 @@ RULES = CommandRules(
         ),
         Idle(
             ["trials"],
-            lambda options: options.search != "optuna" and options.trials > 0,  # a wrong number is told as such
+            lambda options: options.search != "optuna",
             "is for --search optuna: a grid tries each of its points",
         ),
         Idle(
@@ -106,7 +106,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument(
         "--trials",
-        type=whole_number(),
+        type=whole_number(1),
         metavar="N",
         help="optuna's trials for each choice, of which there is one more than folds (default: 200)",
     )
@@ -193,8 +193,6 @@ def read_plan(options: argparse.Namespace) -> TuningPlan:
     from kernel.tuning.plan import TuningPlan
     from kernel.tuning.threshold_grid import read_grids
 
-    if options.trials is not None and options.trials < 1:
-        raise InputError(f"--trials {options.trials}: it must be at least 1")
     if options.seed is not None and not 0 <= options.seed < 2**32:
         raise InputError(f"--seed {options.seed}: it must be from 0 to {2**32 - 1}")
     if options.level is not None and not 0 < options.level < 1:
