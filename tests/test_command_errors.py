@@ -12,7 +12,6 @@ import pytest
 
 from kernel.__main__ import main
 from kernel.commands import validate
-from kernel.commands.common import load_options_ensemble
 from kernel.commands.options import CommandParser
 from kernel.data.annotated import list_annotated
 from kernel.data.synthetic.generate import write_dataset
@@ -164,7 +163,7 @@ def test_the_dtype_reaches_the_ensemble(
     images = validate.list_fold(options)
     assert [job.files.dtype for job in validate.list_jobs(options, images)] == [dtype]
     assert [job.files.dtype for job in validate.list_jobs(options, images, devices=["cpu"])] == [computed]
-    assert str(load_options_ensemble(options).dtype) == f"torch.{computed}"
+    assert str(validate.list_jobs(options, images)[0].files.load("cpu").dtype) == f"torch.{computed}"
 
 
 def test_an_unknown_dtype(capsys: pytest.CaptureFixture[str]) -> None:

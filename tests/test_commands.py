@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import kernel.commands.tune
+import kernel.local_weights
 import kernel.scoring.scores
 import kernel.training.trainer
 import kernel.tuning.evidence
@@ -29,6 +30,7 @@ from kernel.data.splits import FoldRow, write_folds
 from kernel.data.synthetic.generate import write_dataset
 from kernel.ensemble.ensemble import Ensemble
 from kernel.errors import RunError
+from kernel.files import file_sha256
 from kernel.images.reading import read_image
 from kernel.log import LOG
 from kernel.manifest.reader import read_manifest
@@ -273,6 +275,25 @@ def test_tune_of_too_few_images_leaves_the_manifest_and_says_so(
     assert manifest.read_bytes() == before
     assert json.loads((folder / "tuning.json").read_text(encoding="utf-8"))["overall"]["images"] == 3
     assert (folder / "manifest.diff").read_text(encoding="utf-8") == ""
+
+
+def test_tune_looks_for_the_weights_once(
+    manifest: Path, weights: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    summed: list[str] = []
+
+    def sum_of(path: Path) -> str:
+        summed.append(path.name)
+        return file_sha256(path)
+
+    def fail(ensemble: Ensemble, given: Sequence[AnnotatedImage], plan: TuningPlan) -> None:
+        assert len(ensemble.members) == 2
+        raise RunError("it would take long")
+
+    monkeypatch.setattr(kernel.local_weights, "file_sha256", sum_of)
+    monkeypatch.setattr(kernel.tuning.threshold_tuning, "tune_ensemble", fail)
+    assert main(["tune", *ensemble_arguments(manifest, weights, data)]) == 1
+    assert summed == ["maskrcnn.safetensors", "htc.safetensors"]
 
 
 def test_tune_writes_thresholds_with_their_evidence_or_nothing(

@@ -28,7 +28,6 @@ from kernel.settings import NETWORK_DTYPES
 from kernel.text import first_line
 
 if TYPE_CHECKING:
-    from kernel.ensemble.ensemble import Ensemble
     from kernel.scoring.predicting import EnsembleFiles
 
 
@@ -69,7 +68,7 @@ def add_ensemble_arguments(parser: argparse.ArgumentParser, stored: bool = False
 def add_member_arguments(
     parser: argparse.ArgumentParser, stored: bool = False, shipped: bool = False, device_help: str = ONE_DEVICE
 ) -> None:
-    """The options that name an ensemble and where it runs, for `choose_members` and `load_options_ensemble`.
+    """The options that name an ensemble and where it runs, for `choose_members` and `check_device`.
 
     Args:
         parser: of a command.
@@ -287,15 +286,6 @@ def find_ensemble(manifest: Manifest, weights_dir: Path, dtype: str | None = Non
 
     manifest, found = resolve_weights(manifest, weights_dir)
     return EnsembleFiles(manifest, {weights.member.name: weights.path for weights in found}, dtype or manifest.dtype)
-
-
-def load_options_ensemble(options: argparse.Namespace) -> Ensemble:
-    """The ensemble that the command line names, on its device.
-
-    Raises:
-        InputError: as `choose_members`, `find_ensemble` and `check_device`; or a weight file cannot be used.
-    """
-    return choose_members(options).files().load(check_device(options.device))
 
 
 @contextmanager

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from kernel.commands.common import (
     ENSEMBLE_READS,
     add_ensemble_arguments,
+    check_device,
     folds_file,
     list_fold,
-    load_options_ensemble,
 )
 from kernel.commands.options import number, whole_number
 from kernel.commands.results import refuse_to_replace_result
@@ -157,8 +157,9 @@ def run_thresholds(options: argparse.Namespace, images: Sequence[AnnotatedImage]
     if out is not None:
         refuse_to_replace_result(out, "tune", replace=options.replace)
     if options.predictions is None:
-        seen = tell_seen(list_jobs(options, images))
-        ensemble = load_options_ensemble(options)
+        jobs = list_jobs(options, images)
+        seen = tell_seen(jobs)
+        ensemble = jobs[0].files.load(check_device(options.device))  # of all: --out-of-fold is for --stages
         thresholds = ensemble.settings.thresholds
         tunings = tune_ensemble(ensemble, images, plan)
     else:
