@@ -20,7 +20,6 @@ from kernel.scoring.predictions import SoftPrediction, soft_prediction
 from kernel.scoring.scores import refuse_other_types, tell_mistaken_types
 from kernel.settings import Thresholds
 from kernel.tuning.choosing import Assessment, CrossValidation, assess, cross_validate
-from kernel.tuning.grid_scores import score_at
 from kernel.tuning.plan import SearchName, TuningPlan, folds_of, units_of
 from kernel.tuning.threshold_grid import ThresholdGrid
 from kernel.tuning.threshold_search import SEARCHES, Search, SearchResult, TuningImage
@@ -73,8 +72,7 @@ def tune_cell_type(cell_type: str, images: Sequence[TuningImage], base: Threshol
     search: Search = SEARCHES[plan.search](images, base, grid, plan)
     found = search.choose(everything)
     validation = cross_validate(search.choose, search.score, folds)
-    before = np.array([score_at(image.instances, image.truth, base) for image in images])
-    after = np.array([score_at(image.instances, image.truth, found.thresholds) for image in images])
+    before, after = found.candidates.current, search.score(found, everything)
     return TypeTuning(
         cell_type=cell_type,
         image_ids=tuple(image_ids),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import kernel.tuning.grid_scores
 from kernel.errors import InputError
 from kernel.masks.instances import CellMasks, Instances
 from kernel.postprocess.clean import postprocess_instances
@@ -16,7 +18,7 @@ from kernel.settings import Thresholds
 from kernel.tuning.choosing import choose_point, estimate_mean, make_candidates
 from kernel.tuning.descriptions import describe_tuning
 from kernel.tuning.grid_scores import score_grid
-from kernel.tuning.plan import TuningPlan
+from kernel.tuning.plan import SearchName, TuningPlan
 from kernel.tuning.threshold_grid import DEFAULT_GRID, ThresholdGrid, read_grids
 from kernel.tuning.threshold_search import OptunaSearch, TuningImage
 from kernel.tuning.threshold_tuning import assess_together, tune_cell_type
@@ -131,6 +133,26 @@ def test_optuna_finds_what_the_grid_finds_and_twice_the_same(images: list[Tuning
         assert found.candidates.scores.shape[0] == 5
         held_out = images[fold::2]
         assert tuning.validation.scores[fold::2].tolist() == submission_scores(held_out, found.thresholds)
+
+
+@pytest.mark.parametrize("search", ["grid", "optuna"])
+def test_no_image_is_scored_twice_with_the_same_thresholds(
+    images: list[TuningImage], search: SearchName, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if search == "optuna":
+        pytest.importorskip("optuna", reason="optuna is not installed, as requirements.txt has it")
+    scored: Counter[tuple[int, Thresholds]] = Counter()
+
+    def postprocess(instances: Instances, thresholds: Thresholds) -> CellMasks:
+        scored[id(instances), thresholds] += 1
+        return postprocess_instances(instances, thresholds)
+
+    monkeypatch.setattr(kernel.tuning.grid_scores, "postprocess_instances", postprocess)
+    tuning = tune_cell_type("shsy5y", images, OLD, TuningPlan(grid=GRID, search=search, trials=8))
+    assert tuning.has_gain and tuning.before.tolist() == submission_scores(images, OLD)
+    assert tuning.after.tolist() == submission_scores(images, tuning.new)
+    assert set(scored.values()) == {1}
+    assert len(scored) == len(images) if search == "grid" else len(scored) > len(images)
 
 
 @pytest.mark.parametrize("search", ["grid", "optuna"])
