@@ -128,40 +128,13 @@ def list_annotated(
         InputError: neither or both of the two files, no images, or an annotated image is missing; for folds: no
             folds.csv, a fold that it does not have, or none of its images in `folder`.
     """
-    table, prepared = folder / "train.csv", folder / PREPARED_NAME
-    if prepared.exists() and table.exists():
-        raise InputError(f"{folder} holds both {table.name} and {prepared.name}: which one is meant? Move one away")
-    if prepared.exists():
-        dataset = read_prepared(folder)
-        images = [AnnotatedImage(image.path, image, dataset.class_names) for image in dataset.images]
-    elif not table.exists():
-        raise InputError(
-            f"cannot read annotations from {table}: no such file; expected the competition's train.csv and train, or a "
-            "folder that `prepare` has made (of images and masks: `prepare --annotated`)"
-        )
-    else:
-        paths = images_of_table(folder)
-        annotations = read_annotations(table, names=paths)
-        nowhere = folder / "train"
-        images = [
-            AnnotatedImage(paths.get(image_id, nowhere / f"{image_id}.png"), entry)
-            for image_id, entry in annotations.items()
-        ]
+    images = _read_annotated(folder)
     if folds is not None:
         path = folds_csv or folder / FOLDS_NAME
         if warns:
             _warn_of_folds(images, folder, path)
         images = _of_folds(images, folder, path, folds)
-    images = [replace(image, path=present_form(image.path)) for image in images]
-    missing = [image for image in images if not image.path.is_file()]
-    if missing:
-        named = prepared if prepared.exists() else table
-        place = missing[0].path.parent
-        raise InputError(
-            f"{named} names {len(missing)} image(s) that are not in {place}, "
-            f"{missing[0].image_id!r} first: put them there, or {_REMEDIES[named.name]}"
-        )
-    return images
+    return _present(images, folder)
 
 
 def list_around_fold(folder: Path, fold: int, folds_csv: Path) -> tuple[list[AnnotatedImage], list[AnnotatedImage]]:
@@ -173,8 +146,10 @@ def list_around_fold(folder: Path, fold: int, folds_csv: Path) -> tuple[list[Ann
     Raises:
         InputError: as `list_annotated` and `other_folds`; or no image is left to train on.
     """
-    held_out = list_annotated(folder, [fold], folds_csv)
-    others = list_annotated(folder, other_folds(folds_csv, fold), folds_csv, warns=False)
+    images = _read_annotated(folder)  # of many cells it takes a while
+    _warn_of_folds(images, folder, folds_csv)
+    held_out = _present(_of_folds(images, folder, folds_csv, [fold]), folder)
+    others = _present(_of_folds(images, folder, folds_csv, other_folds(folds_csv, fold)), folder)
     groups = groups_of(held_out)
     training = [image for image in others if belongs_to(image.annotations) not in groups]
     if others and not training:
@@ -198,6 +173,47 @@ def groups_of(images: Iterable[AnnotatedImage]) -> set[str]:
 
 
 _REMEDIES = {"train.csv": "take their rows out", PREPARED_NAME: "prepare the folder again"}
+
+
+def _read_annotated(folder: Path) -> list[AnnotatedImage]:
+    """What `folder` annotates, whether its images are there or not."""
+    table, prepared = folder / "train.csv", folder / PREPARED_NAME
+    if prepared.exists() and table.exists():
+        raise InputError(f"{folder} holds both {table.name} and {prepared.name}: which one is meant? Move one away")
+    if prepared.exists():
+        dataset = read_prepared(folder)
+        return [AnnotatedImage(image.path, image, dataset.class_names) for image in dataset.images]
+    if not table.exists():
+        raise InputError(
+            f"cannot read annotations from {table}: no such file; expected the competition's train.csv and train, or a "
+            "folder that `prepare` has made (of images and masks: `prepare --annotated`)"
+        )
+    paths = images_of_table(folder)
+    annotations = read_annotations(table, names=paths)
+    nowhere = folder / "train"
+    return [
+        AnnotatedImage(paths.get(image_id, nowhere / f"{image_id}.png"), entry)
+        for image_id, entry in annotations.items()
+    ]
+
+
+def _present(images: Sequence[AnnotatedImage], folder: Path) -> list[AnnotatedImage]:
+    """The images of `folder`, each by its name as the file system has it.
+
+    Raises:
+        InputError: one is not there.
+    """
+    images = [replace(image, path=present_form(image.path)) for image in images]
+    missing = [image for image in images if not image.path.is_file()]
+    if missing:
+        prepared = folder / PREPARED_NAME
+        named = prepared if prepared.exists() else folder / "train.csv"
+        place = missing[0].path.parent
+        raise InputError(
+            f"{named} names {len(missing)} image(s) that are not in {place}, "
+            f"{missing[0].image_id!r} first: put them there, or {_REMEDIES[named.name]}"
+        )
+    return images
 
 
 def _warn_of_folds(images: Sequence[AnnotatedImage], folder: Path, folds_csv: Path) -> None:

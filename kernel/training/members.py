@@ -184,8 +184,12 @@ def train_members(plan: MembersPlan) -> None:
         RunError: a training fails or is stopped; the same call goes on from there.
     """
     # First, though LIVECell's turn comes before: what is wrong with them should show now, not after hours.
-    held_out = held_out_pictures(plan)
-    images = leave_out_pictures(competition_images(plan), held_out, plan.prepared)
+    if plan.fold is None:
+        entries, unseen = list_annotated(plan.prepared), []
+    else:
+        entries, unseen = list_around_fold(plan.prepared, plan.fold, plan.folds_csv)
+    held_out = PictureIndex(picture_of(entry.image_id, entry.read()) for entry in unseen)
+    images = leave_out_pictures(read_entries(entries), held_out, plan.prepared)
     init, keep_classes = plan.encoder_weights, False
     for name, recipe in plan.recipes.items():
         its_images = images
@@ -195,19 +199,6 @@ def train_members(plan: MembersPlan) -> None:
         init = train_one(plan, name, recipe, its_images, init, keep_classes)
         keep_classes = name != PRETRAINED  # from the first kind on the classes are the same
     write_members_manifest(plan)
-
-
-def held_out_pictures(plan: MembersPlan) -> PictureIndex:
-    """The pictures of the fold that is left out."""
-    entries = [] if plan.fold is None else list_annotated(plan.prepared, [plan.fold], plan.folds_csv, warns=False)
-    return PictureIndex(picture_of(entry.image_id, entry.read()) for entry in entries)
-
-
-def competition_images(plan: MembersPlan) -> list[TrainingImage]:
-    """The images to finetune on."""
-    if plan.fold is None:
-        return read_training_images(plan.prepared)
-    return read_entries(list_around_fold(plan.prepared, plan.fold, plan.folds_csv)[0])
 
 
 def train_one(

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
+import kernel.data.annotated
 import kernel.training.trainer
 from kernel.__main__ import main
 from kernel.commands.common import list_fold
@@ -102,6 +103,24 @@ def test_training_and_validation_share_no_image(
     trained_on.clear()
     assert train_command(prepared, out, "--replace") == 0
     assert pixels_of(trained_on[0]) == everything and len(held_out(prepared, None)) == 12
+
+
+def test_annotations_are_read_once(
+    folders: tuple[Path, Path],
+    trained_on: list[list[TrainingImage]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, prepared = folders
+    read: list[Path] = []
+
+    def read_and_count(folder: Path) -> PreparedDataset:
+        read.append(folder)
+        return read_prepared(folder)
+
+    monkeypatch.setattr(kernel.data.annotated, "read_prepared", read_and_count)
+    assert train_command(prepared, tmp_path / "member.safetensors", "--fold", "0") == 0
+    assert len(trained_on[0]) == 8 and read == [prepared]
 
 
 def test_wrong_folds(folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

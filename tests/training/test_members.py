@@ -13,14 +13,19 @@ from cases import forget_samples
 from safetensors.torch import load_file, save_file
 from tiny_detectors import tiny_detector
 
+import kernel.data.annotated
+import kernel.training.members
 from kernel.__main__ import main
 from kernel.data.prepare import prepare
+from kernel.data.prepared import PreparedDataset, read_prepared
 from kernel.data.sources import read_competition
 from kernel.data.splits import read_folds
 from kernel.data.synthetic.generate import write_dataset
+from kernel.errors import RunError
 from kernel.manifest.reader import read_manifest
 from kernel.models.checkpoints import recognise_checkpoint
 from kernel.settings import CELL_TYPES
+from kernel.training.run import TrainingRun
 
 pytestmark = [pytest.mark.usefixtures("wheels_site", "one_thread"), pytest.mark.xdist_group("members")]
 
@@ -203,6 +208,26 @@ def test_an_interrupted_preparation_is_done_again(raw: Path, tmp_path: Path) -> 
     written = annotations.stat().st_mtime_ns
     assert main(["train-members", *words]) == 0
     assert annotations.stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize("which", [["--fold", "0"], ["--all-images"]])
+def test_the_annotations_are_read_once(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: list[str]
+) -> None:
+    read: list[Path] = []
+
+    def read_and_count(folder: Path) -> PreparedDataset:
+        read.append(folder)
+        return read_prepared(folder)
+
+    def fail(run: TrainingRun) -> None:
+        assert len(run.images) == (6 if "--all-images" in which else 3)
+        raise RunError("it would take long")
+
+    monkeypatch.setattr(kernel.data.annotated, "read_prepared", read_and_count)
+    monkeypatch.setattr(kernel.training.members, "train_detector", fail)
+    assert main(["train-members", *words_for(raw, tmp_path / "members"), *which]) == 1
+    assert read == [tmp_path / "members" / "prepared"]
 
 
 @pytest.mark.parametrize(
