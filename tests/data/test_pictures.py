@@ -76,26 +76,43 @@ def test_a_common_structure_does_not_make_pictures_the_same(frame: str, change: 
     assert PictureIndex(looks_alone).find(copy) is not None  # files of weights that do not tell any detail
 
 
-def test_pictures_are_found_as_one_by_one() -> None:
-    rng = np.random.default_rng(2)
-    bits = rng.random((12, 1024)) < 0.5
-    near = np.concatenate([bits, bits ^ (rng.random((12, 1024)) < np.linspace(0.15, 0.3, 12)[:, None])])
-    pictures = [Picture(str(place), str(place % 9), np.packbits(row).tobytes().hex()) for place, row in enumerate(near)]
-    index = PictureIndex(pictures)
-    for picture, row in zip(pictures, near, strict=True):
-        equal = [place for place, other in enumerate(pictures) if other.pixels == picture.pixels]
-        alike = [place for place, other in enumerate(near) if np.count_nonzero(other != row) <= LOOK_TOLERANCE]
-        assert index.same(picture) == [*equal, *(place for place in alike if place not in equal)]
-    found = [np.count_nonzero(one != other) for one, other in zip(near[:12], near[12:], strict=True)]
-    assert min(found) < LOOK_TOLERANCE < max(found)
-
-
 def test_flat_pictures_are_the_same_only_where_their_pixels_are() -> None:
     pictures = [picture_of(str(level), np.full((40, 60, 3), level, np.uint8)) for level in (90, 120, 90)]
     assert {one.look for one in pictures} == {""}
     assert same_pictures(pictures) == [[0, 2]]
     assert same_pictures([]) == []
     assert PictureIndex([]).find(pictures[0]) is None
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_same_pictures_are_those_of_a_search_one_by_one(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    bits = rng.integers(0, 2, (4, 1024)).astype(np.uint8)
+    pictures: list[Picture] = []
+    for number in range(60):
+        look = bits[rng.integers(len(bits))].copy()
+        look[rng.choice(1024, rng.integers(115, 136), replace=False)] ^= 1  # of two, in the mean 219 bits differ
+        flat = rng.random() < 0.2
+        pictures.append(
+            Picture(str(number), f"{rng.integers(40):016x}", "" if flat else np.packbits(look).tobytes().hex())
+        )
+
+    def is_near(one: Picture, other: Picture) -> bool:
+        difference = int(one.look or "0", 16) ^ int(other.look or "0", 16)
+        return bool(one.look and other.look) and difference.bit_count() <= LOOK_TOLERANCE
+
+    known, group_of = PictureIndex(pictures[:50]), list(range(len(pictures)))
+    for place, picture in enumerate(pictures):
+        equal = [other for other in range(50) if pictures[other].pixels == picture.pixels]
+        near = [other for other in range(50) if other not in equal and is_near(pictures[other], picture)]
+        assert known.same(picture) == equal + near
+        assert known.find(picture) == next((pictures[other] for other in equal + near), None)
+        for other in range(place):
+            if pictures[other].pixels == picture.pixels or is_near(pictures[other], picture):
+                one, two = sorted((group_of[place], group_of[other]))
+                group_of = [one if group == two else group for group in group_of]
+    groups = [[place for place, of in enumerate(group_of) if of == group] for group in dict.fromkeys(group_of)]
+    assert same_pictures(pictures) == [group for group in groups if len(group) > 1]
 
 
 def test_the_preparation_names_copies_and_keeps_them_together(
