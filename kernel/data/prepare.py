@@ -70,7 +70,7 @@ def prepare(
     on `workers`.
 
     Args:
-        source: of `read_competition`, `read_livecell` or `read_pseudo_labels`.
+        source: of `read_competition`, `read_livecell`, `read_pseudo_labels` or `read_annotated_folder`.
         out: the prepared folder; an earlier preparation's files in it are replaced.
         split, folds, or_next_best: as `make_split` takes them; None: no folds.
         workers: processes; 1: this one alone.

@@ -1,4 +1,6 @@
-"""Where annotated cells come from: the competition, or a submission as pseudo-labels. LIVECell has its own module.
+"""Where annotated cells come from: the competition, or a submission as pseudo-labels.
+
+LIVECell, and folders of images and masks, have their own modules.
 
 A source reads tables only. What is wrong in them is kept by name, so that the preparation can tell it; images
 and masks are looked at later, by several processes.
