@@ -75,7 +75,6 @@ def body_with_arms(
     tip: float,
     roughness: float,
     taper: float,
-    look: str,
 ) -> CellShape:
     """A body with arms (angle, length); lengths and widths in units of the body's mean radius."""
     parts, tips = [blob_outline(rng, elongation, roughness, taper)], []
@@ -84,7 +83,7 @@ def body_with_arms(
         parts.append(outline)
         direction = path[-1] - path[-2]
         tips.append((path[-1], float(np.arctan2(direction[1], direction[0]))))
-    return CellShape(parts, tips, look)
+    return CellShape(parts, tips, "thick")
 
 
 def shsy5y_shape(rng: np.random.Generator, elongation: float) -> CellShape:
@@ -101,7 +100,7 @@ def shsy5y_shape(rng: np.random.Generator, elongation: float) -> CellShape:
     for angle in angles:
         reach = half if abs(np.sin(angle)) < 0.35 else 1.0
         arms.append((float(angle), reach * rng.uniform(0.9, 1.25)))
-    return body_with_arms(rng, max(1.0, 0.95 * elongation), arms, 1.3 / half, 0.2, 0.18, 0.3, "thick")
+    return body_with_arms(rng, max(1.0, 0.95 * elongation), arms, 1.3 / half, 0.2, 0.18, 0.3)
 
 
 def sheet_shape(rng: np.random.Generator, elongation: float) -> CellShape:
@@ -138,11 +137,11 @@ def astro_shape(rng: np.random.Generator, elongation: float, family: str) -> Cel
         arms = [(float(ends[0][0]), ends[0][1]), (float(np.pi + ends[1][0]), ends[1][1])]
         if rng.random() < 0.35:
             arms.append((float(rng.choice([0, np.pi]) + rng.normal(0, 0.5)), rng.uniform(1.5, 3.0)))
-        return body_with_arms(rng, max(1.0, 0.7 * elongation), arms, 0.45, 0.15, 0.2, 0.6, "thick")
+        return body_with_arms(rng, max(1.0, 0.7 * elongation), arms, 0.45, 0.15, 0.2, 0.6)
     n = int(rng.integers(3, 7))
     angles = rng.uniform(0, 2 * np.pi) + 2 * np.pi * np.arange(n) / n + rng.normal(0, 0.5, n)
     arms = [(float(angle), rng.uniform(1.8, 6.5)) for angle in angles]
-    return body_with_arms(rng, min(elongation, 2.5), arms, 0.5, 0.16, 0.25, 0.4, "thick")
+    return body_with_arms(rng, min(elongation, 2.5), arms, 0.5, 0.16, 0.25, 0.4)
 
 
 def cort_shape(rng: np.random.Generator, elongation: float) -> CellShape:
