@@ -21,7 +21,7 @@ from kernel.data.prepare import prepare
 from kernel.data.prepare_report import REPORT_NAME
 from kernel.data.prepared import PREPARED_NAME, SHOWN_FOLDER
 from kernel.data.sources import Showing, Source, read_competition, read_pseudo_labels, with_samples
-from kernel.data.splits import FOLDS_NAME, SPLIT_NAMES
+from kernel.data.splits import FOLDS, FOLDS_NAME, SPLIT_NAMES
 from kernel.errors import InputError
 from kernel.images.planes import ALL_FRAMES, choice_of_texts
 from kernel.images.zoom import COMPETITION_PIXEL_UM
@@ -68,8 +68,6 @@ SOURCE_OPTIONS = {
     "pseudo_labels": {"images": True},
     "annotated": {"masks": False, "mask_form": False},
 }
-#: How many folds there are where nobody says.
-FOLDS = 5
 
 
 def split_name(options: argparse.Namespace) -> str:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kernel.commands.common import add_data_arguments, check_device, folds_file
+from kernel.commands.common import ONE_DEVICE, add_data_arguments, add_replace, check_device, folds_file
 from kernel.commands.options import number, whole_number
 from kernel.commands.rules import CommandRules, Excludes, Idle, Needs, flag
 from kernel.data.annotated import groups_of, list_annotated, list_around_fold
@@ -159,7 +159,7 @@ def add_parser(commands: Any) -> None:
         "--keep-classes", action="store_true", help="of --init, also take the layers that tell classes apart"
     )
     parser.add_argument("--resume", action="store_true", help="go on from the state beside --out, if there is one")
-    parser.add_argument("--replace", action="store_true", help="overwrite an earlier result at --out")
+    add_replace(parser, "overwrite an earlier result at --out")
     parser.add_argument("--kind", choices=MEMBER_KINDS, help="instead of the recipe's")
     parser.add_argument(
         "--encoder",
@@ -168,7 +168,7 @@ def add_parser(commands: Any) -> None:
     )
     for name, value_type in OVERRIDES.items():
         parser.add_argument(flag(name), type=value_type, help="instead of the recipe's")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU, or the CPU)")
+    parser.add_argument("--device", help=ONE_DEVICE)
     parser.add_argument("--half", action="store_true", help="write the weights as float16: half the size")
     parser.add_argument("--add-to", type=Path, metavar="MANIFEST", help="put the finished member into this manifest")
     parser.add_argument(

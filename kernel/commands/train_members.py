@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kernel.commands.common import check_device, find_ensemble
+from kernel.commands.common import ONE_DEVICE, check_device, find_ensemble
 from kernel.commands.options import whole_number
 from kernel.commands.results import refuse_to_replace_result
 from kernel.commands.rules import CommandRules, Needs
@@ -15,7 +15,7 @@ from kernel.commands.scoring import print_each_member, score_jobs, tell_seen
 from kernel.data.annotated import AnnotatedImage, check_readable, list_annotated, list_around_fold
 from kernel.data.pictures import PictureIndex, picture_of
 from kernel.data.prepared import PREPARED_NAME
-from kernel.data.splits import FOLDS_NAME
+from kernel.data.splits import FOLDS, FOLDS_NAME
 from kernel.errors import InputError
 from kernel.manifest.presets import WEIGHTS_NAME
 from kernel.manifest.reader import read_manifest
@@ -43,9 +43,6 @@ With --all-images nothing is left out; --score then names another folder of anno
 
 trains on the members that this project ships, or others, with few images of yours: each from its own weights, with all
 images of --data, or all folds but --fold. OUT then has manifest.json and weights."""
-
-#: How many folds there are where nobody says.
-FOLDS = 5
 
 
 def written(options: argparse.Namespace) -> Iterator[Path]:
@@ -139,7 +136,7 @@ def add_parser(commands: Any) -> None:
     )
     which.add_argument("--all-images", action="store_true", help="train on all images")
     parser.add_argument("--score", type=Path, metavar="DIR", help="another folder of annotated images to score")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU, or the CPU)")
+    parser.add_argument("--device", help=ONE_DEVICE)
     parser.set_defaults(run=run_train_members, rules=RULES)
 
 

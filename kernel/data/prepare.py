@@ -38,7 +38,7 @@ from kernel.data.prepared import (
     write_prepared,
 )
 from kernel.data.sources import Source, SourceImage
-from kernel.data.splits import FOLDS_NAME, SampledImage, Split, make_split, write_folds
+from kernel.data.splits import FOLDS, FOLDS_NAME, SampledImage, Split, make_split, write_folds
 from kernel.errors import InputError, RunError
 from kernel.files import writing
 from kernel.log import LOG
@@ -57,7 +57,7 @@ def prepare(
     source: Source,
     out: Path,
     split: str | None = "group",
-    folds: int = 5,
+    folds: int = FOLDS,
     *,
     or_next_best: bool = False,
     workers: int = 1,

@@ -23,6 +23,8 @@ from kernel.errors import InputError
 from kernel.log import LOG
 
 FOLDS_NAME = "folds.csv"
+#: How many folds there are where nobody says.
+FOLDS = 5
 
 #: Names of the splits, the best first: by plate and well; by cell type, all samples known; by cell type.
 SPLIT_NAMES = ("group", "stratified-group", "stratified")

@@ -17,6 +17,7 @@ from kernel.errors import InputError
 from kernel.local_weights import resolve_weights
 from kernel.manifest.types import FOLD_PLACEHOLDER, Manifest, MemberEntry
 from kernel.scoring.predicting import EnsembleFiles, PredictionJob
+from kernel.text import first_names
 
 
 def out_of_fold_jobs(
@@ -44,9 +45,8 @@ def out_of_fold_jobs(
     nowhere = [entry.image_id for entry in images if entry.image_id not in folds]
     if nowhere:
         raise InputError(
-            f"{len(nowhere)} of {len(images)} images are in no fold: {', '.join(nowhere[:10])}"
-            f"{', ...' if len(nowhere) > 10 else ''}; give their folds.csv (--folds-csv), which "
-            "`python -m kernel prepare` writes"
+            f"{len(nowhere)} of {len(images)} images are in no fold: {first_names(nowhere)}; give their "
+            "folds.csv (--folds-csv), which `python -m kernel prepare` writes"
         )
     files: dict[int, EnsembleFiles] = {}
     problems: list[str] = []
