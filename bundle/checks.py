@@ -353,8 +353,8 @@ def kernel_there_findings(manifest: Manifest, out: Path, there: KernelThere | No
     how = {True: "private, ", False: "public, ", None: ""}[there.private]
     return [
         question(
-            f"Kaggle has a kernel {kernel} already ({how}version {there.version}), this project has not built its "
-            f"script, and nothing says that it was pushed from here: is it to become version {there.version + 1} of "
+            f"Kaggle has a kernel {kernel} already ({how}version {there.version or 'unknown'}), this project has not "
+            f"built its script, and nothing says that it was pushed from here: is it to become {there.following} of "
             "that one? (yes if you made it for this by hand; else give the manifest another `kernel.title` and "
             "`kernel.id`, and build again)"
         )

@@ -25,6 +25,7 @@ from bundle.client_errors import (
     ForbiddenError,
     KaggleError,
     NotThereError,
+    OddAnswerError,
     UnknownOutcomeError,
     asking,
     one_line,
@@ -72,9 +73,14 @@ class Pushed:
 class KernelThere:
     """The last version of a kernel that Kaggle has."""
 
-    version: int
-    private: bool | None  # None: Kaggle does not tell
+    version: int | None  # None: Kaggle does not tell
+    private: bool | None  # the same
     source: str
+
+    @property
+    def following(self) -> str:
+        """What to call the version that the next push makes."""
+        return "a new version" if self.version is None else f"version {self.version + 1}"
 
 
 @dataclass(frozen=True)
@@ -304,7 +310,7 @@ class KaggleClient:
         try:
             with asking(f"asking for the kernel {kernel}"), self._api.build_kaggle_client() as connection:
                 found = self._retried(lambda: connection.kernels.kernels_api_client.get_kernel(request))
-                version = int(found.metadata.current_version_number or 1)
+                version = int(found.metadata.current_version_number or 0) or None
                 return KernelThere(version, found.metadata.is_private, found.blob.source or "")
         except NotThereError:
             return None
@@ -314,28 +320,37 @@ class KaggleClient:
 
         Raises:
             InputError: there is no such kernel.
+            OddAnswerError: Kaggle does not tell.
         """
         there = self.kernel_there(kernel)
         if there is None:
             raise InputError(f"there is no kernel {kernel} yet: `python build_kernel.py push` makes it")
+        if there.version is None:
+            raise OddAnswerError(
+                f"Kaggle does not tell the number of {kernel}'s last version",
+                f"say by --version N which one is meant: kaggle.com/code/{kernel} lists them",
+            )
         return there.version
 
     def run_state(self, kernel: str, version: int) -> tuple[str, str]:
         """The state of a version's run in small letters (queued, running, complete, error, ...), and why it failed.
 
         Raises:
-            InputError: there is no such kernel.
-            NotThereError: it has no such version.
+            NotThereError: there is no such kernel, or it has no such version.
         """
         try:
             with asking(f"asking for version {version} of {kernel}"):
                 found = self._retried(lambda: self._api.kernels_status(f"{kernel}/{version}"))
                 return found.status.name.lower(), found.failure_message or ""
         except NotThereError as error:
-            last = self.last_version(kernel)
-            if version <= last:
+            there = self.kernel_there(kernel)
+            if there is None:
+                advice = f"there is no kernel {kernel} yet: `python build_kernel.py push` makes it"
+            elif there.version is None or version <= there.version:
                 raise
-            raise NotThereError(error.what, f"the last version is {last}: give another --version, or none") from error
+            else:
+                advice = f"the last version is {there.version}: give another --version, or none"
+            raise NotThereError(error.what, advice) from error
 
     def log_lines(self, kernel: str, version: int) -> list[str]:
         """The log of a version's run, line by line."""

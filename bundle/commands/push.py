@@ -275,7 +275,7 @@ def show_plan(
             what += license_left(client, dataset, folders[dataset])
         print(f"  dataset {dataset}: {what}")
     identity = manifest.kernel
-    number = "new" if there is None else f"version {there.version + 1}"
+    number = "new" if there is None else there.following
     how = "saved without a run" if options.no_run else f"run on {identity.accelerator}, internet off"
     limit = f", for {options.timeout} s at most" if options.timeout else ""
     image = f", in {identity.docker_image}" if identity.docker_image else ""

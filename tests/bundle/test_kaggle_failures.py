@@ -929,6 +929,29 @@ def test_a_version_that_is_none(here: Here) -> None:
         assert "version 99 of ada/my-cell-kernel: not there (404): the last version is 2" in text
 
 
+def test_a_last_version_that_kaggle_does_not_number_is_not_the_first(
+    here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, answer = here.server, here.server.answer_GetKernel
+
+    def unnumbered(request: dict[str, Any]) -> dict[str, Any]:
+        reply = answer(request)
+        del reply["metadata"]["currentVersionNumber"]
+        return reply
+
+    monkeypatch.setattr(server, "answer_GetKernel", unnumbered)
+    for command in (["status"], ["logs"], ["fetch"], ["submit", "--yes"]):
+        text = told(here.run(*command), 1)
+        assert f"Kaggle does not tell the number of {KERNEL}'s last version: say by --version N" in text
+    assert not server.submissions
+    assert here.run("submit", "--yes", "--version", "2").returncode == 0
+    assert "version 99 of ada/my-cell-kernel: not there (404): see" in told(here.run("status", "--version", "99"), 1)
+    assert f"kernel {KERNEL} (private): a new version, run on" in here.run("push", "--check").stdout
+    server.kernels[KERNEL][-1].request["text"] = "print()"
+    asked = here.run("push", "--check").stdout
+    assert "version unknown), this project" in asked and "is it to become a new version of that one?" in asked
+
+
 def test_pages_without_end_are_told(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
     assert here.push().returncode == 0
     monkeypatch.setattr(
