@@ -118,6 +118,7 @@ class Verdict:
     problem: str | None  # why they are not to be submitted
     files: Mapping[str, str] = field(default_factory=dict)  # as they came, by `result_sums`; empty in earlier verdicts
     checked: bool = True  # False: they were put there, and not looked at to the end
+    sha256: str | None = None  # of the version's script, as it was pushed; None: not from here, or in earlier verdicts
 
 
 def write_verdict(verdict: Verdict, folder: Path) -> None:

@@ -124,7 +124,9 @@ def download(client: KaggleClient, version: KernelVersion, folder: Path) -> Verd
         new = scratch / "new"
         new.mkdir()
         client.fetch_outputs(version.kernel, version.number, new)
-        verdict = Verdict(version.kernel, version.number, None, result_sums(new))
+        verdict = Verdict(
+            version.kernel, version.number, None, result_sums(new), sha256=version.record and version.record.sha256
+        )
         refuse_to_lose_own(folder, [verdict.files] if before is None else [verdict.files, before.files])
         write_verdict(replace(verdict, checked=False), new)  # for whatever comes before the check is done
         replace_folder(new, folder)

@@ -182,12 +182,15 @@ def refuse_unmeant(client: KaggleClient, version: KernelVersion, options: argpar
 def refuse_invalid(client: KaggleClient, version: KernelVersion, options: argparse.Namespace) -> None:
     """Refuse results that `fetch` has found to be no good; where it has not looked at them, it does now.
 
+    What it has found of another script is of a kernel that was deleted: the next one's versions count from 1 again.
+
     Raises:
         InputError: those of another kernel or version are in their place, or they cannot be put there.
         RunError: they are.
     """
     verdict = verdict_of(version, options.out)
-    if verdict is None or not verdict.checked:
+    of_another = verdict is not None and version.record is not None and verdict.sha256 != version.record.sha256
+    if verdict is None or not verdict.checked or of_another:
         fetch(client, version, options.out, None)
     elif verdict.problem is not None:
         raise RunError(

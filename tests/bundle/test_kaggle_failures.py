@@ -746,6 +746,29 @@ def test_submit_heeds_what_fetch_has_found(here: Here) -> None:
         assert done.returncode == 0 and "submission.csv is valid" in done.stdout, done.stderr
 
 
+def test_a_verdict_does_not_outlive_its_kernel(here: Here) -> None:
+    """One that was deleted on the site begins with version 1 again."""
+    server = here.server
+    outputs = server.kernels.pop(KERNEL)[0].outputs
+    server.run_states, server.next_run = ["COMPLETE"], {"outputs": outputs}
+    assert here.push().returncode == 0 and here.run("fetch").returncode == 0
+    verdict = here.project.out / "runs" / "1" / "verdict.json"
+    assert json.loads(verdict.read_text(encoding="utf-8"))["sha256"] == here.record["sha256"]
+    note = here.project.out / "pushed.json"
+    note.write_text(json.dumps(here.record | {"sha256": "0" * 64}), encoding="utf-8")  # of another script's push
+    outputs["submission.csv"] = b"id,predicted\na,\nb,\nc,\n"
+    assert "the submission has no cell at all" in told(here.run("submit", "--yes"), 1) and not server.submissions
+    outputs["submission.csv"] = SUBMISSION
+    assert here.run("fetch").returncode == 0
+    known = here.run("submit", "--yes")
+    assert known.returncode == 0 and "submission.csv is valid" not in known.stdout
+    earlier = json.loads(verdict.read_text(encoding="utf-8"))
+    del earlier["sha256"]
+    verdict.write_text(json.dumps(earlier), encoding="utf-8")
+    done = here.run("submit", "--yes", "--again")
+    assert done.returncode == 0 and "submission.csv is valid" in done.stdout
+
+
 @pytest.mark.parametrize("state", ["COMPLETE", "ERROR"])
 def test_the_results_of_another_kernel_are_not_replaced_untold(here: Here, state: str) -> None:
     server, results = here.server, here.project.out / "runs" / "2" / "submission.csv"
