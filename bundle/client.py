@@ -113,6 +113,7 @@ class KaggleClient:
         # It tries some requests again, by its own rules, and says so: ours are to hold for all.
         api.with_retry = lambda call: lambda request: self._retried_by_name(call, request)
         api.download_file = functools.partial(api.download_file, max_retries=1)
+        api.kernels_output = turning_each_page_once(api.kernels_output)
         api.get_response_processor = lambda: refuse_odd_answer
 
     def log_in(self) -> None:
@@ -157,16 +158,14 @@ class KaggleClient:
     def dataset_files(self, dataset: str) -> dict[str, int | None]:
         """The files of a dataset's last version and their sizes in bytes."""
         files: dict[str, int | None] = {}
-        tokens = [None]
+        tokens: list[str | None] = [None]
         with asking(f"listing the files of {dataset}"):
             while True:
                 page = self._retried(lambda: self._api.dataset_list_files(dataset, tokens[-1], 200))
                 files |= {file.name: file.total_bytes for file in page.dataset_files or ()}
                 if not page.next_page_token:
                     return files
-                if page.next_page_token in tokens:
-                    raise LookupError(f"page {page.next_page_token} comes after itself")
-                tokens.append(page.next_page_token)
+                turn_page(page.next_page_token, tokens)
 
     def read_dataset_file(self, dataset: str, name: str, folder: Path) -> bytes | None:
         """The content of a small file of a dataset, downloaded into `folder`; None: it has no such file."""
@@ -465,6 +464,31 @@ class KaggleClient:
                     raise
             time.sleep(delay)
         raise AssertionError("the last try returns or raises")
+
+
+def turn_page(token: str | None, turned: list[str | None]) -> None:
+    """Note that a page is turned to.
+
+    Raises:
+        LookupError: it was already, so that the pages have no end.
+    """
+    if token in turned:
+        raise LookupError(f"page {token} comes after itself")
+    turned.append(token)
+
+
+def turning_each_page_once(list_page: Callable[..., T]) -> Callable[..., T]:
+    """A method of the client that calls itself for each further page, so that it ends. Errors as `turn_page`."""
+    turned: list[str | None] = []
+
+    @functools.wraps(list_page)
+    def turn(*words: Any, page_token: str | None = None, **more: Any) -> T:
+        if page_token is None:
+            turned.clear()
+        turn_page(page_token, turned)
+        return list_page(*words, page_token=page_token, **more)
+
+    return turn
 
 
 def refuse_odd_answer(response: Any) -> None:

@@ -983,6 +983,18 @@ def test_pages_without_end_are_told(here: Here, monkeypatch: pytest.MonkeyPatch)
     assert "page 2 comes after itself" in told(here.push(), 1)
 
 
+def test_pages_of_outputs_without_end_are_told(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    def repeat(request: dict[str, Any]) -> dict[str, Any]:
+        if len(here.server.asked("ListKernelSessionOutput")) > 9:
+            raise Refusal(400, "enough")
+        return {"files": [], "log": "", "nextPageToken": "2"}
+
+    monkeypatch.setattr(here.server, "answer_ListKernelSessionOutput", repeat)
+    assert "page 2 comes after itself" in told(here.run("fetch"), 1)
+    tokens = [request.get("pageToken") for request in here.server.asked("ListKernelSessionOutput")]
+    assert tokens[1:] == ["2"]
+
+
 # Login
 
 
