@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bundle.client import KaggleClient, Submission
-from bundle.client_errors import one_line
+from bundle.client_errors import NotThereError, one_line
 from bundle.waiting import LONGEST_UNSEEN, Waiting
 from kernel.errors import InputError, RunError
 from kernel.files import file_sha256, written_file
@@ -34,11 +34,38 @@ LAST_LINES = 15
 MACHINE_KEYS = {"docker_image": "image", "python": "Python", "torch": "torch", "cuda": "CUDA", "gpus": "GPUs"}
 
 
-def wait_for_run(client: KaggleClient, kernel: str, version: int, waiting: Waiting) -> tuple[str, str]:
-    """Wait until a version's run is over; returns its state and Kaggle's message. Errors as `Waiting.until`."""
+def wait_for_run(client: KaggleClient, kernel: str, version: int, pushed: bool, waiting: Waiting) -> tuple[str, str]:
+    """Wait until a version's run is over; returns its state and Kaggle's message.
+
+    Args:
+        client: asks Kaggle.
+        kernel: owner/slug.
+        version: its number.
+        pushed: it was pushed from here, and may not be shown for a while.
+        waiting: how to wait.
+
+    Raises:
+        NotThereError: Kaggle shows no such version, which was not pushed.
+        RunError: as `Waiting.until`.
+    """
+    unseen = 0
+
+    def ask() -> tuple[str, str]:
+        nonlocal unseen
+        try:
+            return client.run_state(kernel, version)
+        except NotThereError as error:
+            unseen += 1
+            if not pushed:
+                raise
+            if unseen == LONGEST_UNSEEN:
+                told = f"version {version} of {kernel} was pushed, and Kaggle does not show it: {waiting.again}"
+                raise RunError(told) from error
+            return "not shown yet", ""
+
     return waiting.until(
         f"{kernel} version {version}",
-        lambda: client.run_state(kernel, version),
+        ask,
         lambda answer: None if answer[0] in DONE_STATES else answer[0],
         lambda answer: last_line(client, kernel, version, answer[0]),
     )

@@ -41,7 +41,8 @@ def run(options: argparse.Namespace) -> int:
         version = chosen_version(options, client)
         if options.wait:
             with progress_line() as show:
-                state, message = wait_for_run(client, version.kernel, version.number, waiting_of(options, show, again))
+                pushed, waiting = version.record is not None, waiting_of(options, show, again)
+                state, message = wait_for_run(client, version.kernel, version.number, pushed, waiting)
         else:
             state, message = client.run_state(version.kernel, version.number)
         return tell_state(client, version, state, message)

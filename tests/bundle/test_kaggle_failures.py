@@ -247,6 +247,25 @@ def test_a_wait_outlives_what_passes(here: Here, failure: str) -> None:
     assert len(server.submissions) == 1 and not any(failure.times for failure in server.failures)
 
 
+def test_a_wait_outlives_that_a_version_is_not_shown_yet(here: Here) -> None:
+    """Where it was pushed from here: Kaggle may not show it at once, nor a new kernel."""
+    server = here.server
+    server.kernels.clear()
+    assert here.push().returncode == 0
+    for hidden in (["GetKernelSessionStatus"], ["GetKernelSessionStatus", "GetKernel"]):
+        server.kernels[KERNEL][0].states = ["RUNNING", "COMPLETE"]
+        server.failures = [Failure(name, 404, times=3) for name in hidden]
+        waited = here.run("status", "--wait", "--poll", "0")
+        assert waited.returncode == 0 and f"{KERNEL} version 1: not shown yet, 0.0 min" in waited.stdout, waited.stderr
+        assert "version 1: complete" in waited.stdout
+    server.failures = [Failure("GetKernelSessionStatus", 404)]
+    text = told(here.run("status", "--wait", "--poll", "0"), 1)
+    assert f"version 1 of {KERNEL} was pushed, and Kaggle does not show it: the run goes on at Kaggle" in text
+    (here.project.out / "pushed.json").unlink()
+    text = told(here.run("status", "--wait", "--poll", "0", "--version", "2"), 1)
+    assert "not there (404): the last version is 1" in text
+
+
 @pytest.mark.parametrize("failure", ["502", "reset"])
 def test_a_push_outlives_what_passes_while_it_waits_for_a_dataset(here: Here, failure: str) -> None:
     server = here.server
