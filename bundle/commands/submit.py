@@ -20,6 +20,7 @@ from bundle.commands.common import (
     alone_in,
     chosen_version,
     confirm,
+    meant_options,
     positive_int,
     progress_line,
     telling_stops,
@@ -38,6 +39,7 @@ from bundle.runs import (
 from kernel.commands.options import CommandParser
 from kernel.errors import RunError
 from kernel.locks import sole_writer
+from kernel.runtime.remedies import remedy_for
 
 
 def add_options(parser: CommandParser) -> None:
@@ -69,7 +71,7 @@ def run(options: argparse.Namespace) -> int:
                 submission = wait_for_submission(client, ref, new, waiting_of(options, show, again))
         else:
             submission = ask_once(client, ref, new, again)
-        return tell(submission)
+        return tell(submission, meant_options(options))
 
 
 def ask_once(client: KaggleClient, ref: int, new: bool, again: str) -> Submission:
@@ -199,8 +201,12 @@ def refuse_invalid(client: KaggleClient, version: KernelVersion, options: argpar
         )
 
 
-def tell(submission: Submission) -> int:
-    """Print a submission's score, or why it has none. Returns the exit code."""
+def tell(submission: Submission, meant: str) -> int:
+    """Print a submission's score; `meant` is from `meant_options`. Returns the exit code.
+
+    Raises:
+        RunError: it has none, with the one thing to do.
+    """
     if submission.state == "complete":
         print(f"public score: {submission.public_score or 'not published'}")
         if submission.private_score:
@@ -209,8 +215,8 @@ def tell(submission: Submission) -> int:
     if submission.state == "pending":
         print(f"not scored yet: `python build_kernel.py submit --ref {submission.ref} --wait` waits for it")
         return 0
-    raise RunError(
-        f"submission {submission.ref} has no score: {submission.error or 'Kaggle gives no reason'}: `python "
-        "build_kernel.py fetch` checks the run's own file; the scoring run has other and more images, so try a dry run "
-        "on many"
+    to_do = remedy_for(submission.error or "") or (
+        f"`python build_kernel.py fetch{meant}` checks the run's own file; the scoring run has other and more images, "
+        "so try a dry run on many"
     )
+    raise RunError(f"submission {submission.ref} has no score: {submission.error or 'Kaggle gives no reason'}: {to_do}")

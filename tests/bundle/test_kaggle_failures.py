@@ -420,6 +420,22 @@ def test_a_submission_that_is_none(here: Here) -> None:
     assert "submission 1002 was made, and Kaggle does not show it: `python build_kernel.py submit --ref 1002" in text
 
 
+@pytest.mark.parametrize(
+    ("error", "to_do"),
+    [
+        ("Notebook Timeout", "lower `time_limit_hours` in the manifest"),
+        ("Notebook Out of Memory", "push with the accelerator that the manifest names, or with fewer members"),
+        ("Submission Scoring Error", "`python build_kernel.py fetch{meant}` checks the run's own file"),
+    ],
+)
+def test_a_submission_without_a_score_names_the_one_thing_to_do(here: Here, error: str, to_do: str) -> None:
+    here.server.submission_states = [{"status": "ERROR", "errorDescription": error}]
+    meant = f" --manifest {here.project.manifest} --out {here.project.out}"
+    text = told(here.run("submit", "--yes", "--wait", "--poll", "0"), 1)
+    assert f"submission 1001 has no score: {error}: {to_do.format(meant=meant)}" in text
+    assert f"{error}: {to_do.format(meant=meant)}" in told(here.run("submit", "--ref", "1001"), 1)
+
+
 # What was pushed last
 
 
