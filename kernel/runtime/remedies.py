@@ -19,7 +19,10 @@ REMEDIES = (
         r"no file .* in .*: correct the member|was altered|no weight file",
         f"build with --weights-dir and push by {PUSH_COMMAND}: the dataset does not hold what the manifest names",
     ),
-    (r"no space left|disk quota", "free space in the working folder: see what else is written there"),
+    (
+        r"no space left|disk quota|output.{0,20} size exceeded",
+        "free space in the working folder: see what else is written there",
+    ),
     # Before what may stand in a path: the packages of a run lie in a folder called after the wheels.
     (
         r"No module named|ImportError|AttributeError|TypeError|operator \S+ does not exist",
@@ -30,7 +33,10 @@ REMEDIES = (
         r"|\.whl(: missing|: expected sha256| could not be unpacked)",
         f"push again by {PUSH_COMMAND}: the dataset of wheels is not the one of this build",
     ),
-    (r"out of memory|memory limit|SIGKILL", "push with the accelerator that the manifest names, or with fewer members"),
+    (
+        r"out of memory|memory limit|more memory than is available|SIGKILL",
+        "push with the accelerator that the manifest names, or with fewer members",
+    ),
     (r"exceeded.{0,40}(time|limit)|timed? ?out", "lower `time_limit_hours` in the manifest, or push without --timeout"),
     (
         r"has no kernels for it",

@@ -64,6 +64,19 @@ def test_a_devices_name_is_no_reason(message: str, told: str | None) -> None:
     assert found is None if told is None else told in str(found)
 
 
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("Your notebook tried to allocate more memory than is available. It has restarted.", "with fewer members"),
+        ("Output file size exceeded the limit", "free space"),
+        ("Notebook Exceeded Time Limit", "lower `time_limit_hours`"),
+        ("Notebook Timeout", "lower `time_limit_hours`"),
+    ],
+)
+def test_what_kaggle_says(message: str, told: str) -> None:
+    assert told in str(remedy_for(message))
+
+
 def test_there_is_always_a_last_line() -> None:
     lines = with_remedy(InputError("something never seen:\n  - in two lines")).splitlines()
     assert lines[:2] == ["something never seen:", "  - in two lines"]
