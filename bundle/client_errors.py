@@ -19,8 +19,11 @@ LOG_IN = (
 )
 #: What Kaggle's refusals of a kernel contain, and what to do about it.
 _PUSH_ADVICE = (
+    # First, for these name the accelerator as well, and that a limit is exceeded.
+    (r"phone|verif", "verify your phone number at kaggle.com/settings"),
+    (r"quota", "wait until the weekly quota is renewed: `python build_kernel.py quota` says when"),
     (
-        r"too large|maximum.{0,30}size|exceed.{0,30}(size|bytes|limit)|1,?000,?000",
+        r"too large|maximum.{0,30}size|exceed.{0,30}(size|bytes)|1,?000,?000",
         "the script must stay below 900,000 bytes: take out what it need not carry",
     ),
     (
@@ -29,9 +32,7 @@ _PUSH_ADVICE = (
     ),
     (r"docker|image", "correct `kernel.docker_image` in the manifest, or leave it out"),
     (r"session count|concurrent|already running", "wait until your other run ends, or cancel it, then push again"),
-    (r"quota", "wait until the weekly quota is renewed: `python build_kernel.py quota` says when"),
     (r"title|slug|conflict", "give the kernel another `kernel.title` and `kernel.id` in the manifest"),
-    (r"phone|verif", "verify your phone number at kaggle.com/settings"),
     (r"rules|accept", "accept the competition's rules on its page, then push again"),
 )
 #: The same of submissions.

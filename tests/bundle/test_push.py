@@ -16,6 +16,7 @@ from kaggle_stub import CLIENT, Dataset, Failure, StubServer, running_stub
 
 from bundle.checks import error, question
 from bundle.client import KaggleClient
+from bundle.client_errors import push_advice
 from bundle.commands.push import refuse
 from bundle.datasets import sums_of, write_sums
 from bundle.push import SentDataset, built_manifest, is_under_way, note_sent, read_sent, send_and_wait
@@ -551,6 +552,21 @@ def test_sources_that_are_dropped(project: Project, server: StubServer, monkeypa
     monkeypatch.setattr(server, "answer_SaveKernel", forget)
     assert f"was pushed without the dataset source(s) {WEIGHTS_DATASET}" in advice(project.push())
     assert noted_version(project) == 1
+
+
+@pytest.mark.parametrize(
+    ("refused", "told"),
+    [
+        ("You must verify your phone number to use an accelerator", "verify your phone number"),
+        ("You have exceeded your weekly GPU quota limit", "wait until the weekly quota is renewed"),
+        ("Kernel source exceeds the maximum size", "must stay below 900,000 bytes"),
+        ("Source exceeds 1000000 bytes", "must stay below 900,000 bytes"),
+        ("Session limit exceeded: concurrent sessions exceed your limit", "wait until your other run ends"),
+        ("Invalid machine shape NvidiaTeslaX", "correct `kernel.accelerator`"),
+    ],
+)
+def test_a_refusal_names_what_it_is_about(refused: str, told: str) -> None:
+    assert told in push_advice(refused)
 
 
 def test_a_kernel_that_is_refused_or_renamed(
