@@ -56,9 +56,13 @@ class LeavingReaderStream:
 def let_readers_leave() -> None:
     """Let it be no failure from now on that standard output has no reader; what is said of errors never fails.
 
+    Nor that standard input is closed, where Python has no stream: it is one that is at its end.
+
     To be called once, when a program starts.
     """
     open_closed()
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: PTH123, SIM115
     for name, guarded in (("stdout", LeavingReaderStream), ("stderr", UnfailingStream)):
         setattr(sys, name, guarded(getattr(sys, name)))
 

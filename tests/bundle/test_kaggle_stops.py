@@ -140,6 +140,29 @@ def test_the_other_commands_do_not_mind_either(words: list[str]) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["submit"], 2, "nobody can answer here: give --yes"),
+        (["--weights-dir", "weights"], 0, "next: `python build_kernel.py push"),
+    ],
+)
+def test_a_closed_standard_input_is_one_where_nobody_answers(
+    project: Project, words: list[str], code: int, told: str
+) -> None:
+    shutil.rmtree(project.out / "weights-my-cell-weights")  # whose license a new one asks for
+    command = [sys.executable, str(ROOT / "build_kernel.py"), *words, "--manifest", str(project.manifest)]
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" <&-', "sh", *command, "--out", str(project.out)],
+        env=client_environment(project.server, project.home, **project.login),
+        cwd=project.folder,
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+    )
+    assert done.returncode == code and told in done.stdout + done.stderr, done.stderr
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is Linux's")
 def test_an_output_that_cannot_be_written_is_told() -> None:
     with Path("/dev/full").open("w", encoding="utf-8", newline="\n") as full:
