@@ -23,7 +23,8 @@ from kernel.settings import CELL_TYPES, EVERY_USE, EnsembleSettings, Thresholds
 #: for scores. Scores include the masks' (`mask_score_power`), which gains 0.003 to 0.009 per cell type on 34 real
 #: images out of fold; the confidences are the best on these images. Larger boxes for the masks help shsy5y, with its
 #: long thin neurites, in three of five images (from 0.154 to 0.163 in the mean), and change the mean of the other types
-#: by no more than 0.001. All of this was measured with members finetuned for 300 iterations and less.
+#: by no more than 0.001. All of this was measured with members finetuned for 300 iterations and less, and with astro
+#: masks deformed as the competition's annotations are (`corrupt`); nobody else's are.
 EVALUATION_SETTINGS = EnsembleSettings(
     mask_score_power=2.0,
     thresholds={
@@ -33,7 +34,7 @@ EVALUATION_SETTINGS = EnsembleSettings(
         ),
         "astro": Thresholds(
             rpn_nms_pre=2000, rpn_iou_threshold=0.75, rpn_score_threshold=0.5,
-            rcnn_iou_threshold=0.9, rcnn_score_threshold=0.1, mask_nms_threshold=0.1, confidence=0.25, corrupt=True,
+            rcnn_iou_threshold=0.9, rcnn_score_threshold=0.1, mask_nms_threshold=0.1, confidence=0.25,
         ),
         "cort": Thresholds(
             rpn_nms_pre=1000, rpn_iou_threshold=0.6, rpn_score_threshold=0.5,

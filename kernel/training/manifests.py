@@ -17,11 +17,18 @@ from kernel.runtime.journal import put_aside
 from kernel.training.evaluation import EVALUATION_SETTINGS
 
 
-def new_manifest(members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def new_manifest(members: Sequence[Mapping[str, Any]], *, of_competition: bool = False) -> dict[str, Any]:
     """A manifest of these entries, with placeholders for names, and the settings that trainings are evaluated with.
 
     The published thresholds, which count where a manifest states none, are of thirteen members.
+
+    Args:
+        members: the entries.
+        of_competition: whether they are for the competition's images: its astro annotations, and nobody else's, are
+            filled as if they were convex, so the masks are to be, too.
     """
+    thresholds = {name: asdict(limits) for name, limits in EVALUATION_SETTINGS.thresholds.items()}
+    thresholds["astro"]["corrupt"] = of_competition
     return {
         "kernel": {
             "id": "your-kaggle-name/in-network-ensemble",
@@ -33,7 +40,7 @@ def new_manifest(members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "members": members,
         "ensemble": {
             "mask_score_power": EVALUATION_SETTINGS.mask_score_power,
-            "thresholds": {name: asdict(limits) for name, limits in EVALUATION_SETTINGS.thresholds.items()},
+            "thresholds": thresholds,
         },
     }
 

@@ -22,6 +22,7 @@ from kernel.ensemble.ensemble import Ensemble
 from kernel.errors import InputError, RunError
 from kernel.models.checkpoints import load_detector
 from kernel.training import evaluation
+from kernel.training.manifests import new_manifest
 from kernel.training.run import TrainingRun
 from kernel.training.samples import read_training_images
 from kernel.training.settings import TrainSettings
@@ -182,3 +183,13 @@ def test_pictures_that_cannot_be_written_end_the_run(tmp_path: Path) -> None:
     run = TrainingRun(tiny_spec("maskrcnn"), TINY, read_training_images(tmp_path / "data"), out, validation=images)
     with pytest.raises(RunError, match=r"cannot write .*step_2"):
         train_detector(run)
+
+
+def test_astro_masks_are_deformed_for_the_competition_alone() -> None:
+    """Its own annotations are: a stranger's branched cell, filled as if convex, would be another."""
+    assert not any(limits.corrupt for limits in evaluation.EVALUATION_SETTINGS.thresholds.values())
+    for of_competition in (False, True):
+        thresholds = new_manifest([], of_competition=of_competition)["ensemble"]["thresholds"]
+        corrupt = {cell_type: limits["corrupt"] for cell_type, limits in thresholds.items()}
+        assert corrupt == {"shsy5y": False, "astro": of_competition, "cort": False}
+    assert not new_manifest([])["ensemble"]["thresholds"]["astro"]["corrupt"]
