@@ -8,9 +8,10 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from kernel.training.augment import Augmentation
-from kernel.training.samples import Sample, TrainingImage, cut_sample, flip_paste
+from kernel.training.samples import Sample, TrainingImage, cut_sample, flip_paste, large_cells
 
-#: How often a crop without a cell is drawn again.
+#: How often a crop is drawn anywhere, until it has a cell; then as often around one, as few would be met by chance in
+#: a large image. A turned crop may miss that one too.
 CROP_TRIES = 20
 NO_AUGMENTATION = Augmentation()
 
@@ -65,10 +66,15 @@ class CropDataset(Dataset[Sample]):
         may_paste = self.paste_chance > 0 and image.cell_type == "cort"
         cut = flip_paste if may_paste and rng.random() < self.paste_chance else cut_sample
         sample = None
-        for _ in range(CROP_TRIES):
+        for number in range(2 * CROP_TRIES):
             turn = self.augmentation.draw_turn(rng)
             side = turn.side(self.crop_size)
-            top, left = (self.augmentation.draw_start(rng, length, side) for length in (height, width))
+            if number < CROP_TRIES:
+                top, left = (self.augmentation.draw_start(rng, length, side) for length in (height, width))
+            elif len(cells := large_cells(image)):
+                top, left = draw_around(image, rng.choice(cells), side, rng)
+            else:
+                break
             flips = (bool(rng.integers(2)), bool(rng.integers(2)))
             sample = cut(image, top, left, side, flips)
             sample = self.augmentation.apply(sample, turn, rng, self.crop_size)
@@ -91,3 +97,13 @@ class CropDataset(Dataset[Sample]):
         if not self.extra or self.extra_chance is None:
             return False
         return np.random.default_rng((self.seed, index, 1)).random() < self.extra_chance(index / self.length)
+
+
+def draw_around(image: TrainingImage, cell: int, side: int, rng: np.random.Generator) -> tuple[int, int]:
+    """Top and left of a square of `side` inside the image that holds a cell, or as much of it as there is room for."""
+    starts = []
+    for axis, length in enumerate(image.crops[cell].shape):
+        first, last = image.offsets_yx[cell, axis], max(image.image_bgr.shape[axis] - side, 0)
+        low, high = np.clip(sorted((first + length - side, first)), 0, last)
+        starts.append(int(rng.integers(low, high + 1)))
+    return starts[0], starts[1]

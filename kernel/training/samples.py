@@ -99,9 +99,14 @@ def leave_out_pictures(images: Sequence[TrainingImage], held_out: PictureIndex, 
     return kept
 
 
+def large_cells(image: TrainingImage) -> np.ndarray:
+    """Indices of the cells that are large enough for a crop: others are left out as they are cut, before any zoom."""
+    return np.flatnonzero([np.count_nonzero(crop) >= MIN_CELL_PIXELS for crop in image.crops])
+
+
 def count_small_cells(image: TrainingImage) -> int:
-    """How many cells of an image are too small for any crop: they are left out as they are cut, before any zoom."""
-    return sum(np.count_nonzero(crop) < MIN_CELL_PIXELS for crop in image.crops)
+    """How many cells of an image are too small for any crop."""
+    return len(image.crops) - len(large_cells(image))
 
 
 def images_digest(images: Sequence[TrainingImage]) -> str:

@@ -278,6 +278,25 @@ def test_crops_without_cells_are_drawn_again() -> None:
     assert all(len(dataset[index].labels) == 1 for index in range(50))
 
 
+@pytest.mark.parametrize("augmentation", [Augmentation(), Augmentation(rotate=True, zoom=2.0)])
+def test_a_cell_that_is_hardly_met_by_chance_is_drawn_around(augmentation: Augmentation) -> None:
+    """A place in a thousand meets one of these; another is too small for any crop."""
+    offsets = np.array([[200, 300], [600, 995], [3, 500]])
+    cells = (np.ones((9, 7), bool), np.ones((40, 5), bool), np.ones((3, 3), bool))
+    image = TrainingImage(np.zeros((1000, 1000, 3), np.uint8), cells, offsets, np.array([0, 1, 2]), "cort")
+    dataset = CropDataset([image], 100, 32, seed=0, augmentation=augmentation)
+    samples = [dataset[index] for index in range(100)]
+    assert all(len(sample.labels) for sample in samples)
+    assert {label for sample in samples for label in sample.labels.tolist()} == {0, 1}
+    corners = {tuple(sample.boxes_xyxy[0, :2].int().tolist()) for sample in samples if sample.labels[0] == 0}
+    assert len(corners) > 20, "the cell lies anywhere in the crop"
+
+
+def test_an_image_of_small_cells_alone_gives_empty_samples() -> None:
+    dataset = CropDataset([square_image((9, 9), 3, (64, 64), 77)], 10, 32, seed=0)
+    assert not any(len(dataset[index].labels) for index in range(10))
+
+
 def test_an_image_without_a_cell_gives_empty_samples() -> None:
     dataset = CropDataset([square_image(None, 0, (70, 70), 77), square_image((0, 0), 70, (70, 70), 99)], 20, 32, 0)
     found = {gray_of(sample): len(sample.labels) for sample in (dataset[index] for index in range(20))}
