@@ -12,8 +12,8 @@ from pathlib import Path
 from kernel.data.annotated import AnnotatedImage
 from kernel.data.learned import MemberRecord, all_pictures, read_member_record
 from kernel.data.pictures import Picture, PictureIndex, picture_of
-from kernel.errors import InputError
-from kernel.files import file_sha256
+from kernel.errors import InputError, RunError
+from kernel.files import file_sha256, writing
 from kernel.log import LOG
 from kernel.manifest.types import MASK_KINDS, TIMM_PREFIX
 from kernel.models.configs import DetectorSpec
@@ -60,6 +60,26 @@ class TrainingRun:
     @property
     def best_path(self) -> Path:
         return files_of_run(self.out)[1]
+
+    @property
+    def evaluations(self) -> Path:
+        """Holds a folder of pictures for each evaluation."""
+        return self.out.with_suffix("")
+
+    def remove_evaluations(self) -> None:
+        """Remove the best weights and the pictures of an earlier run.
+
+        Raises:
+            RunError: they cannot be removed.
+        """
+        with writing(self.out, RunError):
+            self.best_path.unlink(missing_ok=True)
+            pictures = list(self.evaluations.glob("step_*/*.png"))
+            for picture in pictures:
+                picture.unlink()
+            for folder in {picture.parent for picture in pictures}:
+                if not any(folder.iterdir()):
+                    folder.rmdir()
 
     @property
     def has_evaluations(self) -> bool:

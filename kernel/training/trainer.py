@@ -76,6 +76,8 @@ class Trainer:
         """
         if self.group.is_first:
             save_weights(self.learner.weights(), self.run.out, self.run.half, self.run.record(self.step))
+            if self.run.replace and self.best_score < 0:  # what is there is the earlier run's
+                self.run.remove_evaluations()
             parts = self.learner.state_dicts()
             state = RunState(
                 self.step, self.run.fingerprint, parts, self.best_score, self.is_evaluated, self.group.size
@@ -179,7 +181,7 @@ class Trainer:
         if record is None:
             self.is_evaluated = True  # the first process's state is the one that counts
             return
-        pictures = self.run.out.with_suffix("") / f"step_{self.step}"
+        pictures = self.run.evaluations / f"step_{self.step}"
         with self.learner.averaged(), writing(pictures, RunError):
             results = evaluate_detector(
                 detector, self.run.spec.kind, self.run.validation, self.group.device, pictures, lambda: bool(stops)

@@ -27,7 +27,7 @@ from kernel.training.run import TrainingRun
 from kernel.training.samples import read_training_images
 from kernel.training.settings import TrainSettings
 from kernel.training.state import read_state, save_weights
-from kernel.training.trainer import train_detector
+from kernel.training.trainer import Trainer, train_detector
 
 pytestmark = pytest.mark.usefixtures("wheels_site")
 
@@ -57,6 +57,37 @@ def test_a_run_is_evaluated_and_keeps_its_best_weights(tmp_path: Path, ema_decay
     # Detectors that have learnt nothing score equally, so the first evaluation stays the best.
     if scores[0]["score"] >= scores[1]["score"]:
         assert any(not torch.equal(best[key], written[key]) for key in best)
+
+
+def test_a_run_that_replaces_another_leaves_nothing_of_its_evaluations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`init` takes all weights of a folder: the earlier run's best would be among them. Until then it is all there."""
+    write_dataset(tmp_path / "data", {"cort": 2}, seed=1, shape=(96, 128))
+    out, images = tmp_path / "run" / "member.safetensors", read_training_images(tmp_path / "data")
+    earlier = TrainingRun(
+        tiny_spec("maskrcnn"), TINY, images, out, validation=list_annotated(tmp_path / "data"), replace=True
+    )
+    train_detector(earlier)
+    own = [earlier.best_path, *out.with_suffix("").glob("step_*/*.png")]
+    kept = out.with_suffix("") / "step_2" / "notes.txt"
+    kept.write_text("mine", encoding="utf-8")
+    assert len(own) == 5 and all(path.is_file() for path in own)
+
+    run = replace(earlier, settings=replace(TINY, evaluate_every=0), replace=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "take_step", lambda *given: (_ for _ in ()).throw(RunError("no number")))
+        with pytest.raises(RunError, match="no number"):
+            train_detector(run)
+    assert all(path.is_file() for path in own)
+    train_detector(run)
+    assert not any(path.exists() for path in own)
+    assert list(out.with_suffix("").glob("step_*")) == [kept.parent] and kept.is_file()
+
+    train_detector(replace(earlier, replace=True))
+    before = earlier.best_path.read_bytes()
+    train_detector(replace(earlier, replace=False, resume=True))
+    assert earlier.best_path.read_bytes() == before, "a run keeps its own"
 
 
 @pytest.mark.parametrize("goes_on_without", [False, True])
