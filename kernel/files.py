@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import os
 import secrets
@@ -53,6 +54,16 @@ def whole_file(path: Path) -> Iterator[Path]:
                 raise
             shutil.copyfile(temporary, path)
     finally:
+        temporary.unlink(missing_ok=True)
+
+
+def remove_unfinished(path: Path) -> None:
+    """Delete what killed processes had written of `path` in `whole_file`. For whoever alone writes it.
+
+    Raises:
+        OSError: they cannot be deleted.
+    """
+    for temporary in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}.partial"):
         temporary.unlink(missing_ok=True)
 
 

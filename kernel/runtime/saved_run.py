@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kernel.errors import InputError, RunError
-from kernel.files import is_full, writing
+from kernel.files import is_full, remove_unfinished, writing
 from kernel.images.listing import AskedIds
 from kernel.log import LOG
 from kernel.postprocess.submission import SubmissionWriter
@@ -92,8 +92,7 @@ class SavedRun:
                 self._read_journals()
                 self._journal = Journal(self._journal_path, head)
                 if not self._rank:  # it is the one that writes such files
-                    for leftover in self.submission.parent.glob(".submission.csv.*.partial"):  # of a killed run
-                        leftover.unlink(missing_ok=True)
+                    remove_unfinished(self.submission)
             self._save()
 
     @property

@@ -13,7 +13,7 @@ from kernel.data.annotated import AnnotatedImage
 from kernel.data.learned import MemberRecord, all_pictures, read_member_record
 from kernel.data.pictures import Picture, PictureIndex, picture_of
 from kernel.errors import InputError, RunError
-from kernel.files import file_sha256, writing
+from kernel.files import file_sha256, remove_unfinished, writing
 from kernel.log import LOG
 from kernel.manifest.types import MASK_KINDS, TIMM_PREFIX
 from kernel.models.configs import DetectorSpec
@@ -65,6 +65,16 @@ class TrainingRun:
     def evaluations(self) -> Path:
         """Holds a folder of pictures for each evaluation."""
         return self.out.with_suffix("")
+
+    def remove_unfinished(self) -> None:
+        """Delete what killed runs had written of its files, each as large as the file. For whoever alone writes them.
+
+        Raises:
+            InputError: they cannot be deleted.
+        """
+        with writing(self.out):
+            for path in files_of_run(self.out):
+                remove_unfinished(path)
 
     def remove_evaluations(self) -> None:
         """Remove the best weights and the pictures of an earlier run.

@@ -267,8 +267,10 @@ def train_alone(run: TrainingRun) -> Detector:
         record = recognise_checkpoint(run.out)
         return load_detector(run.out, record.kind, record.encoder)
     run.refuse_to_overwrite()  # once more, with nobody else at it
-    if run.replace and is_first_process():
-        run.state_path.unlink(missing_ok=True)
+    if is_first_process():
+        run.remove_unfinished()
+        if run.replace:
+            run.state_path.unlink(missing_ok=True)
     trainer = Trainer(run)
     if run.resume:
         trainer.restore()

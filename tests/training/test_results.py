@@ -73,6 +73,23 @@ def test_a_damaged_line_of_the_log_does_not_stop_a_run(words: list[str], tmp_pat
     assert log.read_text(encoding="utf-8") == whole
 
 
+def test_what_killed_runs_were_writing_goes_as_the_next_one_begins(words: list[str], tmp_path: Path) -> None:
+    """Each is as large as a state. Those that another run writes beside, under a name of its own, stay."""
+    names = ("out.state", "out.safetensors", "out.best.safetensors", "out.json", "out2.state", "out.state.old")
+    halves = [tmp_path / f".{name}.0123abcd.partial" for name in (*names, names[0])]
+    halves[-1] = halves[-1].with_name(".out.state.fedcba98.partial")
+    for half in halves:
+        half.write_bytes(b"half")
+    with sole_writer(tmp_path / "out.safetensors"):
+        assert main(words) == 2  # another run is at it
+    assert all(half.is_file() for half in halves)
+    assert main(words) == 0
+    assert sorted(path.name for path in tmp_path.glob(".*.partial")) == [
+        ".out.state.old.0123abcd.partial",
+        ".out2.state.0123abcd.partial",
+    ]
+
+
 @pytest.mark.parametrize("resume", [[], ["--resume"]])
 def test_a_foreign_file_is_not_written_over(words: list[str], tmp_path: Path, resume: list[str]) -> None:
     out = tmp_path / "out.safetensors"
