@@ -6,7 +6,6 @@ import contextlib
 import importlib.util
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +34,7 @@ class RunRecord:
     def __init__(self, run: TrainingRun, step: int, is_evaluated: bool = True):
         self.path = run.out.with_suffix(".jsonl")
         self.title = f"{run.spec.kind} {run.spec.encoder}"
-        settings = {
-            "detector": asdict(run.spec),
-            "training": asdict(run.settings),
-            "images": len(run.images),
-            "cells": sum(len(image.crops) for image in run.images),
-            "cells_too_small": sum(run.small_cells.values()),
-            "extra_images": len(run.extra),
-            "fingerprint": run.fingerprint,
-            "torch": torch.__version__,
-        }
+        settings = {**run.told(), "torch": torch.__version__}
         write_record(run.out.with_suffix(".json"), json.dumps(settings, indent=2) + "\n")
         last_score = step if is_evaluated else step - 1  # of an evaluation that is done again, no line stays
         before = read_log(self.path) if step else []

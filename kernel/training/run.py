@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from kernel.data.annotated import AnnotatedImage
 from kernel.data.learned import MemberRecord, all_pictures, read_member_record
@@ -17,6 +18,7 @@ from kernel.files import file_sha256, remove_unfinished, writing
 from kernel.log import LOG
 from kernel.manifest.types import MASK_KINDS, TIMM_PREFIX
 from kernel.models.configs import DetectorSpec
+from kernel.scoring.predictions import fingerprint_differences
 from kernel.text import first_names
 from kernel.training.evaluation import check_evaluation, lacks_classes
 from kernel.training.samples import MIN_CELL_PIXELS, TrainingImage, check_classes, count_small_cells, images_digest
@@ -98,11 +100,50 @@ class TrainingRun:
     @cached_property
     def fingerprint(self) -> str:
         """A hash of all that decides what is computed: a state goes on only with its own. Reads all pixels, so once."""
-        ignored = {*FREE_SETTINGS, *(() if self.extra else EXTRA_SETTINGS)}
-        settings = {key: value for key, value in asdict(self.settings).items() if key not in ignored}
+        settings = self.without_free(asdict(self.settings))
         init = None if self.init is None else file_sha256(self.init)
         described = json.dumps([asdict(self.spec), settings, init, self.keep_classes])
         return fingerprint_of(described, images_digest(self.images), images_digest(self.extra))
+
+    def without_free(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of the settings by name that decide what is computed."""
+        free = {*FREE_SETTINGS, *(() if self.extra else EXTRA_SETTINGS)}
+        return {name: value for name, value in settings.items() if name not in free}
+
+    def told(self) -> dict[str, Any]:
+        """What it tells of itself in the JSON file beside its weights."""
+        return {
+            "detector": asdict(self.spec),
+            "training": asdict(self.settings),
+            "images": len(self.images),
+            "cells": sum(len(image.crops) for image in self.images),
+            "cells_too_small": sum(self.small_cells.values()),
+            "extra_images": len(self.extra),
+            "fingerprint": self.fingerprint,
+        }
+
+    def told_before(self) -> dict[str, Any]:
+        """What an earlier run has told there; nothing where there is no such file."""
+        with contextlib.suppress(OSError, ValueError):
+            told = json.loads(self.out.with_suffix(".json").read_text(encoding="utf-8"))
+            if isinstance(told, dict) and "fingerprint" in told:
+                return told
+        return {}
+
+    def differences(self, fingerprint: str) -> list[str] | None:
+        """Where the run of another fingerprint, whose state is there, differs in what it tells; None: it tells nothing.
+
+        Of the images their numbers alone are told, of the weights to start from nothing.
+        """
+        told = self.told_before()
+        if told.get("fingerprint") != fingerprint or not isinstance(told.get("training"), dict):
+            return None
+        wanted = self.told()
+        del wanted["fingerprint"], wanted["cells_too_small"]
+        return fingerprint_differences(
+            {**told, "training": self.without_free(told["training"])},
+            {**wanted, "training": self.without_free(wanted["training"])},
+        )
 
     @cached_property
     def learned_before(self) -> tuple[Picture, ...]:
@@ -167,10 +208,8 @@ class TrainingRun:
         Raises:
             InputError: there is one.
         """
-        settings = self.out.with_suffix(".json")
-        with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
-            if "fingerprint" in json.loads(settings.read_text(encoding="utf-8")):  # killed before its first weights
-                return
+        if self.told_before():  # killed before its first weights
+            return
         for path in files_of_run(self.out):
             if path.exists():
                 raise InputError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,8 +57,15 @@ def save_state(state: RunState, path: Path) -> None:
         torch.save(content, temporary)
 
 
-def read_state(path: Path, fingerprint: str) -> RunState:
+def read_state(
+    path: Path, fingerprint: str, differences: Callable[[str], Sequence[str] | None] = lambda _: None
+) -> RunState:
     """Read a state of the run with this fingerprint.
+
+    Args:
+        path: the file.
+        fingerprint: the run's.
+        differences: tells where the run of another fingerprint differs, as far as is known; None: nothing is.
 
     Raises:
         InputError: it is another run's, or the file is damaged.
@@ -69,10 +76,18 @@ def read_state(path: Path, fingerprint: str) -> RunState:
     except (RuntimeError, TypeError, pickle.UnpicklingError) as error:
         raise InputError(f"{path} is no state of a run ({error}): delete it to start anew") from error
     if state.fingerprint != fingerprint:
+        differ = differences(state.fingerprint)
+        if differ:
+            told = f"another run ({'; '.join(differ)})"
+        else:
+            known = "the same settings, but" if differ is not None else "other settings, another detector,"
+            told = (
+                f"a run with {known} other weights to start from, or other images (the size of their pixels counts, "
+                "which it did not in earlier versions)"
+            )
         raise InputError(
-            f"{path} belongs to a run with other settings, another detector, other weights to start from, or other "
-            "images (the size of their pixels counts, which it did not in earlier versions): resume with the same "
-            "ones, or start anew with another --out (or delete the file)"
+            f"{path} belongs to {told}: resume with the same ones, or start anew with another --out (or delete the "
+            "file)"
         )
     return state
 

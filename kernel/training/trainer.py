@@ -93,7 +93,7 @@ class Trainer:
         """
         path = self.run.state_path
         if path.is_file():
-            state = read_state(path, self.run.fingerprint)
+            state = read_state(path, self.run.fingerprint, self.run.differences)
             if state.processes not in (None, self.group.size) and state.step < self.settings.iterations:
                 raise InputError(
                     f"{path} is of a run of {state.processes} process(es), and this is one of {self.group.size}: each "

@@ -73,6 +73,31 @@ def test_a_damaged_line_of_the_log_does_not_stop_a_run(words: list[str], tmp_pat
     assert log.read_text(encoding="utf-8") == whole
 
 
+def test_what_differs_from_the_run_that_is_gone_on_with_is_named(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 0
+    assert main([*words, "--resume", "--iterations", "3", "--seed", "7"]) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert (
+        "belongs to another run (training.iterations: stored 2, wanted 3; training.seed: stored 0, wanted 7): " in told
+    )
+    assert "workers" not in told
+    extra = competition(tmp_path / "fewer", THREE[:2])
+    fewer = [str(extra) if word == str(tmp_path / "cells") else word for word in words]
+    assert main([*fewer, "--resume"]) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "belongs to another run (images: stored 3, wanted 2; cells: stored " in told and "training." not in told
+    assert main([*words, "--resume", "--init", "bundle/synthetic/weights/maskrcnn.safetensors"]) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "belongs to a run with the same settings, but other weights to start from, or other images" in told
+    (tmp_path / "out.json").write_text("{}", encoding="utf-8")  # by which nothing is known
+    assert main([*words, "--resume", "--iterations", "3"]) == 2
+    assert "with other settings, another detector, other weights to start from, or other" in " ".join(
+        capsys.readouterr().err.split()
+    )
+
+
 def test_what_killed_runs_were_writing_goes_as_the_next_one_begins(words: list[str], tmp_path: Path) -> None:
     """Each is as large as a state. Those that another run writes beside, under a name of its own, stay."""
     names = ("out.state", "out.safetensors", "out.best.safetensors", "out.json", "out2.state", "out.state.old")
