@@ -228,4 +228,4 @@ def write_members_manifest(plan: MembersPlan) -> None:
     members = [
         manifest_entry(plan.weights(kind), kind, recipes[kind].detector.encoder, CELL_TYPES) for kind in plan.kinds
     ]
-    leave_manifest(plan.manifest, new_manifest(members))
+    leave_manifest(plan.manifest, new_manifest(members, of_competition=True))
