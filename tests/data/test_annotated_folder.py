@@ -501,6 +501,25 @@ def test_classes_of_pixels_are_no_cells(what: str) -> None:
         cells_of_labels(labels, labels.shape)
 
 
+@pytest.mark.parametrize(
+    ("cell", "border", "message"),
+    [
+        (1, 1, "all its 2 pieces have the value 1: .*number them, .*the number 2"),
+        (255, 255, "all its 2 pieces have the value 255: .*number them"),
+        (255, 128, "2 values mark 4 pieces, .*classes"),
+        (1, 2, "2 values mark 4 pieces, .*classes"),
+    ],
+)
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_two_cells_of_one_value_are_no_single_one(cell: int, border: int, message: str, dtype: Any) -> None:
+    found = np.isin(numbered_discs(), (1, 7)).astype(np.uint8)
+    labels = np.where(cv2.erode(found, np.ones((5, 5))) > 0, cell, found * border).astype(dtype)
+    with pytest.raises(InputError, match=message):
+        cells_of_labels(labels, labels.shape)
+    numbered = np.where(labels > 0, 2, 0)  # a single cell, of any other number, may be in two pieces
+    assert len(cells_of_labels(numbered.astype(dtype), labels.shape).cells) == 1
+
+
 def squares(side: int) -> np.ndarray:
     """(20 side, 20 side) int: side x side cells of 12 x 12, numbered from 1."""
     ys, xs = np.mgrid[: 20 * side, : 20 * side]

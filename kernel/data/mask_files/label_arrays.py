@@ -15,6 +15,8 @@ from kernel.errors import InputError
 MOST_PIECES = 2
 #: The share of a value's largest piece from which on another one counts beside it: smaller ones are a cell's fragments.
 LARGE_PIECE = 0.1
+#: What stands for "cell" in binary masks of any dtype: with several large pieces, and no other value, it is no number.
+BINARY_VALUES = (1, 255)
 #: The numbers of cells that 8 bits hold.
 BYTE_CELLS = 255
 #: Pieces far from their value's largest, above which numbers beyond BYTE_CELLS have begun again or ended there. In
@@ -100,10 +102,12 @@ def refuse_binary(plane: np.ndarray) -> None:
     numbers, pieces = cast(tuple[np.ndarray, int], label(found, np.ones((3, 3))))
     sizes = np.sort(np.bincount(numbers.ravel())[1:])
     fragments = np.count_nonzero(np.cumsum(sizes) < LARGE_PIECE * sizes[-1])  # the smallest, together
-    if (pieces > 1) if value == most else (pieces - fragments > MOST_PIECES):
+    large = pieces - fragments
+    if (pieces > 1) if value == most else (large > (1 if value in BINARY_VALUES else MOST_PIECES)):
         raise InputError(
             f"all its {pieces} pieces have the value {int(value)}: it tells cells from background, and not one "
             "cell from the next; number them, as Fiji does by Analyze Particles with count masks"
+            + ("; if they are of one cell, give it the number 2" if large <= MOST_PIECES else "")
         )
 
 
@@ -133,7 +137,8 @@ def refuse_background(plane: np.ndarray, numbers: np.ndarray, values: np.ndarray
 def refuse_classes(numbers: np.ndarray, values: np.ndarray) -> None:
     """Refuse a label image whose values tell classes of pixels or shades, or begin again after 255.
 
-    A cell may be in several pieces; so it is refused only where the pieces of such values are more than all values.
+    A cell may be in several pieces; so it is refused only where the pieces of such values are more than all values. Two
+    pieces are many where no value has a single one: of cells over each other, one is whole.
 
     Args:
         numbers: (H, W), 0 or the place from 1 of each pixel's value among `values`.
@@ -151,7 +156,7 @@ def refuse_classes(numbers: np.ndarray, values: np.ndarray) -> None:
     largest[value_of[by_size]] = by_size
     counted = sizes >= LARGE_PIECE * sizes[largest[value_of]]
     counts = np.bincount(value_of[counted], minlength=len(values) + 1)
-    in_many = counts > MOST_PIECES
+    in_many = counts > (1 if counts[1:].min() > 1 else MOST_PIECES)
     if counts[in_many].sum() > len(values) and sizes[in_many[value_of]].sum() > CLASS_SHARE * sizes.sum():
         most = int(counts.argmax())
         raise InputError(
