@@ -17,7 +17,7 @@ from kernel.data.annotations import WRONGLY_ANNOTATED, BadRow, CellRow, images_o
 from kernel.data.image_names import ambiguous_ids, composed, images_by_name, known_name
 from kernel.data.json_files import read_json
 from kernel.data.splits import COLUMN_REMEDY
-from kernel.data.tables import read_table
+from kernel.data.tables import TableRow, read_table
 from kernel.errors import InputError
 from kernel.images.planes import PlaneChoice
 from kernel.images.reading import list_images
@@ -267,7 +267,7 @@ def cell_type_lookup(given: str, names: Collection[str]) -> Callable[[str], str]
         names: the images' ids.
 
     Raises:
-        InputError: it is neither a cell type nor a file of one of the two forms.
+        InputError: it is neither a cell type nor a file of one of the two forms, or its rows contradict each other.
     """
     if given in CELL_TYPES:
         return lambda image_id: given
@@ -291,19 +291,35 @@ def cell_type_lookup(given: str, names: Collection[str]) -> Callable[[str], str]
 
 
 def _type_rows(path: Path, names: Collection[str]) -> dict[str, dict[str, str]]:
-    """The values of each image's row in a CSV file of cell types; errors as `cell_type_lookup`."""
+    """The values of each image in a CSV file of cell types, of which rows may repeat one.
+
+    Raises:
+        InputError: as `cell_type_lookup`; or rows contradict each other.
+    """
     table = list(read_table(path, ("cell_type",), "cell types", "a CSV file with the columns id and cell_type"))
     column = "image" if table and "id" not in table[0].values else "id"  # as predict's images.csv
     if table and column not in table[0].values:
         raise InputError(f"{path} lacks the column id; expected a CSV file with the columns id and cell_type")
     ambiguous = ambiguous_ids((row.values[column] for row in table), names)
     rows: dict[str, dict[str, str]] = {}
+    told: dict[tuple[str, str], TableRow] = {}  # by name and column, the first row that fills it in
     for row in table:
         name = known_name(row.values[column], names)
-        other = rows.get(name, row.values)
-        if name in ambiguous and any(other.get(key) != row.values.get(key) for key in ("cell_type", "sample_id")):
-            raise InputError(f"{path}, row {row.number}: {ambiguous[name]}")
-        rows[name] = row.values
+        values = rows.setdefault(name, dict(row.values))
+        for key in ("cell_type", "sample_id"):
+            here = row.values.get(key, "")
+            if name in ambiguous and here != values.get(key, ""):
+                raise InputError(f"{path}, row {row.number}: {ambiguous[name]}")
+            if not here:
+                continue
+            first = told.setdefault((name, key), row)
+            values[key] = above = first.values[key]
+            is_other = here.lower() != above.lower() if key == "cell_type" else here != above
+            if is_other and name in names:
+                raise InputError(
+                    f"{path}, row {row.number}: the image {name} has the {key} '{here}' here and '{above}' in row "
+                    f"{first.number}: leave the wrong row out"
+                )
     return rows
 
 

@@ -933,6 +933,28 @@ def test_types_by_folder_by_table_and_by_default(tmp_path: Path, capsys: pytest.
     assert main(["prepare", "--annotated", str(folder), "--cell-types", str(table), "--out", str(tmp_path / "no")]) == 2
 
 
+@pytest.mark.parametrize(
+    ("rows", "flaw"),
+    [
+        ("a,cort,\nb,astro,\na.png,astro,\n", "row 4: the image a has the cell_type 'astro' here and 'cort' in row 2"),
+        ("a,cort,1\nb,astro,\na,cort,2\n", "row 4: the image a has the sample_id '2' here and '1' in row 2"),
+        ("a,cort,\nb,astro,\na,Cort,1\na,,\n", ""),
+        ("z,cort,1\nb,astro,\nz,astro,1\na,cort,\n", ""),  # none of the images
+    ],
+)
+def test_rows_of_types_that_contradict_each_other_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], rows: str, flaw: str
+) -> None:
+    for number, name in enumerate(("a", "b")):
+        write_png(tmp_path / "in" / f"{name}.png", draw_image(number, GRID))
+        write_png(tmp_path / "in" / f"{name}_masks.png", grid_labels())
+    table = tmp_path / "types.csv"
+    table.write_text(f"id,cell_type,sample_id\n{rows}", encoding="utf-8")
+    words = ["prepare", "--annotated", str(tmp_path / "in"), "--cell-types", str(table), "--out", str(tmp_path / "out")]
+    assert main([*words, "--workers", "1"]) == (2 if flaw else 0)
+    assert flaw in capsys.readouterr().err
+
+
 def test_wells_are_told_by_names_or_by_the_table_of_types(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Where nothing tells an image's well or sample, that is said, and what is advised is possible."""
     wells = [f"shsy5y_{well}-{place}_Vessel-714_Ph_3" for well in ("E10", "E11", "F1") for place in (1, 2, 3)]
