@@ -36,6 +36,8 @@ alone is written.
     python -m kernel prepare --pseudo-labels submission.csv --images DIR --cell-types summary.json --out OUT
     python -m kernel prepare --annotated DIR [--masks DIR] [--cell-type astro] --out OUT
 
+Run lengths of --competition and --pseudo-labels count along rows. Some other competitions' count along columns: these
+are refused where that shows, which it does not in square images.
 --livecell-annotations takes other COCO files, too, whose categories are cell types, as predict's coco.json, or CVAT's;
 with --cell-type whatever they are.
 --annotated takes images with masks of other programs or of `predict`, in whatever of these forms lies there:

@@ -8,10 +8,13 @@ and masks are looked at later, by several processes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+import numpy as np
+from scipy.ndimage import label
 
 from kernel.data.annotations import WRONGLY_ANNOTATED, BadRow, CellRow, images_of_table, part_empty_rows, read_cell_rows
 from kernel.data.image_names import ambiguous_ids, composed, images_by_name, known_name
@@ -20,8 +23,9 @@ from kernel.data.splits import COLUMN_REMEDY
 from kernel.data.tables import TableRow, read_table
 from kernel.errors import InputError
 from kernel.images.planes import PlaneChoice
-from kernel.images.reading import list_images
+from kernel.images.reading import list_images, read_image_shape
 from kernel.images.zoom import COMPETITION_PIXEL_UM
+from kernel.masks.rle import decode_rle_crop
 from kernel.settings import CELL_TYPES
 
 #: How samples are told where annotations do not tell them, for messages.
@@ -29,6 +33,11 @@ TABLE_REMEDY = (
     "give samples in a column sample_id of the CSV of --cell-types, or name images by plate and well (as "
     "shsy5y_E10-4_Vessel-714_Ph_3)"
 )
+#: Cells that are looked at to see along what their run lengths count; and so many must say columns, and be the most.
+CELLS_LOOKED_AT = 50
+FEWEST_BY_COLUMNS = 3
+#: Pixels of images beyond which they are not looked at: stripes over all of one would take long.
+MOST_LOOKED_AT = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -121,7 +130,8 @@ def read_competition(folder: Path, astro_fix: Path | None = None) -> Source:
         astro_fix: corrected masks of the astro images, <id>.png.
 
     Raises:
-        InputError: train.csv or the images cannot be read at all, or `astro_fix` has none of the astro images.
+        InputError: train.csv or the images cannot be read at all, run lengths count along columns, or `astro_fix` has
+            none of the astro images.
     """
     paths = images_of_table(folder)
     rows: dict[str, list[CellRow]] = {}
@@ -146,6 +156,7 @@ def read_competition(folder: Path, astro_fix: Path | None = None) -> Source:
             sample_id = next((cell.sample_id for cell in cells if cell.sample_id), "")
             found = tuple(SourceCell(f"row {cell.number}", label, cell.rle) for cell in cells if cell.rle)
             images.append(SourceImage(image_id, paths[image_id], first.cell_type, sample_id, first.image_shape, found))
+    refuse_columns(images, folder / "train.csv")
     named = {*rows, *(cell.image_id for cell in bad)}
     source = Source(
         name="competition",
@@ -158,6 +169,43 @@ def read_competition(folder: Path, astro_fix: Path | None = None) -> Source:
         sample_remedy=COLUMN_REMEDY,
     )
     return source if astro_fix is None else with_corrections(source, astro_fix)
+
+
+def refuse_columns(images: Sequence[SourceImage], path: Path) -> None:
+    """Refuse run lengths that count along columns, as those of other competitions do: along rows, cells are stripes.
+
+    In square images nothing shows it: each mask is another whole one there.
+
+    Raises:
+        InputError: most of some cells are in one piece only if theirs count so.
+    """
+    places = [(image, cell.outline) for image in images for cell in image.cells]
+    looked_at = places[:: -(-len(places) // CELLS_LOOKED_AT) or 1]
+    found = sum(is_by_columns(image, text) for image, text in looked_at)
+    if found >= FEWEST_BY_COLUMNS and 2 * found > len(looked_at):
+        raise InputError(
+            f"{path}: {found} of {len(looked_at)} cells are in pieces as they are read, and would be whole if their "
+            "run lengths counted along columns; they must count along rows, as the competition's own do: encode "
+            "mask.ravel(), and not mask.T.ravel()"
+        )
+
+
+def is_by_columns(image: SourceImage, text: str) -> bool:
+    """Whether a cell is in one piece if its run lengths count along columns, and else in several."""
+    try:
+        height, width = image.image_shape or read_image_shape(image.path) or (0, 0)
+        if not 0 < height * width <= MOST_LOOKED_AT:
+            return False
+        return pieces_of(text, (height, width)) > 1 and pieces_of(text, (width, height)) == 1
+    except InputError:  # as is told where each image is prepared
+        return False
+
+
+def pieces_of(text: str, image_shape: tuple[int, int]) -> int:
+    """Of how many pieces a mask is, of which some may touch at corners."""
+    crop, _ = decode_rle_crop(text, image_shape)
+    _, pieces = cast(tuple[np.ndarray, int], label(crop, np.ones((3, 3))))
+    return pieces
 
 
 def _without_good_rows(bad: list[DroppedCell], rows: Mapping[str, object]) -> list[DroppedImage]:
@@ -198,7 +246,7 @@ def read_pseudo_labels(submission: Path, images_folder: Path, cell_types: str, *
         keep_empty: images in which nothing was found are images without cells; else they are dropped by name.
 
     Raises:
-        InputError: one of the three cannot be read at all.
+        InputError: one of the three cannot be read at all, or run lengths count along columns.
     """
     paths = images_by_name(list_images(images_folder))
     type_of = cell_type_lookup(cell_types, paths)
@@ -235,6 +283,7 @@ def read_pseudo_labels(submission: Path, images_folder: Path, cell_types: str, *
             label = CELL_TYPES.index(cell_type)
             cells = tuple(SourceCell(f"row {number}", label, text) for number, text in found)
             images.append(SourceImage(image_id, paths[image_id], cell_type, "", None, cells))
+    refuse_columns(images, submission)
     named = {*rows, *(cell.image_id for cell in bad)}
     return Source(
         name="pseudo-labels",

@@ -318,6 +318,33 @@ def test_a_table_as_programs_write_it(tmp_path: Path) -> None:
     assert {image.image_id for image in list_annotated(tmp_path / "out", [0, 1])} == {"a", "b"}
 
 
+def by_columns(text: str, shape: tuple[int, int] = SHAPE) -> str:
+    """Run lengths that count along columns, of the same mask."""
+    frame = decode_rle(text, shape)
+    return encode_rle(frame.T, (0, 0), frame.T.shape)
+
+
+def test_run_lengths_that_count_along_columns_are_refused(folder: Path, tmp_path: Path) -> None:
+    change_rows(folder, lambda row: [row[0], by_columns(row[1]), *row[2:]] if row[1] else row)
+    with pytest.raises(InputError, match=r"train\.csv: .* cells are in pieces .*along rows.*mask\.ravel\(\)"):
+        read_competition(folder)
+    with (folder / "train.csv").open(newline="") as stream:
+        rows = [f"{row['id']},{row['annotation']}\n" for row in csv.DictReader(stream)]
+    (tmp_path / "s.csv").write_text("id,predicted\n" + "".join(rows))
+    with pytest.raises(InputError, match=r"s\.csv: .*along rows"):
+        read_pseudo_labels(tmp_path / "s.csv", folder / "train", "astro")
+
+
+def test_cells_in_pieces_do_not_count_along_columns(folder: Path) -> None:
+    def parted(row: list[str]) -> list[str]:
+        frame = decode_rle(row[1], SHAPE)
+        frame[::3] = False
+        return [row[0], encode_rle(frame, (0, 0), SHAPE), *row[2:]]
+
+    change_rows(folder, parted)
+    assert read_competition(folder).rows > 0
+
+
 @pytest.mark.parametrize(("on_disk", "in_table"), [("NFC", "NFD"), ("NFD", "NFC"), ("NFD", "NFD")])
 def test_names_match_in_either_unicode_form(on_disk: str, in_table: str, tmp_path: Path) -> None:
     disk, table = (unicodedata.normalize(form, "Gliazellé_Å1") for form in (on_disk, in_table))
