@@ -26,9 +26,9 @@ _SYSTEM_NAMES = frozenset(
 )
 
 #: Entries that are passed over, by their sort: for one, and for several.
+FOLDER_LINK = ("link to a folder", "links to folders")
 _OTHER_FORMAT = ("of another format", "of other formats")
 _SUB_FOLDER = ("sub-folder", "sub-folders")
-_FOLDER_LINK = ("link to a folder", "links to folders")
 _BROKEN_LINK = ("broken link", "broken links")
 _NO_FILE = ("that is no plain file", "that are no plain files")
 _NO_TEXT = ("with a name that is no text in UTF-8", "with names that are no text in UTF-8")
@@ -109,7 +109,7 @@ def search_images(folder: Path, *, below: bool = False, more: Collection[str] = 
             elif not below:
                 pass_over(_SUB_FOLDER, path, "/")
             elif path.is_symlink():
-                pass_over(_FOLDER_LINK, path, "/")
+                pass_over(FOLDER_LINK, path, "/")
             else:
                 folders.append(name)  # what os.walk goes into
         for name in sorted(files):

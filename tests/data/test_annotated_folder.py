@@ -42,6 +42,7 @@ from kernel.data.mask_files.imagej_rois import read_imagej_rois
 from kernel.data.mask_files.label_arrays import cells_of_labels
 from kernel.data.mask_files.label_images import read_label_image
 from kernel.data.mask_files.ome_zarr import read_ome_zarr
+from kernel.data.mask_files.pairing import pair_masks
 from kernel.data.mask_files.rings import fill_rings
 from kernel.data.mask_files.seg_npy import ArrayUnpickler, array_or_value, read_seg_npy
 from kernel.data.mask_files.taken import TakenPlane
@@ -902,6 +903,15 @@ def test_all_that_cellpose_writes_beside_an_image(tmp_path: Path, capsys: pytest
     (folder / "a_cp_outlines.txt").write_text("1,2,3,4", encoding="utf-8")
     assert prepared_cells("--annotated", folder, tmp_path / "out") == {"a": len(GRID)}
     assert "images without masks: 0; masks without image: 0" in capsys.readouterr().out
+
+
+def test_links_to_folders_are_named_as_predict_names_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for number, place in enumerate(("in/a", "elsewhere/b")):
+        write_png(tmp_path / f"{place}.png", draw_image(number, GRID))
+        write_png(tmp_path / f"{place}_masks.png", grid_labels())
+    (tmp_path / "in" / "plate2").symlink_to(tmp_path / "elsewhere")
+    assert list(pair_masks(tmp_path / "in").masks) == ["a"]
+    assert "1 entry is passed over: 1 link to a folder (plate2/)" in caplog.text
 
 
 def test_types_by_folder_by_table_and_by_default(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

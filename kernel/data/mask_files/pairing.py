@@ -26,7 +26,7 @@ from kernel.data.mask_files.forms import (
 from kernel.data.prepare_report import REPORT_NAME
 from kernel.data.prepared import PREPARED_NAME, SHOWN_FOLDER
 from kernel.errors import InputError
-from kernel.images.listing import IMAGE_SUFFIXES, is_hidden, is_text
+from kernel.images.listing import FOLDER_LINK, IMAGE_SUFFIXES, FolderContent, is_hidden, is_text
 
 #: Folders of masks, in lower case. The last are those that `predict` writes.
 MASK_FOLDERS = frozenset(
@@ -214,8 +214,8 @@ def only_image(path: Path, images: Mapping[str, Path]) -> str | None:
 def walk_files(folder: Path) -> Iterator[tuple[Path, frozenset[str]]]:
     """The files below a folder, and OME-Zarr folders, in order; with the folders between, in lower case.
 
-    Hidden ones, links to folders, and names that are no text are passed over. So is what `prepare` has shown of images:
-    copies of them, where an earlier output of it lies among the images.
+    Hidden ones, links to folders, which the log names, and names that are no text are passed over. So is what `prepare`
+    has shown of images: copies of them, where an earlier output of it lies among the images.
 
     Raises:
         InputError: there is no such folder, or it cannot be read.
@@ -226,16 +226,21 @@ def walk_files(folder: Path) -> Iterator[tuple[Path, frozenset[str]]]:
     def refuse(error: OSError) -> None:
         raise InputError(f"cannot read the folder {error.filename}: {error.strerror}; check its permissions") from error
 
+    links = []
     for parent, folders, files in os.walk(folder, onerror=refuse):
         parts = frozenset(part.lower() for part in Path(parent).relative_to(folder).parts)
         whole = sorted(name for name in folders if name.lower().endswith(".zarr"))
         folders[:] = sorted(name for name in folders if not is_hidden(name) and name not in whole)
         if {PREPARED_NAME, REPORT_NAME} <= set(files) and SHOWN_FOLDER in folders:
             folders.remove(SHOWN_FOLDER)
+        paths = (Path(parent, name) for name in folders)
+        links += [f"{path.relative_to(folder).as_posix()}/" for path in paths if path.is_symlink()]
         for name in (*whole, *sorted(files)):
             path = Path(parent, name)
             if not is_hidden(name) and is_text(name) and (name in whole or os.path.isfile(path)):  # noqa: PTH113
                 yield path, parts
+    if links:
+        FolderContent([], {FOLDER_LINK: links}, 0).warn_of_passed_over(folder)
 
 
 def image_keys(name: str) -> list[str]:
