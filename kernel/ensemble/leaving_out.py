@@ -1,8 +1,9 @@
 """The mounted ensemble, and what becomes of members that cannot be loaded.
 
 By the policy `strict` any of them ends the run. By `best_effort` they are left out, for a night's run is worth more
-than one member: thresholds stay, and a cell type without members falls to the others. A file that could be loaded but
-is not the one whose checksum the manifest has is refused by both: it would be another ensemble than the one validated.
+than one member: thresholds stay, and a cell type without members falls to the others. Which ones cannot is found on the
+CPU, so that no member is left out for an error of the device. A file that could be loaded but is not the one whose
+checksum the manifest has is refused by both: it would be another ensemble than the one validated.
 """
 
 from __future__ import annotations
@@ -39,16 +40,23 @@ def load_mounted_ensemble(
 
     Raises:
         InputError: as `load_ensemble` and `mounted_weights` do; by `best_effort`, where a checksum is wrong alone, or
-            no member can be loaded.
+            no member's file can be loaded.
+        RunError: by `best_effort`, where no member can be loaded, and not for its file alone.
+        Exception: what the device raises.
     """
 
-    def load(members: Collection[MemberEntry]) -> Ensemble:
+    def load_on(at: torch.device, members: Collection[MemberEntry]) -> Ensemble:
         part = replace(manifest, members=tuple(members))
-        return load_ensemble(part, mounted_weights(part, input_root()), device, dtype)
+        return load_ensemble(part, mounted_weights(part, input_root()), at, dtype)
+
+    def load(members: Collection[MemberEntry]) -> Ensemble:
+        return load_on(torch.device("cpu"), members)
 
     def load_all() -> Ensemble:
         try:
-            return patiently(lambda: load(manifest.members), lambda error: may_pass(error) or lacks_files(manifest))
+            return patiently(
+                lambda: load_on(device, manifest.members), lambda error: may_pass(error) or lacks_files(manifest)
+            )
         except OSError as error:
             raise InputError(f"cannot read the members' weight files: {error}") from error
 
@@ -57,10 +65,11 @@ def load_mounted_ensemble(
     try:
         return or_failure(load_all), {}
     except (InputError, RunError) as error:
-        LOG.error("the ensemble cannot be loaded as a whole (%s): trying each member alone", error)
+        LOG.error("the ensemble cannot be loaded as a whole (%s): trying each member alone on the CPU", error)
 
     kept: list[MemberEntry] = []
     left_out: dict[str, str] = {}
+    are_files_wrong = True
     # Mask networks last: they cannot be loaded but beside another member.
     for member in sorted(manifest.members, key=lambda member: member.kind in MASK_KINDS):
         beside = kept[:1]  # members that can be loaded may still not fit together
@@ -70,13 +79,18 @@ def load_mounted_ensemble(
             if member.sha256 is not None and can_load(load, [*beside, replace(member, sha256=None)]):
                 raise
             left_out[member.name] = str(error)
+            are_files_wrong &= not isinstance(error, RunError)
             LOG.critical("MEMBER %s IS LEFT OUT: %s", member.name, error)
             continue
         kept.append(member)
     if not kept:
-        raise InputError(f"no member can be loaded: {'; '.join(left_out.values())}")
+        error_type = InputError if are_files_wrong else RunError
+        raise error_type(f"no member can be loaded: {'; '.join(left_out.values())}")
+    if not left_out:
+        LOG.warning("each member can be loaded on the CPU: trying once more to load all on %s", device)
+        return load_on(device, manifest.members), {}
     LOG.critical("GOING ON WITH %d OF %d MEMBERS: without %s", len(kept), len(manifest.members), ", ".join(left_out))
-    return load(with_uses_taken_over([member for member in manifest.members if member in kept])), left_out
+    return load_on(device, with_uses_taken_over([member for member in manifest.members if member in kept])), left_out
 
 
 def or_failure(load: Callable[[], Ensemble]) -> Ensemble:

@@ -21,7 +21,7 @@ from kernel.ensemble.leaving_out import (
     with_all_uses,
     with_uses_taken_over,
 )
-from kernel.errors import InputError
+from kernel.errors import InputError, RunError
 from kernel.manifest.reader import read_manifest
 from kernel.manifest.types import PLAIN_ENCODER, Manifest, MemberEntry
 from kernel.mounts import INPUT_ROOT_VARIABLE
@@ -78,6 +78,70 @@ def test_a_gpu_that_is_lost_leaves_no_member_out(manifest: Manifest, monkeypatch
     load_but(monkeypatch, torch.AcceleratorError("CUDA error: unspecified launch failure"))
     with pytest.raises(torch.AcceleratorError):
         load_mounted_ensemble(manifest, torch.device("cpu"), torch.float32, BEST_EFFORT)
+
+
+def load_but_on_gpu(monkeypatch: pytest.MonkeyPatch, error: Exception, most: int = 0) -> None:
+    """Let loading more than so many members on a GPU raise this; otherwise it gives the members' names."""
+
+    def load(part: Manifest, weights: object, device: torch.device, dtype: object) -> list[str]:
+        names = [member.name for member in part.members]
+        if device.type == "cuda" and len(names) > most:
+            raise error
+        return names
+
+    monkeypatch.setattr(leaving_out, "load_ensemble", load)
+
+
+@pytest.mark.parametrize(
+    ("error", "most"),
+    [
+        (RuntimeError("No CUDA GPUs are available"), 0),
+        (torch.OutOfMemoryError("CUDA out of memory"), 0),
+        (torch.OutOfMemoryError("CUDA out of memory"), 2),  # each fits alone, and beside another one
+        (MemoryError("of the host"), 2),
+        (InputError("torch has no kernels for it"), 0),
+    ],
+)
+def test_an_error_of_the_device_leaves_no_member_out(
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception, most: int
+) -> None:
+    """It is raised as it is: what a process does about it is not for the members to say."""
+    load_but_on_gpu(monkeypatch, error, most)
+    with pytest.raises(type(error)) as raised:
+        load_mounted_ensemble(manifest, torch.device("cuda"), torch.float16, BEST_EFFORT)
+    assert raised.value is error and "LEFT OUT" not in caplog.text
+
+
+def test_what_is_wrong_for_a_moment_leaves_no_member_out(
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    errors = [RuntimeError("No CUDA GPUs are available")]
+
+    def load(part: Manifest, *_: object) -> list[str]:
+        if errors:
+            raise errors.pop()
+        return [member.name for member in part.members]
+
+    monkeypatch.setattr(leaving_out, "load_ensemble", load)
+    found, left_out = load_mounted_ensemble(manifest, torch.device("cuda"), torch.float16, BEST_EFFORT)
+    assert found == ["a", "b", "c"] and not left_out
+    assert "LEFT OUT" not in caplog.text and "GOING ON WITH" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("error", "told"), [(InputError("no such file"), InputError), (MemoryError("of the host"), RunError)]
+)
+def test_where_no_member_can_be_loaded_only_files_are_wrong_input(
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch, error: Exception, told: type[Exception]
+) -> None:
+    """Another start does not help against files; against all else it may."""
+
+    def load(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(leaving_out, "load_ensemble", load)
+    with pytest.raises(told, match="no member can be loaded"):
+        load_mounted_ensemble(manifest, torch.device("cuda"), torch.float16, BEST_EFFORT)
 
 
 def test_every_use_keeps_members_that_count_whichever_are_left() -> None:
