@@ -304,14 +304,16 @@ class Dispatcher:
         self.starting.pop(worker, None)
         if worker in self.idle:
             self.idle.remove(worker)
+        failure = FailedImage(f"the process of {worker.name} died or had to be ended", wrong_input=False)
         for path in self.running[worker]:
+            self.failed[path] = worker, failure
             self.attempts[path] += 1
             retried = self.attempts[path] < MAX_ATTEMPTS
             self.budget.drop(path.stem, wait=retried)
             if retried:  # last of all: it may be what kills, and the others should be done by then
                 self.waiting.append(path)
             else:
-                self.on_failure(path.stem, FailedImage(f"the process of {worker.name} died or had to be ended", False))
+                self.on_failure(path.stem, failure)
         self.running[worker].clear()
         if has_ended and worker.restart(self._is_needed(worker)):
             self.starting[worker] = self.clock()

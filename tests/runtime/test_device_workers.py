@@ -171,6 +171,7 @@ def test_where_no_device_becomes_ready_any_more_the_rest_fails(tmp_path: Path) -
     names = [*NAMES[:3], "once", *NAMES[3:]]
     outcomes = share(names, tmp_path, {"die after": str(tmp_path / "once")})
     assert list(outcomes.done) == NAMES[:3]
+    assert outcomes.failed.pop("once").reason == "the process of device0 died or had to be ended"
     reason = "no device is left: all their processes have died"
     assert set(outcomes.failed.values()) == {FailedImage(reason, wrong_input=False)}
 
@@ -505,6 +506,27 @@ def test_what_a_process_died_with_is_done_alone_and_last() -> None:
     share_images([one, two], said, [Path(name) for name in names], budget, answered, outcomes.fail, 1e18)
     assert one.sent == ["innocent", "poison"] and held == [["other"], ["innocent"], ["poison"]]
     assert sorted(outcomes.done) == sorted(names) and not outcomes.failed
+
+
+def test_an_image_whose_process_died_is_left_to_another_worker() -> None:
+    """One dies with it, and its next process is ready while the other is still busy."""
+
+    class Restarted(ScriptedWorker):
+        def restart(self, is_needed: bool) -> bool:
+            return True
+
+    one, two, ready = Restarted("one"), ScriptedWorker("two"), {"ready": True}
+    said = ScriptedQueue(
+        (0.0, one, ready),  # takes a
+        (1.0, two, ready),  # takes b
+        (2.0, one, None),
+        (3.0, one, ready),  # must leave a to the other
+        (4.0, two, {"answer": answer_of(Path("b"))}),
+        (5.0, two, ready),  # takes a
+        (6.0, two, {"answer": answer_of(Path("a"))}),
+    )
+    outcomes, _ = share_scripted([one, two], said, "ab")
+    assert (one.sent, two.sent) == (["a"], ["b", "a"]) and outcomes.done == {"b": "two", "a": "two"}
 
 
 class ScriptedQueue:
