@@ -190,6 +190,8 @@ class KernelRun:
     def segment_share(self) -> None:
         """Do this process's images, as far as they are not done yet.
 
+        In a scoring run, where no GPU can be used, on the CPU: in low quality, but the submission is not empty.
+
         Raises:
             InputError, RunError: the wheels or the members are not there or wrong, or no worker can start.
         """
@@ -205,13 +207,24 @@ class KernelRun:
             levels = quality_levels(self.manifest.members, self.manifest.ensemble)
             shapes = image_shapes(share)
             sizes = {path.stem: image_size(shapes[path.stem]) for path in todo}
-            budget = TimeBudget(levels, sizes, self.deadline, len(self.devices))
-            # The memory plan is that of all images, however few are left.
-            shared = self.shard.sharing(self.machine)
-            setups = worker_setups(self.devices, self.dtype, packages, shapes.values(), shared, self.policy)
-            with started_workers(self.manifest, levels, setups) as (workers, messages):
-                segment_all(workers, messages, budget.giants_last(todo), budget, self.hard_deadline, self.saved)
-                self.saved.write()  # before anything is put away
+            saved = self.saved
+
+            def segment_on(devices: Sequence[str], dtype: torch.dtype, shared: int) -> None:
+                budget = TimeBudget(levels, sizes, self.deadline, len(devices))
+                # The memory plan is that of all images, however few are left.
+                setups = worker_setups(devices, dtype, packages, shapes.values(), shared, self.policy)
+                with started_workers(self.manifest, levels, setups) as (workers, messages):
+                    segment_all(workers, messages, budget.giants_last(todo), budget, self.hard_deadline, saved)
+                    saved.write()  # before anything is put away
+
+            try:
+                segment_on(self.devices, self.dtype, self.shard.sharing(self.machine))
+            except (InputError, RunError) as error:
+                # Where any image was begun, a device could be used.
+                if not is_scoring_run() or "cpu" in self.devices or saved.todo != todo:
+                    raise
+                LOG.critical("NO GPU CAN BE USED (%s): GOING ON ON THE CPU", error)
+                segment_on(["cpu"], chosen_dtype(self.manifest.dtype, ["cpu"]), self.shard.local_count)
 
     def install(self, stack: contextlib.ExitStack) -> Path:
         """Install the wheels until `stack` is closed; returns their folder.

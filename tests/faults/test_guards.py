@@ -66,6 +66,19 @@ def test_a_device_that_cannot_be_started_leaves_the_run_to_the_other(make_run: M
     assert len(done(run)) == 2 and all(done(run).values())
 
 
+@pytest.mark.parametrize(("variables", "expected"), [({}, 1), (SCORED, 0)])
+def test_where_no_gpu_can_be_used_a_scoring_run_goes_on_on_the_cpu(
+    make_run: MakeRun, variables: dict[str, str], expected: int
+) -> None:
+    """The driver counts two, and none can be used, at the second start either."""
+    run = make_run("run", 2)
+    run.with_script("torch.cuda.device_count = lambda: 2")
+    code, log = run.run({"KERNEL_DEVICE": "cuda:0,cuda:1", **variables})
+    assert code == expected and "0 device(s) left" in log and "LEFT OUT" not in log and "Traceback" not in log, log
+    assert ("NO GPU CAN BE USED" in log) == bool(variables) == all(done(run).values())
+    assert len(done(run)) == 2
+
+
 # The end
 
 
