@@ -40,7 +40,7 @@ RESERVE_FACTOR = 1.5
 #: A running image's process hangs where it takes longer than this, and than so many times the costliest image before,
 #: for its size. One that does not fit onto its GPU after all is done on the CPU, and may well take fifty times as long.
 #: Where none was done before, it is so long for each image of the competition that it is as large as: one core needs a
-#: few minutes.
+#: few minutes. Between the two times it is *late*: it may hang.
 HANG_SECONDS = 1800.0
 HANG_FACTOR = 100.0
 USUAL_SIZE = image_size(COMPETITION_SHAPE)
@@ -118,7 +118,11 @@ class TimeBudget:
         if wait:
             self._waiting[image_id] = self._sizes[image_id]
 
-    def is_overdue(self, image_id: str, now: float) -> bool:
+    def is_late(self, image_id: str, now: float) -> bool:
+        """Whether a running image takes longer than any before it, for its size: its process may hang."""
+        return self.is_overdue(image_id, now, 1.0)
+
+    def is_overdue(self, image_id: str, now: float, factor: float = HANG_FACTOR) -> bool:
         """Whether a running image takes so much longer than any before it that its process must hang.
 
         A first image is judged by its size.
@@ -128,7 +132,7 @@ class TimeBudget:
         begun, quality = self._running[image_id]
         longest = HANG_SECONDS / USUAL_SIZE
         if self._costs.images:
-            longest = HANG_FACTOR * self._costs[quality].worst
+            longest = factor * self._costs[quality].worst
         return now - begun > max(HANG_SECONDS, longest * self._sizes[image_id])
 
     def choose_level(self, image_id: str, now: float) -> int:

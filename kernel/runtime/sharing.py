@@ -129,9 +129,10 @@ class Dispatcher:
     def next_attempt(self) -> float | None:
         """When the images that could not be read are tried again; None while others wait or run, or there are none.
 
-        At the deadline at the latest: after it, they fail at once.
+        At the deadline at the latest: after it, they fail at once. One that may hang is not waited for.
         """
-        if not self.rereading.unread or self.waiting or any(self.running.values()):
+        is_busy = any(paths and not self._is_late(worker, self.clock()) for worker, paths in self.running.items())
+        if not self.rereading.unread or self.waiting or is_busy:
             return None
         if self.attempt_at is None:
             self.attempt_at = min(self.clock() + self.rereading.pause(), self.budget.deadline)
@@ -176,12 +177,20 @@ class Dispatcher:
         return True
 
     def _may_take(self, worker: DeviceWorker, path: Path) -> bool:
-        """Whether a worker may have this image now; one that has failed at it leaves it to others, if there are any."""
-        at, _ = self.failed.get(path, (None, None))
-        is_left_to_others = at is worker and self.alive != [worker]
+        """Whether a worker may have this image now; one that has failed at it leaves it to others, if there are any.
+
+        Not for what cannot be read: that is no worker's fault.
+        """
+        at, failure = self.failed.get(path, (None, None))
+        is_workers_fault = at is worker and failure is not None and not failure.wrong_input
+        is_left_to_others = is_workers_fault and self.alive != [worker]
         return (
             worker not in self.ended and not is_left_to_others and may_take(path, self.running[worker], self.attempts)
         )
+
+    def _has_nothing_to_do(self, worker: DeviceWorker) -> bool:
+        """Whether an idle worker has none to take of the images that wait."""
+        return worker not in self.ended and not (self.waiting and self._may_take(worker, self.waiting[0]))
 
     def receive(self, worker: DeviceWorker, message: Message) -> None:
         """Do what a worker's message asks for. One that was given up is not listened to."""
@@ -231,16 +240,27 @@ class Dispatcher:
             if reason is not None and worker.end_process():
                 LOG.error("%s hangs, for %s, and is ended", worker.name, reason)
                 self.ended[worker] = now
-        late = sum(now - begun > USUAL_START_SECONDS for begun in self.starting.values())
-        self.budget.devices = max(1, len(self.alive) - late)
+        self.budget.devices = max(1, sum(not self._is_late(worker, now) for worker in self.alive))
         return len(self.alive) < before
 
+    def _is_late(self, worker: DeviceWorker, now: float) -> bool:
+        """Whether a worker takes so long that it may hang: it counts for none until it answers."""
+        is_start_late = now - self.starting.get(worker, now) > USUAL_START_SECONDS
+        return is_start_late or any(self.budget.is_late(path.stem, now) for path in self.running[worker])
+
     def _why_hung(self, worker: DeviceWorker, now: float) -> str | None:
-        """Why a worker must hang; None: it need not."""
+        """Why a worker is to be ended, for it hangs or may hang; None: it is not.
+
+        Where another one idles, it may as well have the image that is late. Once: it may be one that takes so long.
+        """
         if now - self.starting.get(worker, now) > START_SECONDS:
             return "its start takes far too long"
         if any(self.budget.is_overdue(path.stem, now) for path in self.running[worker]):
             return "its image takes far too long"
+        untried = [path for path in self.running[worker] if not self.attempts[path]]
+        others = [each for each in self.idle if each is not worker and self._has_nothing_to_do(each)]
+        if others and any(self.budget.is_late(path.stem, now) for path in untried):
+            return "its image takes too long, and another device is idle"
         return None
 
     def end_running(self) -> None:

@@ -594,6 +594,57 @@ def test_a_device_that_hangs_at_the_first_image_is_ended(caplog: pytest.LogCaptu
     assert caplog.text.count("one hangs, for its image takes far too long") == 1
 
 
+def test_an_image_that_is_late_is_done_by_a_device_that_idles(caplog: pytest.LogCaptureFixture) -> None:
+    """Long before it must hang, by what the one before took; but once, for it may be one that takes so long."""
+    one, two, three = ScriptedWorker("one"), ScriptedWorker("two"), ScriptedWorker("three")
+    ready, late = {"ready": True}, HANG_SECONDS + 1
+    said = ScriptedQueue(
+        (0.0, one, ready),  # takes a
+        (0.0, two, ready),  # takes b
+        (100.0, two, {"answer": answer_of(Path("b"))}),
+        (100.0, two, ready),
+        (late, None, None),
+        (late + 1, one, None),  # a is two's
+        (late + 2, three, ready),
+        (2 * late + 2, None, None),
+        (2 * late + 3, two, {"answer": answer_of(Path("a"))}),
+    )
+    outcomes, _ = share_scripted([one, two, three], said, "ab")
+    assert (one.is_ended, two.is_ended) == (True, False) and outcomes.done == {"b": "two", "a": "two"}
+    assert "one hangs, for its image takes too long, and another device is idle" in caplog.text
+
+
+def test_a_device_that_may_hang_counts_for_none_and_is_not_waited_for() -> None:
+    one, two, ready, late = ScriptedWorker("one"), ScriptedWorker("two"), {"ready": True}, HANG_SECONDS + 1
+    unread = {"reason": "no such file", "wrong_input": True, "error_type": "", "may_pass": True}
+    devices: list[int] = []  # at each answer
+
+    class Counting(TimeBudget):
+        def finish(self, *arguments: Any) -> None:
+            devices.append(self.devices)
+            super().finish(*arguments)
+
+    said = ScriptedQueue(
+        (0.0, one, ready),  # takes a
+        (0.0, two, ready),  # takes b
+        (100.0, two, {"answer": answer_of(Path("b"))}),
+        (100.0, two, ready),  # takes c
+        (200.0, two, {"answer": {"image": "c", "failure": unread}}),
+        (late - 50, two, ready),  # takes d
+        (late, None, None),
+        (late + 1, two, {"answer": answer_of(Path("d"))}),
+        (late + 1, two, ready),  # c is read again
+        (late + 2, two, {"answer": answer_of(Path("c"))}),
+        (late + 3, two, ready),
+        (late + 4, one, None),
+        (late + 5, two, {"answer": answer_of(Path("a"))}),
+    )
+    budget, outcomes = Counting([OnlyLevel()], dict.fromkeys("abcd", 1.0), 1e9, 2), Outcomes()
+    paths, hears = [Path(name) for name in "abcd"], cast(WorkerQueue, said)
+    share_images([one, two], hears, paths, budget, outcomes.answered, outcomes.fail, 1e9, lambda: said.now)
+    assert list(outcomes.done) == ["b", "d", "c", "a"] and devices == [2, 1, 1, 1]
+
+
 def test_a_process_that_the_system_cannot_end_is_given_up(caplog: pytest.LogCaptureFixture) -> None:
     """It tells no end. Another one does its image; what it says later is not listened to."""
     one, two, ready = ScriptedWorker("one"), ScriptedWorker("two"), {"ready": True}
