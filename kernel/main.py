@@ -214,7 +214,8 @@ class KernelRun:
                 # The memory plan is that of all images, however few are left.
                 setups = worker_setups(devices, dtype, packages, shapes.values(), shared, self.policy)
                 with started_workers(self.manifest, levels, setups) as (workers, messages):
-                    segment_all(workers, messages, budget.giants_last(todo), budget, self.hard_deadline, saved)
+                    paths = budget.giants_last(todo)
+                    segment_all(workers, messages, paths, budget, self.hard_deadline, saved, self.manifest)
                     saved.write()  # before anything is put away
 
             try:

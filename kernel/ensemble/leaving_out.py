@@ -16,8 +16,7 @@ import torch
 from kernel.ensemble.ensemble import Ensemble
 from kernel.ensemble.fallbacks import means_lost_device
 from kernel.ensemble.load import load_ensemble, mounted_weights
-from kernel.ensemble.members import Member
-from kernel.ensemble.quality_levels import QualityLevel
+from kernel.ensemble.quality_levels import QualityLevel, quality_levels
 from kernel.errors import InputError, RunError, as_failure
 from kernel.files import file_sha256
 from kernel.log import LOG
@@ -193,9 +192,12 @@ def take_over_uses(
     return {name: frozenset(own) for name, own in taken.items()}
 
 
-def level_of(level: QualityLevel, members: Collection[Member]) -> QualityLevel:
-    """A quality level of an ensemble that has only these of its members; one of them at least is used."""
-    weights = {member.name: member.weights for member in members}
-    uses = {name: own for name, own in level.uses.items() if name in weights}
-    uses = uses or {name: frozenset() for name in weights}
-    return replace(level, uses=take_over_uses(uses, weights), weights=weights)
+def levels_without(manifest: Manifest, left_out: Collection[str]) -> tuple[QualityLevel, ...]:
+    """The quality levels of a manifest's ensemble without some members; one of them at least must be left.
+
+    As many as those of all members: images are requested at a level by its index, whoever is left out.
+    """
+    count = len(quality_levels(manifest.members, manifest.ensemble))
+    left = with_uses_taken_over([member for member in manifest.members if member.name not in left_out])
+    own = quality_levels(left, manifest.ensemble)
+    return (*own, *own[-1:] * count)[: count - 1] + own[-1:]

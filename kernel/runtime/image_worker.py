@@ -19,7 +19,7 @@ import torch
 
 from kernel.ensemble.ensemble import Ensemble, Prediction
 from kernel.ensemble.fallbacks import means_lost_device
-from kernel.ensemble.leaving_out import level_of, load_mounted_ensemble
+from kernel.ensemble.leaving_out import levels_without, load_mounted_ensemble
 from kernel.ensemble.quality_levels import QualityLevel, ensemble_at, quality_levels
 from kernel.errors import InputError, RunError, as_failure
 from kernel.images.reading import read_image
@@ -151,7 +151,7 @@ def start_worker(
     ensemble, left_out = load_mounted_ensemble(manifest, device, getattr(torch, setup["dtype"]), setup["policy"])
     if left_out:
         on_left_out(left_out)
-        levels = [level_of(level, ensemble.members) for level in levels]
+        levels = levels_without(manifest, left_out)
     height, width = setup["largest_shape"]
     apply_plan(ensemble, plan_memory(ensemble, (height, width), free_memory(device) // setup["sharing"]))
     return ImageWorker(ensemble, levels)

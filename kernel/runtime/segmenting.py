@@ -9,8 +9,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from kernel.ensemble.leaving_out import levels_without
 from kernel.errors import InputError
 from kernel.log import LOG, printable_name
+from kernel.manifest.types import Manifest
 from kernel.runtime.budget import TimeBudget
 from kernel.runtime.device_workers import DeviceWorker, WorkerQueue
 from kernel.runtime.failures import FailedImage, FirstImages
@@ -25,8 +27,11 @@ def segment_all(
     budget: TimeBudget,
     hard_deadline: float,
     saved: SavedRun,
+    manifest: Manifest,
 ) -> None:
     """Have all images segmented, and keep each result in `saved`; the other arguments are those of `share_images`.
+
+    Members of `manifest` that a worker leaves out are so in the budget, too.
 
     Where the first images all fail, and not through their own fault, the log says so.
 
@@ -54,6 +59,7 @@ def segment_all(
 
     def on_left_out(members: Mapping[str, str]) -> None:
         saved.results.left_out.update(members)
+        budget.levels = levels_without(manifest, members)
 
     with tqdm(total=len(image_paths), unit="image", mininterval=10) as progress:
         share_images(

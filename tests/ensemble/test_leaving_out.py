@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import queue
 import random
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,16 +18,23 @@ from kernel.ensemble.leaving_out import (
     BEST_EFFORT,
     STRICT,
     lacks_files,
+    levels_without,
     load_mounted_ensemble,
     take_over_uses,
     with_all_uses,
     with_uses_taken_over,
 )
+from kernel.ensemble.quality_levels import quality_levels
 from kernel.errors import InputError, RunError
 from kernel.manifest.reader import read_manifest
 from kernel.manifest.types import PLAIN_ENCODER, Manifest, MemberEntry
 from kernel.mounts import INPUT_ROOT_VARIABLE
 from kernel.patience import PATIENCE_VARIABLE
+from kernel.runtime.budget import TimeBudget
+from kernel.runtime.device_workers import LocalWorker
+from kernel.runtime.failures import FailedImage
+from kernel.runtime.saved_run import SavedRun
+from kernel.runtime.segmenting import segment_all
 from kernel.settings import CELL_TYPES, CLS_USE, MASKS_ALONE, STAGES, StageWeights, needed_stages
 
 
@@ -184,6 +193,33 @@ def test_members_that_suffice_stay_as_they_are() -> None:
     for gone in itertools.chain(uses):
         (left,) = take_over_uses({name: own for name, own in uses.items() if name != gone}, weights).values()
         assert left >= set(CELL_TYPES)
+
+
+def test_lower_quality_is_less_work_whoever_is_left_out() -> None:
+    """And there are as many levels, by whose index images are requested."""
+    manifest = read_manifest(Path(__file__).parents[2] / "weights_manifest.json")
+    whole = quality_levels(manifest.members, manifest.ensemble)
+    for gone in (member.name for member in manifest.members):
+        levels = levels_without(manifest, [gone])
+        assert len(levels) == len(whole) and all(gone not in {*level.uses, *level.weights} for level in levels)
+        for cell_type in CELL_TYPES:
+            work = [level.stage_work(cell_type) for level in levels]
+            for stage in work[0]:
+                assert all(low[stage] <= high[stage] for high, low in itertools.pairwise(work)), (gone, stage)
+
+
+def test_a_worker_that_leaves_members_out_does_so_in_the_budget(tmp_path: Path) -> None:
+    manifest = read_manifest(Path(__file__).parents[2] / "weights_manifest.json")
+    gone = manifest.members[0].name
+    levels, said = quality_levels(manifest.members, manifest.ensemble), queue.SimpleQueue[Any]()
+    budget, path = TimeBudget(levels, {"a": 1.0}, 1e18), Path("a")
+    worker = LocalWorker("cpu", lambda *_: lambda: {"image": "a", "failure": asdict(FailedImage("none", False))}, said)
+    said.put((worker, {"left_out": {gone: "no such file"}}))
+    saved = SavedRun(tmp_path, [path], [path])
+    segment_all([worker], said, [path], budget, 1e18, saved, manifest)
+    worker.close()
+    saved.close()
+    assert budget.levels == levels_without(manifest, [gone]) and list(saved.results.left_out) == [gone]
 
 
 @pytest.mark.parametrize(
