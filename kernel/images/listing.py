@@ -186,6 +186,12 @@ def asked_ids(sample: Path, image_ids: Collection[str], *, may_be_of_others: boo
             "%d of the %d images that %s asks for are not there, and have empty rows: %s",
             len(absent), len(asked), sample.name, _first_names(absent),
         )  # fmt: skip
+    unasked = [image_id for image_id in image_ids if image_id not in meant]
+    if unasked:
+        LOG.warning(
+            "%d of the %d images are not asked for by %s, and have rows all the same: %s",
+            len(unasked), len(image_ids), sample.name, _first_names(unasked),
+        )  # fmt: skip
     if spelled:
         LOG.info("%d ids are written as %s has them: %s", len(spelled), sample.name, _first_names([*spelled.values()]))
     return AskedIds(tuple(absent), spelled)

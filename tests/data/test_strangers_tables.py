@@ -170,6 +170,14 @@ def test_ids_with_an_ending_are_asked_for_as_they_are_written(images: Path) -> N
     assert asked.absent == ("c.png", "gone.png", "d.v2")
 
 
+def test_images_that_are_not_asked_for_are_told(images: Path, caplog: pytest.LogCaptureFixture) -> None:
+    sample = images / "sample_submission.csv"
+    sample.write_text("id,predicted\na,\nb.png,\n", encoding="utf-8")
+    assert asked_ids(sample, ["a", "b", "c", "d"]).spelled == {"b": "b.png"}
+    told = "2 of the 4 images are not asked for by sample_submission.csv, and have rows all the same: c, d"
+    assert told in caplog.text
+
+
 #: Rows that are wrong in one way, each beside a good one of its image and a good image.
 BAD_ROWS = [
     (["b", "1 3", "10,0", "6", "cort"], "whole numbers, got '10,0'"),
