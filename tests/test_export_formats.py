@@ -141,7 +141,28 @@ def test_ome_zarr_with_its_label(tmp_path: Path, masks: CellMasks, pixel: PixelS
         np.testing.assert_array_equal(np.asarray(image_node.data[0]), expected)
         scale = image_node.metadata["coordinateTransformations"][0][0]
         assert scale["scale"][1:] == ([pixel.y_um, pixel.x_um] if pixel else [1.0, 1.0])
-        assert len(image_node.data) == 1  # small: there is no smaller copy
+        assert len(image_node.data) == len(labels_node.data) == 1  # small: there is no smaller copy
+
+
+@pytest.mark.filterwarnings("error:Scale value not provided", "error:Dimension")
+@pytest.mark.parametrize("pixel", [None, PixelSize(1.24, 0.62, "a test")])
+def test_an_ome_zarr_label_has_the_levels_of_its_image(tmp_path: Path, pixel: PixelSize | None) -> None:
+    import zarr
+
+    for shape, levels in (((5, 300), 1), ((300, 301), 1), ((1030, 1290), 3)):
+        crops = (np.ones((5, 200), bool),)
+        masks = CellMasks(crops, np.zeros((1, 2), int), np.zeros((1, 4)), [1.0], [0], shape, "cort")
+        path = tmp_path / f"{shape}.ome.zarr"
+        write_ome_zarr(np.full((*shape, 3), 7, np.uint8), masks, path, pixel)
+        group = zarr.open_group(str(path), mode="r")
+        of_image, of_labels = (
+            [(level["path"], level["coordinateTransformations"][0]["scale"][-2:]) for level in told["datasets"]]
+            for told in (each.attrs["multiscales"][0] for each in (group, group["labels/cells"]))
+        )
+        assert of_image == of_labels and len(of_image) == levels
+        for name, _ in of_image:
+            small = np.asarray(group[f"labels/cells/{name}"])
+            assert group[name].shape[1:] == small.shape and set(np.unique(small)) == {0, 1}  # numbers stay whole
 
 
 @settings(max_examples=25)

@@ -84,12 +84,13 @@ def write_ome_zarr(image_bgr: np.ndarray, masks: CellMasks, path: Path, pixel: P
     is_gray = (image_bgr == image_bgr[..., :1]).all()
     pixels = image_bgr[..., :1] if is_gray else image_bgr[..., ::-1]
     axes = [{"name": "c", "type": "channel"}, *({"name": name, "type": "space"} for name in "yx")]
+    size = {"y": 1.0, "x": 1.0} if pixel is None else {"y": pixel.y_um, "x": pixel.x_um}
     options: dict[str, Any] = dict(
         fmt=FormatV04(),
         scale_factors=[factor for factor in ZARR_FACTORS if min(masks.image_shape) // factor >= SMALLEST_LEVEL],
-        scale=None if pixel is None else {"y": pixel.y_um, "x": pixel.x_um},
         axes_units=None if pixel is None else dict.fromkeys("yx", "micrometer"),
     )
     root = zarr.open_group(str(path), mode="w", zarr_format=2)
-    write_image(np.moveaxis(pixels, -1, 0), root, axes=axes, **options)
-    write_labels(label_image(masks), root, name="cells", axes=axes[1:], **options)
+    write_image(np.moveaxis(pixels, -1, 0), root, axes=axes, scale={"c": 1.0, **size}, **options)
+    # By its default scaler, which overrides the factors, the label would have other levels than the image.
+    write_labels(label_image(masks), root, name="cells", axes=axes[1:], scale=size, scaler=None, **options)
