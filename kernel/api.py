@@ -121,7 +121,7 @@ class Segmenter:
         channel: int | None = None,
         z: int | str | None = None,
         frame: int | None = None,
-        pixel_um: float | None = None,
+        pixel_um: float | Sequence[float] | np.ndarray | None = None,
         zoom: float | None = None,
         match_gray: bool = False,
         exclude_edges: bool = False,
@@ -138,7 +138,8 @@ class Segmenter:
             channel: which one, counted from 0. Default: the first.
             z: which one, "middle", or "max" for the largest value of each pixel. Default: the middle.
             frame: which one. Default: the first.
-            pixel_um: the side of a pixel in micrometres: the image is zoomed to the scale that the members know.
+            pixel_um: the side of a pixel in micrometres: the image is zoomed to the scale that the members know. Two,
+                that of rows (y) and that of columns (x), where pixels are not square.
             zoom: by how much it is stretched instead; `pixel_um` then decides nothing.
             match_gray: bring uint8, too, to the gray levels that members know.
             exclude_edges: leave out cells that the image's edge cuts.
@@ -149,7 +150,7 @@ class Segmenter:
 
         Raises:
             ValueError: a path, another shape, dtype or mode of Pillow, no pixel, axes that do not fit, or a `pixel_um`
-                or `zoom` that is no number above 0.
+                or `zoom` that is no number above 0, nor two for `pixel_um`.
             InputError: a place along an axis that the image has not, or that is no index; or a zoom that shows no
                 cells.
         """
@@ -161,7 +162,9 @@ class Segmenter:
             image_bgr = matched_grays(image_bgr)
         else:
             self._warn_of_grays(image_bgr)
-        return self._segment(image_bgr, pixel_um, zoom, exclude_edges, min_area)
+        if zoom is not None and not is_above_zero(zoom):
+            raise ValueError(f"zoom is {zoom!r}: it must be a number above 0")
+        return self._segment(image_bgr, given_pixel(pixel_um), zoom, exclude_edges, min_area)
 
     def segment_many(self, images: Iterable[np.ndarray], **wanted: Any) -> Iterator[Cells]:
         """The cells of each image, one after the other, as they are asked for.
@@ -196,15 +199,11 @@ class Segmenter:
             )  # fmt: skip
 
     def _segment(
-        self, image_bgr: np.ndarray, pixel_um: float | None, given: float | None, exclude_edges: bool, min_area: int
+        self, image_bgr: np.ndarray, pixel: PixelSize | None, given: float | None, exclude_edges: bool, min_area: int
     ) -> Cells:
         from kernel.images.zoom import zoom_of
         from kernel.scale import cell_size
 
-        for name, value in (("pixel_um", pixel_um), ("zoom", given)):
-            if value is not None and not (isinstance(value, Real) and math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} is {value!r}: it must be a number above 0")
-        pixel = None if pixel_um is None else PixelSize(pixel_um, pixel_um, "pixel_um")
         zoom = zoom_of(pixel, self._scaled.member_um, given)
         masks = self._scaled.segment(image_bgr, zoom).masks
         size = cell_size(masks, self._scaled.member_um) if pixel is None and given is None else None
@@ -261,6 +260,24 @@ def load(
         folder = weights_folder(path.parent) if weights is None else Path(weights)
         files = find_ensemble(read_manifest(path), folder, dtype)
     return Segmenter(ScaledEnsemble(files.load(check_device(device)), member_pixel_um(files.paths)))
+
+
+def given_pixel(pixel_um: Any) -> PixelSize | None:
+    """The size of a pixel, of one side or of two; arguments and errors as `Segmenter.segment`."""
+    if pixel_um is None:
+        return None
+    sides = tuple(pixel_um) if np.ndim(pixel_um) == 1 else (pixel_um, pixel_um)
+    if len(sides) != 2 or not all(map(is_above_zero, sides)):
+        raise ValueError(
+            f"pixel_um is {pixel_um!r}: it must be a number above 0, or two, of rows and of columns, where pixels are "
+            "not square"
+        )
+    return PixelSize(float(sides[0]), float(sides[1]), "pixel_um")
+
+
+def is_above_zero(value: Any) -> bool:
+    """Whether a value is a number that a size or factor can be."""
+    return isinstance(value, Real) and math.isfinite(value) and value > 0
 
 
 def array_plane(image: Any, axes: Sequence[str] | None, choice: PlaneChoice) -> np.ndarray:

@@ -154,7 +154,13 @@ def test_gray_levels_that_members_do_not_know(caplog: pytest.LogCaptureFixture) 
     np.testing.assert_array_equal(seen[-1], np.dstack([dim] * 3))
 
 
-@pytest.mark.parametrize("wrong", [{"zoom": 0}, {"pixel_um": -1}, {"zoom": float("nan")}, {"pixel_um": "0.65"}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"zoom": 0}, {"pixel_um": -1}, {"zoom": float("nan")}, {"pixel_um": "0.65"}),
+        *({"pixel_um": pair} for pair in ((0.65, 0), (0.65,), [0.5] * 3, np.zeros(2), ("1", "1"), np.ones((2, 2)))),
+    ],
+)
 def test_scales_that_mean_nothing(wrong: dict[str, Any]) -> None:
     segmenter, seen = seen_by()
     with pytest.raises(ValueError, match="must be a number above 0"):
@@ -189,13 +195,15 @@ def test_the_scale_and_the_choice_of_cells(segmenter: Segmenter, monkeypatch: py
     monkeypatch.setattr("kernel.scale.ScaledEnsemble.segment", segment)
     image = np.zeros((20, 30), np.uint8)
     assert segmenter.segment(image, pixel_um=0.62).zoom == (0.5, 0.5)
+    for sides in ((2.48, 0.62), np.array([2.48, 0.62])):  # of rows, of columns
+        assert segmenter.segment(image, pixel_um=sides).zoom == (2, 0.5)
     assert [len(segmenter.segment(image, **wanted)) for wanted in ({}, {"exclude_edges": True}, {"min_area": 5})] == [
         3,
         2,
         2,
     ]
     segmenter.segment(image, pixel_um=0.62, zoom=4)
-    assert zooms == [(0.5, 0.5), *[(1, 1)] * 3, (4, 4)]
+    assert zooms == [(0.5, 0.5), (2, 0.5), (2, 0.5), *[(1, 1)] * 3, (4, 4)]
 
 
 @pytest.mark.parametrize(
