@@ -27,6 +27,7 @@ from skimage.measure import regionprops_table
 
 from kernel.api import Cells, Segmenter, load
 from kernel.errors import InputError, RunError
+from kernel.images.pixel_size import PixelSize, pixel_size
 from kernel.manifest.presets import (
     DEFAULT_PRESET,
     MANIFEST_NAME,
@@ -49,8 +50,6 @@ MEASURED = {
     "eccentricity": "eccentricity",
     "solidity": "solidity",
 }
-#: How napari calls the unit of a layer that knows its size.
-MICROMETRE = "micrometer"
 
 
 class CellsWidget(QWidget):
@@ -71,8 +70,9 @@ class CellsWidget(QWidget):
         self.members.addItems([*presets, OTHER_MEMBERS])
         if DEFAULT_PRESET in presets:
             self.members.setCurrentText(DEFAULT_PRESET)
+        self.pixel: PixelSize | None = None  # what the field shows, by a layer: exactly, and of each side
         self.pixel_size = QDoubleSpinBox()
-        self.pixel_size.setDecimals(4)
+        self.pixel_size.setDecimals(5)
         self.pixel_size.setRange(0, 1000)
         self.pixel_size.setSuffix(" µm")
         self.pixel_size.setSpecialValueText("not known")
@@ -89,6 +89,7 @@ class CellsWidget(QWidget):
         layout.addRow(self.progress)
         layout.addRow(self.told)
         self.images.currentTextChanged.connect(self.take_pixel_size)
+        self.pixel_size.valueChanged.connect(self.type_pixel_size)
         self.members.activated.connect(self.choose_members)
         self.run_button.clicked.connect(self.run)
         self.cancel_button.clicked.connect(self.cancel)
@@ -109,9 +110,18 @@ class CellsWidget(QWidget):
             self.take_pixel_size(self.images.currentText())
 
     def take_pixel_size(self, name: str) -> None:
-        """Show the pixel size that an image layer knows."""
-        if name in self.viewer.layers:
-            self.pixel_size.setValue(layer_pixel_um(self.viewer.layers[name]) or 0)
+        """Take the pixel size that an image layer knows, and show it: the side of a square of the same area."""
+        if name not in self.viewer.layers:
+            return
+        self.pixel = layer_pixel(self.viewer.layers[name])
+        with QSignalBlocker(self.pixel_size):  # nobody has typed it
+            self.pixel_size.setValue(0 if self.pixel is None else self.pixel.side_um)
+        if self.pixel is not None and not self.pixel.is_square:
+            self.told.setText(f"its pixels are of {self.pixel}")
+
+    def type_pixel_size(self, side_um: float) -> None:
+        """Take the pixel size that somebody types instead: of a square, or none."""
+        self.pixel = PixelSize(side_um, side_um, "the field Pixel size") if side_um else None
 
     def choose_members(self) -> None:
         """Ask for a folder of members, where others than those listed are wanted."""
@@ -137,8 +147,7 @@ class CellsWidget(QWidget):
         self.told.setText("loading the members")
         self.run_button.setEnabled(False)
         self.cancel_button.setEnabled(True)
-        pixel_um = self.pixel_size.value() or None
-        self.worker = self.segment(planes, self.members.currentText(), pixel_um)
+        self.worker = self.segment(planes, self.members.currentText(), self.pixel)
         self.worker.yielded.connect(self.show_progress)
         self.worker.returned.connect(lambda found: self.take_result(layer, found))
         self.worker.errored.connect(lambda error: self.told.setText(f"failed: {error}"))
@@ -153,29 +162,30 @@ class CellsWidget(QWidget):
             self.worker.quit()
 
     @thread_worker
-    def segment(self, planes: Planes, members: str, pixel_um: float | None) -> Any:
+    def segment(self, planes: Planes, members: str, pixel: PixelSize | None) -> Any:
         """Yields how many planes are done; returns the label image and its table, or what the user can mend."""
         try:
-            return (yield from self.segment_planes(planes, members, pixel_um))
+            return (yield from self.segment_planes(planes, members, pixel))
         except (InputError, RunError, ValueError) as error:
             return str(error)  # raised, it would be shown once more, with its traceback
 
     def segment_planes(
-        self, planes: Planes, members: str, pixel_um: float | None
+        self, planes: Planes, members: str, pixel: PixelSize | None
     ) -> Generator[int, None, tuple[np.ndarray, dict[str, np.ndarray]]]:
         """As `segment`; errors as `kernel.api.load` and `Segmenter.segment`."""
         if self.loaded is None or self.loaded[0] != members:
             self.loaded = members, self.load(members)
         segmenter = self.loaded[1]
         yield 0
+        sides = None if pixel is None else (pixel.y_um, pixel.x_um)
         labels = np.zeros(planes.shape, np.uint32)
         tables = []
         count = 0
         for number, (place, pixels) in enumerate(planes, start=1):
-            cells = segmenter.segment(pixels, pixel_um=pixel_um)
+            cells = segmenter.segment(pixels, pixel_um=sides)
             found = cells.labels.astype(np.uint32)
             labels[place] = found + np.uint32(count) * (found > 0)  # a number is one cell of one plane
-            tables.append(cell_table(cells, place, count, pixel_um))
+            tables.append(cell_table(cells, place, count, pixel))
             count += len(cells)
             yield number
         return labels, {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
@@ -236,20 +246,20 @@ class Planes:
             yield place, plane[..., :3] if self.is_rgb else plane  # without alpha
 
 
-def layer_pixel_um(layer: Any) -> float | None:
-    """The side of a layer's pixels, where it says that in micrometres."""
-    is_known = str(layer.units[-1]) == MICROMETRE
-    return float(layer.scale[-1]) if is_known else None
+def layer_pixel(layer: Any) -> PixelSize | None:
+    """The size of a layer's pixels, where its units are lengths."""
+    (y, x), (unit_y, unit_x) = layer.scale[-2:], map(str, layer.units[-2:])
+    return pixel_size(y, x, unit_y, unit_x, "its layer")
 
 
-def cell_table(cells: Cells, place: tuple[int, ...], count: int, pixel_um: float | None) -> dict[str, np.ndarray]:
+def cell_table(cells: Cells, place: tuple[int, ...], count: int, pixel: PixelSize | None) -> dict[str, np.ndarray]:
     """A plane's part of the table: a row for each cell, by columns.
 
     Args:
         cells: of the plane.
         place: of the plane in the image, for a column of each axis.
         count: cells of the planes before, by which numbers are raised.
-        pixel_um: for areas in micrometres, where known.
+        pixel: its size, where known: for areas in micrometres, and the shape of the cell itself.
     """
     properties = tuple(dict.fromkeys(name.removesuffix("-0").removesuffix("-1") for name in MEASURED))
     measured = regionprops_table(cells.labels, properties=properties)
@@ -257,8 +267,10 @@ def cell_table(cells: Cells, place: tuple[int, ...], count: int, pixel_um: float
     table["index"] = table["index"] + count
     table["score"] = np.asarray(cells.scores, float)
     table["cell_type"] = np.array([cells.cell_type or ""] * len(cells), dtype=object)
-    if pixel_um is not None:
-        table["area_um2"] = table["area_px"] * pixel_um**2
+    if pixel is not None:
+        table["area_um2"] = table["area_px"] * pixel.area_um2
+    if pixel is not None and not pixel.is_square:
+        table |= regionprops_table(cells.labels, properties=("eccentricity",), spacing=(pixel.y_um, pixel.x_um))
     for axis, at in enumerate(place):
         table[f"axis_{axis}"] = np.full(len(cells), at)
     return table

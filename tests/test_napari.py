@@ -85,7 +85,7 @@ def test_labels_with_their_table_over_the_image(viewer: Any, qtbot: Any) -> None
     viewer.add_image(gray, name="cells", scale=(0.65, 0.65), translate=(3, 4), units=("um", "um"))
     assert widget.images.currentText() == "cells" and widget.pixel_size.value() == 0.65
     run_widget(widget, qtbot)
-    assert segmenter.asked == [(SHAPE, {"pixel_um": 0.65})]
+    assert segmenter.asked == [(SHAPE, {"pixel_um": (0.65, 0.65)})]
     layer = viewer.layers["cells cells"]
     np.testing.assert_array_equal(layer.data, two_cells().labels)
     np.testing.assert_array_equal(layer.scale, (0.65, 0.65))
@@ -97,6 +97,47 @@ def test_labels_with_their_table_over_the_image(viewer: Any, qtbot: Any) -> None
     assert widget.told.text() == "2 cells" and widget.progress.value() == 1
 
 
+@pytest.mark.parametrize(
+    ("scale", "units", "sides"),
+    [
+        ((0.5, 0.25), ("um", "um"), (0.5, 0.25)),
+        ((108.33, 108.33), ("nm", "nm"), (0.10833, 0.10833)),
+        ((6.5e-4, 6.5e-4), ("mm", "mm"), (0.65, 0.65)),
+        ((0.65, 0.65), ("pixel", "pixel"), None),
+        ((5, 0.108334567, 0.108334567), ("s", "um", "um"), (0.108334567, 0.108334567)),
+    ],
+)
+def test_pixels_of_any_unit_that_may_not_be_square(
+    viewer: Any, qtbot: Any, scale: tuple[float, ...], units: tuple[str, ...], sides: tuple[float, float] | None
+) -> None:
+    widget, segmenter = make_widget(viewer, qtbot)
+    viewer.add_image(np.full((1,) * (len(scale) - 2) + SHAPE, 7, np.uint8), name="cells", scale=scale, units=units)
+    run_widget(widget, qtbot)
+    ((_, asked),) = segmenter.asked
+    assert asked == {"pixel_um": None if sides is None else pytest.approx(sides)}
+    table = viewer.layers["cells cells"].features
+    if sides is None:
+        assert widget.pixel_size.value() == 0 and "area_um2" not in table
+        return
+    assert widget.pixel_size.value() == pytest.approx((sides[0] * sides[1]) ** 0.5, abs=1e-5)
+    assert table["area_um2"].tolist() == pytest.approx([area * sides[0] * sides[1] for area in (120, 20)])
+    rows, columns = 10 * sides[0], 12 * sides[1]  # of the first cell
+    low, high = sorted((rows, columns))
+    assert table["eccentricity"][0] == pytest.approx((1 - (low / high) ** 2) ** 0.5, abs=0.02)
+    widget.pixel_size.setValue(0.7)
+    run_widget(widget, qtbot)
+    assert segmenter.asked[-1][1] == {"pixel_um": (0.7, 0.7)}
+
+
+def test_pixels_that_are_not_square_are_told(viewer: Any, qtbot: Any) -> None:
+    widget, _ = make_widget(viewer, qtbot)
+    viewer.add_image(np.full(SHAPE, 7, np.uint8), name="square", scale=(0.5, 0.5), units=("um", "um"))
+    assert widget.told.text() == ""
+    viewer.add_image(np.full(SHAPE, 7, np.uint8), name="flat", scale=(0.5, 0.25), units=("um", "um"))
+    widget.images.setCurrentText("flat")
+    assert widget.told.text() == "its pixels are of 0.25 x 0.5 um"
+
+
 def test_a_pixel_size_that_was_typed_stays_until_another_image_is_chosen(viewer: Any, qtbot: Any) -> None:
     widget, segmenter = make_widget(viewer, qtbot)
     gray = np.full(SHAPE, 7, np.uint8)
@@ -104,7 +145,7 @@ def test_a_pixel_size_that_was_typed_stays_until_another_image_is_chosen(viewer:
     widget.pixel_size.setValue(0.5)
     for _ in range(2):  # each run adds a layer
         run_widget(widget, qtbot)
-    assert segmenter.asked == [(SHAPE, {"pixel_um": 0.5})] * 2 and widget.pixel_size.value() == 0.5
+    assert segmenter.asked == [(SHAPE, {"pixel_um": (0.5, 0.5)})] * 2 and widget.pixel_size.value() == 0.5
     viewer.add_image(gray, name="second", scale=(0.65, 0.65), units=("um", "um"))
     assert widget.images.currentText() == "first" and widget.pixel_size.value() == 0.5
     widget.images.setCurrentText("second")
@@ -159,6 +200,7 @@ def test_presets_and_other_members(viewer: Any, qtbot: Any, tmp_path: Path, monk
     widget.members.setCurrentText("fast")
     run_widget(widget, qtbot)
     (tmp_path / "manifest.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "weights").mkdir()
     monkeypatch.setattr(QFileDialog, "getExistingDirectory", lambda *_: str(tmp_path))
     widget.members.setCurrentText("other members ...")
     widget.choose_members()
