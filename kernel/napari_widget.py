@@ -50,6 +50,8 @@ MEASURED = {
     "eccentricity": "eccentricity",
     "solidity": "solidity",
 }
+#: From the centre of a pixel, where scikit-image counts from, to its corner, where the tables of `predict` do.
+HALF_PIXEL = 0.5
 
 
 class CellsWidget(QWidget):
@@ -265,6 +267,8 @@ def cell_table(cells: Cells, place: tuple[int, ...], count: int, pixel: PixelSiz
     measured = regionprops_table(cells.labels, properties=properties)
     table = {shown: np.asarray(measured[name]) for name, shown in MEASURED.items()}
     table["index"] = table["index"] + count
+    for name in ("centre_y", "centre_x"):
+        table[name] = table[name] + HALF_PIXEL
     table["score"] = np.asarray(cells.scores, float)
     table["cell_type"] = np.array([cells.cell_type or ""] * len(cells), dtype=object)
     if pixel is not None:

@@ -94,6 +94,8 @@ def test_labels_with_their_table_over_the_image(viewer: Any, qtbot: Any) -> None
     assert layer.features["score"].tolist() == pytest.approx([0.9, 0.5])
     assert set(layer.features["cell_type"]) == {"astro"}
     assert layer.features["area_um2"].tolist() == pytest.approx([120 * 0.65**2, 20 * 0.65**2])
+    assert layer.features["centre_x"].tolist() == [12, 52.5]  # from the corner of the image, as in cells.csv
+    assert layer.features["centre_y"].tolist() == [10, 42]
     assert widget.told.text() == "2 cells" and widget.progress.value() == 1
 
 
