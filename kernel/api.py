@@ -137,7 +137,7 @@ class Segmenter:
                 rows, X columns, S the three samples of RGB.
             channel: which one, counted from 0. Default: the first.
             z: which one, "middle", or "max" for the largest value of each pixel. Default: the middle.
-            frame: which one. Default: the first.
+            frame: which one. Default: the first. Without T, and where no `z` is given, it is that of the depth.
             pixel_um: the side of a pixel in micrometres: the image is zoomed to the scale that the members know. Two,
                 that of rows (y) and that of columns (x), where pixels are not square.
             zoom: by how much it is stretched instead; `pixel_um` then decides nothing.

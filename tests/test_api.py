@@ -79,7 +79,7 @@ def seen_by() -> tuple[Segmenter, list[np.ndarray]]:
     return Segmenter(cast(Any, SimpleNamespace(member_um=1.24, segment=segment))), seen
 
 
-@pytest.mark.parametrize("axes", ["TYX", "tyx", "QYX", "IYX"])
+@pytest.mark.parametrize("axes", ["TYX", "tyx", "QYX", "IYX", "ZYX"])
 def test_every_frame_whatever_its_axis_is_called(axes: str) -> None:
     segmenter, seen = seen_by()
     movie = np.stack([np.full((6, 7), value, np.uint8) for value in (10, 20, 30)])

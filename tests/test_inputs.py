@@ -169,6 +169,9 @@ def test_frames_are_images_of_their_own(tmp_path: Path) -> None:
     assert frames[3].name == "movie_tif_t03"  # as a file is called as the frame would be
     assert {"still", "broken", "movie_t03.png"} <= set(names(images))
     assert names(list_inputs([str(tmp_path / "movie.tif")], ANY)) == ["movie"]
+    tifffile.imwrite(tmp_path / "slices.tif", stack[:3], imagej=True, metadata={"axes": "ZYX"})
+    assert names(list_inputs([str(tmp_path / "slices.tif")], every)) == ["slices_t0", "slices_t1", "slices_t2"]
+    assert names(list_inputs([str(tmp_path / "slices.tif")], PlaneChoice(z="max", frame="all"))) == ["slices"]
 
 
 def test_results_inside_the_images_are_no_images(

@@ -129,7 +129,8 @@ def add_gray_argument(parser: argparse.ArgumentParser, description: str) -> None
 
 def add_plane_arguments(parser: argparse.ArgumentParser, description: str, frame_help: str) -> None:
     """The options that choose a plane of images of many dimensions, for `choice_of_texts`."""
-    planes = parser.add_argument_group("images of many dimensions", description)
+    depth = "Of images without a time axis, --frame counts along the depth, unless --z is given."
+    planes = parser.add_argument_group("images of many dimensions", f"{description} {depth}")
     planes.add_argument(
         "--channel", metavar="INDEX", help="or its name, which counts first where the file tells it (default: 0)"
     )

@@ -27,7 +27,8 @@ class PlaneChoice:
     Attributes:
         channel: its index; or a text, which is its name, where the file tells names, else an index. Default: the first.
         z: its index, "middle", or "max" for the largest value of each pixel. Default: the middle.
-        frame: its index, or "all". Default: the first.
+        frame: its index, or "all". Default: the first. Of an image without time, but with a depth of which nothing is
+            asked, it is that of the depth: Fiji calls the frames of what it imports slices.
     """
 
     channel: int | str | None = None
@@ -86,6 +87,9 @@ def axes_roles(axes: str, sizes: Sequence[int], choice: PlaneChoice) -> list[str
     for place, (letter, size) in enumerate(zip(axes, sizes, strict=True)):
         if size > 1 and letter not in letters and waiting:
             roles[place] = waiting.pop(0)
+    has_time = ROLES["frame"] in axes or "frame" in roles
+    if choice.frame is not None and choice.z is None and not has_time and "z" in roles:
+        roles[roles.index("z")] = "frame"
     return roles
 
 
@@ -134,6 +138,9 @@ def choose_planes(
         told = f"axes {axes}YX: {told} {'is' if len(defaults) == 1 else 'are'} taken, counted from 0; see " + ", ".join(
             f"--{role}" for role in reversed(ROLES)
         )
+    if ("frame", ROLES["z"]) in zip(roles, axes, strict=True):
+        depth = f"axes {axes}YX: there is no time axis, so the depth Z counts as frames, unless --z chooses along it"
+        told = "; ".join(filter(None, (depth, told)))
     return Planes(tuple(itertools.product(*taken)), told)
 
 

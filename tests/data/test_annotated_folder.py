@@ -1356,6 +1356,8 @@ def told_planes(form: str, planes: list[dict[str, int]], path: Path) -> None:
     [
         ("ZYX", (5,), [], "rois", [{"position": n} for n in range(6)], [0, 3]),  # 0 tells nothing
         ("ZYX", (5,), ["--z", "0"], "rois", [{"position": n} for n in range(6)], [0, 1]),
+        ("ZYX", (5,), ["--frame", "0"], "rois", [{"position": n} for n in range(6)], [0, 1]),
+        ("ZYX", (5,), ["--frame", "4"], "geojson", [{"z": z} for z in range(5)] + [{}], [4, 5]),
         ("ZYX", (5,), ["--z", "max"], "rois", [{"position": n} for n in range(7)], [0, 1, 2, 3, 4, 5]),
         ("TYX", (3,), ["--frame", "1"], "rois", [{"position": n} for n in range(4)], [0, 2]),
         ("QYX", (4,), ["--frame", "2"], "rois", [{"position": n} for n in range(5)], [0, 3]),

@@ -37,9 +37,23 @@ def test_what_is_taken(
 
 def test_all_frames() -> None:
     every = PlaneChoice(frame="all")
-    assert [count_frames(*each, every) for each in (("TC", (7, 2)), ("Q", (5,)), ("Z", (5,)), ("", ()))] == [7, 5, 1, 1]
+    assert [count_frames(*each, every) for each in (("TC", (7, 2)), ("Q", (5,)), ("", ()))] == [7, 5, 1]
     assert count_frames("T", (7,), PlaneChoice()) == 1
     assert choose_planes("TZ", (7, 3), every, frame=6).places == ((6, 1),)
+
+
+def test_the_depth_counts_as_frames_where_there_is_no_time() -> None:
+    """Fiji calls the frames of sequences and films that it imports slices."""
+    every = PlaneChoice(frame="all")
+    sized = (("Z", (5,)), ("ZC", (5, 2)), ("TZ", (1, 5)), ("TZ", (2, 5)), ("QZ", (3, 5)))
+    assert [count_frames(*each, every) for each in sized] == [5, 5, 1, 2, 3]
+    assert [count_frames("Z", (5,), PlaneChoice(z=z, frame="all")) for z in (1, "max", "middle")] == [1] * 3
+    for planes in (choose_planes("ZC", (5, 2), every, frame=3), choose_planes("ZC", (5, 2), PlaneChoice(frame=3))):
+        assert planes.places == ((3, 0),)
+        assert "no time axis" in planes.told and "channel 0 of 2" in planes.told and "\n" not in planes.told
+    assert choose_planes("Z", (5,), PlaneChoice(z=1, frame="all")).places == ((1,),)
+    with pytest.raises(InputError, match="there is no frame 5: it has 5"):
+        choose_planes("Z", (5,), PlaneChoice(frame=5))
 
 
 def test_a_channel_by_its_name() -> None:

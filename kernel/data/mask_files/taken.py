@@ -56,7 +56,10 @@ def taken_plane(path: Path, choice: PlaneChoice) -> TakenPlane:
     stack = open_stack(path, choice)
     places = choose_planes(stack.axes, stack.sizes, choice, stack.channel_names).places
     roles = axes_roles(stack.axes, stack.sizes, choice)
-    letters = [ROLES[role] if role else letter for role, letter in zip(roles, stack.axes, strict=True)]
+    letters = [  # what shapes tell of the depth is of the depth, also where it counts as frames
+        ROLES[role] if role and letter not in STACK_ORDER else letter
+        for role, letter in zip(roles, stack.axes, strict=True)
+    ]
 
     def along(letter: str) -> frozenset[int]:
         return frozenset(place[letters.index(letter)] if letter in letters else 0 for place in places)
