@@ -6,6 +6,7 @@ Nothing is scored here, for nothing is annotated. The page holds all it needs, a
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -38,7 +39,7 @@ class RunImage:
     Attributes:
         name: as the tables call it.
         areas: of each cell, in pixels.
-        cell_type: by the vote of the cells; None: no cells, or a failure.
+        cell_type: by the vote of all that was detected; None: nothing was, or a failure.
         confluence: the share of the pixels that lie in cells, also in those that are left out.
         pixel_size_um: micrometres a pixel; None: not known.
         picture: its SVG, of `kernel.export.svg`; None: there is none.
@@ -123,15 +124,15 @@ def _tiles(images: Sequence[RunImage], unit: str, scale: Sequence[float]) -> str
     counts = [len(image.areas) for image in done]
     diameters = np.concatenate([image.diameters * factor for image, factor in zip(images, scale, strict=True)])
     low, middle, high = np.percentile(diameters, (10, 50, 90)) if len(diameters) else [math.nan] * 3
-    types = {name: sum(image.cell_type == name for image in done) for name in {image.cell_type for image in done}}
-    named = ", ".join(f"{escape(name)}: {count}" for name, count in sorted((n, c) for n, c in types.items() if n))
+    types = Counter(image.cell_type for image in done if image.areas and image.cell_type)
+    named = ", ".join(f"{escape(name)}: {count}" for name, count in sorted(types.items()))
     entries = [
         ("Images", f"{len(done)}", f"{plural(len(images) - len(done), 'failure')}"),
         ("Cells", f"{sum(counts)}", f"median {show_number(float(np.median(counts)), 0)} an image" if done else ""),
         ("Diameter", f"{show_number(middle, 1)}", f"{unit}; 80 % from {show_number(low, 1)} to {show_number(high, 1)}"),
         ("Confluence", show_percent(_mean([image.confluence for image in done])), "mean of the images"),
     ]
-    return tiles_of([*entries, ("Cell type", f"{len([n for n in types if n])}", named)] if named else entries)
+    return tiles_of([*entries, ("Cell type", f"{len(types)}", named)] if named else entries)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -72,6 +72,17 @@ def test_lengths_are_micrometres_where_every_image_has_a_pixel_size(tmp_path: Pa
     assert figures(page)["Diameter"] == "13.5" and "µm" not in page.read_text(encoding="utf-8")
 
 
+def test_cell_types_are_those_of_images_with_cells(tmp_path: Path) -> None:
+    """Of an image in which cells were detected, and none left, the type is known as well."""
+    page = tmp_path / "r.html"
+    empty = RunImage("b", [], "astro")
+    write_run_page(page, "Run", [RunImage("a", [144], "cort", 0.1), empty, RunImage("c", [9], "cort", 0.1)])
+    text = page.read_text(encoding="utf-8")
+    assert "cort: 2" in text and "astro: " not in text and figures(page)["Cell type"] == "1"
+    write_run_page(page, "Run", [empty])
+    assert "Cell type" not in figures(page)
+
+
 @pytest.mark.parametrize("images", [[], [RunImage("a", failure="gone")], [RunImage("a")]])
 def test_nothing_found_is_a_page_as_well(tmp_path: Path, images: list[RunImage]) -> None:
     write_run_page(tmp_path / "r.html", "Run", images)
