@@ -520,6 +520,30 @@ def test_images_that_failed_are_done_alone_by_the_same_command(run: Run, capsys:
     assert done_of(code=0) == 3
 
 
+def test_results_of_images_that_fail_now_are_not_replaced_untold(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    """As by a channel that is not there, or where a file was damaged since."""
+    for name in ("a", "=b"):
+        write(run.home / "in" / f"{name}.png", picture((5, 5)))
+    out, given = run.home / "out", ("in", "--export", "labels,tables")
+    run(*given)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    (run.home / "in" / "=b.png").write_bytes(b"none")
+    for words, beside, lost, done in (
+        (given, "out.new", "1 image(s) that failed now (=b)", 1),
+        ((*given, "--channel", "5"), "out.new2", "2 image(s) that failed now (=b, a)", 0),
+    ):
+        capsys.readouterr()
+        run(*words, code=1)
+        told = capsys.readouterr().err
+        assert f"{out} stays as it is, for it holds results of {lost}" in told and "--replace" in told
+        assert f"the new results, of {done} of 2 images, are in {run.home / beside};" in told
+        assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+        assert len(list((run.home / beside / "labels").iterdir())) == done
+    run(*given, "--replace", code=2)
+    assert [path.name for path in (out / "labels").iterdir()] == ["a.tif"]
+    assert not (run.home / "out.new3").exists()
+
+
 def test_results_of_nothing_lock_no_folder(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     """Where no image could be read, the table has them all the same."""
     (run.home / "broken.png").write_bytes(b"none")

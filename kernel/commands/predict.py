@@ -68,7 +68,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--out", type=Path, required=True, help="the folder to write; an earlier one is replaced if nobody changed it"
     )
-    add_replace(parser, "replace what --out holds of another command, of other images, or of your own work")
+    add_replace(
+        parser, "replace what --out holds of another command, of other images or such that fail now, or your work"
+    )
     parser.add_argument(
         "--export",
         default="labels,geojson,pictures,tables",

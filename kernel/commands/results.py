@@ -55,7 +55,7 @@ def refuse_to_replace_result(
     refuse_to_replace(target, known[command], tuple(known.values()), replace=replace)
     if images is not None and not replace:
         names = {form for image_id in images for form in (image_id, spreadsheet_cell(image_id))}
-        lost = [image_id for image_id in _earlier_images(target) if image_id not in names]
+        lost = [image_id for image_id in earlier_images(target) if image_id not in names]
         if lost:
             raise InputError(
                 f"{target} holds results of {len(lost)} images that are not among these ({first_names(lost)}), and "
@@ -70,8 +70,8 @@ def refuse_to_replace_result(
             )
 
 
-def _earlier_images(target: Path) -> list[str]:
-    """The images of which an earlier result has something, by its table; none where there is no result."""
+def earlier_images(target: Path) -> list[str]:
+    """The images of which an earlier result has something, as its table names them; none where there is no result."""
     from kernel.export.kinds import IMAGES_TABLE
 
     found: list[str] = []

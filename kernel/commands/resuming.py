@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from kernel.commands.results import earlier_images
 from kernel.commands.written import WRITTEN_NAME, changed_files, file_facts, note_written, read_note
 from kernel.errors import RunError
 from kernel.files import free_beside, writing
@@ -17,7 +18,7 @@ from kernel.folders import remove_folder, replace_folder, scratch_folder
 from kernel.locks import sole_writer
 from kernel.log import LOG
 from kernel.runtime.journal import JOURNAL_FORMAT, Journal, content_digest, read_journal
-from kernel.text import first_names
+from kernel.text import first_names, spreadsheet_cell
 
 
 class NamedFile(Protocol):
@@ -79,6 +80,10 @@ class FinishedImages:
         """How often an image has ended the run."""
         return self._stops[image.name]
 
+    def without_result(self, images: Sequence[NamedFile]) -> list[str]:
+        """The names of those images that are not finished."""
+        return [image.name for image in images if image.name not in self._results]
+
     @property
     def leaves_some(self) -> bool:
         """Whether some images have results, and the others may have some yet: none of these has ended a run."""
@@ -135,7 +140,8 @@ def resumed_folder(
     somebody has changed that.
 
     Hours may lie between the command's look at `target` and the end. Where somebody has saved something there
-    meanwhile, `target` stays, and the new folder is put beside it.
+    meanwhile, `target` stays, and the new folder is put beside it. So it is where `target` has results of images that
+    have none in the end, as by a wrong option.
 
     Args:
         target: the folder of the results.
@@ -145,7 +151,7 @@ def resumed_folder(
 
     Raises:
         InputError: as `unfinished_folder`, or `target` cannot be replaced.
-        RunError: the disk is full; or somebody has worked in `target` meanwhile.
+        RunError: the disk is full; or `target` stays, as somebody has worked in it meanwhile, or results would be lost.
     """
     with unfinished_folder(target) as unfinished:
         head = {"journal": JOURNAL_FORMAT, "made_of": hashlib.sha256("\0".join(made_of).encode("utf-8")).hexdigest()}
@@ -162,8 +168,8 @@ def resumed_folder(
                 note_written(folder)
                 shutil.copyfile(folder / WRITTEN_NAME, unfinished / WRITTEN_NAME)
             finished.close()
-            changed = [] if replace else changed_files(target)
-            place = free_beside(target, "new") if changed else target
+            reasons = [] if replace else reasons_to_keep(target, finished.without_result(images))
+            place = free_beside(target, "new") if reasons else target
             replace_folder(folder, place)
         except BaseException:
             finished.close()
@@ -174,14 +180,29 @@ def resumed_folder(
                     "%d of %d images are finished: the same command goes on from there", len(finished), len(images)
                 )
             raise
-        if changed or not finished.leaves_some:
+        if reasons or not finished.leaves_some:
             remove_folder(unfinished)
-        if changed:
+        if reasons:
             raise RunError(
-                f"{target} stays as it is, for {len(changed)} file(s) in it were changed or added while this ran "
-                f"({first_names(changed)}): the new results, of {len(finished)} of {len(images)} images, are in "
-                f"{place}; take from the two what you want"
+                f"{target} stays as it is, for {' and '.join(reasons)}: the new results, of {len(finished)} of "
+                f"{len(images)} images, are in {place}; take from the two what you want, or give --replace"
             )
+
+
+def reasons_to_keep(target: Path, without_result: Sequence[str]) -> list[str]:
+    """Why a folder of earlier results should not be replaced, as parts of a message.
+
+    Args:
+        target: the folder, there or not.
+        without_result: images that the new results have nothing of.
+    """
+    reasons = []
+    if changed := changed_files(target):
+        reasons.append(f"{len(changed)} file(s) in it were changed or added while this ran ({first_names(changed)})")
+    earlier = set(earlier_images(target))
+    if lost := [name for name in without_result if {name, spreadsheet_cell(name)} & earlier]:
+        reasons.append(f"it holds results of {len(lost)} image(s) that failed now ({first_names(lost)})")
+    return reasons
 
 
 def copied_back(target: Path, folder: Path) -> bool:
