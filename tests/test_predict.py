@@ -387,10 +387,10 @@ def stopped(run: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 def test_what_is_asked_for_decides_what_is_gone_on_with(
     run: Run, stopped: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """What was finished by other options is not thrown away untold."""
     for name in ("a", "b"):
         write(run.home / "in" / f"{name}.png", picture((5, 5)))
     for words in (
-        (),
         ("--zoom", "2"),
         ("--min-area", "3"),
         ("--exclude-edges",),
@@ -400,8 +400,16 @@ def test_what_is_asked_for_decides_what_is_gone_on_with(
     ):
         stopped("in")
         capsys.readouterr()
-        run("in", *words)
-        assert ("1 of 2 images are finished already" in capsys.readouterr().err) == (not words)
+        run("in", *words, code=2)
+        told = capsys.readouterr().err
+        assert f"{run.home / 'out'}: an earlier run was stopped, by other options or members, and has 1 images" in told
+        assert "repeat its command, name another --out, or give --replace" in told
+        run("in")
+        assert "1 of 2 images are finished already" in capsys.readouterr().err
+        stopped("in")
+        capsys.readouterr()
+        run("in", *words, "--replace")
+        assert "are finished already" not in capsys.readouterr().err
 
 
 def test_images_that_are_gone_leave_nothing(run: Run, stopped: Callable[..., None]) -> None:

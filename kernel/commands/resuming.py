@@ -12,12 +12,12 @@ from typing import Any, Protocol
 
 from kernel.commands.results import earlier_images
 from kernel.commands.written import WRITTEN_NAME, changed_files, file_facts, note_written, read_note
-from kernel.errors import RunError
+from kernel.errors import InputError, RunError
 from kernel.files import free_beside, writing
 from kernel.folders import remove_folder, replace_folder, scratch_folder
 from kernel.locks import sole_writer
 from kernel.log import LOG
-from kernel.runtime.journal import JOURNAL_FORMAT, Journal, content_digest, read_journal
+from kernel.runtime.journal import JOURNAL_FORMAT, Journal, JournalContent, content_digest, read_journal
 from kernel.text import first_names, spreadsheet_cell
 
 
@@ -133,7 +133,8 @@ def resumed_folder(
     """A folder to write into, put in `target`'s place at the end, and the images that are finished in it.
 
     Where the block ends too soon, however that comes, the folder stays, hidden beside `target`, and is gone on with the
-    next time. One that was made of something else is begun anew. `target` stays as it was until the end.
+    next time. One that was made of something else is begun anew, if it has no results or `replace` says so. `target`
+    stays as it was until the end.
     What was written is noted in it, for `changed_files`.
 
     Where some images have no result in the end, the same command does these alone, in a copy of `target`; unless
@@ -147,18 +148,21 @@ def resumed_folder(
         target: the folder of the results.
         made_of: texts that decide what the results are.
         images: all images.
-        replace: what --replace says: work in `target` may be replaced.
+        replace: what --replace says: work in `target` may be replaced, and that of a run that was stopped.
 
     Raises:
-        InputError: as `unfinished_folder`, or `target` cannot be replaced.
+        InputError: as `unfinished_folder` and `refuse_to_begin_anew`, or `target` cannot be replaced.
         RunError: the disk is full; or `target` stays, as somebody has worked in it meanwhile, or results would be lost.
     """
     with unfinished_folder(target) as unfinished:
         head = {"journal": JOURNAL_FORMAT, "made_of": hashlib.sha256("\0".join(made_of).encode("utf-8")).hexdigest()}
         folder, journal = unfinished / "new", unfinished / "journal.log"
         with writing(unfinished):
+            earlier = read_journal(journal)
+            if folder.is_dir() and not replace:
+                refuse_to_begin_anew(target, earlier, head)
             # A journal without its folder is of a run that has put the folder in place, where it may be another now.
-            if not read_journal(journal).is_of(head) or not (folder.is_dir() or copied_back(target, folder)):
+            if not earlier.is_of(head) or not (folder.is_dir() or copied_back(target, folder)):
                 remove_folder(unfinished)
             folder.mkdir(parents=True, exist_ok=True)
             finished = FinishedImages(journal, head, images)
@@ -187,6 +191,25 @@ def resumed_folder(
                 f"{target} stays as it is, for {' and '.join(reasons)}: the new results, of {len(finished)} of "
                 f"{len(images)} images, are in {place}; take from the two what you want, or give --replace"
             )
+
+
+def refuse_to_begin_anew(target: Path, earlier: JournalContent, head: Mapping[str, Any]) -> None:
+    """Refuse to throw away what a run that was stopped has finished of something else.
+
+    Args:
+        target: what it was to write.
+        earlier: its journal.
+        head: that of the new run.
+
+    Raises:
+        InputError: it has finished images.
+    """
+    count = len({record["image"] for record in earlier.records if "result" in record})
+    if count and earlier.head is not None and not earlier.is_of(head):
+        raise InputError(
+            f"{target}: an earlier run was stopped, by other options or members, and has {count} images finished: "
+            "repeat its command, name another --out, or give --replace to begin anew"
+        )
 
 
 def reasons_to_keep(target: Path, without_result: Sequence[str]) -> list[str]:
