@@ -552,6 +552,21 @@ def test_results_of_images_that_fail_now_are_not_replaced_untold(run: Run, capsy
     assert not (run.home / "out.new3").exists()
 
 
+def test_results_that_are_a_link_stay_one(run: Run, stopped: Callable[..., None]) -> None:
+    """As to a disk with room for them, beside which what is unfinished lies as well."""
+    for name in ("a", "b"):
+        write(run.home / "in" / f"{name}.png", picture((5, 5)))
+    (run.home / "disk" / "results").mkdir(parents=True)
+    (run.home / "out").symlink_to(Path("disk", "results"))
+    for _ in range(2):
+        stopped("in")
+        assert (run.home / "disk" / ".results.unfinished" / "new").is_dir()
+        run("in")
+        assert (run.home / "out").is_symlink() and (run.home / "disk" / "results" / "labels" / "a.tif").is_file()
+    assert [path.name for path in (run.home / "disk").iterdir()] == ["results"]
+    assert sorted(path.name for path in run.home.iterdir()) == ["disk", "in", "out"]
+
+
 def test_results_of_nothing_lock_no_folder(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     """Where no image could be read, the table has them all the same."""
     (run.home / "broken.png").write_bytes(b"none")

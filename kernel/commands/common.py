@@ -293,9 +293,12 @@ def find_ensemble(manifest: Manifest, weights_dir: Path, dtype: str | None = Non
 def whole_folder(target: Path) -> Iterator[Path]:
     """A new folder to write into, put in `target`'s place at the end; if anything fails, `target` stays as it was.
 
+    Where `target` is a link, the folder that it leads to is replaced.
+
     Raises:
         InputError: the folder around it cannot be written, or `target` cannot be replaced.
     """
+    target = target.resolve()
     with scratch_folder(target.parent, target.name) as scratch:
         folder = scratch / "new"
         folder.mkdir()

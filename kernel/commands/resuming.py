@@ -145,7 +145,7 @@ def resumed_folder(
     have none in the end, as by a wrong option.
 
     Args:
-        target: the folder of the results.
+        target: the folder of the results, or a link to it.
         made_of: texts that decide what the results are.
         images: all images.
         replace: what --replace says: work in `target` may be replaced, and that of a run that was stopped.
@@ -154,6 +154,7 @@ def resumed_folder(
         InputError: as `unfinished_folder` and `refuse_to_begin_anew`, or `target` cannot be replaced.
         RunError: the disk is full; or `target` stays, as somebody has worked in it meanwhile, or results would be lost.
     """
+    target = target.resolve()
     with unfinished_folder(target) as unfinished:
         head = {"journal": JOURNAL_FORMAT, "made_of": hashlib.sha256("\0".join(made_of).encode("utf-8")).hexdigest()}
         folder, journal = unfinished / "new", unfinished / "journal.log"
