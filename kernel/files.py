@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and their checksums."""
+"""Files that are written whole or not at all, their checksums, and files that are nobody's."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,6 +20,18 @@ from kernel.log import printable_name
 
 #: Errors of file systems that lack what is asked for: syncing, rights, renaming over a file.
 LACKING = (errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM)
+
+#: What systems and programs put for themselves into folders that are looked at, in small letters: Finder, Windows'
+#: Explorer, network storages with their thumbnails, and LibreOffice, which locks what it shows.
+SYSTEM_FILES = (
+    ".ds_store", "._*", "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "#recycle", "lost+found",
+    "@eadir", ".~lock.*#",
+)  # fmt: skip
+
+
+def is_of_the_system(name: str) -> bool:
+    """Whether a file or folder of this name was put where it is by the system that showed it, and is nobody's."""
+    return any(fnmatchcase(name.lower(), pattern) for pattern in SYSTEM_FILES)
 
 
 @contextmanager

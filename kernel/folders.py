@@ -15,6 +15,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from kernel.errors import InputError
+from kernel.files import is_of_the_system
 from kernel.signals import heard_hang_up
 
 
@@ -61,15 +62,6 @@ def scratch_folder(parent: Path, name: str) -> Iterator[Path]:
         yield folder
     finally:
         remove_folder(folder)
-
-
-#: What Finder and Windows' Explorer put into folders that are looked at, in small letters.
-SYSTEM_FILES = (".ds_store", "._*", "thumbs.db", "desktop.ini")
-
-
-def is_of_the_system(name: str) -> bool:
-    """Whether a file of this name was put into a folder by the system that showed it, and is nobody's."""
-    return any(fnmatchcase(name.lower(), pattern) for pattern in SYSTEM_FILES)
 
 
 @dataclass(frozen=True)

@@ -653,6 +653,10 @@ def test_what_a_system_puts_into_folders_while_it_runs_is_nobodys(
 ) -> None:
     write(run.home / "a.png", picture((5, 5)))
     run("a.png")
-    saved_meanwhile("labels/.DS_Store", "a.png", code=0)
-    saved_meanwhile("pictures/Thumbs.db", "a.png", code=0)
+    for name in ("labels/.DS_Store", "pictures/Thumbs.db", "labels/@eaDir/a.tif/SYNOPHOTO_THUMB_M.jpg",
+                 "@eaDir/labels@SynoEAStream", ".~lock.images.csv#"):  # fmt: skip
+        saved_meanwhile(name, "a.png", code=0)
+        (run.home / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+        (run.home / "out" / name).touch()
+        run("a.png")
     assert sorted(path.name for path in run.home.iterdir()) == ["a.png", "out"]

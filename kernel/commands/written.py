@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from kernel.folders import is_of_the_system
+from kernel.files import is_of_the_system
 from kernel.text import parse_json
 
 #: The note of what was written, in the folder itself: it goes where the folder goes.
@@ -15,14 +15,14 @@ WRITTEN_NAME = ".written.json"
 def file_facts(folder: Path) -> dict[str, list[int]]:
     """Size in bytes and time of the last change in nanoseconds of each file below a folder, by its path there.
 
-    The note itself does not count, nor what systems put into any folder. A missing folder has none.
+    The note itself does not count, nor what systems put into any folder, nor all below that. A missing folder has none.
     """
     found: dict[str, list[int]] = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        name = path.relative_to(folder).as_posix()
-        if name != WRITTEN_NAME and not is_of_the_system(path.name):
+        place = path.relative_to(folder)
+        if place != Path(WRITTEN_NAME) and not any(map(is_of_the_system, place.parts)):
             facts = path.stat()
-            found[name] = [facts.st_size, facts.st_mtime_ns]
+            found[place.as_posix()] = [facts.st_size, facts.st_mtime_ns]
     return found
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kernel.errors import InputError
+from kernel.files import is_of_the_system
 from kernel.log import LOG, printable_name
 from kernel.text import first_names, read_any_text
 
@@ -19,11 +20,6 @@ IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
 
 #: Where a competition says which images it asks for, beside the folder of the images.
 SAMPLE_NAME = "sample_submission.csv"
-
-#: What systems leave in folders for themselves, besides names that begin with a dot; in lower case.
-_SYSTEM_NAMES = frozenset(
-    {"__macosx", "@eadir", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "#recycle", "lost+found"}
-)
 
 #: Entries that are passed over, by their sort: for one, and for several.
 FOLDER_LINK = ("link to a folder", "links to folders")
@@ -199,7 +195,7 @@ def asked_ids(sample: Path, image_ids: Collection[str], *, may_be_of_others: boo
 
 def is_hidden(name: str) -> bool:
     """Whether a file or folder of this name is hidden, or a system's own."""
-    return name.startswith(".") or name.lower() in _SYSTEM_NAMES
+    return name.startswith(".") or is_of_the_system(name)
 
 
 def is_text(name: str) -> bool:
