@@ -27,6 +27,8 @@ SYSTEM_FILES = (
     ".ds_store", "._*", "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "#recycle", "lost+found",
     "@eadir", ".~lock.*#",
 )  # fmt: skip
+#: The note of what a command has written, in the folder of its results: it goes where the folder goes.
+WRITTEN_NAME = ".written.json"
 
 
 def is_of_the_system(name: str) -> bool:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from kernel.data.mask_files.pairing import pair_masks
 from kernel.errors import InputError
 from kernel.export.inputs import InputImage, list_inputs, named, same_file
+from kernel.files import WRITTEN_NAME
 from kernel.images.planes import PlaneChoice
 
 ANY = PlaneChoice()
@@ -185,6 +186,28 @@ def test_results_inside_the_images_are_no_images(
     assert "cells.csv" not in caplog.text
     monkeypatch.chdir(plates)
     assert names(list_inputs(["**/*.png"], ANY, leave_out=[Path("out")])) == ["p1/a", "p1/b", "p2/a", "top"]
+
+
+def test_results_of_other_runs_are_no_images(
+    plates: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their note tells them; they are told, and taken where they are named."""
+    for run in ("run1", "p1/run2"):
+        write(plates / run / "pictures" / "top.png", plates / run / "labels" / "top.tif")
+        (plates / run / WRITTEN_NAME).touch()
+    found = ["p1/a", "p1/b", "p2/a", "top"]
+    assert names(list_inputs([str(plates)], ANY, recursive=True)) == found
+    assert "2 folders of results (run1/, p1/run2/)" in caplog.text
+    monkeypatch.chdir(plates)
+    caplog.clear()
+    assert names(list_inputs(["**/*.png"], ANY)) == found
+    assert "**/*.png: 2 entries are passed over: 2 folders of results (p1/run2/, run1/)" in caplog.text
+    assert names(list_inputs(["*"], ANY, recursive=True)) == found
+    assert names(list_inputs(["run1/pictures"], ANY)) == names(list_inputs(["run1/**/*.png"], ANY)) == ["top"]
+    with pytest.raises(
+        InputError, match=r"no image matches 'run\*/\*/\*.png'.*; it holds 1 folder of results \(run1/\)"
+    ):
+        list_inputs(["run*/*/*.png"], ANY)
 
 
 def test_a_folder_of_zarr_is_one_image(tmp_path: Path) -> None:

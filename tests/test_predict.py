@@ -107,6 +107,10 @@ def test_an_output_among_the_images_is_never_an_input(run: Run, capsys: pytest.C
     for _ in range(2):
         run(".", "--recursive")
         assert [row["image"] for row in run.rows()] == ["a"]
+    (run.home / "out").rename(run.home / "earlier")
+    run(".", "--recursive")
+    assert [row["image"] for row in run.rows()] == ["a"]
+    assert "1 folder of results (earlier/)" in capsys.readouterr().err
     run("out/pictures/a.png", code=2)
     assert "error: images out/pictures/a.png is read, and would be lost" in capsys.readouterr().err
 

@@ -5,11 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from kernel.files import is_of_the_system
+from kernel.files import WRITTEN_NAME, is_of_the_system
 from kernel.text import parse_json
-
-#: The note of what was written, in the folder itself: it goes where the folder goes.
-WRITTEN_NAME = ".written.json"
 
 
 def file_facts(folder: Path) -> dict[str, list[int]]:

@@ -13,11 +13,12 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from kernel.data.mask_files.pairing import folders_of_masks, made_of_others
 from kernel.errors import InputError
-from kernel.images.listing import IMAGE_SUFFIXES, FolderContent, is_text, search_images
+from kernel.images.listing import IMAGE_SUFFIXES, RESULT_FOLDER, FolderContent, holds_results, is_text, search_images
 from kernel.images.planes import ALL_FRAMES, PlaneChoice, count_frames
 from kernel.images.stacks import STACK_SUFFIXES, is_zarr, open_stack
 from kernel.log import LOG, printable_name
@@ -93,14 +94,19 @@ def named_images(text: str, recursive: bool, closed: Sequence[Path]) -> tuple[st
         return os.path.abspath(path.parent), [path]  # noqa: PTH100
     if not glob.has_magic(text):
         raise InputError(f"no file or folder {path}: name files, folders, or patterns in quotes, as 'plate*/*.tif'")
+    of_results = cache(holds_results)
     matches = [Path(match) for match in sorted(glob.glob(os.path.expanduser(text), recursive=True))]  # noqa: PTH111, PTH207
     images: list[Path] = []
     homes: list[str] = []
     others = 0
+    results: dict[str, None] = {}
     for match in matches:
         in_zarr = "**" in text and any(is_zarr(parent) for parent in match.parents)
         if in_zarr or is_inside(match, closed):
             continue  # `**` goes into folders that are an image as a whole, and into results
+        if (folder := next(filter(of_results, matched_folders(match, text)), None)) is not None:
+            results[f"{folder}/"] = None
+            continue
         if match.is_dir() and not is_zarr(match):
             if "**" not in text:
                 homes.append(os.path.abspath(match))  # noqa: PTH100
@@ -110,16 +116,26 @@ def named_images(text: str, recursive: bool, closed: Sequence[Path]) -> tuple[st
             images.append(match)
         else:
             others += 1
+    passed_over: dict[tuple[str, str], list[str]] = {RESULT_FOLDER: list(results)} if results else {}
     if not images:
+        held = f"; {FolderContent([], passed_over, 0).describe()}" if results else ""
         raise InputError(
             f"no image matches {text!r}: {len(matches)} file(s) or folder(s) do, and images end in "
             + ", ".join(READ_SUFFIXES)
+            + held
         )
     if others:
         LOG.warning("%s: %d file(s) of other formats are passed over", text, others)
     images, made = without_masks(images, str)
-    FolderContent([], made, 0).warn_of_passed_over(text)
+    FolderContent([], {**passed_over, **made}, 0).warn_of_passed_over(text)
     return common_folder(homes), images
+
+
+def matched_folders(match: Path, pattern: str) -> list[Path]:
+    """The folders on the way to what a pattern has matched, and itself, but for those that the pattern names."""
+    parts = Path(os.path.expanduser(pattern)).parts  # noqa: PTH111
+    named = next(place for place, part in enumerate(parts) if glob.has_magic(part))
+    return [match, *match.parents][: len(match.parts) - named][::-1]
 
 
 def folder_images(folder: Path, recursive: bool, closed: Sequence[Path]) -> list[Path]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kernel.errors import InputError
-from kernel.files import is_of_the_system
+from kernel.files import WRITTEN_NAME, is_of_the_system
 from kernel.log import LOG, printable_name
 from kernel.text import first_names, read_any_text
 
@@ -25,6 +25,7 @@ SAMPLE_NAME = "sample_submission.csv"
 FOLDER_LINK = ("link to a folder", "links to folders")
 _OTHER_FORMAT = ("of another format", "of other formats")
 _SUB_FOLDER = ("sub-folder", "sub-folders")
+RESULT_FOLDER = ("folder of results", "folders of results")
 _BROKEN_LINK = ("broken link", "broken links")
 _NO_FILE = ("that is no plain file", "that are no plain files")
 _NO_TEXT = ("with a name that is no text in UTF-8", "with names that are no text in UTF-8")
@@ -75,7 +76,7 @@ def search_images(folder: Path, *, below: bool = False, more: Collection[str] = 
 
     Args:
         folder: where to look.
-        below: in its sub-folders, too, at any depth.
+        below: in its sub-folders, too, at any depth; but not in those that hold results, whose pictures are no images.
         more: endings that count besides, in lower case; a folder that ends so is an image as a whole.
 
     Raises:
@@ -106,6 +107,8 @@ def search_images(folder: Path, *, below: bool = False, more: Collection[str] = 
                 pass_over(_SUB_FOLDER, path, "/")
             elif path.is_symlink():
                 pass_over(FOLDER_LINK, path, "/")
+            elif holds_results(path):
+                pass_over(RESULT_FOLDER, path, "/")
             else:
                 folders.append(name)  # what os.walk goes into
         for name in sorted(files):
@@ -191,6 +194,11 @@ def asked_ids(sample: Path, image_ids: Collection[str], *, may_be_of_others: boo
     if spelled:
         LOG.info("%d ids are written as %s has them: %s", len(spelled), sample.name, _first_names([*spelled.values()]))
     return AskedIds(tuple(absent), spelled)
+
+
+def holds_results(folder: Path) -> bool:
+    """Whether a command has written a folder, by the note in it."""
+    return os.path.lexists(folder / WRITTEN_NAME)
 
 
 def is_hidden(name: str) -> bool:
