@@ -275,7 +275,7 @@ def given_pixel(pixel_um: Any) -> PixelSize | None:
     return PixelSize(float(sides[0]), float(sides[1]), "pixel_um")
 
 
-def is_above_zero(value: Any) -> bool:
+def is_above_zero(value: float) -> bool:
     """Whether a value is a number that a size or factor can be."""
     return isinstance(value, Real) and math.isfinite(value) and value > 0
 
