@@ -17,6 +17,7 @@ from kernel.models.detectors import Detector, build_detector
 from kernel.models.roi_align import quicken_extractors
 from kernel.training.assigning import bound_assignment
 from kernel.training.initialise import IMAGENET, IMAGENET_ENCODER, draw_weights, take_weights
+from kernel.training.iou_scores import learn_iou_scores
 from kernel.training.losses import weighted_loss
 from kernel.training.optimisation import WeightsEma, learning_rate_factor, parameter_groups
 from kernel.training.precision import add_upsampling_biases_apart, keep_depthwise_wide, norm_groups_quickly
@@ -133,6 +134,8 @@ def first_detector(run: TrainingRun, group: ProcessGroup) -> Detector:
             IMAGENET, IMAGENET_ENCODER,
         )  # fmt: skip
     set_proposal_counts(detector, run.settings)
+    if run.settings.iou_scores and run.spec.kind not in MASK_KINDS:
+        learn_iou_scores(detector)
     quicken(detector, group.device)
     detector.to(group.device, memory_format=torch.channels_last)
     group.share_weights(detector)

@@ -32,6 +32,7 @@ class TrainSettings:
     rpn_nms_pre: int = 2000  # best positions per FPN level that become proposals
     rois_per_image: int = 512  # sampled for the box head, a quarter of them positive
     mask_rois_per_image: int = 0  # of the positive ones, drawn for the mask heads; 0: all, as published
+    iou_scores: bool = False  # box heads score how well a box fits; else, as published, whether it meets a cell
     epochs: int = 40  # 10 x batch size; only the loss weights know epochs
     norm_eval: bool = False  # BatchNorm keeps its running statistics
     norm_eval_below: int = 0  # ... and where fewer crops than this go through the detector at a time
