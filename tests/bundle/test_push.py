@@ -122,7 +122,7 @@ def test_only_what_changed_gets_a_new_version(project: Project, server: StubServ
 class OneDataset:
     """The client, as far as a dataset is sent: Kaggle shows it once it was asked for some times."""
 
-    def __init__(self, unseen: int = 0, meanwhile: Callable[[Path], None] = lambda folder: None) -> None:
+    def __init__(self, unseen: int = 0, meanwhile: Callable[[Path], object] = lambda folder: None) -> None:
         self.unseen, self.meanwhile = unseen, meanwhile
         self.files: dict[str, bytes] = {}
 
@@ -161,9 +161,7 @@ def test_weights_are_read_once_while_they_are_sent(tmp_path: Path, monkeypatch: 
 
 def test_weights_that_change_while_they_are_sent_are_told(tmp_path: Path) -> None:
     folder = make_dataset(tmp_path)
-    client = cast(
-        KaggleClient, OneDataset(meanwhile=lambda folder: (folder / "one.pt").write_bytes(b"others") and None)
-    )
+    client = cast(KaggleClient, OneDataset(meanwhile=lambda folder: (folder / "one.pt").write_bytes(b"others")))
     waiting = Waiting(0, 0, lambda line: None, "push again")
     with pytest.raises(RunError, match="weights-one has changed since the push began: push again"):
         send_and_wait(client, "ada/one", folder, True, waiting)
