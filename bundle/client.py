@@ -113,7 +113,8 @@ class KaggleClient:
         # It tries some requests again, by its own rules, and says so: ours are to hold for all.
         api.with_retry = lambda call: lambda request: self._retried_by_name(call, request)
         api.download_file = functools.partial(api.download_file, max_retries=1)
-        api.kernels_output = turning_each_page_once(api.kernels_output)
+        # Of the class: there is one client for each process, which may have been here before.
+        api.kernels_output = turning_each_page_once(functools.partial(type(api).kernels_output, api))
         api.get_response_processor = lambda: refuse_odd_answer
 
     def log_in(self) -> None:

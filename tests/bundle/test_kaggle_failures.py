@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import inspect
 import json
 import os
 import re
@@ -1028,6 +1029,20 @@ def test_pages_of_outputs_without_end_are_told(here: Here, monkeypatch: pytest.M
     assert "page 2 comes after itself" in told(here.run("fetch"), 1)
     tokens = [request.get("pageToken") for request in here.server.asked("ListKernelSessionOutput")]
     assert tokens[1:] == ["2"]
+
+
+def test_what_is_changed_of_the_client_does_not_pile_up() -> None:
+    class Api:
+        def download_file(self) -> None: ...
+
+        def kernels_output(self, page_token: str | None = None) -> int:
+            return len(inspect.stack())
+
+    api, depths = Api(), set[int]()
+    for _ in range(3):
+        client.KaggleClient(api)
+        depths.add(api.kernels_output())
+    assert len(depths) == 1
 
 
 # Login

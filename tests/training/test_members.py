@@ -186,7 +186,7 @@ def test_other_inputs_are_never_taken_for_those_that_were_trained_on(
         (["--folds", "3"], "was prepared from other data (folds: stored 2, wanted 3): give the same, or another --out"),
         (["--competition", str(raw / "competition")], f'competition: stored "{competition}"'),
         (["--encoder-weights", str(other_encoder)], "other weights to start from, or other images (the size"),
-        (["--fold", "0"], "other weights to start from, or other images (the size"),
+        (["--fold", "0"], "wanted 3; cells: stored 13, wanted 9): resume with the same ones"),
     ):
         given = words[: words.index("--all-images")] + words[words.index("--all-images") + ("--fold" in changed) :]
         assert main(["train-members", *given, *changed]) == 2
