@@ -57,6 +57,8 @@ LONGEST_DELAY = 120.0
 SENT_ONCE = {"create_dataset": "slug", "create_dataset_version": "dataset_slug"}
 #: With these the client shows requests with their login: it must not.
 _VERBOSE = ("--verbose", "-v")
+#: What is said of a kernel that Kaggle does not have.
+NO_KERNEL = "there is no kernel {} yet: `python build_kernel.py push` makes it"
 
 
 @dataclass(frozen=True)
@@ -324,7 +326,7 @@ class KaggleClient:
         """
         there = self.kernel_there(kernel)
         if there is None:
-            raise InputError(f"there is no kernel {kernel} yet: `python build_kernel.py push` makes it")
+            raise InputError(NO_KERNEL.format(kernel))
         if there.version is None:
             raise OddAnswerError(
                 f"Kaggle does not tell the number of {kernel}'s last version",
@@ -345,7 +347,7 @@ class KaggleClient:
         except NotThereError as error:
             there = self.kernel_there(kernel)
             if there is None:
-                advice = f"there is no kernel {kernel} yet: `python build_kernel.py push` makes it"
+                advice = NO_KERNEL.format(kernel)
             elif there.version is None or version <= there.version:
                 raise
             else:

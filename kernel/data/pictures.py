@@ -78,7 +78,7 @@ def _detail(gray: np.ndarray) -> str:
     most = _DETAIL_CLIP * np.median(np.abs(texture[texture != 0])) if texture.any() else 0.0
     steps = np.diff(texture.clip(-most, most), axis=1)
     sizes = np.abs(steps[np.abs(steps) > _FLAT])
-    counts = np.abs(steps) >= max(float(np.median(sizes)) if len(sizes) else np.inf, _FLAT)
+    counts = np.abs(steps) >= (np.median(sizes) if len(sizes) else np.inf)
     return np.packbits([(steps > 0)[::2, ::2], counts[::2, ::2]]).tobytes().hex()
 
 
