@@ -41,9 +41,10 @@ are refused where that shows, which it does not in square images.
 --livecell-annotations takes other COCO files, too, whose categories are cell types, as predict's coco.json, or CVAT's;
 with --cell-type whatever they are.
 --annotated takes images with masks of other programs or of `predict`, in whatever of these forms lies there:
-NAME_masks.tif or NAME_cp_masks.png, label images in a folder masks or labels, Cellpose's NAME_seg.npy, ImageJ's ROIs
-(NAME.zip), GeoJSON (NAME.geojson), OME-Zarr labels (NAME.ome.zarr). What was found is said in one line. Cell types come
-from --cell-type, or else the classes in the file, a folder called as a type, or predict's images.csv.
+NAME_masks.tif or NAME_cp_masks.png, label images in a folder masks or labels, a mask file for each cell in a folder
+masks/NAME or ID/masks beside ID/images, Cellpose's NAME_seg.npy, ImageJ's ROIs (NAME.zip), GeoJSON (NAME.geojson),
+OME-Zarr labels (NAME.ome.zarr). What was found is said in one line. Cell types come from --cell-type, or else the
+classes in the file, a folder called as a type, or predict's images.csv.
 
 The images stay where they are. What members are shown otherwise, at another scale, at other gray levels or as a plane
 of a stack, is written to OUT/shown; give --annotated or --livecell-annotations the same --pixel-size, --zoom,

@@ -275,8 +275,8 @@ def _nothing_paired(pairing: Pairing, folder: Path, masks_folder: Path | None, f
         f"masks below {place}"
         + (f" in the form {form}" if form else f" in one of the forms {kinds}")
         + (f"; masks without an image are there: {others}" if others else "")
-        + "; masks have their image's name, as a.png and a_masks.tif, a_seg.npy, a.geojson, or masks/a.png, and lie in "
-        "folders called as its own where several images have this name; COCO annotations of many images are read by "
-        "--livecell-annotations"
+        + "; masks have their image's name, as a.png and a_masks.tif, a_seg.npy, a.geojson, masks/a.png, or masks/a/ "
+        "with a file for each cell, and lie in folders called as its own where several images have this name; COCO "
+        "annotations of many images are read by --livecell-annotations"
         + (f"; {beside[0]} lies beside it: --masks names it" if beside and masks_folder is None else "")
     )

@@ -35,6 +35,7 @@ from kernel.__main__ import main
 from kernel.data.annotated import list_annotated
 from kernel.data.annotated_folder import DEFAULT_CELL_TYPE, read_annotated_folder
 from kernel.data.mask_files import imagej_rois, rings
+from kernel.data.mask_files.cell_masks import read_cell_masks
 from kernel.data.mask_files.forms import MASK_FORMS
 from kernel.data.mask_files.found import FoundMasks
 from kernel.data.mask_files.geojson import read_geojson
@@ -829,6 +830,64 @@ def test_names_that_belong_together(tmp_path: Path, image: str, mask: str) -> No
     write_png(tmp_path / "in" / mask, grid_labels())
     cells = prepared_cells("--annotated", tmp_path / "in", tmp_path / "out")
     assert cells == {Path(image).stem: len(GRID)}
+
+
+def write_cell_masks(folder: Path, labels: np.ndarray) -> None:
+    """A black and white mask for each cell, under names that say nothing."""
+    for number in range(1, int(labels.max()) + 1):
+        write_png(folder / f"{number * 7919:08x}.png", (labels == number).astype(np.uint8) * 255)
+
+
+@pytest.mark.parametrize(
+    ("images", "masks"),
+    [
+        ("{0}/images/{0}.png", "{0}/masks"),  # the Data Science Bowl of 2018
+        ("{0}/image.png", "{0}/masks"),
+        ("{0}.png", "masks/{0}"),
+        ("images/{0}.png", "masks/{0}"),
+        ("images/{0}.png", "labels/{0}/masks"),
+    ],
+)
+def test_a_mask_file_for_each_cell(tmp_path: Path, images: str, masks: str, capsys: pytest.CaptureFixture[str]) -> None:
+    labels = {"a": grid_labels(), "b": grid_labels() * (grid_labels() < 3)}
+    for number, (name, of_image) in enumerate(labels.items()):
+        write_png(tmp_path / "in" / images.format(name), draw_image(number, GRID))
+        write_cell_masks(tmp_path / "in" / masks.format(name), of_image)
+    cells = prepared_cells("--annotated", tmp_path / "in", tmp_path / "out")
+    names = {name: Path(images.format(name)).stem.replace("image", f"{name}_image") for name in labels}
+    assert cells == {names["a"]: len(GRID), names["b"]: 2}
+    assert "2 images with a mask file for each cell" in capsys.readouterr().out
+    by_name = {image.image_id: image.masks() for image in list_annotated(tmp_path / "out")}
+    for name, of_image in labels.items():
+        np.testing.assert_array_equal(label_image(by_name[names[name]]) > 0, of_image > 0)
+
+
+def test_a_cell_s_mask_file_that_cannot_be_one_is_left_out_by_name(tmp_path: Path) -> None:
+    write_cell_masks(tmp_path / "masks", grid_labels())
+    write_png(tmp_path / "masks" / "z1.png", grid_labels())
+    write_png(tmp_path / "masks" / "z2.png", np.zeros((160, 160), np.uint8))
+    write_png(tmp_path / "masks" / "z3.png", np.full((9, 9), 255, np.uint8))
+    write_png(tmp_path / "masks" / "z4.png", (grid_labels() > 0).astype(np.uint8) * 255)
+    (tmp_path / "masks" / "z5.png").write_bytes(b"\x89PNG")
+    found = read_cell_masks(tmp_path / "masks", (160, 160))
+    assert len(found.cells) == len(GRID)
+    reasons = dict(found.flaws)
+    assert list(reasons) == [f"z{number}.png" for number in range(1, 6)]
+    assert f"{len(GRID)} values beside 0" in reasons["z1.png"]
+    assert "no pixel" in reasons["z2.png"]
+    assert "9 x 9" in reasons["z3.png"]
+    assert f"in {len(GRID)} pieces" in reasons["z4.png"]
+
+
+def test_masks_of_other_images_are_not_those_of_the_only_one(tmp_path: Path) -> None:
+    """Two images have the folder of masks beside them, so it is nobody's, as before."""
+    for number, name in enumerate(("a", "b")):
+        write_png(tmp_path / "in" / "images" / f"{name}.png", draw_image(number, GRID))
+    write_png(tmp_path / "in" / "masks" / "a.png", grid_labels())
+    write_png(tmp_path / "in" / "masks" / "c.png", grid_labels())
+    assert prepared_cells("--annotated", tmp_path / "in", tmp_path / "out") == {"a": len(GRID)}
+    pairing = pair_masks(tmp_path / "in")
+    assert [file.path.name for file in pairing.without_image] == ["c.png"]
 
 
 def test_masks_of_an_ome_tiff_are_not_those_of_its_plain_neighbour(tmp_path: Path) -> None:

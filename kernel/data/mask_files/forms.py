@@ -6,6 +6,7 @@ import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 
+from kernel.data.mask_files.cell_masks import read_cell_masks
 from kernel.data.mask_files.found import MaskForm
 from kernel.data.mask_files.geojson import read_geojson
 from kernel.data.mask_files.imagej_rois import read_imagej_rois
@@ -24,6 +25,7 @@ MASK_FORMS: Mapping[str, MaskForm] = {
         MaskForm("geojson", "GeoJSON outlines", read_geojson),
         MaskForm("ome-zarr", "OME-Zarr labels", read_ome_zarr, "zarr"),
         MaskForm("labels", "label images", read_label_image),
+        MaskForm("cell-masks", "a mask file for each cell", read_cell_masks),
     )
 }
 #: Endings of images, and so of label images.

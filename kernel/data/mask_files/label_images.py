@@ -23,18 +23,25 @@ from kernel.images.tiff_tags import TIFF_SIGNATURES, tiff_directories
 
 def read_label_image(path: Path, image_shape: tuple[int, int], _plane: TakenPlane = FIRST_PLANE) -> FoundMasks:
     """The cells of a label image, which is of one plane; errors as a `MaskForm`'s reader."""
+    return cells_of_labels(read_labels(path), image_shape)
+
+
+def read_labels(path: Path) -> np.ndarray:
+    """The stored values of a PNG, or of a TIFF of one page, (H, W, S).
+
+    Raises:
+        InputError: it is another file, has several pages, or is damaged.
+    """
     with path.open("rb") as stream:
         head = stream.read(8)
         stream.seek(0)
         if head.startswith(PNG_SIGNATURE):
-            labels, _ = read_png(without_palette(stream))
-        elif head.startswith(TIFF_SIGNATURES):
-            labels = read_stored_tiff(path, stream)
-        elif head.startswith(JPEG_SIGNATURE):
-            raise InputError("it is a JPEG, which changes the values: save label images as PNG or TIFF")
-        else:
-            raise InputError("it is no PNG or TIFF" if head else "the file is empty")
-    return cells_of_labels(labels, image_shape)
+            return read_png(without_palette(stream))[0]
+        if head.startswith(TIFF_SIGNATURES):
+            return read_stored_tiff(path, stream)
+    if head.startswith(JPEG_SIGNATURE):
+        raise InputError("it is a JPEG, which changes the values: save label images as PNG or TIFF")
+    raise InputError("it is no PNG or TIFF" if head else "the file is empty")
 
 
 def without_palette(stream: BinaryIO) -> BinaryIO:

@@ -3,6 +3,9 @@
 A mask file is known by its ending, by a mark behind the image's name (`a.png` and `a_cp_masks.png`), or by a folder
 that says so (`images/a.png` and `masks/a.tif`). It belongs to the image whose name is left without these. Where several
 images have this name, as those of two plates, it belongs to the one whose folders are called as its own.
+
+A folder of mask files that no image is called as holds one for each cell, where it is called as an image, or is the
+masks' folder beside a single image.
 """
 
 from __future__ import annotations
@@ -116,6 +119,11 @@ def pair_masks(folder: Path, masks_folder: Path | None = None, frame: int | None
             masks.setdefault(found, []).append(MaskFile(path, name, found, ending in WEAK_ENDINGS))
         elif ending not in WEAK_ENDINGS and (not is_plain or stem.lower().endswith(MASK_MARKS)):
             without_image.append(MaskFile(path, name, bases[-1]))
+    of_cells = folders_of_cell_masks(without_image, images, {name: names[key] for name, key in keys.items()})
+    for name, file in of_cells.items():
+        if name not in masks:
+            masks[name] = [file]
+            without_image = [each for each in without_image if each.path.parent != file.path]
     surer = {name: [file for file in found if not file.is_weak] or found for name, found in masks.items()}
     return Pairing(images, surer, without_image)
 
@@ -209,6 +217,33 @@ def only_image(path: Path, images: Mapping[str, Path]) -> str | None:
     is_set = path.name.lower() == "roiset.zip"
     beside = [name for name, image in images.items() if image.parent == path.parent] if is_set else []
     return beside[0] if len(beside) == 1 else None
+
+
+def folders_around(image: Path) -> tuple[Path, ...]:
+    """The folders beside whose masks an image lies: its own, and that of its folder of images."""
+    own = image.parent
+    return (own, own.parent) if own.name.lower() in IMAGE_FOLDERS else (own,)
+
+
+def folders_of_cell_masks(
+    files: Sequence[MaskFile], images: Mapping[str, Path], called: Mapping[str, Sequence[str]]
+) -> dict[str, MaskFile]:
+    """The folders of a mask file for each cell among those of `files`, which no image is called as, by image.
+
+    Args:
+        files: that have no image.
+        images: by their names.
+        called: the names of images, by each that a folder may have.
+    """
+    found = {}
+    for folder in {file.path.parent: None for file in files if file.form == "labels"}:
+        is_plain = folder.name.lower() in MASK_FOLDERS
+        own = called.get(composed(folder.parent.name if is_plain else folder.name), ())
+        if is_plain and not own:
+            own = [name for name, path in images.items() if folder.parent in folders_around(path)]
+        if len(own) == 1:
+            found[own[0]] = MaskFile(folder, "cell-masks", own[0])
+    return found
 
 
 def walk_files(folder: Path) -> Iterator[tuple[Path, frozenset[str]]]:
