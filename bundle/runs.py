@@ -19,6 +19,8 @@ from kernel.text import parse_json
 
 #: States of a run that is over.
 DONE_STATES = ("complete", "error", "cancel_acknowledged", "new_script")
+#: Of a run that was pushed from here a short while ago.
+NOT_SHOWN = "not shown yet"
 #: In a folder of results: what `fetch` has found of them.
 VERDICT_NAME = "verdict.json"
 #: Beside the folders of results: which versions were submitted.
@@ -32,6 +34,21 @@ SUMMARY_FORMS = {
 LAST_LINES = 15
 #: What a summary says of the machine, and what to call it.
 MACHINE_KEYS = {"docker_image": "image", "python": "Python", "torch": "torch", "cuda": "CUDA", "gpus": "GPUs"}
+
+
+def run_state(client: KaggleClient, kernel: str, version: int, pushed: bool) -> tuple[str, str]:
+    """The state of a version's run, and Kaggle's message; NOT_SHOWN where it was `pushed` from here and is not shown.
+
+    Raises:
+        NotThereError: Kaggle shows no such version, which was not pushed.
+        RunError: Kaggle refuses the question, or fails.
+    """
+    try:
+        return client.run_state(kernel, version)
+    except NotThereError:
+        if not pushed:
+            raise
+        return NOT_SHOWN, ""
 
 
 def wait_for_run(client: KaggleClient, kernel: str, version: int, pushed: bool, waiting: Waiting) -> tuple[str, str]:
@@ -52,16 +69,11 @@ def wait_for_run(client: KaggleClient, kernel: str, version: int, pushed: bool, 
 
     def ask() -> tuple[str, str]:
         nonlocal unseen
-        try:
-            return client.run_state(kernel, version)
-        except NotThereError as error:
-            unseen += 1
-            if not pushed:
-                raise
-            if unseen == LONGEST_UNSEEN:
-                told = f"version {version} of {kernel} was pushed, and Kaggle does not show it: {waiting.again}"
-                raise RunError(told) from error
-            return "not shown yet", ""
+        answer = run_state(client, kernel, version, pushed)
+        unseen += answer[0] == NOT_SHOWN
+        if unseen == LONGEST_UNSEEN:
+            raise RunError(f"version {version} of {kernel} was pushed, and Kaggle does not show it: {waiting.again}")
+        return answer
 
     return waiting.until(
         f"{kernel} version {version}",

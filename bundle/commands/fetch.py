@@ -30,6 +30,7 @@ from bundle.runs import (
     read_verdict,
     refuse_to_lose_own,
     result_sums,
+    run_state,
     summary_rows,
     write_verdict,
 )
@@ -84,7 +85,7 @@ def fetch(client: KaggleClient, version: KernelVersion, out: Path, images: Path 
             of the user's own.
         RunError: the run is not over, or its results are not to be submitted.
     """
-    state, message = client.run_state(version.kernel, version.number)
+    state, message = run_state(client, version.kernel, version.number, version.record is not None)
     if state not in DONE_STATES:
         raise RunError(
             f"version {version.number} of {version.kernel} is {state}, not over: wait by `python build_kernel.py "

@@ -19,7 +19,7 @@ from bundle.commands.common import (
     telling_stops,
     waiting_of,
 )
-from bundle.runs import DONE_STATES, LAST_LINES, explain_failure, wait_for_run
+from bundle.runs import DONE_STATES, LAST_LINES, explain_failure, run_state, wait_for_run
 from kernel.commands.options import CommandParser
 from kernel.errors import RunError
 
@@ -39,12 +39,13 @@ def run(options: argparse.Namespace) -> int:
     with telling_stops(again):
         client = log_in()
         version = chosen_version(options, client)
+        pushed = version.record is not None
         if options.wait:
             with progress_line() as show:
-                pushed, waiting = version.record is not None, waiting_of(options, show, again)
+                waiting = waiting_of(options, show, again)
                 state, message = wait_for_run(client, version.kernel, version.number, pushed, waiting)
         else:
-            state, message = client.run_state(version.kernel, version.number)
+            state, message = run_state(client, version.kernel, version.number, pushed)
         return tell_state(client, version, state, message)
 
 

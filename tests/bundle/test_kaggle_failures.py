@@ -267,6 +267,18 @@ def test_a_wait_outlives_that_a_version_is_not_shown_yet(here: Here) -> None:
     assert "not there (404): the last version is 1" in text
 
 
+def test_a_version_that_is_not_shown_yet_is_no_missing_one(here: Here) -> None:
+    """Asked without waiting, just after the push; of a version that was not pushed from here Kaggle is believed."""
+    assert here.push().returncode == 0
+    here.server.failures = [Failure("GetKernelSessionStatus", 404)]
+    done = here.run("status")
+    assert done.returncode == 0, done.stderr
+    assert f"{KERNEL} version 3: not shown yet\nit is not over yet: --wait waits for that" in done.stdout
+    text = told(here.run("fetch"), 1)
+    assert f"version 3 of {KERNEL} is not shown yet, not over: wait by `python build_kernel.py status" in text
+    assert "not there (404)" in told(here.run("status", "--version", "2"), 1)
+
+
 @pytest.mark.parametrize("failure", ["502", "reset"])
 def test_a_push_outlives_what_passes_while_it_waits_for_a_dataset(here: Here, failure: str) -> None:
     server = here.server
