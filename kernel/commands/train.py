@@ -65,6 +65,7 @@ OVERRIDES = {
     "iterations": whole_number(),
     "batch_size": whole_number(),
     "accumulation": whole_number(),
+    "optimizer": str,
     "learning_rate": number(),
     "encoder_rate": number(),
     "dtype": str,

@@ -19,7 +19,7 @@ from kernel.training.assigning import bound_assignment
 from kernel.training.initialise import IMAGENET, IMAGENET_ENCODER, draw_weights, take_weights
 from kernel.training.iou_scores import learn_iou_scores
 from kernel.training.losses import weighted_loss
-from kernel.training.optimisation import WeightsEma, learning_rate_factor, parameter_groups
+from kernel.training.optimisation import WeightsEma, build_optimizer, learning_rate_factor
 from kernel.training.precision import add_upsampling_biases_apart, keep_depthwise_wide, norm_groups_quickly
 from kernel.training.processes import ProcessGroup
 from kernel.training.run import TrainingRun
@@ -33,7 +33,7 @@ class Learner:
         settings = self.settings = run.settings
         self.group = group
         self.detector = first_detector(run, group)
-        self.optimizer = torch.optim.AdamW(parameter_groups(self.detector, settings))
+        self.optimizer = build_optimizer(self.detector, settings)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: learning_rate_factor(step, settings.iterations, settings.warmup_share)
         )

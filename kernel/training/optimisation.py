@@ -7,29 +7,34 @@ from typing import Any
 import torch
 
 from kernel.models.detectors import Detector
+from kernel.training.muon import Muon, is_matrix
 from kernel.training.settings import TrainSettings
+
+
+def build_optimizer(detector: Detector, settings: TrainSettings) -> torch.optim.Optimizer:
+    """The optimizer of the settings' name, of all that is trained."""
+    return (Muon if settings.optimizer == "muon" else torch.optim.AdamW)(parameter_groups(detector, settings))
 
 
 def parameter_groups(detector: Detector, settings: TrainSettings) -> list[dict[str, Any]]:
     """All that is trained: neck and heads first, at the learning rate; then the encoder, at its share of that.
 
-    Each of both is split into parameters that decay, and biases and norms, which do not.
+    Each of both is split into parameters that decay, and biases and norms, which do not; by Muon the former into
+    matrices, which are its own, and others.
     """
     groups = []
     for of_encoder, rate in ((False, settings.learning_rate), (True, settings.learning_rate * settings.encoder_rate)):
-        trained = [
-            parameter
-            for name, parameter in detector.named_parameters()
-            if parameter.requires_grad and name.startswith("backbone.") == of_encoder
+        decaying, matrices, others = [], [], []
+        for name, parameter in detector.named_parameters():
+            if parameter.requires_grad and name.startswith("backbone.") == of_encoder:
+                is_own = settings.optimizer == "muon" and is_matrix(name, parameter)
+                (matrices if is_own else decaying if parameter.ndim > 1 else others).append(parameter)
+        groups += [
+            {"params": decaying, "lr": rate, "weight_decay": settings.weight_decay},
+            {"params": others, "lr": rate, "weight_decay": 0.0},
         ]
-        for has_decay in (True, False):
-            groups.append(
-                {
-                    "params": [parameter for parameter in trained if (parameter.ndim > 1) == has_decay],
-                    "lr": rate,
-                    "weight_decay": settings.weight_decay if has_decay else 0.0,
-                }
-            )
+        if settings.optimizer == "muon":
+            groups.append({"params": matrices, "lr": rate, "weight_decay": settings.weight_decay, "muon": True})
     return groups
 
 

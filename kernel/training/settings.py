@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from kernel.errors import InputError
 from kernel.settings import NETWORK_DTYPES
 
+OPTIMIZERS = ("adamw", "muon")
+
 
 @dataclass(frozen=True)
 class TrainSettings:
@@ -16,6 +18,7 @@ class TrainSettings:
     iterations: int = 4000  # optimizer steps
     batch_size: int = 4  # crops per step and process, all micro-batches together
     accumulation: int = 1  # micro-batches per step: large recipes on small memory
+    optimizer: str = "adamw"  # or "muon", which learns from fewer steps (kernel.training.muon)
     learning_rate: float = 2e-4
     encoder_rate: float = 1.0  # the encoder's learning rate over that of neck and heads, which start from nothing
     weight_decay: float = 0.01  # not on biases and norms
@@ -83,6 +86,8 @@ class TrainSettings:
         for name in ("dtype", "heads_dtype"):
             if getattr(self, name) not in NETWORK_DTYPES:
                 problems.append(f"{name} {getattr(self, name)!r} is not one of {', '.join(NETWORK_DTYPES)}")
+        if self.optimizer not in OPTIMIZERS:
+            problems.append(f"optimizer {self.optimizer!r} is not one of {', '.join(OPTIMIZERS)}")
         for name in ("warmup_share", "flip_paste", "encoder_rate", "extra_share", "extra_until", "ema_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 problems.append(f"{name} is {getattr(self, name)}, it must be from 0 to 1")

@@ -1,4 +1,4 @@
-"""The training loop: mmdet's losses of crops, AdamW, warm-up and linear decay; stopped and resumed at any step."""
+"""The training loop: mmdet's losses of crops, warm-up and linear decay of the rate; stopped and resumed at any step."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ class Trainer:
             total += loss.item() / settings.accumulation
             for term, value in terms.items():
                 sums[term] = sums.get(term, 0.0) + value / settings.accumulation
-        with self.enough_memory_for(crops):  # in the first step AdamW's moments are made
+        with self.enough_memory_for(crops):  # in the first step the optimizer's moments are made
             self.learner.update()
         self.step += 1
         return total, sums
