@@ -126,6 +126,16 @@ def test_folders_of_masks_beside_their_images_are_no_images(
     assert names(list_inputs(["images", "masks"], ANY)) == ["images/a", "images/b", "masks/a", "masks/without_image"]
 
 
+def test_masks_of_single_cells_are_no_images(tmp_path: Path) -> None:
+    """The Data Science Bowl's folder for each image, and a folder of cells for each image; labels may be anything."""
+    images = ["x1/images/x1.png", "x2/images/x2.png", "images/a.png", "images/b.png", "x3/images/x3.png"]
+    images += ["x3/labels/day1.png"]
+    masks = ["x1/masks/7f.png", "x1/masks/80.png", "x2/masks/81.png", "masks/a/1.png", "masks/a/2.png", "masks/b/1.png"]
+    write(*(tmp_path / name for name in (*images, *masks)))
+    found = list_inputs([str(tmp_path)], ANY, recursive=True)
+    assert {image.path for image in found} == {tmp_path / name for name in images}
+
+
 def test_prepare_finds_the_same_images_where_masks_lie_beside_them(tmp_path: Path) -> None:
     write(*(tmp_path / name for name in ("images/a.png", "images/b.png", "masks/a.png", "masks/b_mask.png")))
     prepared = pair_masks(tmp_path)

@@ -39,6 +39,8 @@ MASK_FOLDERS = frozenset(
         "outlines", "rois", "seg-npy", "ome-tiff", "ome-zarr",
     }
 )  # fmt: skip
+#: Of these, those that hold nothing else.
+PLAIN_MASK_FOLDERS = frozenset({"mask", "masks"})
 #: What Cellpose's training data have behind an image's name.
 IMAGE_MARKS = ("_img", "_image", "_raw")
 #: Folders of `predict` that hold neither images nor masks.
@@ -192,17 +194,25 @@ def made_of_others(paths: Sequence[Path]) -> set[Path]:
 def folders_of_masks(paths: Sequence[Path]) -> set[Path]:
     """Folders of these image files that say that they hold masks, and stand beside a folder of images so called.
 
-    The name alone does not say it: somebody's `labels` may hold images. A file in it has to be called as an image is.
+    The name alone does not say it: somebody's `labels` may hold images. A file in it, or a folder with a mask for each
+    cell, has to be called as an image is; or it is `masks` beside a folder of a single image.
     """
-    images: dict[Path, set[str]] = {}  # by the folder around both
+    images: dict[Path, list[set[str]]] = {}  # what each may be called, by the folder around both
     masks: dict[Path, set[str]] = {}
     for path in paths:
         for folder in path.parents:
             if folder.name.lower() in IMAGE_FOLDERS:
-                images.setdefault(folder.parent, set()).update(image_keys(composed(path.stem)))
+                images.setdefault(folder.parent, []).append(set(image_keys(composed(path.stem))))
             elif folder.name.lower() in MASK_FOLDERS:
-                masks.setdefault(folder, set()).update(mask_keys(composed(path.stem).removesuffix(".ome")))
-    return {folder for folder, keys in masks.items() if keys & images.get(folder.parent, set())}
+                within = path.relative_to(folder).parts[:-1]
+                keys = {*mask_keys(composed(path.stem).removesuffix(".ome")), *map(composed, within)}
+                masks.setdefault(folder, set()).update(keys)
+    return {
+        folder
+        for folder, keys in masks.items()
+        for beside in [images.get(folder.parent, [])]
+        if keys & set().union(*beside) or (len(beside) == 1 and folder.name.lower() in PLAIN_MASK_FOLDERS)
+    }
 
 
 def marked_of(stem: str) -> list[str]:
