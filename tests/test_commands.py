@@ -344,7 +344,8 @@ def test_tune_writes_thresholds_with_their_evidence_or_nothing(
     ("words", "told"),
     [
         (["--seed", "-1"], "--seed -1: it must be from 0"),
-        (["--level", "1"], "--level 1.0: it must lie between 0 and 1"),
+        (["--level", "1"], "--level 1.0: it must be from 0.001, the least that the test can tell, to below 1"),
+        (["--level", "0.0005"], "--level 0.0005: it must be from 0.001"),
         (["--grid", "none.toml"], "cannot read the grid none.toml"),
     ],
 )

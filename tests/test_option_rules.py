@@ -74,6 +74,7 @@ def test_every_command_says_of_each_path_whether_it_is_read(name: str) -> None:
         ("train-members --competition c --out o --pretraining-iterations 5", "belongs to --livecell-annotations"),
         ("validate E --replace", "--replace belongs to --out"),
         ("validate E --tuning t", "--tuning is for the report of --out"),
+        ("validate E --out o --card o/card.json", "--card lies in --out, which is replaced as a whole"),
         ("validate E --folds-csv f.csv", "--folds-csv belongs to --fold or --out-of-fold"),
         ("select E --replace", "--replace belongs to --out"),
         ("select E --folds-csv f.csv", "--folds-csv belongs to --fold or --out-of-fold"),

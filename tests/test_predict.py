@@ -347,7 +347,8 @@ def test_a_terminal_has_a_bar_and_no_colours(run: Run, monkeypatch: pytest.Monke
         (("--z", "top"), "z 'top': give an index, counted from 0, or max or middle"),
         (("--frame", "-2"), "frame -2"),
         (("gone.png",), "no file or folder gone.png"),
-        (("--zoom", "99"), "a.png: a zoom of 99 shows no cells"),
+        (("--pixel-size", "99"), "a.png: a zoom of 79.8 shows no cells"),
+        (("--zoom", "99"), "--zoom: '99' is not a number from 0.03125 up to 32"),
     ],
 )
 def test_options_that_mean_nothing(
@@ -361,8 +362,8 @@ def test_options_that_mean_nothing(
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("--zoom", "nan"), "--zoom: 'nan' is not a number above 0"),
-        (("--zoom", "0"), "--zoom: '0' is not a number above 0"),
+        (("--zoom", "nan"), "--zoom: 'nan' is not a number from 0.03125"),
+        (("--zoom", "0"), "--zoom: '0' is not a number from 0.03125"),
         (("--pixel-size", "-1"), "--pixel-size: '-1' is not a number above 0"),
         (("--pixel-size", "0,65"), "'0,65' is not a number above 0: write it with a decimal point, as 0.65"),
         (("--min-area", "-1"), "--min-area: '-1' is not a whole number from 0 on"),

@@ -54,7 +54,7 @@ def test_a_grid_without_stages_is_told(capsys: pytest.CaptureFixture[str], wheel
     [
         (["--grid", "grid.toml"], "--grid is for the post-processing's thresholds, not for --stages: use --stage-grid"),
         (["--search", "optuna"], "--search is for the post-processing's thresholds"),
-        (["--level", "2"], "--level 2.0: it must lie between 0 and 1"),
+        (["--level", "2"], "--level 2.0: it must be from 0.001"),
     ],
 )
 def test_what_is_not_for_stages_is_told(

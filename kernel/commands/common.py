@@ -13,12 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kernel.commands.options import positive_number, whole_number
+from kernel.commands.options import number, positive_number, whole_number
 from kernel.commands.rules import flag
 from kernel.data.annotated import AnnotatedImage, list_annotated
 from kernel.data.splits import FOLDS_NAME
 from kernel.errors import InputError
 from kernel.folders import replace_folder, scratch_folder
+from kernel.images.zoom import LARGEST_ZOOM
 from kernel.local_weights import resolve_weights
 from kernel.manifest.presets import MEMBERS_FOLDER, Preset, choose_preset, describe_presets, shipped_members
 from kernel.manifest.reader import read_manifest
@@ -112,7 +113,7 @@ def add_scale_arguments(parser: argparse.ArgumentParser, description: str) -> No
     )
     scale.add_argument(
         "--zoom",
-        type=positive_number(),
+        type=number(1 / LARGEST_ZOOM, LARGEST_ZOOM),
         help="stretch images by this factor for the members (default: by the pixel size; without one, not at all)",
     )
 

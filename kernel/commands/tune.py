@@ -191,13 +191,16 @@ def read_plan(options: argparse.Namespace) -> TuningPlan:
     Raises:
         InputError: a number is out of its range; or as `read_grids`.
     """
+    from kernel.tuning.choosing import LEAST_P_VALUE
     from kernel.tuning.plan import TuningPlan
     from kernel.tuning.threshold_grid import read_grids
 
     if options.seed is not None and not 0 <= options.seed < 2**32:
         raise InputError(f"--seed {options.seed}: it must be from 0 to {2**32 - 1}")
-    if options.level is not None and not 0 < options.level < 1:
-        raise InputError(f"--level {options.level}: it must lie between 0 and 1, as 0.05 does")
+    if options.level is not None and not LEAST_P_VALUE <= options.level < 1:
+        raise InputError(
+            f"--level {options.level}: it must be from {LEAST_P_VALUE}, the least that the test can tell, to below 1"
+        )
     given = {name: getattr(options, name) for name in ("search", "trials", "seed") if is_given(options, name)}
     if options.level is not None:
         given["significance"] = options.level

@@ -27,6 +27,7 @@ from kernel.commands.scoring import (
     score_jobs,
     tell_seen,
 )
+from kernel.data.mask_files.pairing import is_below
 from kernel.errors import InputError
 from kernel.folders import remove_folder
 from kernel.vendored import use_vendored_packages
@@ -52,6 +53,11 @@ RULES = CommandRules(
         Idle(["tuning"], lambda options: options.out is None, "is for the report of --out, which is not given"),
         Needs(["folds_csv"], ["fold", "out_of_fold"]),
         Needs(["replace"], ["out"]),
+        Idle(
+            ["card"],
+            lambda options: options.out is not None and is_below(options.card, options.out),
+            "lies in --out, which is replaced as a whole: name a file elsewhere",
+        ),
     ),
     reads=(*ENSEMBLE_READS, "predictions", "tuning"),
     writes=lambda options: [path for path in (options.out, options.card) if path is not None],

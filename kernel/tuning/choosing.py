@@ -36,8 +36,9 @@ from scipy.stats import bootstrap
 
 #: The significance level: the chance to report a gain where there is none.
 SIGNIFICANCE = 0.05
-#: Sign flips drawn where there are more than so many in all (2^n); 1 / 1000 is the least p-value then.
+#: Sign flips drawn where there are more than so many in all (2^n), and the least p-value then.
 FLIPS = 999
+LEAST_P_VALUE = 1 / (FLIPS + 1)
 RESAMPLES = 9999
 FOLDS = 5
 REPEATS = 10

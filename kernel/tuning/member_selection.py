@@ -236,8 +236,8 @@ def uses_of_selections(ensemble: Ensemble, selections: Mapping[str, Selection]) 
     """What each member is to be used for, by name; () for nothing.
 
     Types without a selection keep their members. Where the types' members differ, a first pass must find out the cell
-    type. It is made by the selected members that are marked "cls" already. Where there is none, one is marked: the
-    member that most types use, and of equals the cheapest.
+    type. It is made by the selected members that are marked "cls" already. Where these have no say in one of its
+    stages, one more is marked: the member that most types use, and of equals the cheapest.
     """
     uses: dict[str, tuple[str, ...]] = {}
     for member in ensemble.members:
@@ -250,12 +250,13 @@ def uses_of_selections(ensemble: Ensemble, selections: Mapping[str, Selection]) 
         )
         uses[member.name] = (*types, CLS_USE) if types and CLS_USE in member.use_for else types
     used = {name: each for name, each in uses.items() if each}
-    if types_differ(used.values()) and not any(CLS_USE in each for each in used.values()):
+    if types_differ(used.values()):
         costs = next(iter(selections.values())).costs
         able = [name for name in used if costs[name].heads.keys() >= set(FIRST_PASS_STAGES)]
-        if able:
+        told = {stage for name, each in used.items() if CLS_USE in each for stage in costs[name].heads}
+        if able and not told >= set(FIRST_PASS_STAGES):
             name = min(able, key=lambda name: (-len(used[name]), costs[name].seconds))
-            uses[name] = (*uses[name], CLS_USE)
+            uses[name] = tuple(dict.fromkeys((*uses[name], CLS_USE)))
     return uses
 
 

@@ -300,14 +300,33 @@ def selection_of(cell_type: str, *names: str) -> Selection:
 def test_uses_follow_the_selections(
     ensemble: Ensemble, now: dict[str, set[str]], chosen: dict[str, str], expected: dict[str, tuple[str, ...]]
 ) -> None:
+    selections = {kind: selection_of(kind, *names) for kind, names in chosen.items()}
+    assert uses_of_selections(ensemble_used(ensemble, now), selections) == expected
+
+
+@pytest.mark.parametrize("stages", [("masks",), ("boxes", "masks"), ("proposals", "masks")])
+def test_a_first_pass_has_all_its_stages(ensemble: Ensemble, stages: tuple[str, ...]) -> None:
+    """A mask network that is marked "cls", as `members add` marks all, or a detector without weight in a stage."""
+    chosen = {"shsy5y": "ac", "astro": "ac", "cort": "bc"}
+    selections = {kind: selection_of(kind, *names) for kind, names in chosen.items()}
+    for selection in selections.values():
+        selection.costs["c"] = MemberCost(1.5, dict.fromkeys(stages, 0.5))  # type: ignore[index]
+    assert uses_of_selections(ensemble_used(ensemble, {"c": {*CELL_TYPES, CLS_USE}}), selections) == {
+        "a": ("shsy5y", "astro", CLS_USE),
+        "b": ("cort",),
+        "c": (*CELL_TYPES, CLS_USE),
+    }
+
+
+def ensemble_used(ensemble: Ensemble, now: Mapping[str, set[str]]) -> Ensemble:
+    """Members a, b and c with these uses, or all types."""
     members = [
         replace(member, name=name, use_for=frozenset(now.get(name, CELL_TYPES)))
         for name, member in zip("abc", ensemble.members, strict=True)
     ]
     several = Ensemble([replace(m, use_for=frozenset(CELL_TYPES)) for m in members], SETTINGS)
     several.members = tuple(members)
-    selections = {kind: selection_of(kind, *names) for kind, names in chosen.items()}
-    assert uses_of_selections(several, selections) == expected
+    return several
 
 
 def test_the_first_pass_is_paid_for() -> None:
