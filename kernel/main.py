@@ -35,7 +35,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ from kernel.mounts import dataset_folders, find_competition, input_root, walk_pa
 from kernel.patience import may_pass, patiently
 from kernel.postprocess.submitted import is_valid_submission
 from kernel.runtime.budget import TimeBudget
-from kernel.runtime.ending import end_at_once, end_children, ending_by_signal
+from kernel.runtime.ending import end_at_once, end_children, ending_by_signal, ending_late
 from kernel.runtime.environment import chosen_devices, chosen_dtype, startable_script, working_folder
 from kernel.runtime.failures import FailedImage
 from kernel.runtime.image_costs import image_size
@@ -77,6 +77,8 @@ from kernel.runtime.wheels import installed_wheels
 SCORING_RUN_VARIABLE = "KAGGLE_IS_COMPETITION_RERUN"
 #: What becomes of members that cannot be loaded: one of `MEMBER_POLICIES`.
 MEMBERS_VARIABLE = "KERNEL_MEMBERS"
+#: So long after the hard deadline a scoring run may still write what is done, before it is ended from outside.
+LATE_SECONDS = 120.0
 #: How long the end of a run waits for the names of the GPUs, where their driver has not told them by then.
 FACTS_SECONDS = 5.0
 
@@ -109,7 +111,7 @@ def run_kernel(manifest_json: str, wheels_lock_json: str) -> int:
         RunError: the wheels cannot be installed, no worker can start, or submission.csv cannot be written.
     """
     run = KernelRun(manifest_json, wheels_lock_json)
-    with ending_by_signal(run.end_by_signal):
+    with ending_by_signal(run.end_by_signal), run.ending_in_time():
         run.save_from_now_on()
         run.go_on()
         try:
@@ -190,7 +192,7 @@ class KernelRun:
     def segment_share(self) -> None:
         """Do this process's images, as far as they are not done yet.
 
-        In a scoring run, where no GPU can be used, on the CPU: in low quality, but the submission is not empty.
+        In a scoring run, what GPUs leave without a result is then done on the CPU: all of it where none can be used.
 
         Raises:
             InputError, RunError: the wheels or the members are not there or wrong, or no worker can start.
@@ -206,26 +208,29 @@ class KernelRun:
             packages = self.install(stack)
             levels = quality_levels(self.manifest.members, self.manifest.ensemble)
             shapes = image_shapes(share)
-            sizes = {path.stem: image_size(shapes[path.stem]) for path in todo}
             saved = self.saved
 
-            def segment_on(devices: Sequence[str], dtype: torch.dtype, shared: int) -> None:
+            def segment_on(devices: Sequence[str], paths: Sequence[Path], shared: int) -> None:
+                dtype = chosen_dtype(self.manifest.dtype, devices)
+                sizes = {path.stem: image_size(shapes[path.stem]) for path in paths}
                 budget = TimeBudget(levels, sizes, self.deadline, len(devices))
                 # The memory plan is that of all images, however few are left.
                 setups = worker_setups(devices, dtype, packages, shapes.values(), shared, self.policy)
-                with started_workers(self.manifest, levels, setups) as (workers, messages):
-                    paths = budget.giants_last(todo)
-                    segment_all(workers, messages, paths, budget, self.hard_deadline, saved, self.manifest)
+                with started_workers(self.manifest, levels, setups, is_scoring_run()) as (workers, messages):
+                    ordered = budget.giants_last(paths)
+                    segment_all(workers, messages, ordered, budget, self.hard_deadline, saved, self.manifest)
                     saved.write()  # before anything is put away
 
+            has_cpu_left = is_scoring_run() and "cpu" not in self.devices
             try:
-                segment_on(self.devices, self.dtype, self.shard.sharing(self.machine))
+                segment_on(self.devices, todo, self.shard.sharing(self.machine))
             except (InputError, RunError) as error:
-                # Where any image was begun, a device could be used.
-                if not is_scoring_run() or "cpu" in self.devices or saved.todo != todo:
+                if not has_cpu_left:
                     raise
-                LOG.critical("NO GPU CAN BE USED (%s): GOING ON ON THE CPU", error)
-                segment_on(["cpu"], chosen_dtype(self.manifest.dtype, ["cpu"]), self.shard.local_count)
+                LOG.critical("NO GPU CAN BE USED (%s)", error)
+            if has_cpu_left and saved.unserved and time.monotonic() < self.deadline:
+                LOG.critical("%d IMAGES HAVE NO RESULT BY A GPU: GOING ON ON THE CPU", len(saved.unserved))
+                segment_on(["cpu"], saved.unserved, self.shard.local_count)
 
     def install(self, stack: contextlib.ExitStack) -> Path:
         """Install the wheels until `stack` is closed; returns their folder.
@@ -307,6 +312,20 @@ class KernelRun:
         """Let other runs have the working folder."""
         if self.saved is not None:
             self.saved.close()
+
+    @contextlib.contextmanager
+    def ending_in_time(self) -> Iterator[None]:
+        """In the block, let a scoring run end before the time limit, with what there is, even where it hangs."""
+
+        def end() -> int:
+            self.end_by_signal("the time limit")
+            return exit_code(self.saved.results.failed if self.saved else {}, is_valid=False)
+
+        if is_scoring_run():
+            with ending_late(end, self.hard_deadline + LATE_SECONDS - time.monotonic()):
+                yield
+        else:
+            yield
 
     def end_by_signal(self, name: str) -> None:
         """Write what is done, and leave nothing behind; the process ends afterwards."""

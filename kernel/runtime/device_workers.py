@@ -4,13 +4,15 @@ With a process for each device none waits for another's Python, and one that die
 again, unless its last two starts brought no result; where it was ready and is needed, even then. Such a process is the
 same script, and an environment variable makes it serve a device: it reads requests from its input and writes messages
 to its output, as lines of JSON. Images come back as run lengths, not as masks. A single device that is the CPU needs no
-process.
+process, unless an image may kill it.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import queue
+import signal
 import subprocess
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -229,7 +231,8 @@ class ProcessWorker:
                 if "answer" in message and message["answer"]["failure"] is None:
                     self._fruitless_starts = 0
                 self._messages.put((self, message))
-        self._wait_for_end(process)
+        if self._wait_for_end(process) and process.returncode and not self._closed:
+            self._messages.put((self, {"log": (logging.ERROR, f"its process has ended, {end_of(process.returncode)}")}))
         self._messages.put((self, None))
 
     def _wait_for_end(self, process: subprocess.Popen[str]) -> bool:
@@ -265,3 +268,9 @@ class ProcessWorker:
             self.process.stdin.close()
         except OSError:
             LOG.debug("%s ended before its input was closed", self.name)
+
+
+def end_of(code: int) -> str:
+    """How a process has ended, by its exit code, which is a signal's number below 0."""
+    names = {number.value: number.name for number in signal.Signals}
+    return f"by {names.get(-code, f'signal {-code}')}" if code < 0 else f"with exit code {code}"

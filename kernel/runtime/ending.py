@@ -66,6 +66,33 @@ def ending_by_signal(last_work: Callable[[str], None]) -> Iterator[None]:
         written.close()
 
 
+@contextlib.contextmanager
+def ending_late(last_work: Callable[[], int], seconds: float) -> Iterator[None]:
+    """After so many seconds in the block, call `last_work` in a thread, and end the process with the code it gives.
+
+    For a main thread that hangs, as in a call of a driver or of a mounted disk. Where that work fails, or takes longer
+    than `ENDING_SECONDS`, the exit code is 0: what is written counts.
+    """
+
+    def end() -> None:
+        code = 0
+        threading.Thread(target=exit_later, args=(code,), daemon=True).start()
+        try:
+            code = last_work()
+        except Exception as error:  # noqa: BLE001 (whatever it is: it is told here, or nowhere)
+            LOG.error("%s", as_failure(error))
+        finally:
+            os._exit(code)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 def do_nothing(number: int, frame: object) -> None:
     """A signal's handler: the signal's number is read elsewhere."""
 

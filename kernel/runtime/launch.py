@@ -55,17 +55,21 @@ def worker_setups(
 
 @contextlib.contextmanager
 def started_workers(
-    manifest: Manifest, levels: Sequence[QualityLevel], setups: Mapping[str, Mapping[str, Any]]
+    manifest: Manifest,
+    levels: Sequence[QualityLevel],
+    setups: Mapping[str, Mapping[str, Any]],
+    cpu_apart: bool = False,
 ) -> Iterator[tuple[list[DeviceWorker], WorkerQueue]]:
     """A worker for each of the `setups` of `worker_setups`, and the queue of their messages; they end with the block.
 
-    A single device that is the CPU is served in this process. A GPU gets a process of its own even where it is the only
-    device, if the script can be started again: after some errors only a new process can use the GPU.
+    A single device that is the CPU is served in this process, or with `cpu_apart` in one of its own, so that an image
+    that kills it costs no other. A GPU gets one even where it is the only device: after some errors only a new process
+    can use the GPU. Both if the script can be started again.
     """
     messages: WorkerQueue = queue.SimpleQueue()
     (name, setup), *others = setups.items()
     script = startable_script()
-    if not others and (script is None or setup["device"] == "cpu"):
+    if not others and (script is None or (setup["device"] == "cpu" and not cpu_apart)):
         left_out: dict[str, str] = {}
         device = start_worker(manifest, levels, setup, left_out.update)
         worker = LocalWorker(name, device.begin, messages, device.overlaps)

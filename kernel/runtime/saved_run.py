@@ -101,6 +101,16 @@ class SavedRun:
         left = [path for path in self._share if path.stem not in self.results.rows]
         return sorted(left, key=lambda path: path.stem in self._failed_before)
 
+    @property
+    def unserved(self) -> list[Path]:
+        """The images of this process's share that have no result, through no fault of their files."""
+        rows, failed = self.results.rows, self.results.failed
+        return [
+            path
+            for path in self._share
+            if path.stem not in rows or (path.stem in failed and not failed[path.stem].wrong_input)
+        ]
+
     def _read_journals(self) -> None:
         """Take over what journals in the folder have of this run, and put those of another run aside."""
         paths = {path.stem: path for path in self._share}
@@ -153,26 +163,28 @@ class SavedRun:
         Raises:
             InputError: as `SubmissionWriter.add`.
         """
+        digest = content_digest(path)  # before the lock: a disk that hangs must not keep the last work from it
         with self._lock:
             height, width = answer["image_shape"]
             self._writer.add(path.stem, answer["rles"], (height, width))
             self.results.succeed(path.stem, answer, device)
             record = {**answer, "device": device}
-            self._append(path, {"failure": None, **{name: record[name] for name in RECORD_NAMES}})
+            self._append(path, digest, {"failure": None, **{name: record[name] for name in RECORD_NAMES}})
             self.save_now_and_then()
 
     def fail(self, path: Path, failure: FailedImage) -> None:
         """Keep that an image has no result, and why."""
+        digest = content_digest(path)
         with self._lock:
             self.results.fail(path.stem, failure)
-            self._append(path, {"failure": asdict(failure)})
+            self._append(path, digest, {"failure": asdict(failure)})
 
-    def _append(self, path: Path, record: Mapping[str, Any]) -> None:
+    def _append(self, path: Path, digest: str | None, record: Mapping[str, Any]) -> None:
         """Add a record to the journal; where that cannot be, the run goes on without, and the log says so.
 
         Such records are added as soon as it can be written again.
         """
-        self._unwritten.append({"image": path.stem, "digest": content_digest(path), **record})
+        self._unwritten.append({"image": path.stem, "digest": digest, **record})
         try:
             if self._journal is not None and self._journal.is_lost:
                 LOG.warning("%s was deleted, and is written again", self._journal_path)

@@ -22,6 +22,8 @@ from kernel.runtime.rereading import Rereading
 MAX_ATTEMPTS = 2
 #: A worker's process is ended and begun anew after this many such failures in a row: it may be the cause.
 MAX_FAILURES = 3
+#: Where so many processes have died, or hung, and no image has a result, none is started any more.
+MAX_VAIN_DEATHS = 6
 #: The clock is looked at at least this often.
 LISTENING_SECONDS = 60.0
 #: A worker that is ended and has not told so for this long is dead: the system cannot end its process.
@@ -65,7 +67,8 @@ def share_images(
         on_left_out: takes the members that a worker could not load, with the reason of each.
 
     Raises:
-        InputError, RunError: no worker can start, for such a reason. Once one was ready, the others are dead devices.
+        InputError, RunError: no worker can start, for such a reason, or without one. Once one was ready, the others are
+            dead devices.
     """
     dispatcher = Dispatcher(
         deque(paths),
@@ -113,6 +116,8 @@ class Dispatcher:
     failed: dict[Path, tuple[DeviceWorker, FailedImage]] = field(default_factory=dict)  # at what and why, the last time
     failures: Counter[DeviceWorker] = field(default_factory=Counter)  # in a row, of `MAX_FAILURES`
     was_ready: bool = False  # any worker
+    has_result: bool = False  # any image
+    deaths: int = 0  # of workers
     starting: dict[DeviceWorker, float] = field(default_factory=dict)  # since when; until they are ready
     ended: dict[DeviceWorker, float] = field(default_factory=dict)  # by us, when; until their end is told
     start_error: InputError | RunError | None = None  # of a worker, before any was ready
@@ -149,8 +154,10 @@ class Dispatcher:
         """Fail all waiting images where there is no time or no worker for them; returns whether that was so."""
         if not self.waiting or (self.alive and self.clock() <= self.budget.deadline):
             return False
-        if not self.alive and not self.was_ready and self.start_error is not None:
-            raise self.start_error
+        if not self.alive and not self.was_ready:
+            raise self.start_error or RunError(
+                "no worker has become ready, and none has told why: their processes have died in their start, or hung"
+            )
         reason = "the time limit came first" if self.alive else "no device is left: all their processes have died"
         for path in self.waiting:
             self.budget.drop(path.stem)
@@ -280,6 +287,7 @@ class Dispatcher:
             summary = answer["summary"]
             self.budget.finish(path.stem, self.clock(), summary["run_as"], summary["seconds"])
             self.failures[worker] = 0
+            self.has_result = True
             self.on_answer(worker, answer)
         else:
             self._image_failed(worker, path, FailedImage(**answer["failure"]))
@@ -320,6 +328,7 @@ class Dispatcher:
 
     def _worker_died(self, worker: DeviceWorker, has_ended: bool = True) -> None:
         """Take note that a worker is dead, or that its process can only be given up: it keeps its device."""
+        self.deaths += 1
         self.ended.pop(worker, None)
         self.starting.pop(worker, None)
         if worker in self.idle:
@@ -347,8 +356,11 @@ class Dispatcher:
         """Whether a worker should do more images, however many it has died with: for what no process has died of yet.
 
         The last worker is needed for all that are left; one that has failed at image after image in two processes is
-        needed no more while there are others. Each image's attempts are counted, so that this has an end.
+        needed no more while there are others. Each image's attempts are counted, so that this has an end. It comes
+        sooner where nothing shows that a device can do any image: two starts for each would take all of the time.
         """
+        if not self.has_result and self.deaths >= MAX_VAIN_DEATHS:
+            return False
         left = (*self.waiting, *self.rereading.unread)
         if self.alive == [worker]:
             return bool(left)

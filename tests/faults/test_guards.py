@@ -75,8 +75,101 @@ def test_where_no_gpu_can_be_used_a_scoring_run_goes_on_on_the_cpu(
     run.with_script("torch.cuda.device_count = lambda: 2")
     code, log = run.run({"KERNEL_DEVICE": "cuda:0,cuda:1", **variables})
     assert code == expected and "0 device(s) left" in log and "LEFT OUT" not in log and "Traceback" not in log, log
-    assert ("NO GPU CAN BE USED" in log) == bool(variables) == all(done(run).values())
+    assert ("NO GPU CAN BE USED" in log) == ("GOING ON ON THE CPU" in log) == bool(variables) == all(done(run).values())
     assert len(done(run)) == 2
+
+
+#: A GPU that is none: its process computes on the CPU, as far as it is let.
+FALSE_GPU = """
+torch.cuda.device_count = lambda: 1
+is_serving, real_start, real_attempt = "KERNEL_SERVE" in os.environ, start_worker, attempt_prediction
+mark = Path(os.environ["KERNEL_WORKING"]).parent / "began"
+def false_kill():
+    os.kill(os.getpid(), signal.SIGSEGV)
+def start_on_cpu(manifest, levels, setup, on_left_out):
+    global is_gpu
+    is_gpu = setup["device"] != "cpu"
+    if is_gpu:
+        start_gpu()
+    return real_start(manifest, levels, {**setup, "device": "cpu"}, on_left_out)
+def false_attempt(ensemble, path, read=None):
+    return (is_gpu and attempt_on_gpu(path)) or real_attempt(ensemble, path, read)
+if is_serving:
+    start_worker, attempt_prediction = start_on_cpu, false_attempt
+"""
+FALSE_GPUS = {
+    "dies in its start": "def start_gpu():\n    false_kill()",
+    "is lost after an image": (
+        "def start_gpu():\n"
+        "    if mark.exists():\n"
+        "        false_kill()\n"
+        "    mark.touch()\n"
+        "def attempt_on_gpu(path):\n"
+        "    if path.stem != 'image0000':\n"
+        "        false_kill()"
+    ),
+    "fails at all": (
+        "def start_gpu():\n    pass\n"
+        "def attempt_on_gpu(path):\n"
+        "    return FailedImage('NotImplementedError: torchvision::nms', False, 'NotImplementedError')"
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FALSE_GPUS)
+def test_what_a_gpu_leaves_without_a_result_a_scoring_run_does_on_the_cpu(make_run: MakeRun, fault: str) -> None:
+    run = make_run("run", 3)
+    run.with_script(FALSE_GPU + FALSE_GPUS[fault])
+    code, log = run.run({"KERNEL_DEVICE": "cuda:0", **SCORED})
+    assert code == 0 and "HAVE NO RESULT BY A GPU: GOING ON ON THE CPU" in log and "Traceback" not in log, log
+    assert len(done(run)) == 3 and all(done(run).values()), log
+    assert summary_of(run)["failed"] == {}
+    assert ("by SIGSEGV" in log) == (fault != "fails at all")
+
+
+def test_on_the_cpu_an_image_that_kills_costs_a_scoring_run_no_other(make_run: MakeRun) -> None:
+    run = make_run("run", 3)
+    run.with_script(
+        "real_attempt = attempt_prediction\n"
+        "def attempt_prediction(ensemble, path, read=None):\n"
+        "    if path.stem == 'image0001':\n"
+        "        os.kill(os.getpid(), signal.SIGSEGV)\n"
+        "    return real_attempt(ensemble, path, read)"
+    )
+    code, log = run.run(SCORED)
+    assert code == 0 and "ending with exit code 0 all the same" in log and "Traceback" not in log, log
+    assert {name: bool(row) for name, row in done(run).items()} == {
+        "image0000": True,
+        "image0001": False,
+        "image0002": True,
+    }
+
+
+def test_a_call_that_never_returns_ends_a_scoring_run_in_time(make_run: MakeRun) -> None:
+    """The main thread waits for a disk that does not answer; what is done by then counts."""
+    run = make_run("run", 3)
+    run.with_script(
+        "LATE_SECONDS = 1.0\n"
+        "real_digest = content_digest\n"
+        "def content_digest(path):\n"
+        "    if path.stem == 'image0001':\n"
+        "        the_run.hard_deadline = time.monotonic()\n"
+        "        with contextlib.ExitStack() as stack:\n"
+        "            stack.enter_context(the_run.ending_in_time())\n"
+        "            threading.Event().wait()\n"
+        "    return real_digest(path)\n"
+        "real_init = KernelRun.__init__\n"
+        "def init(self, *given):\n"
+        "    global the_run\n"
+        "    the_run = self\n"
+        "    real_init(self, *given)\n"
+        "KernelRun.__init__ = init"
+    )
+    code, log = run.run(SCORED)
+    assert code == 0 and "the time limit: ending with what there is" in log and "Traceback" not in log, log
+    rows = done(run)
+    assert len(rows) == 3 and rows["image0000"] and not rows["image0001"], log
+    assert summary_of(run)["failed"]["image0001"] == "the time limit came first"
 
 
 # The end

@@ -26,6 +26,7 @@ from kernel.runtime.sharing import (
     ENDED_SECONDS,
     MAX_ATTEMPTS,
     MAX_FAILURES,
+    MAX_VAIN_DEATHS,
     START_SECONDS,
     USUAL_START_SECONDS,
     may_take,
@@ -164,6 +165,43 @@ def test_images_that_kill_cost_no_other(tmp_path: Path, devices: int) -> None:
     outcomes = share([*NAMES[:3], *poison, *NAMES[3:]], tmp_path, *[{}] * devices)
     assert sorted(outcomes.done) == sorted(NAMES) and sorted(outcomes.failed) == poison
     assert all("died or had to be ended" in failure.reason for failure in outcomes.failed.values())
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_starts_that_die_without_a_word_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, devices: int
+) -> None:
+    """As where a driver's library kills the process; of several reasons one that is told counts."""
+    with pytest.raises(RunError, match=r"no worker has become ready, and none has told why: .* died in their start"):
+        share(NAMES[:3], tmp_path, *[{"die": True}] * devices)
+    assert "its process has ended, with exit code 3" in caplog.text
+    with pytest.raises(RunError, match="told why"):
+        share(NAMES[:3], tmp_path, *[{"die": True}] * devices, {"say": {"failure": "told why"}, "die": True})
+
+
+def test_a_start_that_hangs_twice_is_told() -> None:
+    one = ScriptedWorker("one")
+    said = ScriptedQueue((START_SECONDS + 1, None, None), (START_SECONDS + 2, one, None))
+    with pytest.raises(RunError, match="no worker has become ready"):
+        share_scripted([one], said, "ab")
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_where_each_image_kills_its_process_this_has_an_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, devices: int
+) -> None:
+    """Before any has a result: hundreds of starts would take the whole night."""
+    starts, real_start = [], ProcessWorker._start
+
+    def start(worker: ProcessWorker) -> subprocess.Popen[str] | None:
+        starts.append(worker.name)
+        return real_start(worker)
+
+    monkeypatch.setattr(ProcessWorker, "_start", start)
+    poison = [f"poison{number}" for number in range(40)]
+    outcomes = share(poison, tmp_path, *[{}] * devices)
+    assert sorted(outcomes.failed) == sorted(poison)
+    assert MAX_VAIN_DEATHS <= len(starts) <= MAX_VAIN_DEATHS + 2 * devices
 
 
 def test_where_no_device_becomes_ready_any_more_the_rest_fails(tmp_path: Path) -> None:
