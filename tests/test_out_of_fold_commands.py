@@ -178,6 +178,12 @@ def test_stored_predictions_are_tuned_and_scored_without_predicting(
     assert main(["tune", *given, *stored, "--out-of-fold"]) == 2
     assert "--out-of-fold is for --stages" in capsys.readouterr().err
 
+    content["ensemble"]["use_tta"] = False
+    content["members"][0] |= {"file": "tiny_0.pt.safetensors", "sha256": "0" * 64}  # that none of these was made by
+    manifest.write_text(json.dumps(content), encoding="utf-8")
+    assert main(["tune", *given, *stored, "--write"]) == 2
+    assert re.search(r'weights\.tiny: stored "\w{8}\.\.\.", wanted "00000000\.\.\."', capsys.readouterr().err)
+
 
 def test_members_and_stages_are_chosen_out_of_fold(
     manifest: Path, weights: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

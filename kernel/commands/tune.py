@@ -145,7 +145,7 @@ def run_tune(options: argparse.Namespace) -> None:
 def run_thresholds(options: argparse.Namespace, images: Sequence[AnnotatedImage], plan: TuningPlan) -> None:
     """Choose the post-processing's thresholds on `images`."""
     from kernel.manifest.edit import edited_manifest
-    from kernel.scoring.predictions import read_predictions, settings_fingerprint
+    from kernel.scoring.predictions import read_predictions
     from kernel.scoring.scores import refuse_other_types
     from kernel.scoring.seen import stored_seen
     from kernel.tuning.descriptions import describe_tuning
@@ -166,7 +166,7 @@ def run_thresholds(options: argparse.Namespace, images: Sequence[AnnotatedImage]
         manifest = read_manifest(options.manifest)
         thresholds = manifest.ensemble.thresholds
         refuse_other_types(thresholds, images)
-        stored = read_predictions(options.predictions, images, settings_fingerprint(manifest))
+        stored = read_predictions(options.predictions, images, manifest)
         seen = stored_seen(options.predictions, images)
         print("\n".join(seen.describe()), end="\n" if seen.describe() else "")
         tunings = tune_predictions(stored, thresholds, plan)

@@ -66,7 +66,7 @@ def soft_prediction(prediction: Prediction) -> SoftPrediction:
 
 
 def settings_fingerprint(manifest: Manifest) -> dict[str, Any]:
-    """The part of a fingerprint that the manifest alone decides: members, their uses, their weights, settings."""
+    """The part of a fingerprint that the manifest alone decides: members, their uses, their shares, settings."""
     settings = asdict(manifest.ensemble)
     for thresholds in settings["thresholds"].values():
         for name in POSTPROCESSING_THRESHOLDS:
@@ -286,18 +286,18 @@ def check_distinct(images: Sequence[AnnotatedImage]) -> None:
 
 
 def read_predictions(
-    folder: Path, images: Sequence[AnnotatedImage], wanted: Fingerprint | None = None
+    folder: Path, images: Sequence[AnnotatedImage], manifest: Manifest | None = None
 ) -> Iterator[tuple[AnnotatedImage, SoftPrediction]]:
     """The images with their stored predictions, in the images' order, one in memory at a time. No weights are needed.
 
     Three things are checked at once, before the first prediction is read: each image has a prediction; the prediction
     is of this very file; all are made with the same settings by members of the same names. Their weights may differ,
-    as out of fold they do.
+    as out of fold they do, unless the manifest states a member's sha256: what suits others is not for that one.
 
     Args:
         folder: written by `validate --predictions`.
         images: those to read; others may be stored as well.
-        wanted: what else the fingerprints must have, as `settings_fingerprint(manifest)`.
+        manifest: whose settings and weights the predictions must be of.
 
     Raises:
         InputError: images without a prediction, or a prediction with another fingerprint: the message names the file
@@ -310,15 +310,19 @@ def read_predictions(
             f"{len(missing)} of {len(images)} images have no stored prediction in {folder}, {missing[0]!r} first: "
             f"`python -m kernel validate --predictions {folder}` stores them"
         )
-    common = {"format": FORMAT, **(wanted or {})}
+    common = {"format": FORMAT, **(settings_fingerprint(manifest) if manifest else {})}
+    sums = {member.name: member.sha256 for member in (manifest.members if manifest else ()) if member.sha256}
     for entry in images:
         path = prediction_path(folder, entry.image_id)
         stored = load_fingerprint(path)
-        differences = fingerprint_differences(stored, {**common, **image_fingerprint(entry.path)})
+        weights = {**stored.get("weights", {}), **sums}
+        wanted = {**common, "weights": weights, **image_fingerprint(entry.path)}
+        differences = fingerprint_differences(stored, wanted)
         if differences:
             raise InputError(
                 f"{path} was made of something else, or not as the files before it ({'; '.join(differences[:5])}): "
-                f"`python -m kernel validate --predictions {folder}` stores it anew, or name the folder that is meant"
+                f"`python -m kernel validate --predictions {folder}` stores it anew, or name the folder or the "
+                "manifest that is meant"
             )
         common = {key: value for key, value in stored.items() if key not in ("image", "weights")} | common
     return ((entry, load_prediction(prediction_path(folder, entry.image_id))) for entry in images)

@@ -32,7 +32,6 @@ from kernel.scoring.predictions import (
     load_prediction,
     prediction_path,
     read_predictions,
-    settings_fingerprint,
     store_prediction,
 )
 from kernel.settings import CELL_TYPES, DEFAULT_THRESHOLDS, CellTypeRule, EnsembleSettings, StageWeights, Thresholds
@@ -43,6 +42,8 @@ MANIFEST = Manifest(
     "me/wheels",
     tuple(MemberEntry(name, name, "resnet50", CELL_TYPES, sha256=name[0] * 64) for name in ("cascade", "htc")),
 )
+#: The same, without a word of the weights' content.
+UNPINNED = replace(MANIFEST, members=tuple(replace(member, sha256=None) for member in MANIFEST.members))
 FINGERPRINT = ensemble_fingerprint(MANIFEST, "float32")
 
 
@@ -250,7 +251,7 @@ def stored_images(folder: Path, count: int) -> tuple[list[AnnotatedImage], list[
 
 def test_reading_goes_image_by_image(tmp_path: Path) -> None:
     images, predictions = stored_images(tmp_path, 3)
-    read = list(read_predictions(tmp_path / "stored", images[::-1], settings_fingerprint(MANIFEST)))
+    read = list(read_predictions(tmp_path / "stored", images[::-1], UNPINNED))
     assert [entry for entry, _ in read] == images[::-1]
     for (_, found), expected in zip(read, predictions[::-1], strict=True):
         assert_same(found, expected)
@@ -258,10 +259,23 @@ def test_reading_goes_image_by_image(tmp_path: Path) -> None:
     assert len(list(read_predictions(tmp_path / "stored", images[:1]))) == 1
 
 
+def test_weights_that_the_manifest_states_are_the_only_ones(tmp_path: Path) -> None:
+    """Those of members that it states no sum of may be any."""
+    images, _ = stored_images(tmp_path, 3)
+    cascade, htc = UNPINNED.members
+    of_htc = replace(UNPINNED, members=(cascade, replace(htc, sha256="h" * 64)))
+    assert len(list(read_predictions(tmp_path / "stored", images, of_htc))) == 3
+    of_one_fold = replace(UNPINNED, members=(replace(cascade, sha256="0" * 64), htc))
+    assert len(list(read_predictions(tmp_path / "stored", images[::2], of_one_fold))) == 2
+    told = r'image1\.npz was .*\(weights\.cascade: stored "1{8}\.\.\.", wanted "0{8}\.\.\."\): .*the manifest that'
+    with pytest.raises(InputError, match=told):
+        read_predictions(tmp_path / "stored", images, of_one_fold)
+
+
 def test_reading_refuses_what_does_not_belong_together(tmp_path: Path) -> None:
     folder = tmp_path / "stored"
     images, predictions = stored_images(tmp_path, 3)
-    lone = settings_fingerprint(replace(MANIFEST, members=MANIFEST.members[1:]))
+    lone = replace(UNPINNED, members=UNPINNED.members[1:])
     with pytest.raises(InputError, match=r"image0\.npz was made of something else.*members: stored"):
         read_predictions(folder, images, lone)
     with pytest.raises(InputError, match="'image1' is several images"):
