@@ -83,12 +83,17 @@ class PredictionJob:
     image: AnnotatedImage
     files: EnsembleFiles
     fold: int | None = None  # that the ensemble has not seen; None: not known to any fold
-    seen_by: tuple[str, ...] = ()  # members that have learned from the image (`kernel.scoring.seen`)
+    seen_by: tuple[str, ...] = ()  # "member", or "member (as other id)": who has learned from the image
     untold: tuple[str, ...] = ()  # members of which that is not known
 
     def alone(self, name: str) -> PredictionJob:
-        """The same by one member."""
-        return replace(self, files=self.files.alone(name))
+        """The same by one member, with what is known of that one: it has learned from other images than the others."""
+        return replace(
+            self,
+            files=self.files.alone(name),
+            seen_by=tuple(told for told in self.seen_by if told.split(" ")[0] == name),  # no name has a space
+            untold=tuple(untold for untold in self.untold if untold == name),
+        )
 
     def in_dtype(self, dtype: str) -> PredictionJob:
         """The same with the networks' arithmetic in `dtype`, as "bfloat16"."""

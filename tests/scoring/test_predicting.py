@@ -82,6 +82,14 @@ def expected(jobs: list[PredictionJob]) -> list[SoftPrediction]:
     return [prediction for _, prediction in predict_jobs(jobs, ["cpu"])]
 
 
+def test_a_job_of_one_member_tells_of_that_one_alone(jobs: list[PredictionJob]) -> None:
+    """What is stored of it is told by a later tuning of that member."""
+    whole = replace(jobs[0], seen_by=("maskrcnn (as other)", "cascade"), untold=("maskrcnn",))
+    cascade, maskrcnn = whole.alone("cascade"), whole.alone("maskrcnn")
+    assert (cascade.seen_by, cascade.untold) == (("cascade",), ())
+    assert (maskrcnn.seen_by, maskrcnn.untold) == (("maskrcnn (as other)",), ("maskrcnn",))
+
+
 @pytest.mark.parametrize(
     ("error", "raised", "told"),
     [
