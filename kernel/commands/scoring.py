@@ -136,15 +136,17 @@ def print_each_member(jobs: Sequence[PredictionJob], devices: Sequence[str], pre
     """Score each member of the jobs' ensembles alone, but for mask networks, which find no cells.
 
     Args:
-        jobs: as for `score_jobs`; at least one.
+        jobs: as for `score_jobs`, told who has seen their images (`SeenImages.told_to`); at least one.
         devices: as for `score_jobs`.
         predictions: a folder that keeps the soft predictions, each member's in one of its own, or has them.
     """
     from kernel.scoring.scores import describe_scores, validate_jobs
+    from kernel.scoring.seen import known_seen
 
     for member in jobs[0].files.manifest.members:
         if member.kind in MASK_KINDS:
             continue
         folder = predictions and predictions / "alone" / member.name
-        results = validate_jobs([job.alone(member.name) for job in jobs], devices, folder)
-        print(describe_scores(member.name, results))
+        alone = [job.alone(member.name) for job in jobs]
+        results = validate_jobs(alone, devices, folder)
+        print("\n".join([describe_scores(member.name, results), *known_seen(alone).describe_results(results)]))

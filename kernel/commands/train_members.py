@@ -257,4 +257,4 @@ def print_scores(
         print(line)
     print(f"report.html, scores.csv and pictures: {report}")
     if jobs and len(files.manifest.members) > 1:
-        print_each_member(jobs, [device])
+        print_each_member(seen.told_to(jobs), [device])

@@ -114,9 +114,18 @@ def stored_seen(folder: Path, images: Sequence[AnnotatedImage]) -> SeenImages:
     Raises:
         InputError: as `load_seen`.
     """
-    found = {image.image_id: load_seen(prediction_path(folder, image.image_id)) for image in images}
+    return gather_seen({image.image_id: load_seen(prediction_path(folder, image.image_id)) for image in images})
+
+
+def known_seen(jobs: Sequence[PredictionJob]) -> SeenImages:
+    """`find_seen` of jobs that were told already (`SeenImages.told_to`), or of those of one member of theirs."""
+    return gather_seen({job.image.image_id: (job.seen_by, job.untold) for job in jobs})
+
+
+def gather_seen(found: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]) -> SeenImages:
+    """Of each image the members that have learned from it, and those of which that is not known, as one."""
     untold = dict.fromkeys(name for _, names in found.values() for name in names)
-    return SeenImages({key: seen for key, (seen, _) in found.items() if seen}, tuple(untold), (), len(images))
+    return SeenImages({key: seen for key, (seen, _) in found.items() if seen}, tuple(untold), (), len(found))
 
 
 def find_seen(jobs: Sequence[PredictionJob]) -> SeenImages:

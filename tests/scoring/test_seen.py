@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from pathlib import Path
 
 import cv2
@@ -74,8 +75,13 @@ def test_validate_says_what_half_was_learned_from(
     copy = cv2.add(cv2.imread(str(data / "train" / "astro0.png")), (9, 9, 9, 0))
     learned = [pictures["cort0"], pictures["shsy5y0"], picture_of("elsewhere", copy)]
     words = ensemble(tmp_path, history(*learned), history(pictures["cort0"]))
-    assert main(["validate", *words, "--data", str(data), "--out", str(tmp_path / "report")]) == 0
-    told = capsys.readouterr().out
+    assert main(["validate", *words, "--data", str(data), "--out", str(tmp_path / "report"), "--each-member"]) == 0
+    told, of_m0, of_m1 = re.split(r"^m\d: ", capsys.readouterr().out, flags=re.MULTILINE)
+    for of_member, seen in ((of_m0, 3), (of_m1, 1)):  # each by what it has seen itself
+        told_members = [line.split(" (")[0].rsplit(", ", 1) for line in of_member.splitlines()[1:]]
+        assert [count for _, count in told_members] == [f"of {seen}", f"of {6 - seen}"]
+        mean = sum(int(c.split()[1]) * float(s.rsplit(" ", 1)[1]) for s, c in told_members) / 6
+        assert mean == pytest.approx(float(of_member.split()[0]), abs=1e-4)
     assert "3 of 6 images were learned from by members that they are to judge" in told
     for line in ("  cort0: seen by m0, m1\n", "  shsy5y0: seen by m0\n", "  astro0: seen by m0 (as elsewhere)\n"):
         assert line in told
