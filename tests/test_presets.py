@@ -174,7 +174,7 @@ def test_the_table_of_a_model_card() -> None:
     assert lines[4].split() == ["seconds", "an", "image", "1.33", "21.46"]
     nothing: dict[str, Any] = card_of([])
     unmeasured = {"score": None, "low": None, "high": None, "images": 0, "seconds": None}
-    assert nothing == {**unmeasured, "seen": 0, "left_out": 0, "types": {}}
+    assert nothing == {**unmeasured, "seen": 0, "untold": [], "left_out": 0, "types": {}}
     assert "not measured" in describe_card(nothing, {})[-1]
 
 
@@ -204,6 +204,7 @@ def test_a_card_is_of_unseen_images_where_there_are_any(own: ShippedMembers) -> 
     card = card_of(seen)
     assert (card["score"], card["images"], card["seen"], card["left_out"]) == (0.9, 3, 3, 0)
     assert describe_card(card, {})[0].split()[0] == "seen"
+    assert card["untold"] == [] and card_of(seen, untold=("cascade",))["untold"] == ["cascade"]
 
 
 def test_images_are_predicted_by_a_preset(

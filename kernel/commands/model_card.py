@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from kernel.scoring.scores import ImageResult
 
 
-def card_of(results: Sequence[ImageResult]) -> dict[str, Any]:
+def card_of(results: Sequence[ImageResult], untold: Sequence[str] = ()) -> dict[str, Any]:
     """What a model card says of a preset, by scored images: as in `kernel.manifest.presets`.
+
+    Of the members `untold` it is not known which images they have learned from: those may be more than are told here.
 
     Where some images were learned from and others were not, only the latter count. Intervals hold 95 %, by a percentile
     bootstrap over wells or samples, or over images where these are not known; a bound of fewer than two is None.
@@ -28,6 +30,7 @@ def card_of(results: Sequence[ImageResult]) -> dict[str, Any]:
     return {
         **score_of(counted),
         "seen": len(counted) - len(unseen),
+        "untold": list(untold),
         "left_out": len(results) - len(counted),
         "seconds": round(seconds, 2) if counted else None,
         "types": {name: score_of(own) for name, own in by_type.items()},

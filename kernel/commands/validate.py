@@ -124,7 +124,7 @@ def run_validate(options: argparse.Namespace) -> None:
         for line in seen.describe_results(results):
             print(line)
         if chosen.preset is not None or options.card is not None:
-            card = card_of(results)
+            card = card_of(results, seen.untold)
             if chosen.preset is not None:
                 print("\n".join([chosen.told, *describe_card(card, chosen.preset.measured)]))
             if options.card is not None:

@@ -7,7 +7,8 @@ what was measured of each preset, where it was:
                           "types": {"astro": {"score": 0.18, "low": 0.15, "high": 0.21, "images": 14}}}}}
 
 `validate --card` writes such figures. Beside `images` it tells `seen`, how many of them the members have learned from,
-and `left_out`, how many more there were that do not count as the members have learned from them.
+and `left_out`, how many more there were that do not count as the members have learned from them. `untold` names the
+members whose files do not say what they have learned from: it may be any of these images.
 
 A preset states in a manifest's terms what differs from `manifest.json`. Standard library only.
 """

@@ -101,9 +101,11 @@ def test_all_seen_none_seen_and_not_known(data: Path, tmp_path: Path, capsys: py
         ("unknown", [None], "not known of m0: the files do not say", "of these"),
     ):
         (tmp_path / name).mkdir()
-        assert main(["validate", *ensemble(tmp_path / name, *records), "--data", str(data)]) == 0
-        told = capsys.readouterr().out
+        card = tmp_path / name / "card.json"
+        assert main(["validate", *ensemble(tmp_path / name, *records), "--data", str(data), "--card", str(card)]) == 0
+        told, figures = capsys.readouterr().out, json.loads(card.read_text(encoding="utf-8"))
         assert present in told and absent not in told, name
+        assert (figures["seen"], figures["untold"]) == (6 * (name == "all"), ["m0"] * (name == "unknown"))
 
 
 def test_tune_and_select_tell_it_too(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
