@@ -171,11 +171,23 @@ def test_the_table_of_a_model_card() -> None:
     assert [line.split()[0] for line in lines] == ["images", "astro", "cort", "all", "seconds"]
     assert lines[1].split() == ["astro", "1", "0.1000", "0.1800", "[0.1500,", "0.2100]"]
     assert lines[2].endswith("not measured") and lines[3].endswith("0.3214 [0.2900, 0.3500]")
-    assert lines[4].split() == ["seconds", "an", "image", "1.33", "21.46"]
+    assert lines[4].split() == ["seconds", "an", "image", "3", "1.33", "21.46"]
     nothing: dict[str, Any] = card_of([])
     unmeasured = {"score": None, "low": None, "high": None, "images": 0, "seconds": None}
-    assert nothing == {**unmeasured, "seen": 0, "untold": [], "left_out": 0, "types": {}}
+    assert nothing == {**unmeasured, "seen": 0, "timed": 0, "untold": [], "left_out": 0, "types": {}}
     assert "not measured" in describe_card(nothing, {})[-1]
+
+
+def test_the_time_of_a_card_is_of_what_was_predicted_now(own: ShippedMembers) -> None:
+    """What is stored may have been predicted by a faster machine; its score counts all the same."""
+    stored = [replace(result_of("cort", 0.5, 99.0), is_stored=True)] * 2
+    card = card_of([result_of("cort", 0.2, 2.0), *stored])
+    assert (card["score"], card["images"], card["seconds"], card["timed"]) == (0.4, 3, 2.0, 1)
+    card = card_of(stored)
+    assert (card["images"], card["seconds"], card["timed"]) == (2, None, 0)
+    assert describe_card(card, {})[-1].split()[:6] == ["seconds", "an", "image", "0", "not", "measured"]
+    (own.folder / "model_card.json").write_text(json.dumps({"presets": {"best": card}}), encoding="utf-8")
+    assert read_presets(own)["best"].describe_measured() == "score 0.500, time not measured"
 
 
 def test_the_intervals_of_a_card_are_over_wells_where_these_are_known() -> None:

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 def card_of(results: Sequence[ImageResult], untold: Sequence[str] = ()) -> dict[str, Any]:
     """What a model card says of a preset, by scored images: as in `kernel.manifest.presets`.
 
-    Of the members `untold` it is not known which images they have learned from: those may be more than are told here.
+    The time is that of the images that were predicted in this run, `timed` of them: a stored prediction tells of the
+    machine that made it. Of the members `untold` it is not known which images they have learned from: those may be
+    more than are told here.
 
     Where some images were learned from and others were not, only the latter count. Intervals hold 95 %, by a percentile
     bootstrap over wells or samples, or over images where these are not known; a bound of fewer than two is None.
@@ -26,13 +28,14 @@ def card_of(results: Sequence[ImageResult], untold: Sequence[str] = ()) -> dict[
     unseen = [result for result in results if not result.seen_by]
     counted = unseen or results
     by_type = {name: [each for each in counted if each.cell_type == name] for name in cell_types(counted)}
-    seconds = sum(result.seconds for result in counted) / max(len(counted), 1)
+    timed = [result.seconds for result in counted if not result.is_stored]
     return {
         **score_of(counted),
         "seen": len(counted) - len(unseen),
         "untold": list(untold),
         "left_out": len(results) - len(counted),
-        "seconds": round(seconds, 2) if counted else None,
+        "seconds": round(sum(timed) / len(timed), 2) if timed else None,
+        "timed": len(timed),
         "types": {name: score_of(own) for name, own in by_type.items()},
     }
 
@@ -72,7 +75,7 @@ def describe_card(found: Mapping[str, Any], told: Mapping[str, Any]) -> list[str
         ("all", found, told),
     ]:
         rows.append([name, str(here["images"]), describe_score(here), describe_score(there)])
-    rows.append(["seconds an image", "", *(describe_seconds(figures) for figures in (found, told))])
+    rows.append(["seconds an image", str(found["timed"]), *(describe_seconds(figures) for figures in (found, told))])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 

@@ -8,7 +8,8 @@ what was measured of each preset, where it was:
 
 `validate --card` writes such figures. Beside `images` it tells `seen`, how many of them the members have learned from,
 and `left_out`, how many more there were that do not count as the members have learned from them. `untold` names the
-members whose files do not say what they have learned from: it may be any of these images.
+members whose files do not say what they have learned from: it may be any of these images. `timed` tells of how many
+images `seconds` is the mean: of those that were predicted by that very command, not read from `--predictions`.
 
 A preset states in a manifest's terms what differs from `manifest.json`. Standard library only.
 """

@@ -56,6 +56,7 @@ class SoftPrediction:
     cell_type: str  # by the proposals' counts, or by the first pass: whose members and thresholds were used
     level_counts: tuple[int, ...]  # confident positions per FPN level
     seconds: Mapping[str, float]  # per stage
+    is_stored: bool = False  # read from a file: the seconds are of another run, maybe on another machine
 
 
 def soft_prediction(prediction: Prediction) -> SoftPrediction:
@@ -180,6 +181,7 @@ def load_prediction(path: Path) -> SoftPrediction:
             metadata["cell_type"],
             tuple(metadata["level_counts"]),
             metadata["seconds"],
+            is_stored=True,
         )
     except _DAMAGE as error:
         raise _damaged(path, error) from error

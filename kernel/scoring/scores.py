@@ -42,6 +42,7 @@ class ImageResult:
     fold: int | None = None  # out of fold: that of the image, which the ensemble has not seen
     seen_by: tuple[str, ...] = ()  # members that have learned from the image
     group: str | None = None  # what it belongs to, as its well (`belongs_to`); None: not known, it is alone
+    is_stored: bool = False  # predicted by another run, whose seconds these are
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,6 +139,7 @@ def score_masks(
         level_counts=prediction.level_counts,
         fold=fold,
         group=belongs_to(entry.annotations),
+        is_stored=isinstance(prediction, SoftPrediction) and prediction.is_stored,
     )
     if watch is not None:
         watch(ScoredImage(entry, result, masks, truth))
@@ -191,9 +193,11 @@ def describe_scores(name: str, results: Sequence[ImageResult]) -> str:
     types = ", ".join(f"{cell_type} {score:.4f}" for cell_type, score in sorted(scores.per_type.items()))
     right = sum(result.found_type == result.cell_type for result in results)
     seconds = sum(result.seconds for result in results) / max(len(results), 1)
+    stored = sum(result.is_stored for result in results)
+    of_stored = f", as stored for {stored} of {len(results)}" if stored else ""
     return (
         f"{name}: {scores.overall:.4f} on {scores.images} images ({types}); "
-        f"cell type right on {right}; {seconds:.1f} s per image"
+        f"cell type right on {right}; {seconds:.1f} s per image{of_stored}"
     )
 
 

@@ -206,8 +206,9 @@ def test_what_is_stored_is_not_predicted_again(
     names = [job.image.image_id for job in jobs]
     folder = tmp_path / "new" / "stored"
     assert_predicted(list(predict_jobs(jobs[1:3], ["cpu"], folder)), jobs[1:3], expected[1:3])
+    assert [result.is_stored for result in validate_jobs(jobs[2:4], ["cpu"], folder)] == [True, False]
     assert_predicted(list(predict_jobs(jobs, ["cpu"], folder)), jobs, expected)
-    assert predicted == [*names[1:3], names[0], *names[3:]]
+    assert predicted == [*names[1:4], names[0], *names[4:]]
     assert sorted(path.name for path in folder.iterdir()) == sorted(f"{name}.npz" for name in names)
 
     # Thresholds of the post-processing are not part of what is stored; those of the boxes are.

@@ -164,6 +164,8 @@ def test_scores_are_described_in_one_line() -> None:
     assert describe_scores("htc", results) == (
         "htc: 0.5000 on 4 images (astro 0.5000, cort 0.0000, shsy5y 1.0000); cell type right on 2; 2.0 s per image"
     )
+    stored = [*results[:3], replace(results[3], is_stored=True)]
+    assert describe_scores("htc", stored).endswith("; 2.0 s per image, as stored for 1 of 4")
     scores = scores_of(results)
     assert (scores.overall, scores.images) == (0.5, 4)
     assert scores.per_type == {"astro": 0.5, "shsy5y": 1.0, "cort": 0.0}
