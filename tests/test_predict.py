@@ -503,6 +503,18 @@ def test_work_in_the_results_is_not_replaced_untold(run: Run, capsys: pytest.Cap
     assert not path.exists() or path.read_bytes() != b"mine"
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
+def test_results_beside_failed_images_are_for_the_same_people_each_time(run: Run) -> None:
+    write(run.home / "in" / "a.png", picture((5, 5)))
+    (run.home / "in" / "empty.png").touch()
+    for _ in range(2):  # the second time in a copy of the first one's
+        run("in", code=2)
+        folder = run.home / "out"
+        assert {path.stat().st_mode for path in [folder, *folder.iterdir()] if path.is_dir()} == {
+            (run.home / "in").stat().st_mode
+        }
+
+
 def test_images_that_failed_are_done_alone_by_the_same_command(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     """Unless somebody has changed the results, or other ones are asked for; then all are done anew."""
     for name in ("a", "b"):

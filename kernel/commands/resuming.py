@@ -239,9 +239,10 @@ def copied_back(target: Path, folder: Path) -> bool:
     if not noted or file_facts(target) != noted:
         return False
     with scratch_folder(folder.parent, folder.name) as scratch:  # a copy in part would be taken for a whole one
+        whole = scratch / "whole"  # the scratch folder itself is for its owner only
         for name in noted:
-            copy = scratch / name
+            copy = whole / name
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(target / name, copy)
-        scratch.rename(folder)
+        whole.rename(folder)
     return True
